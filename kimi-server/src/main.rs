@@ -1,0 +1,2 @@
+//! The `kimi` binary.
+fn main() {}
