@@ -1,1 +1,27 @@
-//! To be written.
+//! Packed weight formats and the kernels of Kimi-K2 that work on them.
+//!
+//! Three things live here:
+//!
+//! * [`PackedMatrix`]: one weight matrix as a checkpoint stores it, in any [`Format`], borrowed from a memory
+//!   map without a copy;
+//! * [`Backend`]: the operations of the model, at the grain at which a GPU wants them fused;
+//! * [`Cpu`]: the backend that runs anywhere, and the truth that any other backend is tested against.
+//!
+//! Nothing here knows a config file, a tokenizer or a socket.
+#![warn(missing_docs)]
+
+mod backend;
+pub mod cpu;
+mod error;
+mod format;
+mod layout;
+mod matrix;
+
+pub use backend::{
+    Backend, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, Rope, Router, RouterShape,
+};
+pub use cpu::Cpu;
+pub use error::{BackendError, FormatError};
+pub use format::{BitWidth, FloatType, Format};
+pub use layout::TokenLayout;
+pub use matrix::PackedMatrix;

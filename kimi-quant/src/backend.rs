@@ -1,0 +1,243 @@
+//! The seam between the model and the devices that run it.
+
+use crate::{BackendError, PackedMatrix, TokenLayout};
+
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// RMS norm: `x / sqrt(mean(x^2) + eps) * weight`.
+#[derive(Debug)]
+pub struct Norm<V> {
+    /// `[N]`.
+    pub weight: V,
+    /// Added to the mean square.
+    pub eps: f32,
+}
+
+/// Rotary embedding of interleaved pairs `(2i, 2i+1)`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rope {
+    /// Radians a position for each pair, `[rope / 2]`.
+    pub inv_freq: Vec<f32>,
+    /// Factor on the input before it is rotated (YaRN's mscale ratio; 1 for Kimi-K2).
+    pub mscale: f32,
+}
+
+/// Sizes of the attention heads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadShape {
+    /// Number of heads, `nh`.
+    pub heads: usize,
+    /// Query and key width without position, `nope`.
+    pub nope: usize,
+    /// Query and key width that is rotated, `rope`.
+    pub rope: usize,
+    /// Value width, `vd`.
+    pub value: usize,
+    /// Width of the shared latent, `kl` (kv_lora_rank).
+    pub latent: usize,
+}
+
+/// The two per-head projections between heads and the latent: `W_UK` and `W_UV` of DeepSeek-V2.
+#[derive(Debug)]
+pub enum LatentProjections<M> {
+    /// `kv_b_proj` as trained: `[nh * (nope + vd), kl]`; a head's rows are its `W_UK [nope, kl]`, then its
+    /// `W_UV [vd, kl]`. Used as it is: splitting and re-quantizing it costs over a third of the logits.
+    Joint(M),
+    /// Split by newer converters.
+    Split {
+        /// `W_UK` transposed per head: `[nh * kl, nope]`.
+        embed_q: M,
+        /// `W_UV`: `[nh * vd, kl]`.
+        unembed_out: M,
+    },
+}
+
+/// Sizes of a layer's latent cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheShape {
+    /// Number of pages.
+    pub pages: usize,
+    /// Tokens in a page.
+    pub page_tokens: usize,
+    /// Latent values a token, `kl`.
+    pub latent: usize,
+    /// Rotated key values a token, `rope`.
+    pub rope: usize,
+}
+
+/// How the router chooses (DeepSeek-V3's noaux_tc with sigmoid scores).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RouterShape {
+    /// Experts chosen a token, `k`.
+    pub chosen: usize,
+    /// Groups of experts; 1 for Kimi-K2.
+    pub groups: usize,
+    /// Groups that stay eligible.
+    pub kept_groups: usize,
+    /// Whether the chosen scores are divided by their sum (done only if `chosen > 1`).
+    pub normalize: bool,
+    /// routed_scaling_factor.
+    pub scale: f32,
+}
+
+/// A router's weights.
+#[derive(Debug)]
+pub struct Router<M, V> {
+    /// `[E, H]`.
+    pub gate: M,
+    /// e_score_correction_bias, `[E]`: added for the choice only.
+    pub bias: V,
+    /// How to choose.
+    pub shape: RouterShape,
+}
+
+/// What the experts compute between their two halves.
+#[derive(Debug)]
+pub struct ExpertHidden<T> {
+    /// `[T * k, F]`: row `t * k + j` belongs to token `t`'s `j`-th choice.
+    pub routed: T,
+    /// `[T, F_shared]`, if the layer has a shared expert.
+    pub shared: Option<T>,
+}
+
+/// A device that runs the model.
+///
+/// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only the
+/// `download_*` functions wait. Every function checks its operands' shapes and returns
+/// [`BackendError::Shape`] where they do not fit.
+pub trait Backend: Send + Sync + 'static {
+    /// A packed matrix on the device.
+    type Matrix: Send + Sync;
+    /// The same projection of all experts of a layer.
+    type Experts: Send + Sync;
+    /// An f32 vector on the device.
+    type Vector: Send + Sync;
+    /// Activations `[T, width]`.
+    type Tensor: Send;
+    /// Chosen experts and their weights, `[T, k]` each.
+    type Routing: Send;
+    /// The latent cache of one layer.
+    type Cache: Send;
+
+    /// A name for people: device and instruction set.
+    fn name(&self) -> String;
+
+    /// Makes a matrix usable on the device.
+    fn load_matrix(&self, matrix: PackedMatrix) -> Result<Self::Matrix>;
+    /// Makes a layer's experts usable; all have one shape and format.
+    fn load_experts(&self, experts: Vec<PackedMatrix>) -> Result<Self::Experts>;
+    /// Makes a vector usable.
+    fn load_vector(&self, values: Vec<f32>) -> Result<Self::Vector>;
+    /// Allocates a layer's cache.
+    fn new_cache(&self, shape: CacheShape) -> Result<Self::Cache>;
+    /// Brings activations `[rows, cols]` in.
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
+    /// Waits, and brings activations out, `[rows * cols]`.
+    fn download(&self, tensor: &Self::Tensor) -> Result<Vec<f32>>;
+    /// Waits, and brings a routing out: expert ids and weights, `[T * k]` each, in the order of choice.
+    fn download_routing(&self, routing: &Self::Routing) -> Result<(Vec<u32>, Vec<f32>)>;
+    /// Waits, and brings the cache entries of the layout's own tokens out, `[T * (kl + rope)]`.
+    fn download_cache(&self, cache: &Self::Cache, layout: &TokenLayout) -> Result<Vec<f32>>;
+
+    /// Rows `ids` of the embedding: `[T, H]`.
+    fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Tensor>;
+
+    /// Norm, then each of the projections: `[T, out]` each.
+    fn norm_project<const N: usize>(
+        &self,
+        x: &Self::Tensor,
+        norm: &Norm<Self::Vector>,
+        projections: [&Self::Matrix; N],
+    ) -> Result<[Self::Tensor; N]>;
+
+    /// Stores each token's key: `kv [T, kl + rope]` with its latent part normalised and its positional part rotated.
+    fn store_latent(
+        &self,
+        cache: &mut Self::Cache,
+        kv: &Self::Tensor,
+        norm: &Norm<Self::Vector>,
+        rope: &Rope,
+        layout: &TokenLayout,
+    ) -> Result<()>;
+
+    /// Turns queries `[T, nh * (nope + rope)]` into latent queries `[T, nh * (kl + rope)]`: the first part through
+    /// `W_UK`, the second rotated.
+    fn absorb_query(
+        &self,
+        q: &Self::Tensor,
+        projections: &LatentProjections<Self::Matrix>,
+        heads: HeadShape,
+        rope: &Rope,
+        layout: &TokenLayout,
+    ) -> Result<Self::Tensor>;
+
+    /// Causal attention of latent queries over the cache: `softmax(scale * q . [c | k_pe]) @ c`, `[T, nh * kl]`.
+    fn attend_latent(
+        &self,
+        q: &Self::Tensor,
+        cache: &Self::Cache,
+        heads: HeadShape,
+        scale: f32,
+        layout: &TokenLayout,
+    ) -> Result<Self::Tensor>;
+
+    /// Attention results `[T, nh * kl]` through `W_UV`: `[T, nh * vd]`.
+    fn project_values(
+        &self,
+        attended: &Self::Tensor,
+        projections: &LatentProjections<Self::Matrix>,
+        heads: HeadShape,
+    ) -> Result<Self::Tensor>;
+
+    /// `residual += x @ w^T`.
+    fn project_add(&self, x: &Self::Tensor, w: &Self::Matrix, residual: &mut Self::Tensor) -> Result<()>;
+
+    /// Norm, then `silu(x @ gate^T) * (x @ up^T)`: `[T, F]`.
+    fn norm_swiglu(
+        &self,
+        x: &Self::Tensor,
+        norm: &Norm<Self::Vector>,
+        gate: &Self::Matrix,
+        up: &Self::Matrix,
+    ) -> Result<Self::Tensor>;
+
+    /// Norm, and the choice of experts for each token. Returns the normalised activations too.
+    ///
+    /// Scores are sigmoids; groups and experts are chosen by score plus bias (masked groups count as 0, ties go to
+    /// the lower id), weights are the scores without bias.
+    fn route(
+        &self,
+        x: &Self::Tensor,
+        norm: &Norm<Self::Vector>,
+        router: &Router<Self::Matrix, Self::Vector>,
+    ) -> Result<(Self::Tensor, Self::Routing)>;
+
+    /// `silu(gate) * up` of each token's chosen experts and of the shared expert. `x` is normalised already.
+    fn experts_swiglu(
+        &self,
+        x: &Self::Tensor,
+        routing: &Self::Routing,
+        gate: &Self::Experts,
+        up: &Self::Experts,
+        shared: Option<(&Self::Matrix, &Self::Matrix)>,
+    ) -> Result<ExpertHidden<Self::Tensor>>;
+
+    /// `residual += sum_j weight_j * down_j(h_j) + shared_down(h_shared)`.
+    fn experts_down_add(
+        &self,
+        hidden: &ExpertHidden<Self::Tensor>,
+        routing: &Self::Routing,
+        down: &Self::Experts,
+        shared: Option<&Self::Matrix>,
+        residual: &mut Self::Tensor,
+    ) -> Result<()>;
+
+    /// Final norm and language-model head for the rows asked for: logits `[rows.len(), V]`.
+    fn head(
+        &self,
+        x: &Self::Tensor,
+        rows: &[u32],
+        norm: &Norm<Self::Vector>,
+        lm_head: &Self::Matrix,
+    ) -> Result<Self::Tensor>;
+}
