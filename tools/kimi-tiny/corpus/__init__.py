@@ -1,0 +1,1 @@
+"""Generated training text: every conversation follows from a seed, nothing is downloaded."""
