@@ -1,11 +1,17 @@
 //! A stage: a range of layers with their cache pages.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use kimi_quant::Backend;
 
-use crate::batch::{Batch, SequenceId};
-use crate::sampler::Sampled;
+use crate::batch::{Batch, Output, SequenceId};
+use crate::checkpoint::Checkpoint;
+use crate::config::ModelConfig;
+use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
+use crate::sampler::{self, Sampled};
+use crate::weights::{WeightError, Weights};
 
 /// Which part of the model a stage holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -88,4 +94,229 @@ pub enum StageError {
         /// What was seen.
         reason: String,
     },
+}
+
+/// Why a stage could not be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The checkpoint's tensors do not make the model.
+    #[error(transparent)]
+    Weights(#[from] WeightError),
+    /// The device has no room, or failed.
+    #[error(transparent)]
+    Backend(#[from] kimi_quant::BackendError),
+    /// A range that the model does not have.
+    #[error("layers {found:?} were asked for, the model has layers 0..{layers}")]
+    Layers {
+        /// The range asked for.
+        found: Range<usize>,
+        /// Layers of the model.
+        layers: usize,
+    },
+}
+
+/// How many cache pages a stage holds, and how large they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheConfig {
+    /// Pages a layer.
+    pub pages: usize,
+    /// Tokens a page.
+    pub page_tokens: usize,
+}
+
+/// A range of layers on one device, with their latent caches.
+pub struct Stage<B: Backend> {
+    backend: Arc<B>,
+    config: ModelConfig,
+    geometry: Geometry,
+    span: StageSpan,
+    page_tokens: usize,
+    embedding: Option<B::Matrix>,          // [V, H], first stage
+    layers: Vec<DeviceLayer<B>>,           // span.layers
+    caches: Vec<B::Cache>,                 // one a layer
+    head: Option<DeviceHead<B>>,           // last stage
+}
+
+impl<B: Backend> std::fmt::Debug for Stage<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stage").field("span", &self.span).field("backend", &self.backend.name()).finish()
+    }
+}
+
+impl<B: Backend> Stage<B> {
+    /// Loads `layers` of a checkpoint. The first range gets the embedding, the last one the head. `progress` is told
+    /// the stored bytes loaded so far after each layer.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load(
+        checkpoint: &Checkpoint,
+        backend: Arc<B>,
+        layers: Range<usize>,
+        cache: CacheConfig,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, LoadError> {
+        let config = checkpoint.config().clone();
+        let count = config.num_hidden_layers;
+        if layers.is_empty() || layers.end > count {
+            return Err(LoadError::Layers { found: layers, layers: count });
+        }
+        let weights = Weights::new(checkpoint);
+        let geometry = Geometry::new(&config);
+        let span = StageSpan { first: layers.start == 0, last: layers.end == count, layers };
+        let mut loaded = 0;
+        let mut report = |bytes: u64| {
+            loaded += bytes;
+            progress(loaded);
+        };
+        let mut stage = Self {
+            embedding: None,
+            layers: Vec::with_capacity(span.layers.len()),
+            caches: Vec::with_capacity(span.layers.len()),
+            head: None,
+            page_tokens: cache.page_tokens,
+            geometry,
+            span,
+            config,
+            backend,
+        };
+        if stage.span.first {
+            let table = weights.embedding()?;
+            report(table.bytes());
+            stage.embedding = Some(stage.backend.load_matrix(table)?);
+        }
+        for index in stage.span.layers.clone() {
+            let layer = weights.layer(index)?;
+            let bytes = layer.bytes();
+            stage.layers.push(layer.load(stage.backend.as_ref())?);
+            let shape = stage.geometry.cache_shape(cache.pages, cache.page_tokens);
+            stage.caches.push(stage.backend.new_cache(shape)?);
+            report(bytes);
+        }
+        if stage.span.last {
+            let head = weights.head()?;
+            report(head.lm_head.bytes());
+            stage.head = Some(head.load(stage.backend.as_ref())?);
+        }
+        Ok(stage)
+    }
+
+    /// The device it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The latent cache of the stage's `i`-th layer.
+    pub fn cache(&self, i: usize) -> Option<&B::Cache> {
+        self.caches.get(i)
+    }
+
+    /// Computes one batch, showing intermediate values to `trace`.
+    ///
+    /// # Errors
+    /// As [`StageRunner::run`].
+    pub fn forward(
+        &mut self,
+        batch: &Batch,
+        input: Option<Hidden>,
+        mut trace: Option<&mut dyn Trace<B>>,
+    ) -> Result<StageOutput, StageError> {
+        let layout = batch.layout(self.page_tokens)?;
+        let mut x = self.input(batch, input)?; // [T, H]
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (index, cache) = (self.span.layers.start + i, &mut self.caches[i]);
+            forward_layer(self.backend.as_ref(), index, layer, &self.geometry, cache, &layout, &mut x, &mut trace)?;
+        }
+        match &self.head {
+            None => Ok(StageOutput::Hidden(Hidden {
+                rows: batch.tokens(),
+                cols: self.config.hidden_size,
+                data: floats_to_bytes(self.backend.download(&x)?),
+            })),
+            Some(head) => {
+                let rows = batch.output_rows(); // [S]
+                if rows.is_empty() {
+                    return Ok(StageOutput::Sequences(Vec::new()));
+                }
+                let logits = self.backend.head(&x, &rows, &head.norm, &head.lm_head)?; // [S, V]
+                let logits = self.backend.download(&logits)?;
+                Ok(StageOutput::Sequences(outputs(batch, logits, self.config.vocab_size)?))
+            }
+        }
+    }
+
+    fn input(&self, batch: &Batch, input: Option<Hidden>) -> Result<B::Tensor, StageError> {
+        let wrong = |what: String| StageError::Input { span: self.span.clone(), what };
+        match (&self.embedding, input) {
+            (Some(table), None) => Ok(self.backend.embed(table, &batch.ids())?),
+            (Some(_), Some(_)) => Err(wrong("got activations, but the first stage takes tokens".to_owned())),
+            (None, None) => Err(wrong("got no activations from the stage before it".to_owned())),
+            (None, Some(hidden)) => {
+                let (rows, cols) = (batch.tokens(), self.config.hidden_size);
+                let bytes = hidden.data.len();
+                if (hidden.rows, hidden.cols) != (rows, cols) || bytes != 4 * rows * cols {
+                    return Err(wrong(format!(
+                        "got activations [{}, {}] in {bytes} bytes, expected [{rows}, {cols}] in f32",
+                        hidden.rows, hidden.cols
+                    )));
+                }
+                match bytemuck::try_cast_slice(&hidden.data) {
+                    Ok(values) if cfg!(target_endian = "little") => Ok(self.backend.upload(rows, cols, values)?),
+                    _ => Ok(self.backend.upload(rows, cols, &bytes_to_floats(&hidden.data))?),
+                }
+            }
+        }
+    }
+}
+
+impl<B: Backend> StageRunner for Stage<B> {
+    fn span(&self) -> StageSpan {
+        self.span.clone()
+    }
+
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
+        self.forward(batch, input, None)
+    }
+}
+
+/// Deals the logits `[S, V]` out to the sequences that asked for them, and samples.
+fn outputs(batch: &Batch, mut logits: Vec<f32>, vocab: usize) -> Result<Vec<SequenceOutput>, StageError> {
+    let mut rest = logits.as_mut_slice();
+    let mut outputs = Vec::with_capacity(batch.sequences.len());
+    for s in &batch.sequences {
+        let rows = match s.output {
+            Output::None => continue,
+            Output::Sample(_) | Output::LastLogits => 1,
+            Output::AllLogits => s.tokens.len(),
+        };
+        let (own, others) = rest.split_at_mut((rows * vocab).min(rest.len()));
+        rest = others;
+        outputs.push(match &s.output {
+            Output::Sample(sampling) => {
+                let sampled = sampler::sample(own, sampling)?;
+                SequenceOutput { id: s.id, sampled: Some(sampled), logits: Vec::new() }
+            }
+            _ => SequenceOutput { id: s.id, sampled: None, logits: own.to_vec() },
+        });
+    }
+    Ok(outputs)
+}
+
+/// Little-endian bytes of floats, without a copy where the machine is little-endian.
+fn floats_to_bytes(values: Vec<f32>) -> Bytes {
+    struct Floats(Vec<f32>);
+    impl AsRef<[u8]> for Floats {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0)
+        }
+    }
+    if cfg!(target_endian = "little") {
+        Bytes::from_owner(Floats(values))
+    } else {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+}
+
+fn bytes_to_floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
 }

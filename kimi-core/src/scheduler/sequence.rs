@@ -1,0 +1,234 @@
+//! One sequence as the scheduler sees it, and what callers hand in and get back.
+
+use std::sync::Arc;
+
+use crate::batch::{Output, PageId, Sampling, SequenceId, SequenceSlice};
+use crate::sampler::{Sampled, SamplingParams, uniform};
+use crate::stage::StageError;
+
+/// A sequence to be generated.
+#[derive(Debug, Clone)]
+pub struct NewSequence {
+    /// Token ids of the prompt, at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen.
+    pub params: Arc<SamplingParams>,
+    /// With the position of a token it gives the random number that chooses the token.
+    pub seed: u64,
+    /// Most tokens to generate; `None` for as many as the context holds.
+    pub max_tokens: Option<u32>,
+    /// Tokens that end the sequence.
+    pub stop_ids: Vec<u32>,
+    /// How many most likely tokens to report beside each sampled one.
+    pub top_logprobs: u8,
+}
+
+/// Why a sequence is refused: its caller asked for something that can't be done.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum RequestError {
+    /// A prompt without tokens.
+    #[error("the prompt has no tokens; give it at least one (a chat template adds its own)")]
+    EmptyPrompt,
+    /// A token that the model does not have.
+    #[error("token {position} of the prompt is {token}, but the model's ids end at {last}; use the model's own tokenizer")]
+    Token {
+        /// Index in the prompt.
+        position: usize,
+        /// The id found.
+        token: u32,
+        /// The largest id.
+        last: u32,
+    },
+    /// A prompt that leaves no room in the context.
+    #[error("the prompt has {found} tokens, but the context of {context} takes at most {} and one to generate; shorten the prompt or raise the context length", context.saturating_sub(1))]
+    Context {
+        /// Tokens of the prompt.
+        found: usize,
+        /// The context length in tokens.
+        context: usize,
+    },
+    /// A prompt that leaves no room in the cache, whatever else runs.
+    #[error("the prompt has {found} tokens, but the cache of {cache} tokens takes at most {} and one to generate; shorten the prompt or give the cache more pages", cache.saturating_sub(1))]
+    Cache {
+        /// Tokens of the prompt.
+        found: usize,
+        /// Tokens that all cache pages hold.
+        cache: usize,
+    },
+    /// No token is asked for.
+    #[error("max_tokens is 0; ask for at least 1, or leave it out to generate until the model stops")]
+    MaxTokens,
+    /// Parameters of the sampler out of range.
+    #[error(transparent)]
+    Sampling(#[from] crate::sampler::SampleError),
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FinishReason {
+    /// The model produced a stop token.
+    Stop,
+    /// `max_tokens` were generated, or the context is full.
+    Length,
+    /// Its caller cancelled it.
+    Cancelled,
+}
+
+/// Why a sequence could not go on, though nothing is wrong with its request.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SequenceError {
+    /// A stage did not compute its batch.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// The last stage left the sequence out.
+    #[error("step {step}: the last stage returned no token for a sequence that asked for one; its version may differ")]
+    NoToken {
+        /// The step.
+        step: u64,
+    },
+}
+
+/// Something that happened to a sequence.
+#[derive(Debug, Clone)]
+pub enum SequenceEvent {
+    /// A new token, never a stop token.
+    Token {
+        /// Whose.
+        id: SequenceId,
+        /// Counts the sequence's generated tokens from 0.
+        index: u32,
+        /// The token.
+        sampled: Sampled,
+    },
+    /// The sequence's last event.
+    Finished {
+        /// Whose.
+        id: SequenceId,
+        /// How it ended.
+        reason: FinishReason,
+        /// Tokens generated, a stop token included.
+        generated: u32,
+    },
+    /// The sequence's last event, if it failed.
+    Failed {
+        /// Whose.
+        id: SequenceId,
+        /// What happened.
+        error: SequenceError,
+        /// Tokens generated.
+        generated: u32,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// Waits or runs.
+    Live,
+    /// Gives its pages back and waits again, once no batch in flight uses them.
+    Evicted,
+    /// Is forgotten once no batch in flight uses its pages.
+    Ended,
+}
+
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub(super) id: SequenceId,
+    pub(super) state: State,
+    /// The prompt, then what was generated.
+    pub(super) tokens: Vec<u32>,
+    pub(super) pages: Vec<PageId>,
+    /// Tokens whose latents are in the pages or on the way there: a prefix of `tokens`.
+    pub(super) scheduled: usize,
+    /// Batches in flight that use the pages.
+    pub(super) in_flight: usize,
+    /// Step of the last batch it was part of.
+    pub(super) last_step: u64,
+    /// Length of `tokens` at which it ends.
+    end: usize,
+    prompt: usize,
+    stop_ids: Vec<u32>,
+    params: Arc<SamplingParams>,
+    seed: u64,
+    top_logprobs: u8,
+}
+
+impl Sequence {
+    /// `limit`: most tokens that a sequence can have.
+    pub(super) fn new(id: SequenceId, new: NewSequence, limit: usize) -> Self {
+        let prompt = new.prompt.len();
+        let end = new.max_tokens.map_or(limit, |max| prompt.saturating_add(max as usize).min(limit));
+        Self {
+            id,
+            state: State::Live,
+            tokens: new.prompt,
+            pages: Vec::new(),
+            scheduled: 0,
+            in_flight: 0,
+            last_step: 0,
+            end,
+            prompt,
+            stop_ids: new.stop_ids,
+            params: new.params,
+            seed: new.seed,
+            top_logprobs: new.top_logprobs,
+        }
+    }
+
+    pub(super) fn is_live(&self) -> bool {
+        self.state == State::Live
+    }
+
+    /// Tokens that the next batch may take: 1 to decode, more to prefill, 0 while a token is being sampled.
+    pub(super) fn pending(&self) -> usize {
+        if self.is_live() { self.tokens.len() - self.scheduled } else { 0 }
+    }
+
+    pub(super) fn generated(&self) -> u32 {
+        (self.tokens.len() - self.prompt) as u32
+    }
+
+    /// Its share of batch `step`: the next `count` pending tokens, whose pages are there.
+    pub(super) fn slice(&mut self, count: usize, step: u64) -> SequenceSlice {
+        let (start, end) = (self.scheduled, self.scheduled + count);
+        self.scheduled = end;
+        self.in_flight += 1;
+        self.last_step = step;
+        SequenceSlice {
+            id: self.id,
+            start: start as u32,
+            tokens: self.tokens[start..end].to_vec(),
+            pages: self.pages.clone(),
+            output: if end == self.tokens.len() { Output::Sample(self.sampling()) } else { Output::None },
+        }
+    }
+
+    /// Adds a sampled token, or ends the sequence.
+    pub(super) fn accept(&mut self, sampled: Sampled, events: &mut Vec<SequenceEvent>) {
+        let (id, index) = (self.id, self.generated());
+        if self.stop_ids.contains(&sampled.token) {
+            self.state = State::Ended;
+            events.push(SequenceEvent::Finished { id, reason: FinishReason::Stop, generated: index + 1 });
+            return;
+        }
+        self.tokens.push(sampled.token);
+        events.push(SequenceEvent::Token { id, index, sampled });
+        if self.tokens.len() >= self.end {
+            self.state = State::Ended;
+            events.push(SequenceEvent::Finished { id, reason: FinishReason::Length, generated: index + 1 });
+        }
+    }
+
+    pub(super) fn fail(&mut self, error: SequenceError, events: &mut Vec<SequenceEvent>) {
+        self.state = State::Ended;
+        events.push(SequenceEvent::Failed { id: self.id, error, generated: self.generated() });
+    }
+
+    fn sampling(&self) -> Sampling {
+        Sampling {
+            params: self.params.clone(),
+            history: self.history(),
+            uniform: uniform(self.seed, self.tokens.len() as u64),
+            top_logprobs: self.top_logprobs,
+        }
+    }
+}
