@@ -232,19 +232,23 @@ impl Checkpoint {
         Ok(ids)
     }
 
-    /// A hash of the architecture and of every tensor's name, type, shape and first bytes: two machines with the same
-    /// fingerprint hold the same checkpoint. Reads one page a tensor at most.
+    /// A hash of the architecture, of every tensor's name, type and shape, and of the first bytes of some tensors
+    /// spread over the model: two machines with the same fingerprint hold the same checkpoint.
     pub fn fingerprint(&self) -> [u8; 32] {
-        const SAMPLE: usize = 256;
+        const SAMPLES: usize = 256;
+        const SAMPLE_BYTES: usize = 256;
         let mut hash = blake3::Hasher::new();
         let mut config = self.config.clone();
         config.eos_token_id.clear(); // says when to stop, not what is computed
         hash.update(format!("{config:?}").as_bytes());
         let sorted: BTreeMap<_, _> = self.tensors.iter().collect();
-        for (name, tensor) in sorted {
+        let every = sorted.len().div_ceil(SAMPLES).max(1);
+        for (i, (name, tensor)) in sorted.into_iter().enumerate() {
             hash.update(name.as_bytes());
             hash.update(format!("{:?}{:?}", tensor.dtype, tensor.shape).as_bytes());
-            hash.update(&tensor.data[..tensor.data.len().min(SAMPLE)]);
+            if i % every == 0 {
+                hash.update(&tensor.data[..tensor.data.len().min(SAMPLE_BYTES)]);
+            }
         }
         *hash.finalize().as_bytes()
     }

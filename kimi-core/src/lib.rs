@@ -8,6 +8,7 @@ pub mod batch;
 pub mod checkpoint;
 pub mod config;
 pub mod model;
+pub mod plan;
 pub mod rope;
 pub mod stage;
 #[cfg(feature = "tiny")]

@@ -3,8 +3,10 @@
 //! Notation: `T` tokens, `H` hidden size, `nh` heads, `nope`/`rope` the parts of a head's query and key, `vd` its value
 //! width, `ql`/`kl` the widths of the compressed query and of the latent, `E` experts, `k` chosen, `F` their width.
 
+use bytes::Bytes;
 use kimi_quant::{
-    Backend, BackendError, CacheShape, HeadShape, LatentProjections, Norm, PackedMatrix, Rope, Router, TokenLayout,
+    Backend, BackendError, CacheShape, FloatType, HeadShape, LatentProjections, Norm, PackedMatrix, Rope, Router,
+    TokenLayout,
 };
 
 use crate::config::ModelConfig;
@@ -100,13 +102,29 @@ pub struct Head<M, V> {
 }
 
 /// A layer as the checkpoint stores it.
-pub type HostLayer = Layer<PackedMatrix, Vec<PackedMatrix>, Vec<f32>>;
+pub type HostLayer = Layer<PackedMatrix, Vec<PackedMatrix>, StoredVector>;
 /// A layer on a device.
 pub type DeviceLayer<B> = Layer<<B as Backend>::Matrix, <B as Backend>::Experts, <B as Backend>::Vector>;
 /// The head as the checkpoint stores it.
-pub type HostHead = Head<PackedMatrix, Vec<f32>>;
+pub type HostHead = Head<PackedMatrix, StoredVector>;
 /// The head on a device.
 pub type DeviceHead<B> = Head<<B as Backend>::Matrix, <B as Backend>::Vector>;
+
+/// A vector of floats as the checkpoint stores it; read only when it is loaded.
+#[derive(Debug, Clone)]
+pub struct StoredVector {
+    /// Little-endian values, at any alignment.
+    pub data: Bytes,
+    /// Their type.
+    pub float: FloatType,
+}
+
+impl StoredVector {
+    /// The values.
+    pub fn to_vec(&self) -> Vec<f32> {
+        (0..self.data.len() / self.float.bytes()).map(|i| self.float.read(&self.data, i)).collect()
+    }
+}
 
 /// What all layers share.
 #[derive(Debug, Clone)]
@@ -231,8 +249,8 @@ fn attend<B: Backend>(
     backend.project_add(&values, &attention.output, x)
 }
 
-fn norm_to<B: Backend>(backend: &B, norm: Norm<Vec<f32>>) -> Result<Norm<B::Vector>, BackendError> {
-    Ok(Norm { weight: backend.load_vector(norm.weight)?, eps: norm.eps })
+fn norm_to<B: Backend>(backend: &B, norm: Norm<StoredVector>) -> Result<Norm<B::Vector>, BackendError> {
+    Ok(Norm { weight: backend.load_vector(norm.weight.to_vec())?, eps: norm.eps })
 }
 
 impl HostLayer {
@@ -268,7 +286,7 @@ impl HostLayer {
             FeedForward::Moe(moe) => FeedForward::Moe(Moe {
                 router: Router {
                     gate: matrix(moe.router.gate)?,
-                    bias: backend.load_vector(moe.router.bias)?,
+                    bias: backend.load_vector(moe.router.bias.to_vec())?,
                     shape: moe.router.shape,
                 },
                 gate: backend.load_experts(moe.gate)?,
@@ -354,8 +372,8 @@ impl HostHead {
 pub enum Part<'a> {
     /// One matrix, or one an expert.
     Matrices(&'a [PackedMatrix]),
-    /// A vector, kept in f32.
-    Vector(&'a [f32]),
+    /// A vector.
+    Vector(&'a StoredVector),
 }
 
 impl<'a> Part<'a> {
@@ -363,11 +381,11 @@ impl<'a> Part<'a> {
         Self::Matrices(std::slice::from_ref(m))
     }
 
-    /// Stored bytes; a vector counts as the f32 it is kept in.
+    /// Stored bytes.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Matrices(list) => list.iter().map(PackedMatrix::bytes).sum(),
-            Self::Vector(v) => 4 * v.len() as u64,
+            Self::Vector(v) => v.data.len() as u64,
         }
     }
 
@@ -375,7 +393,7 @@ impl<'a> Part<'a> {
     pub fn weights(&self) -> u64 {
         match self {
             Self::Matrices(list) => list.iter().map(|m| m.rows() as u64 * m.cols() as u64).sum(),
-            Self::Vector(v) => v.len() as u64,
+            Self::Vector(v) => (v.data.len() / v.float.bytes()) as u64,
         }
     }
 }

@@ -11,7 +11,7 @@ use safetensors::Dtype;
 
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::config::{ModelConfig, QuantEntry};
-use crate::model::{Attention, FeedForward, Head, HostHead, HostLayer, Layer, Mlp, Moe, Query};
+use crate::model::{Attention, FeedForward, Head, HostHead, HostLayer, Layer, Mlp, Moe, Query, StoredVector};
 
 /// A checkpoint whose tensors do not make the model that its config describes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -137,7 +137,7 @@ impl<'a> Weights<'a> {
         })
     }
 
-    fn attention(&self, path: &str) -> Result<Attention<PackedMatrix, Vec<f32>>, WeightError> {
+    fn attention(&self, path: &str) -> Result<Attention<PackedMatrix, StoredVector>, WeightError> {
         let c = self.config;
         let (h, nh, kl) = (c.hidden_size, c.num_attention_heads, c.kv_lora_rank);
         let matrix = |name: &str, rows, cols| self.matrix(&format!("{path}.{name}"), rows, cols);
@@ -177,7 +177,7 @@ impl<'a> Weights<'a> {
         })
     }
 
-    fn moe(&self, path: &str) -> Result<Moe<PackedMatrix, Vec<PackedMatrix>, Vec<f32>>, WeightError> {
+    fn moe(&self, path: &str) -> Result<Moe<PackedMatrix, Vec<PackedMatrix>, StoredVector>, WeightError> {
         let c = self.config;
         let (h, f) = (c.hidden_size, c.moe_intermediate_size);
         let gate = format!("{path}.gate");
@@ -228,17 +228,16 @@ impl<'a> Weights<'a> {
         }
     }
 
-    fn norm(&self, module: &str, width: usize, eps: f32) -> Result<Norm<Vec<f32>>, WeightError> {
+    fn norm(&self, module: &str, width: usize, eps: f32) -> Result<Norm<StoredVector>, WeightError> {
         Ok(Norm { weight: self.vector(module, &format!("{module}.weight"), width)?, eps })
     }
 
-    fn vector(&self, module: &str, name: &str, width: usize) -> Result<Vec<f32>, WeightError> {
+    fn vector(&self, module: &str, name: &str, width: usize) -> Result<StoredVector, WeightError> {
         let tensor = self.tensor(name).ok_or_else(|| self.missing(module, name))?;
         if tensor.shape != [width] {
             return Err(shape(module, "weight", tensor, format!("[{width}]")));
         }
-        let float = float_type(module, tensor.dtype)?;
-        Ok((0..width).map(|i| float.read(&tensor.data, i)).collect())
+        Ok(StoredVector { data: tensor.data.clone(), float: float_type(module, tensor.dtype)? })
     }
 
     /// A matrix of `rows` outputs and `cols` inputs; leading dimensions of the stored tensor are rows too.
