@@ -72,9 +72,7 @@ impl FloatType {
         match self {
             Self::Bf16 => half::bf16::from_le_bytes([data[2 * i], data[2 * i + 1]]).to_f32(),
             Self::F16 => half::f16::from_le_bytes([data[2 * i], data[2 * i + 1]]).to_f32(),
-            Self::F32 => {
-                f32::from_le_bytes([data[4 * i], data[4 * i + 1], data[4 * i + 2], data[4 * i + 3]])
-            }
+            Self::F32 => f32::from_le_bytes([data[4 * i], data[4 * i + 1], data[4 * i + 2], data[4 * i + 3]]),
         }
     }
 }

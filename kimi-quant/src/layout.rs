@@ -17,7 +17,12 @@ pub struct TokenLayout {
 impl TokenLayout {
     /// An empty layout over pages of `page_tokens` tokens (at least 1).
     pub fn new(page_tokens: usize) -> Self {
-        Self { positions: Vec::new(), sequences: Vec::new(), tables: Vec::new(), page_tokens: page_tokens.max(1) }
+        Self {
+            positions: Vec::new(),
+            sequences: Vec::new(),
+            tables: Vec::new(),
+            page_tokens: page_tokens.max(1),
+        }
     }
 
     /// Adds a sequence's `count` new tokens at positions `start..start + count`; `pages` is its whole page table.

@@ -1,0 +1,137 @@
+//! The per-head projections between heads and the latent (`W_UK` and `W_UV` of DeepSeek-V2).
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::matmul::{self, Operand};
+use super::{Isa, Tensor, rope};
+use crate::{BackendError, HeadShape, LatentProjections, PackedMatrix, Rope, TokenLayout};
+
+type Projections = LatentProjections<PackedMatrix>;
+
+/// Queries `[T, nh * (nope + rope)]` to latent queries `[T, nh * (kl + rope)]`; operands are checked.
+pub(crate) fn absorb_query(
+    isa: Isa,
+    q: &Tensor,
+    projections: &Projections,
+    heads: HeadShape,
+    rope: &Rope,
+    layout: &TokenLayout,
+) -> Tensor {
+    let per_head: Vec<Vec<f32>> =
+        (0..heads.heads).into_par_iter().map(|h| absorb_head(isa, q, projections, heads, h)).collect();
+    let (from, to) = (heads.nope + heads.rope, heads.latent + heads.rope);
+    let mut out = vec![0.0; q.rows() * heads.heads * to];
+    out.par_chunks_mut((heads.heads * to).max(1)).enumerate().for_each(|(t, out)| {
+        for (h, out) in out.chunks_exact_mut(to).enumerate() {
+            let (latent, positional) = out.split_at_mut(heads.latent);
+            latent.copy_from_slice(&per_head[h][t * heads.latent..][..heads.latent]);
+            positional.copy_from_slice(&q.row(t)[h * from + heads.nope..][..heads.rope]);
+            rope::rotate(positional, rope, layout.positions()[t]);
+        }
+    });
+    Tensor::from_parts(q.rows(), heads.heads * to, out)
+}
+
+/// One head's queries in the latent space, `[T, kl]`.
+fn absorb_head(isa: Isa, q: &Tensor, projections: &Projections, heads: HeadShape, h: usize) -> Vec<f32> {
+    let start = h * (heads.nope + heads.rope);
+    let part = columns(q, start..start + heads.nope);
+    match projections {
+        LatentProjections::Joint(kv_b) => {
+            let first = h * (heads.nope + heads.value);
+            weighted_rows(isa, kv_b, first..first + heads.nope, &part, q.rows())
+        }
+        LatentProjections::Split { embed_q, .. } => {
+            project_head(isa, embed_q, h * heads.latent..(h + 1) * heads.latent, &part, q.rows())
+        }
+    }
+}
+
+/// `out[t] = sum_r coefficients[t][r] * m[range.start + r]`: `[T, m.cols]`, rows in ascending order.
+fn weighted_rows(
+    _isa: Isa,
+    m: &PackedMatrix,
+    range: Range<usize>,
+    coefficients: &[f32],
+    tokens: usize,
+) -> Vec<f32> {
+    let (count, width) = (range.len(), m.cols());
+    let mut out = vec![0.0; tokens * width];
+    let mut row = vec![0.0; width];
+    for (i, r) in range.enumerate() {
+        super::dequant::row_exact(m, r, &mut row);
+        for (t, out) in out.chunks_exact_mut(width).enumerate() {
+            let c = coefficients[t * count + i];
+            out.iter_mut().zip(&row).for_each(|(o, w)| *o += c * w);
+        }
+    }
+    out
+}
+
+/// Attention results `[T, nh * kl]` to values `[T, nh * vd]`; operands are checked.
+pub(crate) fn project_values(
+    isa: Isa,
+    attended: &Tensor,
+    projections: &Projections,
+    heads: HeadShape,
+) -> Tensor {
+    let (m, stride, offset) = match projections {
+        LatentProjections::Joint(kv_b) => (kv_b, heads.nope + heads.value, heads.nope),
+        LatentProjections::Split { unembed_out, .. } => (unembed_out, heads.value, 0),
+    };
+    let per_head: Vec<Vec<f32>> = (0..heads.heads)
+        .into_par_iter()
+        .map(|h| {
+            let part = columns(attended, h * heads.latent..(h + 1) * heads.latent);
+            let first = h * stride + offset;
+            project_head(isa, m, first..first + heads.value, &part, attended.rows())
+        })
+        .collect();
+    let width = heads.heads * heads.value;
+    let mut out = vec![0.0; attended.rows() * width];
+    for (t, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
+        for (h, out) in out.chunks_exact_mut(heads.value).enumerate() {
+            out.copy_from_slice(&per_head[h][t * heads.value..][..heads.value]);
+        }
+    }
+    Tensor::from_parts(attended.rows(), width, out)
+}
+
+/// `x @ m[range]^T` for `x [T, m.cols]`: `[T, range.len()]`.
+fn project_head(isa: Isa, m: &PackedMatrix, range: Range<usize>, x: &[f32], tokens: usize) -> Vec<f32> {
+    let operand = Operand::new(isa, m, x);
+    let ids: Vec<u32> = (0..tokens as u32).collect();
+    let mut out = vec![0.0; range.len() * tokens];
+    let outputs = range.len();
+    matmul::rows(isa, m, range, &operand, &ids, &mut out);
+    matmul::transpose(out, outputs, tokens)
+}
+
+/// Columns `range` of every row, `[T, range.len()]`.
+fn columns(x: &Tensor, range: Range<usize>) -> Vec<f32> {
+    (0..x.rows()).flat_map(|t| x.row(t)[range.clone()].iter().copied()).collect()
+}
+
+/// Checks a layer's head projections against the head sizes.
+pub(crate) fn check_projections(
+    op: &'static str,
+    projections: &Projections,
+    heads: HeadShape,
+) -> Result<(), BackendError> {
+    let parts = match projections {
+        LatentProjections::Joint(kv_b) => {
+            vec![("kv_b_proj", kv_b, heads.heads * (heads.nope + heads.value), heads.latent)]
+        }
+        LatentProjections::Split { embed_q, unembed_out } => vec![
+            ("embed_q", embed_q, heads.heads * heads.latent, heads.nope),
+            ("unembed_out", unembed_out, heads.heads * heads.value, heads.latent),
+        ],
+    };
+    for (what, m, rows, cols) in parts {
+        BackendError::check(op, what, m.rows(), rows)?;
+        BackendError::check(op, what, m.cols(), cols)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! The routed experts and the shared expert.
+//!
+//! Tokens are grouped by expert, so that each chosen expert's weights are read once a batch. Tasks are (expert, block
+//! of rows), so that one token's experts keep all cores busy.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::matmul::{Operand, add, rows, rows_per_task, transpose};
+use super::norm::swiglu;
+use super::router::{ExpertLoad, loads};
+use super::tensor::Routing;
+use super::{Isa, Tensor};
+use crate::{ExpertHidden, PackedMatrix};
+
+/// Gate and up of one expert with the tokens that go through it.
+struct Half<'a> {
+    gate: &'a PackedMatrix,
+    up: &'a PackedMatrix,
+    gate_x: &'a Operand,
+    up_x: &'a Operand,
+    /// Rows of the operands.
+    tokens: Vec<u32>,
+}
+
+/// A block of rows of one expert and where its results go, `[rows, tokens]`.
+struct Task<'a> {
+    half: &'a Half<'a>,
+    range: Range<usize>,
+    out: &'a mut [f32],
+}
+
+/// `silu(x @ gate^T) * (x @ up^T)` for every (token, chosen expert) pair and for the shared expert.
+///
+/// Operands are checked; an id is below the number of experts.
+pub(crate) fn experts_swiglu(
+    isa: Isa,
+    x: &Tensor,
+    routing: &Routing,
+    gate: &[PackedMatrix],
+    up: &[PackedMatrix],
+    shared: Option<(&PackedMatrix, &PackedMatrix)>,
+) -> ExpertHidden<Tensor> {
+    let loads = loads(routing);
+    let width = gate.first().map_or(0, PackedMatrix::rows);
+    let operand = |m: Option<&PackedMatrix>| m.map(|m| Operand::new(isa, m, x.data()));
+    let (gate_x, up_x) = (operand(gate.first()), operand(up.first()));
+    let (shared_gate_x, shared_up_x) = (operand(shared.map(|s| s.0)), operand(shared.map(|s| s.1)));
+    let mut halves = Vec::with_capacity(loads.len() + 1);
+    if let (Some(gate_x), Some(up_x)) = (&gate_x, &up_x) {
+        halves.extend(loads.iter().map(|load| Half {
+            gate: &gate[load.expert],
+            up: &up[load.expert],
+            gate_x,
+            up_x,
+            tokens: load.pairs.iter().map(|pair| pair / routing.chosen as u32).collect(),
+        }));
+    }
+    if let (Some((gate, up)), Some(gate_x), Some(up_x)) = (shared, &shared_gate_x, &shared_up_x) {
+        halves.push(Half { gate, up, gate_x, up_x, tokens: (0..x.rows() as u32).collect() });
+    }
+    let mut blocks = run_halves(isa, &halves);
+    let shared = shared.map(|(gate, _)| {
+        let block = blocks.pop().unwrap_or_default();
+        Tensor::from_parts(x.rows(), gate.rows(), transpose(block, gate.rows(), x.rows()))
+    });
+    let routed = scatter_pairs(&loads, &blocks, routing.ids.len(), width);
+    ExpertHidden { routed, shared }
+}
+
+/// `silu(x @ gate^T) * (x @ up^T)`: `[T, gate.rows]`, of a dense layer.
+pub(crate) fn swiglu_dense(isa: Isa, x: &Tensor, gate: &PackedMatrix, up: &PackedMatrix) -> Tensor {
+    let gate_x = Operand::new(isa, gate, x.data());
+    let up_x = Operand::new(isa, up, x.data());
+    let tokens = (0..x.rows() as u32).collect();
+    let block = run_halves(isa, &[Half { gate, up, gate_x: &gate_x, up_x: &up_x, tokens }]).pop();
+    Tensor::from_parts(x.rows(), gate.rows(), transpose(block.unwrap_or_default(), gate.rows(), x.rows()))
+}
+
+/// For each expert `[gate.rows, its tokens]`.
+fn run_halves(isa: Isa, halves: &[Half<'_>]) -> Vec<Vec<f32>> {
+    let mut blocks: Vec<Vec<f32>> =
+        halves.iter().map(|half| vec![0.0; half.gate.rows() * half.tokens.len()]).collect();
+    let mut tasks = Vec::new();
+    for (half, block) in halves.iter().zip(&mut blocks) {
+        let step = rows_per_task(half.gate);
+        let outs = block.chunks_mut((step * half.tokens.len()).max(1));
+        tasks.extend(outs.enumerate().map(|(i, out)| {
+            let range = i * step..((i + 1) * step).min(half.gate.rows());
+            Task { half, range, out }
+        }));
+    }
+    tasks.into_par_iter().for_each(|task| {
+        let Task { half, range, out } = task;
+        let mut up = vec![0.0; out.len()];
+        rows(isa, half.gate, range.clone(), half.gate_x, &half.tokens, out);
+        rows(isa, half.up, range, half.up_x, &half.tokens, &mut up);
+        out.iter_mut().zip(up).for_each(|(gate, up)| *gate = swiglu(*gate, up));
+    });
+    blocks
+}
+
+/// Each expert's `[F, its pairs]` to `[T * k, F]`.
+fn scatter_pairs(loads: &[ExpertLoad], blocks: &[Vec<f32>], pairs: usize, width: usize) -> Tensor {
+    let mut source = vec![(0, 0); pairs];
+    for (e, load) in loads.iter().enumerate() {
+        for (i, &pair) in load.pairs.iter().enumerate() {
+            source[pair as usize] = (e, i);
+        }
+    }
+    let mut out = vec![0.0; pairs * width];
+    out.par_chunks_mut(width.max(1)).zip(source).for_each(|(out, (e, i))| {
+        let count = loads[e].pairs.len();
+        out.iter_mut().zip(blocks[e].iter().skip(i).step_by(count)).for_each(|(o, v)| *o = *v);
+    });
+    Tensor::from_parts(pairs, width, out)
+}
+
+/// `residual += sum_j weight_j * down_j(h_j) + shared_down(h_shared)`.
+///
+/// The experts of a token are added in the order of their ids, then the shared expert. Operands are checked.
+pub(crate) fn experts_down_add(
+    isa: Isa,
+    hidden: &ExpertHidden<Tensor>,
+    routing: &Routing,
+    down: &[PackedMatrix],
+    shared: Option<&PackedMatrix>,
+    residual: &mut Tensor,
+) {
+    let (Some(first), tokens) = (down.first(), residual.rows()) else { return };
+    let loads = loads(routing);
+    let routed_x = Operand::new(isa, first, hidden.routed.data());
+    let shared_x = shared.zip(hidden.shared.as_ref()).map(|(m, h)| (m, Operand::new(isa, m, h.data())));
+    let all: Vec<u32> = (0..tokens as u32).collect();
+    let step = (rows_per_task(first) / 4).max(8);
+    let mut sums = vec![0.0; first.rows() * tokens];
+    sums.par_chunks_mut((step * tokens).max(1)).enumerate().for_each(|(i, sums)| {
+        let range = i * step..((i + 1) * step).min(first.rows());
+        let mut part = vec![0.0; sums.len()];
+        for load in &loads {
+            let part = &mut part[..range.len() * load.pairs.len()];
+            rows(isa, &down[load.expert], range.clone(), &routed_x, &load.pairs, part);
+            for (sums, part) in sums.chunks_exact_mut(tokens).zip(part.chunks_exact(load.pairs.len())) {
+                for (&pair, value) in load.pairs.iter().zip(part) {
+                    sums[pair as usize / routing.chosen] += routing.weights[pair as usize] * value;
+                }
+            }
+        }
+        if let Some((m, x)) = &shared_x {
+            rows(isa, m, range, x, &all, &mut part);
+            add(sums, &part);
+        }
+    });
+    add(residual.data_mut(), &transpose(sums, first.rows(), tokens));
+}

@@ -1,0 +1,49 @@
+//! RMS norm and the SwiGLU activation.
+
+use rayon::prelude::*;
+
+use super::Tensor;
+use crate::{BackendError, Norm};
+
+/// Independent partial sums: enough for a vector register, and the same on every machine.
+const LANES: usize = 16;
+
+/// `x / sqrt(mean(x^2) + eps) * weight`, in f32; `out` is as long as `x`.
+pub(crate) fn rms_norm_row(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    let mean = sum_of_squares(x) / x.len().max(1) as f32;
+    let factor = 1.0 / (mean + eps).sqrt();
+    for ((o, &x), &w) in out.iter_mut().zip(x).zip(weight) {
+        *o = x * factor * w;
+    }
+}
+
+fn sum_of_squares(x: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for (sum, &v) in sums.iter_mut().zip(chunk) {
+            *sum += v * v;
+        }
+    }
+    sums.iter().sum::<f32>() + rest.iter().map(|v| v * v).sum::<f32>()
+}
+
+/// [`rms_norm_row`] of every token.
+///
+/// # Errors
+/// [`BackendError::Shape`] if the weight's width is not the activations'.
+pub(crate) fn rms_norm(op: &'static str, x: &Tensor, norm: &Norm<Vec<f32>>) -> Result<Tensor, BackendError> {
+    BackendError::check(op, "norm weight", norm.weight.len(), x.cols())?;
+    let mut out = vec![0.0; x.data().len()];
+    let width = x.cols().max(1);
+    out.par_chunks_mut(width)
+        .zip(x.data().par_chunks(width))
+        .for_each(|(out, x)| rms_norm_row(x, &norm.weight, norm.eps, out));
+    Ok(Tensor::from_parts(x.rows(), x.cols(), out))
+}
+
+/// `silu(gate) * up`.
+#[inline]
+pub(crate) fn swiglu(gate: f32, up: f32) -> f32 {
+    gate / (1.0 + (-gate).exp()) * up
+}
