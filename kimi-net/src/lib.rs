@@ -1,1 +1,140 @@
-//! To be written.
+//! kimi's wire: how a coordinator and its workers talk.
+//!
+//! A model too large for one machine is cut into stages of consecutive layers. The **coordinator** connects to one
+//! **worker** for each stage (a star, one TCP connection each), has it load its layers, and then sends it a stage's
+//! input for every step and receives the output. This crate knows numbers and bytes, nothing of models.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`frame`] | the bytes on the wire, size limits, receiving without copies |
+//! | [`message`] | what is said |
+//! | [`protocol`] | when it may be said: a state machine without sockets and without a clock |
+//! | [`driver`] | the same on tokio: handles to connect, load, compute, cancel |
+//! | [`tune`] | socket options |
+//!
+//! # A frame
+//!
+//! ```text
+//! offset  bytes  field (little endian)
+//!      0      4  magic "KIMI"
+//!      4      2  version of the frame layout: 1
+//!      6      2  kind: Hello 1, Welcome 2, Assign 3, LoadProgress 4, Ready 5, Forward 6, Result 7,
+//!                Cancel 8, Ping 9, Pong 10, Error 11, Goodbye 12
+//!      8      4  h: bytes of the header, at most 1 MiB (64 KiB before the handshake is over)
+//!     12      8  p: bytes of the payload, at most 1 GiB; 0 but for Forward and Result
+//!     20      h  header: the message's fields, encoded by postcard
+//! 20 + h      p  payload: a tensor's elements as they are in memory
+//! ```
+//!
+//! Sizes, the kind and its place in the protocol are checked on the 20 bytes alone. The header is checked against the
+//! payload's size before the payload is received: [`Forward`] with rows x cols x element size other than `p` is
+//! refused. The payload is read from the socket into its final buffer, and written from the caller's.
+//!
+//! # A link
+//!
+//! ```text
+//!             coordinator                 worker
+//!  Greeting   Hello          ──────────▶            versions, role, checkpoint, capabilities
+//!                            ◀──────────  Welcome   (or a fatal Error: version, checkpoint, role)
+//!  Idle       Assign         ──────────▶
+//!  Loading                   ◀──────────  LoadProgress, any number
+//!                            ◀──────────  Ready     (or Error about the assignment: back to Idle)
+//!  Serving    Forward + x    ──────────▶            several may be in flight
+//!                            ◀──────────  Result + y, in the order of the Forwards (or Error about the step)
+//!             Cancel         ──────────▶            each cancelled step is still answered, in its turn
+//!             Assign         ──────────▶            with no step in flight: back to Loading
+//!  Closed     Goodbye or a fatal Error, from either side at any time
+//! ```
+//!
+//! From `Idle` on both sides ping each other. A link ends when nothing was received for 10 s, when a handshake takes
+//! more than 5 s or a frame more than 120 s, at the first frame that is out of order, malformed or over a limit, and
+//! when the connection is lost; both sides are told why as far as the connection allows it. All of it is in
+//! [`Config`].
+//!
+//! **Links are not encrypted yet**: [`listen_guard`] keeps them on the machine unless told otherwise.
+//!
+//! # Example
+//!
+//! ```
+//! use kimi_net::*;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), LinkError> {
+//! let listener = Listener::bind(([127, 0, 0, 1], 0).into(), false, Tuning::default()).await?;
+//! let addr = listener.local_addr()?;
+//! tokio::spawn(async move {
+//!     let mut worker = listener.accept().await?.handshake(Config::new("worker")).await?;
+//!     let sender = worker.sender();
+//!     loop {
+//!         match worker.next().await? {
+//!             Event::Assigned(_) => {
+//!                 let device = "cpu".into();
+//!                 sender.ready(Ready { weight_bytes: 0, cache_bytes: 0, load_micros: 0, device }).await?;
+//!             }
+//!             Event::Forward(f, x) => {
+//!                 let Forward { step, rows, cols, dtype, .. } = f;
+//!                 let (compute_micros, queue_micros, opaque) = (0, 0, Vec::new());
+//!                 let header = StepResult { step, rows, cols, dtype, compute_micros, queue_micros, opaque };
+//!                 sender.result(header, x).await?; // a stage without layers: the output is the input
+//!             }
+//!             _ => {}
+//!         }
+//!     }
+//!     # #[allow(unreachable_code)]
+//!     Ok::<(), LinkError>(())
+//! });
+//!
+//! let link = connect(addr, false, &Tuning::default(), Config::new("coordinator")).await?;
+//! let stage = Assign {
+//!     model: "kimi-tiny".into(),
+//!     fingerprint: Fingerprint([7; 32]),
+//!     layers: 0..4,
+//!     first: false,
+//!     last: false,
+//!     cache_pages: 8,
+//!     page_tokens: 64,
+//!     dtype: Dtype::F32,
+//!     opaque: Vec::new(),
+//! };
+//! link.assign(stage, |progress| println!("{} bytes loaded", progress.loaded_bytes)).await?;
+//!
+//! let sequence = SequenceStep {
+//!     id: 1,
+//!     start: 0,
+//!     count: 1,
+//!     tokens: Vec::new(),
+//!     pages: vec![0],
+//!     outputs: Outputs::Last,
+//!     sampling: Vec::new(),
+//! };
+//! let header = Forward { step: 1, sequences: vec![sequence], dtype: Dtype::F32, rows: 1, cols: 2 };
+//! let reply = link.forward(header, Bytes::from_static(&[0, 0, 128, 63, 0, 0, 0, 64])).await?;
+//! assert_eq!(&reply.payload[4..], 2f32.to_le_bytes());
+//! link.close("done").await;
+//! # Ok(())
+//! # }
+//! ```
+
+pub mod driver;
+pub mod error;
+pub mod frame;
+mod guard;
+pub mod message;
+pub mod protocol;
+pub mod tune;
+
+pub use bytes::Bytes;
+
+pub use driver::{
+    Coordinator, Incoming, LinkStats, Listener, Pending, Reply, StepTiming, Worker, WorkerSender, connect,
+};
+pub use error::{ErrorCode, FrameError, LinkError, ProtocolError};
+pub use frame::{Limits, PAYLOAD_ALIGNMENT};
+pub use guard::listen_guard;
+pub use message::{
+    Assign, Cancel, Capability, Dtype, ErrorReport, Fingerprint, Forward, Goodbye, Hello, Kind, LoadPhase,
+    LoadProgress, Message, MessageError, Outputs, Ping, Ready, Role, SequenceStep, StepResult, Subject,
+    Versions, Welcome,
+};
+pub use protocol::{Config, Event, Protocol, State};
+pub use tune::{Tuned, Tuning};

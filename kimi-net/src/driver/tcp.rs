@@ -1,0 +1,120 @@
+//! Links over TCP, with the guard and the socket options.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use socket2::SockRef;
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream, ToSocketAddrs, lookup_host},
+    time::timeout,
+};
+
+use super::{Coordinator, Worker};
+use crate::{
+    error::LinkError,
+    guard::listen_guard,
+    protocol::Config,
+    tune::{Tuned, Tuning},
+};
+
+/// Connects to a worker and introduces this coordinator. A name is tried at each of its addresses.
+/// [`listen_guard`] is applied to each; connecting and the handshake have `config.handshake_timeout` each.
+pub async fn connect(
+    target: impl ToSocketAddrs,
+    insecure: bool,
+    tuning: &Tuning,
+    config: Config,
+) -> Result<Coordinator, LinkError> {
+    let addresses = lookup_host(target)
+        .await
+        .map_err(|error| LinkError::io("cannot look up the worker's address", &error))?;
+    let mut last = LinkError::Io {
+        context: "cannot look up the worker's address".into(),
+        kind: io::ErrorKind::NotFound,
+        detail: "the name has no address".into(),
+    };
+    for addr in addresses {
+        match connect_stream(addr, insecure, tuning, config.handshake_timeout).await {
+            Ok((stream, tuned)) => return Coordinator::start(stream, config, Some(tuned)).await,
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+async fn connect_stream(
+    addr: SocketAddr,
+    insecure: bool,
+    tuning: &Tuning,
+    limit: Duration,
+) -> Result<(TcpStream, Tuned), LinkError> {
+    listen_guard(addr, insecure)?;
+    let failed = |error: io::Error| LinkError::io(format!("cannot connect to {addr}"), &error);
+    let socket = new_socket(addr).map_err(failed)?;
+    let automatic = tuning.before_connect(SockRef::from(&socket));
+    let stream = timeout(limit, socket.connect(addr))
+        .await
+        .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, format!("no answer in {limit:?}"))))
+        .map_err(failed)?;
+    let tuned = tuning.after_connect(SockRef::from(&stream), automatic);
+    Ok((stream, tuned))
+}
+
+fn new_socket(addr: SocketAddr) -> io::Result<TcpSocket> {
+    if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+}
+
+/// A worker's listening socket.
+pub struct Listener {
+    inner: TcpListener,
+    tuning: Tuning,
+    automatic_buffers: bool,
+}
+
+impl Listener {
+    /// Listens on `addr`, if [`listen_guard`] allows it. Port 0 takes a free one. Call it within a tokio runtime.
+    pub async fn bind(addr: SocketAddr, insecure: bool, tuning: Tuning) -> Result<Listener, LinkError> {
+        listen_guard(addr, insecure)?;
+        let failed = |error: io::Error| LinkError::io(format!("cannot listen on {addr}"), &error);
+        let socket = new_socket(addr).map_err(failed)?;
+        // A worker that is started again must not wait for the old one's connections to time out.
+        #[cfg(unix)]
+        socket.set_reuseaddr(true).map_err(failed)?;
+        let automatic_buffers = tuning.before_connect(SockRef::from(&socket));
+        socket.bind(addr).map_err(failed)?;
+        let inner = socket.listen(64).map_err(failed)?;
+        Ok(Listener { inner, tuning, automatic_buffers })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> Result<SocketAddr, LinkError> {
+        self.inner.local_addr().map_err(|error| LinkError::io("cannot read the listener's address", &error))
+    }
+
+    /// The next connection. Do its handshake in a task of its own, so that a peer that says nothing keeps
+    /// nobody else waiting. An error does not end the listener. Safe to drop and call again.
+    pub async fn accept(&self) -> Result<Incoming, LinkError> {
+        let (stream, peer) =
+            self.inner.accept().await.map_err(|error| LinkError::io("cannot accept a connection", &error))?;
+        let tuned = self.tuning.after_connect(SockRef::from(&stream), self.automatic_buffers);
+        Ok(Incoming { stream, peer, tuned })
+    }
+}
+
+/// A connection whose peer has not introduced itself.
+pub struct Incoming {
+    stream: TcpStream,
+    peer: SocketAddr,
+    tuned: Tuned,
+}
+
+impl Incoming {
+    /// Where it comes from.
+    pub fn peer_addr(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Waits for the coordinator's hello, at most `config.handshake_timeout`.
+    pub async fn handshake(self, config: Config) -> Result<Worker, LinkError> {
+        Worker::start(self.stream, config, Some(self.tuned)).await
+    }
+}

@@ -1,0 +1,497 @@
+//! The protocol without sockets and without a clock: bytes and times in, events and frames out.
+
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
+
+use bytes::{BufMut, Bytes, BytesMut, buf::Limit};
+
+use crate::{
+    error::{LinkError, ProtocolError},
+    frame::{FrameReader, Limits, OutFrame, Prefix, Progress},
+    message::{
+        Assign, Cancel, ErrorReport, Fingerprint, Forward, Goodbye, Hello, Kind, LoadProgress, Message, Ping,
+        Ready, Role, StepResult, Subject, Versions, Welcome,
+    },
+};
+
+/// Frames that may wait to be sent; a peer that makes us queue more does not read.
+const MAX_QUEUED: usize = 1024;
+
+/// How a link introduces itself, and its limits.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Versions to offer.
+    pub versions: Versions,
+    /// Release, for people.
+    pub software: String,
+    /// Name of this node.
+    pub node_id: String,
+    /// This side's checkpoint; `None` if it has not opened one.
+    pub fingerprint: Option<Fingerprint>,
+    /// Unanswered steps on the link; the smaller of the two sides' numbers counts.
+    pub max_in_flight: u32,
+    /// What is accepted from the peer once it has introduced itself.
+    pub limits: Limits,
+    /// From the connection to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// Between two pings.
+    pub ping_interval: Duration,
+    /// Without a byte received, after which the peer counts as lost.
+    pub idle_timeout: Duration,
+    /// From the first byte of a frame to its last.
+    pub frame_timeout: Duration,
+}
+
+impl Config {
+    /// The defaults for a node of this name.
+    pub fn new(node_id: impl Into<String>) -> Config {
+        Config {
+            versions: Versions::OURS,
+            software: concat!("kimi ", env!("CARGO_PKG_VERSION")).into(),
+            node_id: node_id.into(),
+            fingerprint: None,
+            max_in_flight: 16,
+            limits: Limits::default(),
+            handshake_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(10),
+            frame_timeout: Duration::from_secs(120),
+        }
+    }
+
+    fn hello(&self, role: Role) -> Hello {
+        Hello {
+            versions: self.versions,
+            software: self.software.clone(),
+            node_id: self.node_id.clone(),
+            role,
+            fingerprint: self.fingerprint,
+            max_in_flight: self.max_in_flight.max(1),
+            capabilities: Vec::new(),
+        }
+    }
+}
+
+/// Where a link is; the crate's documentation draws it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Hello and welcome are under way.
+    Greeting,
+    /// The worker has no stage.
+    Idle,
+    /// The worker loads its stage.
+    Loading,
+    /// Steps may be sent.
+    Serving,
+    /// Over.
+    Closed,
+}
+
+impl State {
+    /// Whether `from` may send a message of this kind now.
+    fn admits(self, from: Role, kind: Kind) -> bool {
+        use Role::{Coordinator, Worker};
+        match (self, from, kind) {
+            (State::Closed, _, _) => false,
+            (_, _, Kind::Error | Kind::Goodbye) => true,
+            (State::Greeting, Coordinator, Kind::Hello) | (State::Greeting, Worker, Kind::Welcome) => true,
+            (State::Greeting, _, _) => false,
+            (_, _, Kind::Ping | Kind::Pong) => true,
+            (State::Idle | State::Serving, Coordinator, Kind::Assign) => true,
+            (State::Loading, Worker, Kind::LoadProgress | Kind::Ready) => true,
+            (State::Serving, Coordinator, Kind::Forward | Kind::Cancel) => true,
+            (State::Serving, Worker, Kind::Result) => true,
+            _ => false,
+        }
+    }
+}
+
+/// What happened on a link.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The handshake is over.
+    Connected {
+        /// The peer.
+        peer: Hello,
+        /// The version that both speak.
+        version: u16,
+        /// Steps that may be in flight.
+        max_in_flight: usize,
+    },
+    /// To a worker: load these layers.
+    Assigned(Assign),
+    /// To a coordinator: how far the worker is.
+    Progress(LoadProgress),
+    /// To a coordinator: the worker can compute.
+    Ready(Ready),
+    /// To a worker: a step and its input.
+    Forward(Forward, Bytes),
+    /// To a coordinator: the answer to its oldest step.
+    Result(StepResult, Bytes),
+    /// To a worker: what to give up.
+    Cancel(Cancel),
+    /// The peer failed at something; the link goes on.
+    Failed(ErrorReport),
+    /// A ping came back after this time.
+    RoundTrip(Duration),
+    /// The link is over. Always the last event.
+    Closed(LinkError),
+}
+
+/// One end of a link.
+///
+/// Feed it with [`handle_input`](Self::handle_input) (or, without a copy, [`target`](Self::target) and
+/// [`handle_received`](Self::handle_received)) and [`handle_timeout`](Self::handle_timeout); then take all of
+/// [`poll_event`](Self::poll_event) and [`poll_transmit`](Self::poll_transmit).
+pub struct Protocol {
+    config: Config,
+    role: Role,
+    state: State,
+    reader: FrameReader,
+    outgoing: VecDeque<OutFrame>,
+    events: VecDeque<Event>,
+    /// Steps sent and not answered, oldest first; the same on both sides, but for what is under way.
+    in_flight: VecDeque<u64>,
+    max_in_flight: usize,
+    last_step: Option<u64>,
+    clock: Clock,
+}
+
+/// Times of a link, as they were passed in.
+struct Clock {
+    started: Instant,
+    heard: Instant,
+    frame_begun: Option<Instant>,
+    next_ping: Instant,
+    /// The ping that was sent last and not answered yet.
+    pinged: Option<(u64, Instant)>,
+    pings: u64,
+}
+
+impl Protocol {
+    /// The coordinator's end; its hello is ready to be sent.
+    pub fn coordinator(config: Config, now: Instant) -> Result<Protocol, LinkError> {
+        let mut protocol = Protocol::new(Role::Coordinator, config, now);
+        let hello = protocol.config.hello(Role::Coordinator);
+        protocol.push(&Message::Hello(hello), Bytes::new())?;
+        Ok(protocol)
+    }
+
+    /// A worker's end; it waits for a hello.
+    pub fn worker(config: Config, now: Instant) -> Protocol {
+        Protocol::new(Role::Worker, config, now)
+    }
+
+    fn new(role: Role, config: Config, now: Instant) -> Protocol {
+        let clock =
+            Clock { started: now, heard: now, frame_begun: None, next_ping: now, pinged: None, pings: 0 };
+        Protocol {
+            max_in_flight: config.max_in_flight.max(1) as usize,
+            config,
+            role,
+            state: State::Greeting,
+            reader: FrameReader::new(Limits::HANDSHAKE),
+            outgoing: VecDeque::new(),
+            events: VecDeque::new(),
+            in_flight: VecDeque::new(),
+            last_step: None,
+            clock,
+        }
+    }
+
+    /// Where the link is.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The next thing that happened.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// The next frame to send.
+    pub fn poll_transmit(&mut self) -> Option<OutFrame> {
+        self.outgoing.pop_front()
+    }
+
+    /// Sends a message, if the protocol has a place for it now; an error leaves the link as it was.
+    /// Hello, welcome, pings and their answers are sent by the protocol itself.
+    pub fn send(&mut self, message: Message, payload: Bytes) -> Result<(), LinkError> {
+        let kind = message.kind();
+        let own = matches!(kind, Kind::Hello | Kind::Welcome | Kind::Ping | Kind::Pong);
+        if own || !self.state.admits(self.role, kind) {
+            return Err(ProtocolError::OutOfOrder { kind, from: self.role, state: self.state }.into());
+        }
+        let frame = OutFrame::new(&message, payload, &self.config.limits)?;
+        self.advance(self.role, &message)?;
+        self.outgoing.push_back(frame);
+        match message {
+            Message::Goodbye(_) => self.end(LinkError::Closed),
+            Message::Error(report) if report.fatal => self.end(LinkError::Closed),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Where the bytes of the peer belong; see [`FrameReader::target`].
+    pub fn target(&mut self) -> Limit<&mut BytesMut> {
+        self.reader.target()
+    }
+
+    /// Looks at what [`target`](Self::target) has received.
+    pub fn handle_received(&mut self, now: Instant) {
+        self.clock.heard = now;
+        while self.state != State::Closed {
+            let result = match self.reader.poll() {
+                Ok(Progress::NeedMore) => break,
+                Ok(Progress::Prefix(prefix)) => self.admit(prefix),
+                Ok(Progress::Frame(frame)) => {
+                    self.clock.frame_begun = None;
+                    self.on_message(now, frame.message, frame.payload)
+                }
+                Err(error) => Err(error.into()),
+            };
+            if let Err(error) = result {
+                self.abort(error);
+            }
+        }
+        let mid_frame = self.reader.position().is_some();
+        self.clock.frame_begun = if mid_frame { self.clock.frame_begun.or(Some(now)) } else { None };
+    }
+
+    /// Takes in bytes of the peer, copying them.
+    pub fn handle_input(&mut self, now: Instant, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.state != State::Closed {
+            let mut target = self.target();
+            let (taken, rest) = bytes.split_at(bytes.len().min(target.remaining_mut()));
+            target.put_slice(taken);
+            bytes = rest;
+            self.handle_received(now);
+        }
+    }
+
+    /// The stream has ended.
+    pub fn handle_end(&mut self) {
+        let at = self.reader.position().unwrap_or_else(|| format!("while the link was {:?}", self.state));
+        self.end(LinkError::Lost { at });
+    }
+
+    /// Ends the link for a reason from outside the protocol, and tells the peer if that makes sense.
+    pub fn abort(&mut self, error: LinkError) {
+        if self.state == State::Closed {
+            return;
+        }
+        if let Some(code) = error.code() {
+            let report = Message::Error(ErrorReport::fatal(code, error.to_string()));
+            // A report has no part that could be over a limit, and there is no better way to say so.
+            let _ = self.push(&report, Bytes::new());
+        }
+        self.end(error);
+    }
+
+    /// When to call [`handle_timeout`](Self::handle_timeout) at the latest; `None` when closed.
+    pub fn next_timeout(&self) -> Option<Instant> {
+        match self.state {
+            State::Closed => None,
+            State::Greeting => Some(self.clock.started + self.config.handshake_timeout),
+            _ => {
+                let silent = self.clock.heard + self.config.idle_timeout;
+                let stalled = self.clock.frame_begun.map(|begun| begun + self.config.frame_timeout);
+                Some(stalled.map_or(silent, |at| at.min(silent)).min(self.clock.next_ping))
+            }
+        }
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        let Config { handshake_timeout, idle_timeout, frame_timeout, ping_interval, .. } = self.config;
+        let clock = &self.clock;
+        let error = match self.state {
+            State::Closed => return,
+            State::Greeting if now >= clock.started + handshake_timeout => {
+                LinkError::HandshakeTimeout { after: handshake_timeout }
+            }
+            State::Greeting => return,
+            _ if now >= clock.heard + idle_timeout => LinkError::Silent { after: idle_timeout },
+            _ if clock.frame_begun.is_some_and(|begun| now >= begun + frame_timeout) => {
+                LinkError::FrameTimeout { after: frame_timeout }
+            }
+            _ if now >= clock.next_ping => {
+                self.clock.next_ping = now + ping_interval;
+                match self.ping(now) {
+                    Ok(()) => return,
+                    Err(error) => error,
+                }
+            }
+            _ => return,
+        };
+        self.abort(error);
+    }
+
+    /// Refuses a frame before its header and payload are allocated.
+    fn admit(&self, prefix: Prefix) -> Result<(), LinkError> {
+        let (kind, from, state) = (prefix.kind, self.role.peer(), self.state);
+        // Two coordinators greet each other: let the hello in, so that it can be said what is wrong.
+        let greeting = state == State::Greeting && kind == Kind::Hello;
+        match greeting || state.admits(from, kind) {
+            true => Ok(()),
+            false => Err(ProtocolError::OutOfOrder { kind, from, state }.into()),
+        }
+    }
+
+    fn on_message(&mut self, now: Instant, message: Message, payload: Bytes) -> Result<(), LinkError> {
+        self.advance(self.role.peer(), &message)?;
+        let event = match message {
+            Message::Hello(hello) => return self.on_hello(now, hello),
+            Message::Welcome(welcome) => return self.on_welcome(now, welcome),
+            Message::Ping(ping) => return self.push(&Message::Pong(ping), Bytes::new()),
+            Message::Pong(ping) => match self.clock.pinged.take_if(|(nonce, _)| *nonce == ping.nonce) {
+                Some((_, sent)) => Event::RoundTrip(now.saturating_duration_since(sent)),
+                None => return Ok(()), // an answer that was overtaken by a newer ping
+            },
+            Message::Assign(assign) => {
+                self.compare_fingerprints(Some(assign.fingerprint))?;
+                Event::Assigned(assign)
+            }
+            Message::LoadProgress(progress) => Event::Progress(progress),
+            Message::Ready(ready) => Event::Ready(ready),
+            Message::Forward(forward) => Event::Forward(forward, payload),
+            Message::Result(result) => Event::Result(result, payload),
+            Message::Cancel(cancel) => Event::Cancel(cancel),
+            Message::Error(report) if report.fatal => return Err(LinkError::Peer(report)),
+            Message::Error(report) => Event::Failed(report),
+            Message::Goodbye(goodbye) => return Err(LinkError::PeerLeft { reason: goodbye.reason }),
+        };
+        self.events.push_back(event);
+        Ok(())
+    }
+
+    fn on_hello(&mut self, now: Instant, hello: Hello) -> Result<(), LinkError> {
+        if self.role == Role::Coordinator {
+            return Err(ProtocolError::RoleMismatch { found: hello.role, ours: self.role }.into());
+        }
+        let (ours, theirs) = (self.config.versions, hello.versions);
+        let version = ours.common(theirs).ok_or(ProtocolError::VersionMismatch { ours, theirs })?;
+        self.check_peer(&hello)?;
+        let welcome = Welcome { version, hello: self.config.hello(self.role) };
+        self.push(&Message::Welcome(welcome), Bytes::new())?;
+        self.connect(now, hello, version);
+        Ok(())
+    }
+
+    fn on_welcome(&mut self, now: Instant, welcome: Welcome) -> Result<(), LinkError> {
+        let Welcome { version, hello } = welcome;
+        let ours = self.config.versions;
+        if !(ours.min..=ours.max).contains(&version) {
+            let theirs = Versions { min: version, max: version };
+            return Err(ProtocolError::VersionMismatch { ours, theirs }.into());
+        }
+        self.check_peer(&hello)?;
+        self.connect(now, hello, version);
+        Ok(())
+    }
+
+    fn check_peer(&self, hello: &Hello) -> Result<(), LinkError> {
+        if hello.role == self.role {
+            return Err(ProtocolError::RoleMismatch { found: hello.role, ours: self.role }.into());
+        }
+        self.compare_fingerprints(hello.fingerprint)
+    }
+
+    fn compare_fingerprints(&self, theirs: Option<Fingerprint>) -> Result<(), LinkError> {
+        match (self.config.fingerprint, theirs) {
+            (Some(ours), Some(theirs)) if ours != theirs => {
+                Err(ProtocolError::FingerprintMismatch { ours, theirs }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn connect(&mut self, now: Instant, peer: Hello, version: u16) {
+        self.state = State::Idle;
+        self.reader.set_limits(self.config.limits);
+        self.max_in_flight = self.max_in_flight.min(peer.max_in_flight.max(1) as usize);
+        self.clock.next_ping = now; // a first round trip at once
+        self.events.push_back(Event::Connected { peer, version, max_in_flight: self.max_in_flight });
+    }
+
+    /// The effect of a message on the state, whichever side sends it: both follow the same rules.
+    fn advance(&mut self, from: Role, message: &Message) -> Result<(), ProtocolError> {
+        match message {
+            Message::Assign(_) if !self.in_flight.is_empty() => {
+                return Err(ProtocolError::AssignWhileBusy { in_flight: self.in_flight.len() });
+            }
+            Message::Assign(_) => self.state = State::Loading,
+            Message::Ready(_) => self.state = State::Serving,
+            Message::Forward(forward) => self.begin_step(forward.step)?,
+            Message::Result(result) => self.answer_step(result.step)?,
+            Message::Error(report) if !report.fatal => match report.subject {
+                Subject::Link => {}
+                Subject::Assignment if from == Role::Worker && self.state == State::Loading => {
+                    self.state = State::Idle;
+                }
+                Subject::Step(step) if from == Role::Worker => self.answer_step(step)?,
+                _ => {
+                    return Err(ProtocolError::OutOfOrder { kind: Kind::Error, from, state: self.state });
+                }
+            },
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn begin_step(&mut self, step: u64) -> Result<(), ProtocolError> {
+        if let Some(last) = self.last_step.filter(|last| step <= *last) {
+            return Err(ProtocolError::StepNotRising { found: step, last });
+        }
+        if self.in_flight.len() >= self.max_in_flight {
+            return Err(ProtocolError::TooManyInFlight { limit: self.max_in_flight });
+        }
+        self.last_step = Some(step);
+        self.in_flight.push_back(step);
+        Ok(())
+    }
+
+    fn answer_step(&mut self, step: u64) -> Result<(), ProtocolError> {
+        match self.in_flight.front() {
+            Some(expected) if *expected == step => {
+                self.in_flight.pop_front();
+                Ok(())
+            }
+            expected => Err(ProtocolError::StepOutOfOrder { found: step, expected: expected.copied() }),
+        }
+    }
+
+    fn ping(&mut self, now: Instant) -> Result<(), LinkError> {
+        self.clock.pings += 1;
+        let nonce = self.clock.pings;
+        let since = now.saturating_duration_since(self.clock.started);
+        let timestamp_micros = u64::try_from(since.as_micros()).unwrap_or(u64::MAX);
+        self.clock.pinged = Some((nonce, now));
+        self.push(&Message::Ping(Ping { nonce, timestamp_micros }), Bytes::new())
+    }
+
+    fn push(&mut self, message: &Message, payload: Bytes) -> Result<(), LinkError> {
+        if self.outgoing.len() >= MAX_QUEUED && message.kind() != Kind::Error {
+            return Err(ProtocolError::PeerNotReading { queued: self.outgoing.len() }.into());
+        }
+        self.outgoing.push_back(OutFrame::new(message, payload, &self.config.limits)?);
+        Ok(())
+    }
+
+    fn end(&mut self, reason: LinkError) {
+        if self.state != State::Closed {
+            self.state = State::Closed;
+            self.in_flight.clear();
+            self.events.push_back(Event::Closed(reason));
+        }
+    }
+
+    /// A goodbye with this reason; nothing on a closed link.
+    pub fn goodbye(&mut self, reason: impl Into<String>) {
+        // Refused only when the link is closed, which is what is wanted.
+        let _ = self.send(Message::Goodbye(Goodbye { reason: reason.into() }), Bytes::new());
+    }
+}
