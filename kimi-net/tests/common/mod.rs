@@ -1,5 +1,5 @@
 //! Two peers in memory on a virtual clock, and messages to exchange.
-#![allow(dead_code, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::{
     collections::VecDeque,

@@ -1,0 +1,281 @@
+//! Arbitrary input: no panic, and no allocation beyond what the limits allow.
+
+mod common;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+    time::Instant,
+};
+
+use bytes::BufMut;
+use common::*;
+use kimi_net::{
+    frame::{Frame, FrameReader, OutFrame, Progress},
+    *,
+};
+use proptest::{collection::vec, prelude::*};
+
+/// The system's allocator, noting the largest request of each thread.
+struct Noting;
+
+thread_local! {
+    static LARGEST: Cell<usize> = const { Cell::new(0) };
+}
+
+fn note(size: usize) {
+    // Fails only while a thread ends, when nobody asks any more.
+    let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
+}
+
+// SAFETY: every call is handed to the system's allocator unchanged; noting a number allocates nothing.
+unsafe impl GlobalAlloc for Noting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note(layout.size());
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note(size);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Noting = Noting;
+
+/// The largest single allocation that `work` makes.
+fn largest_allocation(work: impl FnOnce()) -> usize {
+    LARGEST.set(0);
+    work();
+    LARGEST.get()
+}
+
+/// Takes all frames out of bytes that arrive `chunk` at a time.
+fn read_all(bytes: &[u8], chunk: usize, limits: Limits) -> Result<Vec<Frame>, FrameError> {
+    let mut reader = FrameReader::new(limits);
+    let mut frames = Vec::new();
+    for mut piece in bytes.chunks(chunk) {
+        while !piece.is_empty() {
+            let mut target = reader.target();
+            let (taken, rest) = piece.split_at(piece.len().min(target.remaining_mut()));
+            target.put_slice(taken);
+            piece = rest;
+            loop {
+                match reader.poll()? {
+                    Progress::NeedMore => break,
+                    Progress::Prefix(_) => {}
+                    Progress::Frame(frame) => frames.push(frame),
+                }
+            }
+        }
+    }
+    Ok(frames)
+}
+
+fn any_dtype() -> impl Strategy<Value = Dtype> {
+    prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
+}
+
+fn any_sequence() -> impl Strategy<Value = SequenceStep> {
+    let outputs = prop_oneof![Just(Outputs::None), Just(Outputs::Last), Just(Outputs::All)];
+    let fields =
+        (any::<u64>(), 0..u32::MAX - 100, 1..20u32, any::<bool>(), vec(any::<u32>(), 0..40), outputs);
+    (fields, vec(any::<u8>(), 0..50)).prop_map(
+        |((id, start, count, with_tokens, pages, outputs), sampling)| {
+            let tokens = if with_tokens { (0..count).collect() } else { Vec::new() };
+            SequenceStep { id, start, count, tokens, pages, outputs, sampling }
+        },
+    )
+}
+
+fn any_forward() -> impl Strategy<Value = (Message, Bytes)> {
+    (any::<u64>(), vec(any_sequence(), 1..5), any_dtype(), 1..40u32).prop_map(
+        |(step, sequences, dtype, cols)| {
+            let rows = sequences.iter().map(|sequence| sequence.count).sum();
+            let payload = vec![7; (u64::from(rows) * u64::from(cols) * dtype.size()) as usize];
+            (Message::Forward(Forward { step, sequences, dtype, rows, cols }), payload.into())
+        },
+    )
+}
+
+fn any_hello() -> impl Strategy<Value = Hello> {
+    let capability =
+        (".{0,20}", vec(any::<u8>(), 0..20)).prop_map(|(name, value)| Capability { name, value });
+    let fields = (0..9u16, 9..99u16, ".{0,30}", any::<bool>(), any::<Option<[u8; 32]>>(), any::<u32>());
+    (fields, vec(capability, 0..4)).prop_map(
+        |((min, max, name, worker, fingerprint, max_in_flight), capabilities)| Hello {
+            versions: Versions { min, max },
+            software: name.clone(),
+            node_id: name,
+            role: if worker { Role::Worker } else { Role::Coordinator },
+            fingerprint: fingerprint.map(Fingerprint),
+            max_in_flight,
+            capabilities,
+        },
+    )
+}
+
+fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
+    let bare = prop_oneof![
+        any_hello().prop_map(Message::Hello),
+        (any::<u16>(), any_hello()).prop_map(|(version, hello)| Message::Welcome(Welcome { version, hello })),
+        (0..60u32, 1..9u32, 1..9u32).prop_map(|(start, layers, cache_pages)| {
+            Message::Assign(Assign { layers: start..start + layers, cache_pages, ..assign() })
+        }),
+        (any::<u64>(), any::<u64>()).prop_map(|(loaded_bytes, total_bytes)| {
+            Message::LoadProgress(LoadProgress { phase: LoadPhase::Warming, loaded_bytes, total_bytes })
+        }),
+        any::<u64>().prop_map(|weight_bytes| Message::Ready(Ready { weight_bytes, ..ready() })),
+        (vec(any::<u64>(), 0..9), vec(any::<u64>(), 0..9))
+            .prop_map(|(steps, sequences)| Message::Cancel(Cancel { steps, sequences })),
+        any::<(u64, u64, bool)>().prop_map(|(nonce, timestamp_micros, back)| {
+            let ping = Ping { nonce, timestamp_micros };
+            if back { Message::Pong(ping) } else { Message::Ping(ping) }
+        }),
+        (any::<u16>(), any::<u64>(), any::<bool>(), ".{0,60}").prop_map(|(code, step, fatal, message)| {
+            let report = ErrorReport::new(code.into(), Subject::Step(step), message);
+            Message::Error(ErrorReport { fatal, ..report })
+        }),
+        ".{0,60}".prop_map(|reason| Message::Goodbye(Goodbye { reason })),
+    ];
+    let answer = (any::<u64>(), 0..9u32, 0..99u32, any_dtype()).prop_map(|(step, rows, cols, dtype)| {
+        let payload = vec![3; (u64::from(rows) * u64::from(cols) * dtype.size()) as usize];
+        (Message::Result(StepResult { dtype, ..result(step, rows, cols) }), Bytes::from(payload))
+    });
+    prop_oneof![3 => bare.prop_map(|message| (message, Bytes::new())), 1 => answer, 1 => any_forward()]
+}
+
+fn encode(messages: &[(Message, Bytes)]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for (message, payload) in messages {
+        let frame = OutFrame::new(message, payload.clone(), &Limits::default()).unwrap();
+        bytes.extend_from_slice(&frame.head);
+        bytes.extend_from_slice(&frame.payload);
+    }
+    bytes
+}
+
+/// Small limits; a decoder may take room for 1 MiB of a collection's elements on its word, as serde does, and
+/// elements in memory are up to 24 times as large as their shortest encoding.
+const SMALL: Limits = Limits { max_header: 4 << 10, max_payload: 8 << 10 };
+const MOST: usize = 1 << 20;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn frames_come_out_as_they_went_in(messages in vec(any_message(), 1..6), chunk in 1..200usize) {
+        let frames = read_all(&encode(&messages), chunk, Limits::default()).unwrap();
+        prop_assert_eq!(frames.len(), messages.len());
+        for (frame, (message, payload)) in frames.iter().zip(&messages) {
+            prop_assert_eq!(&frame.message, message);
+            prop_assert_eq!(&frame.payload, payload);
+            prop_assert!(payload.is_empty() || frame.payload.as_ptr() as usize % PAYLOAD_ALIGNMENT == 0);
+        }
+    }
+
+    #[test]
+    fn garbage_after_a_true_prefix(kind in 0..14u16, header in 0..5000u32, payload in any::<u64>(),
+                                   shift in 0..64u32, bytes in vec(any::<u8>(), 0..6000)) {
+        let mut input = prefix(1, kind, header, payload >> shift);
+        input.extend(bytes);
+        let largest = largest_allocation(|| drop(read_all(&input, 512, SMALL)));
+        prop_assert!(largest <= MOST, "{largest} bytes at once");
+    }
+
+    #[test]
+    fn true_frames_with_wrong_bytes(messages in vec(any_message(), 1..4),
+                                    wrong in vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
+        let mut bytes = encode(&messages);
+        for (at, byte) in wrong {
+            let at = at.index(bytes.len());
+            bytes[at] = byte;
+        }
+        let largest = largest_allocation(|| drop(read_all(&bytes, 100, SMALL)));
+        prop_assert!(largest <= MOST, "{largest} bytes at once");
+    }
+
+    /// Both roles, in each state, against anything: they end in an error or wait for more.
+    #[test]
+    fn a_protocol_survives_any_stream(messages in vec(any_message(), 0..5), state in 0..4usize,
+                                      garbage in vec(any::<u8>(), 0..100), chunk in 1..300usize) {
+        for who in [COORDINATOR, WORKER] {
+            let mut pair = match state {
+                0 => Pair::plain(),
+                3 => Pair::serving(),
+                _ => {
+                    let mut pair = Pair::plain();
+                    pair.settle();
+                    if state == 2 {
+                        pair.send(COORDINATOR, Message::Assign(assign()));
+                        pair.settle();
+                    }
+                    pair
+                }
+            };
+            let mut bytes = encode(&messages);
+            bytes.extend(&garbage);
+            let peer = &mut pair.peers[who];
+            let largest = largest_allocation(|| bytes.chunks(chunk).for_each(|piece| {
+                peer.handle_input(Instant::now(), piece);
+                peer.handle_timeout(Instant::now());
+            }));
+            prop_assert!(largest <= MOST, "{largest} bytes at once");
+            peer.handle_end();
+            prop_assert_eq!(peer.state(), State::Closed);
+            let events: Vec<Event> = std::iter::from_fn(|| peer.poll_event()).collect();
+            let ends = events.iter().filter(|event| matches!(event, Event::Closed(_))).count();
+            prop_assert!(ends == 1 && matches!(events.last(), Some(Event::Closed(_))), "{events:?}");
+        }
+    }
+}
+
+#[test]
+fn a_truncated_stream_gives_no_frame_and_no_error() {
+    let bytes = encode(&[(Message::Forward(forward(1, 2, 4)), hidden(2, 4))]);
+    for end in 0..bytes.len() {
+        assert_eq!(read_all(&bytes[..end], 5, Limits::default()), Ok(Vec::new()), "{end}");
+    }
+    assert_eq!(read_all(&bytes, 5, Limits::default()).unwrap().len(), 1);
+}
+
+#[test]
+fn a_claim_alone_does_not_allocate() {
+    // A step of 1 GiB, of which the head and 100 KB come.
+    let header = postcard::to_stdvec(&forward(1, 37_449, 7168)).unwrap();
+    let claimed = 37_449 * 7168 * 4;
+    let mut input = prefix(1, Kind::Forward.number(), header.len() as u32, claimed);
+    input.extend(header);
+    input.extend([0; 100_000]);
+    let mut reader = FrameReader::new(Limits::default());
+    let largest = largest_allocation(|| {
+        let mut rest = &input[..];
+        while !rest.is_empty() {
+            let mut target = reader.target();
+            let (taken, left) = rest.split_at(rest.len().min(target.remaining_mut()));
+            target.put_slice(taken);
+            rest = left;
+            while let Progress::Prefix(_) = reader.poll().unwrap() {}
+        }
+    });
+    assert!(largest <= (16 << 20) + 64, "{largest} bytes at once");
+    assert!(reader.position().unwrap().contains("100000 of 1073737728"), "{:?}", reader.position());
+}
+
+#[test]
+fn a_large_payload_grows_and_stays_aligned() {
+    let rows = 40 << 20 >> 12; // 40 MiB of rows of 4 KiB
+    let payload: Bytes = (0..rows * 1024).flat_map(|i: u32| i.to_le_bytes()).collect::<Vec<u8>>().into();
+    let bytes = encode(&[(Message::Forward(forward(1, rows, 1024)), payload.clone())]);
+    let mut frames = Vec::new();
+    let largest = largest_allocation(|| frames = read_all(&bytes, 1 << 20, Limits::default()).unwrap());
+    assert!(largest <= payload.len() + 64, "{largest} bytes at once");
+    assert!(frames[0].payload == payload);
+    assert_eq!(frames[0].payload.as_ptr() as usize % PAYLOAD_ALIGNMENT, 0);
+}
