@@ -47,6 +47,7 @@ pub struct Tensor {
 #[derive(Debug, Clone)]
 enum Files {
     Folder(PathBuf),
+    #[cfg_attr(not(feature = "tiny"), expect(dead_code, reason = "made by kimi_tiny only"))]
     Embedded(&'static [(&'static str, &'static [u8])]),
 }
 
@@ -115,7 +116,9 @@ impl Checkpoint {
     /// [`CheckpointError`] names the file, what was found and what to do.
     pub fn open(folder: impl AsRef<Path>) -> Result<Self, CheckpointError> {
         let folder = folder.as_ref();
-        let name = folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let name = folder
+            .file_name()
+            .map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
         Self::from_files(name, Files::Folder(folder.to_owned()))
     }
 
@@ -137,7 +140,8 @@ impl Checkpoint {
             Some(index) => index.shards()?,
             None => files.glob_shards()?,
         };
-        let mut checkpoint = Self { name, files, config, tensors: HashMap::new(), shards: Vec::new(), bytes: 0 };
+        let mut checkpoint =
+            Self { name, files, config, tensors: HashMap::new(), shards: Vec::new(), bytes: 0 };
         for shard in shards {
             checkpoint.add_shard(shard, index.as_ref())?;
         }
@@ -222,7 +226,8 @@ impl Checkpoint {
     pub fn eos_ids(&self) -> Result<Vec<u32>, CheckpointError> {
         let mut ids = self.config.eos_token_id.clone();
         if let Some(bytes) = self.file("generation_config.json")? {
-            let config = |source| CheckpointError::Config { name: "generation_config.json".to_owned(), source };
+            let config =
+                |source| CheckpointError::Config { name: "generation_config.json".to_owned(), source };
             let json: Map<String, Value> =
                 serde_json::from_slice(&bytes).map_err(|e| config(ConfigError::Json(e.to_string())))?;
             ids.extend(token_ids(json.get("eos_token_id")).map_err(config)?);
@@ -272,9 +277,10 @@ impl Files {
                 match std::fs::metadata(&path) {
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
                     Err(e) => Err(io(e)),
-                    Ok(m) if m.len() > MAX_JSON_BYTES => {
-                        Err(io(std::io::Error::other(format!("{} bytes, expected at most {MAX_JSON_BYTES}", m.len()))))
-                    }
+                    Ok(m) if m.len() > MAX_JSON_BYTES => Err(io(std::io::Error::other(format!(
+                        "{} bytes, expected at most {MAX_JSON_BYTES}",
+                        m.len()
+                    )))),
                     Ok(_) => Ok(Some(std::fs::read(&path).map_err(io)?.into())),
                 }
             }
@@ -295,7 +301,9 @@ impl Files {
     fn glob_shards(&self) -> Result<Vec<String>, CheckpointError> {
         let is_shard = |n: &str| n.starts_with("model") && n.ends_with(".safetensors");
         let mut shards: Vec<String> = match self {
-            Self::Embedded(files) => files.iter().map(|(n, _)| (*n).to_owned()).filter(|n| is_shard(n)).collect(),
+            Self::Embedded(files) => {
+                files.iter().map(|(n, _)| (*n).to_owned()).filter(|n| is_shard(n)).collect()
+            }
             Self::Folder(folder) => {
                 let io = |source| CheckpointError::Io { path: folder.clone(), source };
                 let entries = std::fs::read_dir(folder).map_err(io)?;
@@ -352,9 +360,12 @@ impl Index {
         if shards.is_empty() {
             return Err(CheckpointError::Index("weight_map is empty".to_owned()));
         }
-        let outside = |s: &&String| Path::new(s).components().count() != 1 || s.contains(['/', '\\']) || *s == "..";
+        let outside =
+            |s: &&String| Path::new(s).components().count() != 1 || s.contains(['/', '\\']) || *s == "..";
         match shards.iter().find(outside) {
-            Some(bad) => Err(CheckpointError::Index(format!("{bad:?} is not the name of a file in this folder"))),
+            Some(bad) => {
+                Err(CheckpointError::Index(format!("{bad:?} is not the name of a file in this folder")))
+            }
             None => Ok(shards),
         }
     }
@@ -375,7 +386,8 @@ impl Index {
 fn read_shard(shard: &str, data: &Bytes) -> Result<Vec<(String, Tensor)>, CheckpointError> {
     let damaged =
         |reason: String| CheckpointError::Shard { shard: shard.to_owned(), bytes: data.len() as u64, reason };
-    let (header, metadata) = SafeTensors::read_metadata(data).map_err(|e| damaged(explain(data, &e.to_string())))?;
+    let (header, metadata) =
+        SafeTensors::read_metadata(data).map_err(|e| damaged(explain(data, &e.to_string())))?;
     let start = 8 + header;
     check_unique_keys(&data[8..start]).map_err(damaged)?;
     let slice = |Range { start: a, end: b }: Range<usize>| data.slice(start + a..start + b);

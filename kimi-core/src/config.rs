@@ -160,10 +160,11 @@ impl ModelConfig {
         let model_type = root.get("model_type").and_then(Value::as_str).unwrap_or("").to_owned();
         let text = match model_type.as_str() {
             "kimi_k2" | "deepseek_v3" => None,
-            "kimi_k25" => Some(root.get("text_config").and_then(Value::as_object).ok_or(ConfigError::Missing(
-                "text_config",
-                model_type.clone(),
-            ))?),
+            "kimi_k25" => Some(
+                root.get("text_config")
+                    .and_then(Value::as_object)
+                    .ok_or(ConfigError::Missing("text_config", model_type.clone()))?,
+            ),
             _ => return Err(ConfigError::Architecture { found: model_type }),
         };
         Keys { text: text.unwrap_or(&root), root: &root, model_type: &model_type }.config()

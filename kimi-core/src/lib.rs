@@ -2,15 +2,34 @@
 //!
 //! This crate holds everything between a folder of safetensors and a stream of words, and knows no socket, no HTTP
 //! and no async runtime: embed it in any program.
+//!
+//! From the top down: [`ChatModel`] answers chats; [`engine`] generates many sequences at once; [`pipeline`] runs
+//! batches through [`stage`]s; a stage runs the [`model`] on a [`Backend`](kimi_quant::Backend).
 #![warn(missing_docs)]
 
 pub mod batch;
+pub mod chat;
+pub mod chat_model;
 pub mod checkpoint;
 pub mod config;
+pub mod detokenizer;
+pub mod engine;
 pub mod model;
+pub mod pages;
+pub mod pipeline;
 pub mod plan;
+#[cfg(feature = "reference")]
+pub mod reference;
 pub mod rope;
+pub mod sampler;
+pub mod scheduler;
 pub mod stage;
 #[cfg(feature = "tiny")]
 mod tiny;
+pub mod tokenizer;
 pub mod weights;
+
+pub use chat_model::{
+    ChatError, ChatEvent, ChatGeneration, ChatModel, ChatRequest, ModelError, ModelOptions,
+};
+pub use checkpoint::Checkpoint;

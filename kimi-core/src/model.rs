@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use kimi_quant::{
-    Backend, BackendError, CacheShape, FloatType, HeadShape, LatentProjections, Norm, PackedMatrix, Rope, Router,
-    TokenLayout,
+    Backend, BackendError, CacheShape, FloatType, HeadShape, LatentProjections, Norm, PackedMatrix, Rope,
+    Router, TokenLayout,
 };
 
 use crate::config::ModelConfig;

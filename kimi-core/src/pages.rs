@@ -18,7 +18,9 @@ pub struct PagePool {
 
 /// A page that is released or shared without being held: a mistake of the caller, never of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("cache page {page} is not held by anyone ({pages} pages in the pool): it can be neither shared nor released")]
+#[error(
+    "cache page {page} is not held by anyone ({pages} pages in the pool): it can be neither shared nor released"
+)]
 pub struct PageError {
     /// The page named.
     pub page: PageId,

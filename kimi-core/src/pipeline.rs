@@ -52,7 +52,9 @@ pub struct StepOutput {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PipelineError {
     /// The stages do not make up a model.
-    #[error("stage {stage} of {stages}: {what} is {found}, expected {expected}; the placement does not cover the model")]
+    #[error(
+        "stage {stage} of {stages}: {what} is {found}, expected {expected}; the placement does not cover the model"
+    )]
     Spans {
         /// Index of the stage.
         stage: usize,
@@ -183,7 +185,9 @@ impl Drop for PipelineInput {
     fn drop(&mut self) {
         self.work = None;
         if self.threads.recv_timeout(DROP_WAIT) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!("a stage is still busy {DROP_WAIT:?} after its pipeline was dropped; not waiting for it");
+            tracing::warn!(
+                "a stage is still busy {DROP_WAIT:?} after its pipeline was dropped; not waiting for it"
+            );
         }
     }
 }

@@ -287,7 +287,10 @@ mod tests {
     #[test]
     fn refuses_more_nodes_than_layers() {
         let nodes = [node("a", 10), node("b", 10)];
-        assert_eq!(Plan::new(&bytes(vec![1]), &nodes, 0), Err(PlanError::TooManyNodes { nodes: 2, layers: 1 }));
+        assert_eq!(
+            Plan::new(&bytes(vec![1]), &nodes, 0),
+            Err(PlanError::TooManyNodes { nodes: 2, layers: 1 })
+        );
         assert_eq!(Plan::new(&bytes(vec![1]), &[], 0), Err(PlanError::NoNodes));
     }
 

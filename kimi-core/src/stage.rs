@@ -10,7 +10,7 @@ use crate::batch::{Batch, Output, SequenceId};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
-use crate::sampler::{self, Sampled};
+use crate::sampler::{self, Draw, Sampled};
 use crate::weights::{WeightError, Weights};
 
 /// Which part of the model a stage holds.
@@ -131,10 +131,10 @@ pub struct Stage<B: Backend> {
     geometry: Geometry,
     span: StageSpan,
     page_tokens: usize,
-    embedding: Option<B::Matrix>,          // [V, H], first stage
-    layers: Vec<DeviceLayer<B>>,           // span.layers
-    caches: Vec<B::Cache>,                 // one a layer
-    head: Option<DeviceHead<B>>,           // last stage
+    embedding: Option<B::Matrix>, // [V, H], first stage
+    layers: Vec<DeviceLayer<B>>,  // span.layers
+    caches: Vec<B::Cache>,        // one a layer
+    head: Option<DeviceHead<B>>,  // last stage
 }
 
 impl<B: Backend> std::fmt::Debug for Stage<B> {
@@ -225,7 +225,16 @@ impl<B: Backend> Stage<B> {
         let mut x = self.input(batch, input)?; // [T, H]
         for (i, layer) in self.layers.iter().enumerate() {
             let (index, cache) = (self.span.layers.start + i, &mut self.caches[i]);
-            forward_layer(self.backend.as_ref(), index, layer, &self.geometry, cache, &layout, &mut x, &mut trace)?;
+            forward_layer(
+                self.backend.as_ref(),
+                index,
+                layer,
+                &self.geometry,
+                cache,
+                &layout,
+                &mut x,
+                &mut trace,
+            )?;
         }
         match &self.head {
             None => Ok(StageOutput::Hidden(Hidden {
@@ -261,7 +270,9 @@ impl<B: Backend> Stage<B> {
                     )));
                 }
                 match bytemuck::try_cast_slice(&hidden.data) {
-                    Ok(values) if cfg!(target_endian = "little") => Ok(self.backend.upload(rows, cols, values)?),
+                    Ok(values) if cfg!(target_endian = "little") => {
+                        Ok(self.backend.upload(rows, cols, values)?)
+                    }
                     _ => Ok(self.backend.upload(rows, cols, &bytes_to_floats(&hidden.data))?),
                 }
             }
@@ -293,7 +304,13 @@ fn outputs(batch: &Batch, mut logits: Vec<f32>, vocab: usize) -> Result<Vec<Sequ
         rest = others;
         outputs.push(match &s.output {
             Output::Sample(sampling) => {
-                let sampled = sampler::sample(own, sampling)?;
+                let draw = Draw {
+                    history: &sampling.history,
+                    uniform: sampling.uniform,
+                    top_logprobs: sampling.top_logprobs.into(),
+                    allowed: None,
+                };
+                let sampled = sampler::sample(own, &sampling.params, &draw)?;
                 SequenceOutput { id: s.id, sampled: Some(sampled), logits: Vec::new() }
             }
             _ => SequenceOutput { id: s.id, sampled: None, logits: own.to_vec() },

@@ -54,7 +54,9 @@ pub enum WeightError {
         fits: String,
     },
     /// The config's entry contradicts the tensors.
-    #[error("{module}: config.json says {said}, but the tensors are stored as {stored}. Remove or correct the entry")]
+    #[error(
+        "{module}: config.json says {said}, but the tensors are stored as {stored}. Remove or correct the entry"
+    )]
     Entry {
         /// The module.
         module: String,
@@ -206,7 +208,13 @@ impl<'a> Weights<'a> {
     }
 
     /// A projection of every expert: stacked, or one by one.
-    fn experts(&self, path: &str, name: &str, rows: usize, cols: usize) -> Result<Vec<PackedMatrix>, WeightError> {
+    fn experts(
+        &self,
+        path: &str,
+        name: &str,
+        rows: usize,
+        cols: usize,
+    ) -> Result<Vec<PackedMatrix>, WeightError> {
         let n = self.config.n_routed_experts;
         let stacked = format!("{path}.switch_mlp.{name}");
         if self.has_module(&stacked) {
@@ -259,7 +267,8 @@ impl<'a> Weights<'a> {
             return packed(module, rows, cols, float, [weight.data.clone(), Bytes::new(), Bytes::new()]);
         };
         if weight.dtype != Dtype::U32 {
-            let what = format!("has scales, so its weight should be packed in U32, but it is {:?}", weight.dtype);
+            let what =
+                format!("has scales, so its weight should be packed in U32, but it is {:?}", weight.dtype);
             return Err(WeightError::Unsupported { module: module.to_owned(), what });
         }
         for (name, tensor) in [("weight", weight), ("scales", scales)] {
@@ -270,7 +279,9 @@ impl<'a> Weights<'a> {
         let format = self.stored_format(module, weight, scales, cols)?;
         self.check_entry(module, format)?;
         let biases = match (part("biases"), format) {
-            (Some(biases), Format::Affine { .. }) if biases.shape == scales.shape && biases.dtype == scales.dtype => {
+            (Some(biases), Format::Affine { .. })
+                if biases.shape == scales.shape && biases.dtype == scales.dtype =>
+            {
                 biases.data.clone()
             }
             (Some(biases), Format::Affine { .. }) => {
@@ -291,11 +302,18 @@ impl<'a> Weights<'a> {
     }
 
     /// Format from the shapes, with the architecture's input width: `bits = 32 words / in`, `group = in / groups`.
-    fn stored_format(&self, module: &str, weight: &Tensor, scales: &Tensor, cols: usize) -> Result<Format, WeightError> {
+    fn stored_format(
+        &self,
+        module: &str,
+        weight: &Tensor,
+        scales: &Tensor,
+        cols: usize,
+    ) -> Result<Format, WeightError> {
         let words = weight.shape.last().copied().unwrap_or(0);
         let groups = scales.shape.last().copied().unwrap_or(0);
         let no_width = || {
-            let fits = BitWidth::ALL.map(|b| format!("{} bits = {} words", b.bits(), (cols * b.bits()).div_ceil(32)));
+            let fits = BitWidth::ALL
+                .map(|b| format!("{} bits = {} words", b.bits(), (cols * b.bits()).div_ceil(32)));
             let (module, fits) = (module.to_owned(), fits.join(", "));
             WeightError::NoWidth { module, words, groups, cols, fits }
         };
@@ -322,7 +340,8 @@ impl<'a> Weights<'a> {
     /// An entry of the config for this very module must agree with the tensors; the global values need not.
     fn check_entry(&self, module: &str, stored: Format) -> Result<(), WeightError> {
         let quantization = &self.config.quantization;
-        let entry = quantization.entry(module).or_else(|| quantization.entry(&format!("{}{module}", self.prefix)));
+        let entry =
+            quantization.entry(module).or_else(|| quantization.entry(&format!("{}{module}", self.prefix)));
         let Some(QuantEntry { bits, group_size, mode }) = entry else { return Ok(()) };
         let stored_mode = match stored {
             Format::Mxfp4 => "mxfp4",
@@ -338,7 +357,13 @@ impl<'a> Weights<'a> {
     }
 
     /// compressed-tensors `pack-quantized`: symmetric INT4, offset 8.
-    fn compressed(&self, module: &str, weight: &Tensor, rows: usize, cols: usize) -> Result<PackedMatrix, WeightError> {
+    fn compressed(
+        &self,
+        module: &str,
+        weight: &Tensor,
+        rows: usize,
+        cols: usize,
+    ) -> Result<PackedMatrix, WeightError> {
         let name = format!("{module}.weight_scale");
         let scales = self.tensor(&name).ok_or_else(|| self.missing(module, &name))?;
         let words = weight.shape.last().copied().unwrap_or(0);
@@ -347,10 +372,16 @@ impl<'a> Weights<'a> {
         }
         let groups = scales.shape.last().copied().unwrap_or(0);
         if leading(scales) != rows || groups == 0 || !cols.is_multiple_of(groups) {
-            return Err(shape(module, "weight_scale", scales, format!("[{rows}, {}] for groups of 32", cols / 32)));
+            return Err(shape(
+                module,
+                "weight_scale",
+                scales,
+                format!("[{rows}, {}] for groups of 32", cols / 32),
+            ));
         }
         if self.tensor(&format!("{module}.weight_zero_point")).is_some() {
-            let what = "has zero points; kimi reads symmetric INT4 only. Convert the checkpoint with mlx_lm.convert";
+            let what =
+                "has zero points; kimi reads symmetric INT4 only. Convert the checkpoint with mlx_lm.convert";
             return Err(WeightError::Unsupported { module: module.to_owned(), what: what.to_owned() });
         }
         let format = Format::Int4 { group: cols / groups, scales: float_type(module, scales.dtype)? };
@@ -378,7 +409,13 @@ fn leading(tensor: &Tensor) -> usize {
     tensor.shape.split_last().map_or(0, |(_, rest)| rest.iter().product())
 }
 
-fn packed(module: &str, rows: usize, cols: usize, format: Format, parts: [Bytes; 3]) -> Result<PackedMatrix, WeightError> {
+fn packed(
+    module: &str,
+    rows: usize,
+    cols: usize,
+    format: Format,
+    parts: [Bytes; 3],
+) -> Result<PackedMatrix, WeightError> {
     let [weight, scales, biases] = parts;
     PackedMatrix::new(rows, cols, format, weight, scales, biases)
         .map_err(|source| WeightError::Format { module: module.to_owned(), source })

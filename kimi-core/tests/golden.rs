@@ -32,7 +32,12 @@ impl Golden {
     }
 
     fn bytes(&self, name: &str) -> Vec<u8> {
-        SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap_or_else(|e| panic!("{name}: {e}")).data().to_vec()
+        SafeTensors::deserialize(&self.0)
+            .unwrap()
+            .tensor(name)
+            .unwrap_or_else(|e| panic!("{name}: {e}"))
+            .data()
+            .to_vec()
     }
 
     fn floats(&self, name: &str) -> Vec<f32> {
@@ -97,8 +102,7 @@ fn layers(model: &str, golden: &str, split_layout: bool) {
             let what = |part: &str| format!("{model} {prompt} layer {l} {part}");
             let name = |part: &str| format!("{prompt}.layer{l}.{part}");
             // A one-layer stage; the first and the last one are wrapped by embedding and head.
-            let mut stage =
-                Stage::load(&checkpoint, backend.clone(), l..l + 1, CACHE, &mut |_| {}).unwrap();
+            let mut stage = Stage::load(&checkpoint, backend.clone(), l..l + 1, CACHE, &mut |_| {}).unwrap();
             let mut seen = Seen::default();
             let given = (l > 0).then(|| hidden(&input, h));
             let output = stage.forward(&batch, given, Some(&mut seen)).unwrap();
@@ -114,9 +118,18 @@ fn layers(model: &str, golden: &str, split_layout: bool) {
                 }
             }
             if prompt == "p7" {
-                let attention: Vec<f32> = seen.after_attention.iter().zip(&input).map(|(y, x)| y - x).collect();
+                let attention: Vec<f32> =
+                    seen.after_attention.iter().zip(&input).map(|(y, x)| y - x).collect();
                 close(&what("attention"), &attention, &golden.floats(&name("attn_out")), 1e-4);
-                check_cache(&what("cache"), &stage, &batch, &golden, &name, split_layout, config.kv_lora_rank);
+                check_cache(
+                    &what("cache"),
+                    &stage,
+                    &batch,
+                    &golden,
+                    &name,
+                    split_layout,
+                    config.kv_lora_rank,
+                );
             }
             if config.is_moe(l) {
                 let (ids, weights) = sorted(seen.routing.unwrap(), config.num_experts_per_tok);

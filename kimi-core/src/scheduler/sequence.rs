@@ -30,7 +30,9 @@ pub enum RequestError {
     #[error("the prompt has no tokens; give it at least one (a chat template adds its own)")]
     EmptyPrompt,
     /// A token that the model does not have.
-    #[error("token {position} of the prompt is {token}, but the model's ids end at {last}; use the model's own tokenizer")]
+    #[error(
+        "token {position} of the prompt is {token}, but the model's ids end at {last}; use the model's own tokenizer"
+    )]
     Token {
         /// Index in the prompt.
         position: usize,
@@ -58,9 +60,6 @@ pub enum RequestError {
     /// No token is asked for.
     #[error("max_tokens is 0; ask for at least 1, or leave it out to generate until the model stops")]
     MaxTokens,
-    /// Parameters of the sampler out of range.
-    #[error(transparent)]
-    Sampling(#[from] crate::sampler::SampleError),
 }
 
 /// How a sequence ended.
@@ -80,8 +79,13 @@ pub enum SequenceError {
     /// A stage did not compute its batch.
     #[error(transparent)]
     Stage(#[from] StageError),
+    /// The scheduler refused it.
+    #[error(transparent)]
+    Refused(#[from] RequestError),
     /// The last stage left the sequence out.
-    #[error("step {step}: the last stage returned no token for a sequence that asked for one; its version may differ")]
+    #[error(
+        "step {step}: the last stage returned no token for a sequence that asked for one; its version may differ"
+    )]
     NoToken {
         /// The step.
         step: u64,
@@ -153,7 +157,6 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    /// `limit`: most tokens that a sequence can have.
     pub(super) fn new(id: SequenceId, new: NewSequence, limit: usize) -> Self {
         let prompt = new.prompt.len();
         let end = new.max_tokens.map_or(limit, |max| prompt.saturating_add(max as usize).min(limit));
@@ -230,5 +233,12 @@ impl Sequence {
             uniform: uniform(self.seed, self.tokens.len() as u64),
             top_logprobs: self.top_logprobs,
         }
+    }
+
+    /// The last `repetition_context` tokens of prompt and answer, as mlx-lm counts them for all three penalties; none
+    /// if no penalty is set.
+    fn history(&self) -> Vec<u32> {
+        let first = self.tokens.len().saturating_sub(self.params.history_needed());
+        self.tokens[first..].to_vec()
     }
 }

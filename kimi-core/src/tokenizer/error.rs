@@ -99,7 +99,9 @@ pub enum TokenizerError {
         next: u32,
     },
     /// A single byte is no token, so some texts could not be encoded.
-    #[error("tiktoken.model: the single byte 0x{0:02x} is not a token, so a text that holds it could not be encoded")]
+    #[error(
+        "tiktoken.model: the single byte 0x{0:02x} is not a token, so a text that holds it could not be encoded"
+    )]
     MissingByte(u8),
     /// `tokenizer_config.json` cannot be read.
     #[error("tokenizer_config.json: {0}")]
@@ -115,7 +117,9 @@ pub enum TokenizerError {
         second: u32,
     },
     /// A special token's name is too short or too long to be told from text.
-    #[error("tokenizer_config.json: special token {id} is named {name:?}; expected a name of 2 to {limit} characters")]
+    #[error(
+        "tokenizer_config.json: special token {id} is named {name:?}; expected a name of 2 to {limit} characters"
+    )]
     SpecialName {
         /// The id.
         id: u32,

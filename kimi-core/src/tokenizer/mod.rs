@@ -154,7 +154,11 @@ impl Tokenizer {
 
     fn encode_as(&self, text: &str, control: Control<'_>) -> Result<Vec<u32>, TokenizerError> {
         if text.len() > MAX_TEXT_BYTES {
-            return Err(TokenizerError::TooLarge { what: "the text", found: text.len(), limit: MAX_TEXT_BYTES });
+            return Err(TokenizerError::TooLarge {
+                what: "the text",
+                found: text.len(),
+                limit: MAX_TEXT_BYTES,
+            });
         }
         let mut ids = Vec::with_capacity(text.len() / 3);
         for part in cut_long(text) {
@@ -173,7 +177,12 @@ impl Tokenizer {
     }
 
     /// The first control token's name that stands wholly in `range` and counts: where, its id, its name.
-    fn next_control(&self, text: &str, range: std::ops::Range<usize>, control: Control<'_>) -> Option<(usize, u32, &str)> {
+    fn next_control(
+        &self,
+        text: &str,
+        range: std::ops::Range<usize>,
+        control: Control<'_>,
+    ) -> Option<(usize, u32, &str)> {
         let fences = match control {
             Control::None => return None,
             Control::All => &[][..],

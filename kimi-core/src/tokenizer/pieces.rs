@@ -31,8 +31,8 @@ pub(super) struct PreTokenizer {
 
 impl PreTokenizer {
     pub(super) fn new() -> Result<Self, TokenizerError> {
-        let regex =
-            Regex::new(PATTERN).map_err(|e| TokenizerError::Regex { at: 0, reason: e.description().to_owned() })?;
+        let regex = Regex::new(PATTERN)
+            .map_err(|e| TokenizerError::Regex { at: 0, reason: e.description().to_owned() })?;
         Ok(Self { regex })
     }
 
@@ -62,7 +62,12 @@ impl PreTokenizer {
         Ok(())
     }
 
-    fn find(&self, text: &str, at: usize, region: &mut Region) -> Result<Option<Range<usize>>, TokenizerError> {
+    fn find(
+        &self,
+        text: &str,
+        at: usize,
+        region: &mut Region,
+    ) -> Result<Option<Range<usize>>, TokenizerError> {
         let options = SearchOptions::SEARCH_OPTION_NONE;
         let found = self
             .regex

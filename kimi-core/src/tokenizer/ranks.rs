@@ -25,7 +25,11 @@ impl Ranks {
     /// Reads and checks a whole file. The order of its lines does not matter; blank lines are skipped, as tiktoken does.
     pub(super) fn parse(file: &[u8]) -> Result<Self, TokenizerError> {
         if file.len() > MAX_FILE_BYTES {
-            return Err(TokenizerError::TooLarge { what: "tiktoken.model", found: file.len(), limit: MAX_FILE_BYTES });
+            return Err(TokenizerError::TooLarge {
+                what: "tiktoken.model",
+                found: file.len(),
+                limit: MAX_FILE_BYTES,
+            });
         }
         let mut entries = Vec::new();
         for (number, line) in file.split(|&b| b == b'\n').enumerate() {
@@ -145,7 +149,11 @@ fn check_ranks(entries: &[Entry]) -> Result<(), TokenizerError> {
     for (expected, entry) in entries.iter().enumerate() {
         let found = entry.rank as usize;
         if found < expected {
-            return Err(TokenizerError::DuplicateRank { line: entry.line, first: previous_line, rank: entry.rank });
+            return Err(TokenizerError::DuplicateRank {
+                line: entry.line,
+                first: previous_line,
+                rank: entry.rank,
+            });
         }
         if found > expected {
             return Err(TokenizerError::Gap { missing: expected as u32, line: entry.line, next: entry.rank });

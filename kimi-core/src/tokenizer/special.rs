@@ -94,10 +94,13 @@ impl SpecialTokens {
             Some(table) => {
                 for (key, token) in table {
                     let id: u32 = key.parse().map_err(|_| {
-                        TokenizerError::Config(format!("added_tokens_decoder: expected a token id as key, found {key:?}"))
+                        TokenizerError::Config(format!(
+                            "added_tokens_decoder: expected a token id as key, found {key:?}"
+                        ))
                     })?;
                     // Moonshot's tokenizer reads this table only for the special ids.
-                    let Some(at) = id.checked_sub(first).map(|o| o as usize).filter(|&o| o < SPECIAL_TOKENS) else {
+                    let Some(at) = id.checked_sub(first).map(|o| o as usize).filter(|&o| o < SPECIAL_TOKENS)
+                    else {
                         continue;
                     };
                     names[at].clone_from(&token.content);
@@ -118,7 +121,12 @@ impl SpecialTokens {
         Self::index(first, names, hidden, &eos_name)
     }
 
-    fn index(first: u32, names: Vec<String>, hidden: Vec<bool>, eos_name: &str) -> Result<Self, TokenizerError> {
+    fn index(
+        first: u32,
+        names: Vec<String>,
+        hidden: Vec<bool>,
+        eos_name: &str,
+    ) -> Result<Self, TokenizerError> {
         let mut by_name = HashMap::with_capacity(names.len());
         let mut by_first_byte = vec![Vec::new(); 256];
         for (offset, name) in names.iter().enumerate() {
@@ -128,7 +136,11 @@ impl SpecialTokens {
                 return Err(TokenizerError::SpecialName { id, name: shown, limit: MAX_NAME_CHARS });
             }
             if let Some(other) = by_name.insert(name.clone(), id) {
-                return Err(TokenizerError::DuplicateSpecial { name: name.clone(), first: other, second: id });
+                return Err(TokenizerError::DuplicateSpecial {
+                    name: name.clone(),
+                    first: other,
+                    second: id,
+                });
             }
             by_first_byte[usize::from(name.as_bytes()[0])].push(offset as u16);
         }
@@ -173,10 +185,12 @@ impl SpecialTokens {
     pub(crate) fn at(&self, text: &[u8], at: usize) -> Option<(u32, &str)> {
         let rest = text.get(at..)?;
         let candidates = &self.by_first_byte[usize::from(*rest.first()?)];
-        candidates.iter().map(|&o| usize::from(o)).find(|&o| rest.starts_with(self.names[o].as_bytes())).map(|o| {
-            let name = self.names[o].as_str();
-            (self.first + o as u32, name)
-        })
+        candidates.iter().map(|&o| usize::from(o)).find(|&o| rest.starts_with(self.names[o].as_bytes())).map(
+            |o| {
+                let name = self.names[o].as_str();
+                (self.first + o as u32, name)
+            },
+        )
     }
 
     /// Whether any name begins with this byte.

@@ -1,0 +1,23 @@
+//! From messages to a prompt, and from the model's text back to a message.
+//!
+//! [`Message`] and [`Tool`] have OpenAI's JSON shape; [`ChatTemplate`] renders them as the checkpoint's Jinja template does;
+//! [`ReplyParser`] takes the model's answer apart into reasoning, text and tool calls while it streams.
+
+mod clock;
+mod fence;
+mod history;
+mod message;
+mod parser;
+mod python;
+mod scanner;
+mod template;
+mod tool_id;
+mod typescript;
+
+pub use fence::RenderedPrompt;
+pub use history::normalize_tool_call_ids;
+pub use message::{Content, ContentPart, FunctionCall, Message, Tool, ToolCall, ToolError};
+pub use parser::{ParsedCall, ParserOptions, ReasoningMode, Reply, ReplyEvent, ReplyParser, TrailingText};
+pub use template::{ChatTemplate, PromptRequest, TemplateError};
+pub use tool_id::ToolSignature;
+pub use typescript::{TypeScriptError, tools_to_typescript};

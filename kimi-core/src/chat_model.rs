@@ -1,0 +1,491 @@
+//! A loaded model to talk to: tokenizer, chat template and engine in one handle.
+//!
+//! ```no_run
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! use kimi_core::{ChatModel, ChatRequest};
+//! let model = ChatModel::load("path/to/Kimi-K2-Instruct-4bit")?;
+//! for event in model.chat(ChatRequest::user("Why is the sky blue?"))? {
+//!     print!("{}", event.text());
+//! }
+//! # Ok(()) }
+//! ```
+
+mod reply;
+
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kimi_quant::Cpu;
+use serde_json::{Map, Value};
+
+use crate::chat::{ChatTemplate, Message, PromptRequest, TemplateError, Tool, normalize_tool_call_ids};
+use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::engine::{
+    Engine, EngineConfig, EngineError, EngineStats, Generation, Request, RequestError, SubmitError, Usage,
+};
+use crate::pipeline::{Pipeline, PipelineError};
+use crate::sampler::{SamplingParams, StopError, StopStrings};
+use crate::stage::{CacheConfig, LoadError, Stage};
+use crate::tokenizer::{Tokenizer, TokenizerError};
+use reply::ReplyStream;
+
+/// Tokens in a page of the latent cache.
+pub const PAGE_TOKENS: usize = 64;
+
+/// How much context to serve.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// Most tokens of a chat; `None` for 32,768 or the model's own limit, if that is less.
+    pub context_tokens: Option<usize>,
+    /// Tokens that the latent cache holds, of all chats together; `None` for one whole context.
+    pub cache_tokens: Option<usize>,
+}
+
+impl ModelOptions {
+    const CONTEXT: usize = 32_768;
+
+    /// Most tokens of a chat with this model.
+    pub fn context(&self, checkpoint: &Checkpoint) -> usize {
+        let limit = checkpoint.config().max_position_embeddings;
+        self.context_tokens.unwrap_or(Self::CONTEXT).min(limit)
+    }
+
+    /// Pages of the latent cache, the same on every stage.
+    pub fn cache(&self, checkpoint: &Checkpoint) -> CacheConfig {
+        let tokens = self.cache_tokens.unwrap_or_else(|| self.context(checkpoint));
+        CacheConfig { pages: tokens.div_ceil(PAGE_TOKENS).max(1), page_tokens: PAGE_TOKENS }
+    }
+}
+
+/// A model that is loaded and runs. Clones share it; it is unloaded with the last one.
+#[derive(Debug, Clone)]
+pub struct ChatModel {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    id: String,
+    tokenizer: Tokenizer,
+    template: ChatTemplate,
+    engine: Engine,
+}
+
+/// Why a model can't be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// The checkpoint's files.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A stage.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The tokenizer's files.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// There is no tokenizer.
+    #[error(
+        "{model} has no tiktoken.model, so it can't read text; copy the file from the original Kimi-K2 repository"
+    )]
+    NoTokenizer {
+        /// The checkpoint.
+        model: String,
+    },
+    /// The tokenizer is of another model.
+    #[error(
+        "the tokenizer has {tokenizer} ids, but the model only {model}; the files are of different models"
+    )]
+    Vocabulary {
+        /// Ids of the tokenizer.
+        tokenizer: usize,
+        /// Rows of the embedding.
+        model: usize,
+    },
+    /// The chat template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// The stages do not fit together.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// The engine did not start.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+/// A chat to be continued.
+#[derive(Debug, Clone)]
+pub struct ChatRequest {
+    /// The conversation, oldest message first.
+    pub messages: Vec<Message>,
+    /// Tools that the model may call.
+    pub tools: Vec<Tool>,
+    /// Further variables of the chat template, such as `thinking`.
+    pub template_kwargs: Map<String, Value>,
+    /// How tokens are chosen.
+    pub params: SamplingParams,
+    /// Most tokens to generate; `None` for as many as the context holds.
+    pub max_tokens: Option<u32>,
+    /// Strings that end the answer's text.
+    pub stop: Vec<String>,
+    /// Whether to report each token's log-probability.
+    pub logprobs: bool,
+    /// How many likely alternatives to report beside each.
+    pub top_logprobs: u8,
+    /// Go on after the model's own end-of-sequence tokens.
+    pub ignore_eos: bool,
+    /// Whether tool calls are taken out of the text.
+    pub parse_tools: bool,
+}
+
+impl Default for ChatRequest {
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            tools: Vec::new(),
+            template_kwargs: Map::new(),
+            params: SamplingParams::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            logprobs: false,
+            top_logprobs: 0,
+            ignore_eos: false,
+            parse_tools: true,
+        }
+    }
+}
+
+impl ChatRequest {
+    /// A chat of one message.
+    pub fn user(text: impl Into<String>) -> Self {
+        Self { messages: vec![Message::new("user", text)], ..Self::default() }
+    }
+}
+
+/// A step of the answer.
+#[derive(Debug, Clone)]
+pub enum ChatEvent {
+    /// More text, always whole UTF-8.
+    Content(String),
+    /// More of the thinking before the answer.
+    Reasoning(String),
+    /// A tool call begins.
+    ToolCallBegin {
+        /// Counts the calls of this answer from 0.
+        index: usize,
+        /// The call's id.
+        id: String,
+        /// The function.
+        name: String,
+    },
+    /// More of a call's arguments, as the model wrote them.
+    ToolCallArguments {
+        /// Which call.
+        index: usize,
+        /// The text.
+        fragment: String,
+    },
+    /// A call's arguments are finished.
+    ToolCallEnd {
+        /// Which call.
+        index: usize,
+    },
+    /// Log-probability of a token; only if asked for.
+    Logprob(TokenLogprob),
+    /// The last event.
+    Finished {
+        /// How the answer ended.
+        reason: FinishReason,
+        /// What it took.
+        usage: Usage,
+    },
+    /// The last event, if the answer could not be finished.
+    Failed(EngineError),
+}
+
+impl ChatEvent {
+    /// The text to show, if the event has any.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Content(text) => text,
+            _ => "",
+        }
+    }
+}
+
+/// A token's log-probability and its likeliest alternatives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: LikelyToken,
+    /// The likeliest tokens, best first.
+    pub top: Vec<LikelyToken>,
+}
+
+/// A token and how likely it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LikelyToken {
+    /// Its bytes; it may end inside a character.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string was found.
+    Stop,
+    /// `max_tokens` were generated, or the context is full.
+    Length,
+    /// The model ended it with tool calls.
+    ToolCalls,
+    /// Its caller cancelled it.
+    Cancelled,
+}
+
+/// Why a chat was not begun.
+#[derive(Debug, thiserror::Error)]
+pub enum ChatError {
+    /// The template refused it.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
+    /// It could not be encoded.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// A stop string is out of bounds.
+    #[error(transparent)]
+    Stop(#[from] StopError),
+    /// The request is at fault.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// The engine is at fault.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+}
+
+impl From<SubmitError> for ChatError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Request(e) => Self::Request(e),
+            SubmitError::Engine(e) => Self::Engine(e),
+        }
+    }
+}
+
+impl ChatModel {
+    /// Loads a whole checkpoint onto the CPU.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub fn load(folder: impl AsRef<Path>) -> Result<Self, ModelError> {
+        Self::on_cpu(&Checkpoint::open(folder)?, &ModelOptions::default())
+    }
+
+    /// Runs an opened checkpoint on the CPU, in one stage.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub fn on_cpu(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<Self, ModelError> {
+        let layers = 0..checkpoint.config().num_hidden_layers;
+        let cache = options.cache(checkpoint);
+        let stage = Stage::load(checkpoint, Arc::new(Cpu::new()), layers, cache, &mut |_| {})?;
+        Self::start(checkpoint, Pipeline::new(vec![Box::new(stage)])?, options)
+    }
+
+    /// Runs a checkpoint whose stages are loaded, wherever they are. Each must have [`ModelOptions::cache`].
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub fn start(
+        checkpoint: &Checkpoint,
+        pipeline: Pipeline,
+        options: &ModelOptions,
+    ) -> Result<Self, ModelError> {
+        let tokenizer_config = checkpoint.file("tokenizer_config.json")?;
+        let tokenizer_config = tokenizer_config.as_deref();
+        let model = checkpoint.name().to_owned();
+        let ranks = checkpoint.file("tiktoken.model")?.ok_or(ModelError::NoTokenizer { model })?;
+        let tokenizer = Tokenizer::new(&ranks, tokenizer_config)?;
+        let (ids, rows) = (tokenizer.vocabulary_size(), checkpoint.config().vocab_size);
+        if ids > rows {
+            return Err(ModelError::Vocabulary { tokenizer: ids, model: rows });
+        }
+        let template = checkpoint.file("chat_template.jinja")?;
+        let template = ChatTemplate::from_files(template.as_deref(), tokenizer_config)?;
+        let cache = options.cache(checkpoint);
+        let engine = EngineConfig {
+            eos_ids: tokenizer.eos_ids(&checkpoint.eos_ids()?, &[]),
+            ..EngineConfig::new(
+                rows as u32,
+                options.context(checkpoint),
+                cache.pages as u32,
+                cache.page_tokens,
+            )
+        };
+        let engine = Engine::start(pipeline, engine)?;
+        let id = checkpoint.name().to_owned();
+        Ok(Self { shared: Arc::new(Shared { id, tokenizer, template, engine }) })
+    }
+
+    /// The checkpoint's name.
+    pub fn id(&self) -> &str {
+        &self.shared.id
+    }
+
+    /// Most tokens of a chat, prompt and answer together.
+    pub fn context_tokens(&self) -> usize {
+        self.shared.engine.config().context_tokens
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.shared.tokenizer
+    }
+
+    /// The engine below, for tokens instead of text.
+    pub fn engine(&self) -> &Engine {
+        &self.shared.engine
+    }
+
+    /// Counts of the engine.
+    pub fn stats(&self) -> EngineStats {
+        self.shared.engine.stats()
+    }
+
+    /// The prompt's token ids: the chat through the template, with what users wrote never becoming a control token.
+    ///
+    /// # Errors
+    /// [`ChatError::Template`] or [`ChatError::Tokenizer`].
+    pub fn prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, ChatError> {
+        Ok(self.render(request)?.0)
+    }
+
+    /// Token ids, and whether the prompt ends inside the model's thinking.
+    fn render(&self, request: &ChatRequest) -> Result<(Vec<u32>, bool), ChatError> {
+        let mut messages = request.messages.clone();
+        normalize_tool_call_ids(&mut messages);
+        let prompt = PromptRequest {
+            messages: &messages,
+            tools: &request.tools,
+            add_generation_prompt: true,
+            variables: &request.template_kwargs,
+        };
+        let rendered = self.shared.template.render(&prompt, self.shared.tokenizer.special())?;
+        let thinking = rendered.text().trim_end().ends_with("<think>");
+        let ids = self.shared.tokenizer.encode_rendered(&rendered)?;
+        Ok((ids, thinking))
+    }
+
+    /// Begins an answer. `sink` gets its events on the engine's thread and must not block.
+    ///
+    /// # Errors
+    /// [`ChatError`]; `sink` is then never called.
+    pub fn chat_with(
+        &self,
+        request: ChatRequest,
+        mut sink: impl FnMut(ChatEvent) + Send + 'static,
+    ) -> Result<ChatGeneration, ChatError> {
+        let (prompt, thinking) = self.render(&request)?;
+        let stop = StopStrings::new(request.stop.clone())?;
+        let slot = Arc::new(Slot::default());
+        let mut stream = ReplyStream::new(self.shared.clone(), &request, stop, thinking);
+        let engine_request = Request {
+            prompt,
+            params: request.params,
+            max_tokens: request.max_tokens,
+            stop_ids: Vec::new(),
+            ignore_eos: request.ignore_eos,
+            top_logprobs: if request.logprobs { request.top_logprobs } else { 0 },
+        };
+        let ender = slot.clone();
+        let generation = self.shared.engine.submit(engine_request, move |event| {
+            stream.push(event, &mut sink);
+            if stream.ended_by_text() {
+                ender.end();
+            }
+        })?;
+        slot.fill(generation);
+        Ok(ChatGeneration { slot })
+    }
+
+    /// [`Self::chat_with`] for a thread that may block: the answer's events from an iterator.
+    ///
+    /// # Errors
+    /// [`ChatError`].
+    pub fn chat(&self, request: ChatRequest) -> Result<ChatEvents, ChatError> {
+        let (sender, events) = mpsc::channel();
+        let generation = self.chat_with(request, move |event| {
+            // Nobody listens once the iterator is dropped, which cancels the chat too.
+            let _ = sender.send(event);
+        })?;
+        Ok(ChatEvents { events, generation })
+    }
+}
+
+/// Holds the running generation, so that the text itself can end it.
+#[derive(Debug, Default)]
+struct Slot(Mutex<Running>);
+
+#[derive(Debug, Default)]
+enum Running {
+    #[default]
+    Starting,
+    Yes(Generation),
+    Ended,
+}
+
+impl Slot {
+    fn fill(&self, generation: Generation) {
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*running, Running::Starting) {
+            *running = Running::Yes(generation);
+        } // else the text ended it already, and dropping the generation cancels it
+    }
+
+    fn end(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Running::Ended;
+    }
+}
+
+/// An answer that is being generated. Dropping it cancels it.
+#[must_use = "dropping a generation cancels it"]
+#[derive(Debug)]
+pub struct ChatGeneration {
+    slot: Arc<Slot>,
+}
+
+impl ChatGeneration {
+    /// Ends the answer; the sink gets [`FinishReason::Cancelled`] unless it has ended already.
+    pub fn cancel(&self) {
+        self.slot.end();
+    }
+}
+
+impl Drop for ChatGeneration {
+    fn drop(&mut self) {
+        self.cancel();
+    }
+}
+
+/// The events of an answer, see [`ChatModel::chat`]. Dropping it cancels the answer.
+#[derive(Debug)]
+pub struct ChatEvents {
+    events: Receiver<ChatEvent>,
+    generation: ChatGeneration,
+}
+
+impl ChatEvents {
+    /// See [`ChatGeneration::cancel`].
+    pub fn cancel(&self) {
+        self.generation.cancel();
+    }
+}
+
+impl Iterator for ChatEvents {
+    type Item = ChatEvent;
+
+    fn next(&mut self) -> Option<ChatEvent> {
+        self.events.recv().ok()
+    }
+}

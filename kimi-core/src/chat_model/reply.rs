@@ -1,0 +1,135 @@
+//! From the engine's tokens to the events of a chat.
+
+use std::sync::Arc;
+
+use crate::chat::{ParserOptions, ReasoningMode, ReplyEvent, ReplyParser, ToolSignature};
+use crate::chat_model::{ChatEvent, ChatRequest, FinishReason, LikelyToken, Shared, TokenLogprob};
+use crate::detokenizer::Detokenizer;
+use crate::engine::{FinishReason as EngineFinish, TokenEvent, Usage};
+use crate::sampler::StopStrings;
+
+/// Bytes, then markers, then stop strings: one answer's state.
+pub(super) struct ReplyStream {
+    shared: Arc<Shared>,
+    detokenizer: Detokenizer,
+    parser: ReplyParser,
+    stop: StopStrings,
+    logprobs: bool,
+    /// A stop string was found; the number of tokens it took.
+    stopped_at: Option<u32>,
+}
+
+impl ReplyStream {
+    pub(super) fn new(shared: Arc<Shared>, request: &ChatRequest, stop: StopStrings, thinking: bool) -> Self {
+        let calls_before = request.messages.iter().map(|m| m.tool_calls.len() as u64).sum();
+        // Where `<think>` is no token of its own, or the template knows no thinking, the tags are ordinary text.
+        let knows_thinking =
+            shared.tokenizer.id_of("<think>").is_some() && shared.template.source().contains("<think>");
+        let reasoning = match (thinking, knows_thinking) {
+            (true, _) => ReasoningMode::Open,
+            (false, true) => ReasoningMode::Tagged,
+            (false, false) => ReasoningMode::Off,
+        };
+        let parser = ReplyParser::new(ParserOptions {
+            reasoning,
+            tool_calls: request.parse_tools,
+            tools: request.tools.iter().map(ToolSignature::from).collect(),
+            calls_before,
+            ..ParserOptions::default()
+        });
+        let detokenizer = Detokenizer::new(true);
+        Self { shared, detokenizer, parser, stop, logprobs: request.logprobs, stopped_at: None }
+    }
+
+    /// Whether the text itself ended the answer, so that no more tokens are needed.
+    pub(super) fn ended_by_text(&self) -> bool {
+        self.stopped_at.is_some()
+    }
+
+    pub(super) fn push(&mut self, event: TokenEvent, sink: &mut dyn FnMut(ChatEvent)) {
+        match event {
+            TokenEvent::Token { .. } if self.stopped_at.is_some() => {} // was on its way when the stop string came
+            TokenEvent::Token { id, logprob, top, index } => {
+                if self.logprobs {
+                    sink(ChatEvent::Logprob(self.logprob(id, logprob, &top)));
+                }
+                self.token(id, index, sink);
+            }
+            TokenEvent::Finished { reason, usage } => self.finish(reason, usage, sink),
+            TokenEvent::Failed { error } => sink(ChatEvent::Failed(error)),
+        }
+    }
+
+    fn token(&mut self, id: u32, index: u32, sink: &mut dyn FnMut(ChatEvent)) {
+        let events = if self.shared.tokenizer.is_control(id) {
+            let held = self.detokenizer.flush();
+            let mut events = self.parser.push_literal(&held);
+            if !self.shared.tokenizer.is_special(id) {
+                events.extend(self.parser.push(self.shared.tokenizer.special().name(id).unwrap_or_default()));
+            }
+            events
+        } else {
+            // An id outside the vocabulary can't come from a model whose head has as many rows.
+            let text = self.detokenizer.push(&self.shared.tokenizer, id).unwrap_or_default();
+            self.parser.push_literal(&text)
+        };
+        self.emit(events, index, sink);
+    }
+
+    fn emit(&mut self, events: Vec<ReplyEvent>, index: u32, sink: &mut dyn FnMut(ChatEvent)) {
+        for event in events {
+            let event = match event {
+                ReplyEvent::Content(text) => {
+                    let out = self.stop.push(&text);
+                    if !out.text.is_empty() {
+                        sink(ChatEvent::Content(out.text));
+                    }
+                    if out.matched.is_some() {
+                        self.stopped_at = Some(index + 1);
+                        return;
+                    }
+                    continue;
+                }
+                ReplyEvent::Reasoning(text) => ChatEvent::Reasoning(text),
+                ReplyEvent::CallBegin { index, id, name } => ChatEvent::ToolCallBegin { index, id, name },
+                ReplyEvent::CallArguments { index, text } => {
+                    ChatEvent::ToolCallArguments { index, fragment: text }
+                }
+                ReplyEvent::CallEnd { index, .. } => ChatEvent::ToolCallEnd { index },
+            };
+            sink(event);
+        }
+    }
+
+    fn finish(&mut self, reason: EngineFinish, mut usage: Usage, sink: &mut dyn FnMut(ChatEvent)) {
+        if self.stopped_at.is_none() {
+            let held = self.detokenizer.flush();
+            let mut events = self.parser.push_literal(&held);
+            events.extend(self.parser.finish());
+            self.emit(events, usage.completion_tokens, sink);
+        }
+        let rest = self.stop.finish();
+        if self.stopped_at.is_none() && !rest.is_empty() {
+            sink(ChatEvent::Content(rest));
+        }
+        let reason = match (self.stopped_at, reason) {
+            (Some(tokens), _) => {
+                usage.completion_tokens = usage.completion_tokens.min(tokens);
+                FinishReason::Stop
+            }
+            (None, EngineFinish::Stop) if self.parser.calls() > 0 => FinishReason::ToolCalls,
+            (None, EngineFinish::Stop) => FinishReason::Stop,
+            (None, EngineFinish::Length) => FinishReason::Length,
+            (None, EngineFinish::Cancelled) => FinishReason::Cancelled,
+        };
+        sink(ChatEvent::Finished { reason, usage });
+    }
+
+    fn logprob(&self, id: u32, logprob: f32, top: &[(u32, f32)]) -> TokenLogprob {
+        let likely = |id, logprob| LikelyToken {
+            bytes: self.shared.tokenizer.token_bytes(id).unwrap_or_default().to_vec(),
+            logprob,
+        };
+        TokenLogprob { token: likely(id, logprob), top: top.iter().map(|&(id, p)| likely(id, p)).collect() }
+    }
+}

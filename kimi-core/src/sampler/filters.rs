@@ -1,0 +1,198 @@
+//! The steps of sampling, one function each, on logits or log-probabilities `[vocabulary]` in place. A token that is ruled
+//! out has the value minus infinity. The formulas are those of mlx-lm's sample_utils.
+
+use super::TokenMask;
+
+/// Adds a bias to some logits; ids outside the vocabulary are passed over.
+pub fn logit_bias(logits: &mut [f32], bias: &[(u32, f32)]) {
+    for &(token, bias) in bias {
+        if let Some(logit) = logits.get_mut(token as usize) {
+            *logit += bias;
+        }
+    }
+}
+
+/// Makes the tokens of `recent` less likely: a negative logit is multiplied by the penalty, another divided; each token
+/// once, however often it occurs. 1 changes nothing.
+pub fn repetition_penalty(logits: &mut [f32], recent: &[u32], penalty: f32) {
+    if penalty != 1.0 {
+        for_each_distinct(logits, recent, |logit| {
+            *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
+        });
+    }
+}
+
+/// Subtracts the penalty from the logit of every token of `recent`, once for each.
+pub fn presence_penalty(logits: &mut [f32], recent: &[u32], penalty: f32) {
+    if penalty != 0.0 {
+        for_each_distinct(logits, recent, |logit| *logit -= penalty);
+    }
+}
+
+/// Subtracts the penalty from the logit of a token of `recent` once for each time that it occurs.
+pub fn frequency_penalty(logits: &mut [f32], recent: &[u32], penalty: f32) {
+    if penalty != 0.0 {
+        for &token in recent {
+            if let Some(logit) = logits.get_mut(token as usize) {
+                *logit -= penalty;
+            }
+        }
+    }
+}
+
+fn for_each_distinct(logits: &mut [f32], tokens: &[u32], change: impl Fn(&mut f32)) {
+    let mut tokens = tokens.to_vec();
+    tokens.sort_unstable();
+    tokens.dedup();
+    for token in tokens {
+        if let Some(logit) = logits.get_mut(token as usize) {
+            change(logit);
+        }
+    }
+}
+
+/// Rules out every token that the mask does not allow.
+pub fn allow(logits: &mut [f32], mask: TokenMask<'_>) {
+    for (token, logit) in logits.iter_mut().enumerate() {
+        if !mask.allows(token) {
+            *logit = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// `l - log(sum(exp(l)))`, summed in f64.
+pub fn log_softmax(logits: &mut [f32]) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    if max == f32::NEG_INFINITY {
+        return;
+    }
+    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+    let shift = f64::from(max) + sum.ln();
+    for logit in logits {
+        *logit = (f64::from(*logit) - shift) as f32;
+    }
+}
+
+/// The index of the largest value, of equal ones the lowest; `None` if all are ruled out.
+pub fn argmax(values: &[f32]) -> Option<usize> {
+    let mut best = None;
+    let mut max = f32::NEG_INFINITY;
+    for (at, &value) in values.iter().enumerate() {
+        if value > max {
+            (best, max) = (Some(at), value);
+        }
+    }
+    best
+}
+
+/// The `n` largest log-probabilities with their tokens, the largest first, of equal ones the lower id first. Tokens that
+/// are ruled out are left out.
+pub fn most_likely(logprobs: &[f32], n: usize) -> Vec<(u32, f32)> {
+    if n == 0 {
+        return Vec::new();
+    }
+    let mut all = candidates(logprobs, f32::NEG_INFINITY);
+    if all.len() > n {
+        all.select_nth_unstable_by(n - 1, by_likelihood);
+        all.truncate(n);
+    }
+    all.sort_unstable_by(by_likelihood);
+    all
+}
+
+fn candidates(logprobs: &[f32], above: f32) -> Vec<(u32, f32)> {
+    (0..).zip(logprobs.iter().copied()).filter(|&(_, p)| p > above).collect()
+}
+
+fn by_likelihood(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
+    b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
+}
+
+/// Keeps a token if the tokens strictly likelier than it hold less than the share `p` of the probability; tokens equally
+/// likely are kept or ruled out together. 1 changes nothing; at 0 only the likeliest remain.
+pub fn top_p(logprobs: &mut [f32], p: f32) {
+    let Some(best) = argmax(logprobs) else { return };
+    if p >= 1.0 {
+        return;
+    }
+    let max = logprobs[best];
+    let total: f64 = logprobs.iter().map(|&l| f64::from(l).exp()).sum();
+    let wanted = f64::from(p) * total;
+    // The threshold is nearly always among the few likely tokens; only if not is the whole vocabulary sorted.
+    let threshold = nucleus_end(candidates(logprobs, max - 12.0), wanted)
+        .or_else(|| nucleus_end(candidates(logprobs, f32::NEG_INFINITY), wanted));
+    if let Some(threshold) = threshold {
+        rule_out_below(logprobs, threshold.min(max));
+    }
+}
+
+/// The smallest log-probability that is kept; `None` if these candidates do not hold the wanted mass.
+fn nucleus_end(mut candidates: Vec<(u32, f32)>, wanted: f64) -> Option<f32> {
+    candidates.sort_unstable_by(by_likelihood);
+    let mut mass = 0.0;
+    let mut last = f32::INFINITY;
+    for (_, logprob) in candidates {
+        // The mass above is complete only when a smaller value begins.
+        if logprob < last {
+            if mass >= wanted {
+                return Some(last);
+            }
+            last = logprob;
+        }
+        mass += f64::from(logprob).exp();
+    }
+    (mass >= wanted).then_some(last)
+}
+
+/// Rules out what is less likely than `p` times the likeliest. 0 changes nothing.
+pub fn min_p(logprobs: &mut [f32], p: f32) {
+    if p <= 0.0 {
+        return;
+    }
+    if let Some(best) = argmax(logprobs) {
+        rule_out_below(logprobs, logprobs[best] + p.ln());
+    }
+}
+
+fn rule_out_below(logprobs: &mut [f32], threshold: f32) {
+    for logprob in logprobs {
+        if *logprob < threshold {
+            *logprob = f32::NEG_INFINITY;
+        }
+    }
+}
+
+/// Keeps the `k` likeliest tokens, of equal ones those with lower ids. 0 changes nothing.
+pub fn top_k(logprobs: &mut [f32], k: usize) {
+    if k == 0 || k >= logprobs.len() {
+        return;
+    }
+    let mut kept = candidates(logprobs, f32::NEG_INFINITY);
+    if kept.len() <= k {
+        return;
+    }
+    kept.select_nth_unstable_by(k - 1, by_likelihood);
+    kept.truncate(k);
+    logprobs.fill(f32::NEG_INFINITY);
+    for (token, logprob) in kept {
+        logprobs[token as usize] = logprob;
+    }
+}
+
+/// Draws a token with probability proportional to `exp(logprob / temperature)`: the first at which the running sum exceeds
+/// `uniform` times the total. The temperature is above 0 and at least one token is not ruled out.
+pub fn categorical(logprobs: &[f32], temperature: f32, uniform: f32) -> usize {
+    let best = argmax(logprobs).unwrap_or(0);
+    let max = logprobs.get(best).copied().unwrap_or(0.0);
+    let weight = |l: f32| (f64::from(l - max) / f64::from(temperature)).exp();
+    let total: f64 = logprobs.iter().map(|&l| weight(l)).sum();
+    let target = f64::from(uniform) * total;
+    let mut sum = 0.0;
+    for (token, &logprob) in logprobs.iter().enumerate() {
+        sum += weight(logprob);
+        if sum > target {
+            return token;
+        }
+    }
+    best
+}

@@ -1,0 +1,361 @@
+//! The engine and its pipeline over the toy model.
+
+mod toy;
+
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use kimi_core::batch::Batch;
+use kimi_core::engine::{
+    Engine, EngineConfig, EngineError, FinishReason, Request, RequestError, SubmitError, TokenEvent, Usage,
+};
+use kimi_core::pipeline::{Pipeline, PipelineError};
+use kimi_core::sampler::SamplingParams;
+use kimi_core::stage::{Hidden, StageError, StageOutput, StageRunner, StageSpan};
+use toy::{ToyStage, VOCAB, span};
+
+const PAGES: u32 = 64;
+const PAGE_TOKENS: usize = 8;
+const LONG: Duration = Duration::from_secs(20);
+
+fn config() -> EngineConfig {
+    EngineConfig::new(VOCAB, 400, PAGES, PAGE_TOKENS)
+}
+
+fn row(stages: usize) -> Vec<Box<dyn StageRunner>> {
+    let stages = ToyStage::row(stages, PAGES, PAGE_TOKENS);
+    stages.into_iter().map(|stage| Box::new(stage) as Box<dyn StageRunner>).collect()
+}
+
+fn engine(stages: Vec<Box<dyn StageRunner>>) -> Engine {
+    Engine::start(Pipeline::new(stages).unwrap(), config()).unwrap()
+}
+
+fn request(prompt: &[u32], max_tokens: u32) -> Request {
+    let params = SamplingParams { seed: Some(7), ..SamplingParams::default() };
+    Request { prompt: prompt.to_vec(), params, max_tokens: Some(max_tokens), ..Request::default() }
+}
+
+/// The tokens of an answer, and its last event.
+fn collect(events: impl IntoIterator<Item = TokenEvent>) -> (Vec<u32>, TokenEvent) {
+    let mut tokens = Vec::new();
+    let mut last = None;
+    for event in events {
+        assert!(last.is_none(), "an event after the end: {event:?}");
+        match event {
+            TokenEvent::Token { id, index, .. } => {
+                assert_eq!(index as usize, tokens.len());
+                tokens.push(id);
+            }
+            end => last = Some(end),
+        }
+    }
+    (tokens, last.expect("every request ends"))
+}
+
+fn finished(end: &TokenEvent) -> (FinishReason, Usage) {
+    let TokenEvent::Finished { reason, usage } = end else { panic!("{end:?}") };
+    (*reason, *usage)
+}
+
+fn wait_until(what: &str, mut done: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !done() {
+        assert!(started.elapsed() < LONG, "{what} never came");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// A stage that computes a batch only when it gets a word; an error instead of a word is returned.
+struct Gate {
+    stage: ToyStage,
+    words: Receiver<Option<StageError>>,
+}
+
+impl StageRunner for Gate {
+    fn span(&self) -> StageSpan {
+        self.stage.span()
+    }
+
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
+        match self.words.recv() {
+            Ok(Some(error)) => Err(error),
+            _ => self.stage.run(batch, input),
+        }
+    }
+}
+
+fn gated() -> (Engine, Sender<Option<StageError>>) {
+    let (sender, words) = mpsc::channel();
+    let stage = ToyStage::new(0, 1, PAGES, PAGE_TOKENS);
+    (engine(vec![Box::new(Gate { stage, words })]), sender)
+}
+
+#[test]
+fn an_answer_does_not_depend_on_the_split_or_on_who_else_runs() {
+    let alone: Vec<_> =
+        (0..3).map(|i| collect(engine(row(2)).generate(request(&[i, 2, 3], 40)).unwrap()).0).collect();
+    let engine = engine(row(2));
+    let running: Vec<_> = (0..3).map(|i| engine.generate(request(&[i, 2, 3], 40)).unwrap()).collect();
+    for (tokens, alone) in running.into_iter().zip(alone) {
+        let (answer, end) = collect(tokens);
+        assert_eq!(answer, alone);
+        let (reason, usage) = finished(&end);
+        assert_eq!((reason, usage.prompt_tokens, usage.completion_tokens), (FinishReason::Length, 3, 40));
+        assert!(usage.time_to_first_token.is_some());
+    }
+}
+
+#[test]
+fn two_generations_interleave() {
+    let (engine, gate) = gated();
+    let (sender, events) = mpsc::channel();
+    let generations: Vec<_> = (0..2u32)
+        .map(|who| {
+            let sender = sender.clone();
+            engine.submit(request(&[who], 10), move |event| sender.send((who, event)).unwrap()).unwrap()
+        })
+        .collect();
+    wait_until("the second request", || {
+        let stats = engine.stats();
+        stats.scheduler.running + stats.scheduler.waiting == 2
+    });
+    (0..12).for_each(|_| gate.send(None).unwrap());
+    let tokens = events.iter().take(22).filter(|(_, event)| matches!(event, TokenEvent::Token { .. }));
+    let order: Vec<_> = tokens.map(|(who, _)| who).collect();
+    assert_eq!(order.len(), 20);
+    let switches = order.windows(2).filter(|pair| pair[0] != pair[1]).count();
+    assert!(switches >= 16, "{order:?}");
+    drop(generations);
+}
+
+#[test]
+fn eos_and_stop_ids_end_an_answer() {
+    let plain = collect(engine(row(1)).generate(request(&[5], 60)).unwrap()).0;
+    let stop = plain[10];
+    let first = plain.iter().position(|&token| token == stop).unwrap();
+    let start = |eos_ids| Engine::start(Pipeline::new(row(1)).unwrap(), EngineConfig { eos_ids, ..config() });
+
+    let with_eos = start(vec![stop]).unwrap();
+    let (tokens, end) = collect(with_eos.generate(request(&[5], 60)).unwrap());
+    assert_eq!(tokens, plain[..first], "the stop token itself is not part of the answer");
+    let (reason, usage) = finished(&end);
+    assert_eq!((reason, usage.completion_tokens as usize), (FinishReason::Stop, first + 1));
+
+    let ignoring = Request { ignore_eos: true, ..request(&[5], 60) };
+    assert_eq!(collect(with_eos.generate(ignoring.clone()).unwrap()).0, plain);
+    let (tokens, _) = collect(with_eos.generate(Request { stop_ids: vec![stop], ..ignoring }).unwrap());
+    assert_eq!(tokens, plain[..first]);
+}
+
+#[test]
+fn cancel_and_drop_free_the_pages() {
+    let (engine, gate) = gated();
+    let mut cancelled = engine.generate(request(&[1; 100], 300)).unwrap();
+    let dropped = engine.generate(request(&[2; 100], 300)).unwrap();
+    gate.send(None).unwrap();
+    assert!(matches!(cancelled.next(), Some(TokenEvent::Token { .. })));
+    assert!(engine.stats().scheduler.pages_used > 0);
+    cancelled.cancel();
+    drop(dropped);
+    let (_, end) = collect(cancelled.by_ref().map(|event| match event {
+        TokenEvent::Token { id, logprob, top, index } => {
+            TokenEvent::Token { id, logprob, top, index: index - 1 }
+        }
+        end => end,
+    }));
+    assert_eq!(finished(&end).0, FinishReason::Cancelled);
+    (0..3).for_each(|_| gate.send(None).unwrap());
+    wait_until("the last page", || {
+        let stats = engine.stats().scheduler;
+        (stats.pages_used, stats.running, stats.waiting) == (0, 0, 0)
+    });
+}
+
+#[test]
+fn a_failed_batch_fails_its_requests_and_the_engine_goes_on() {
+    let (engine, gate) = gated();
+    let failing = engine.generate(request(&[1], 5)).unwrap();
+    gate.send(Some(kimi_quant::BackendError::Device("test".into()).into())).unwrap();
+    let (_, end) = collect(failing);
+    assert!(matches!(&end, TokenEvent::Failed { error: EngineError::Sequence(_) }), "{end:?}");
+    assert!(engine.down().is_none());
+    (0..5).for_each(|_| gate.send(None).unwrap());
+    assert_eq!(collect(engine.generate(request(&[1], 5)).unwrap()).0.len(), 5);
+}
+
+#[test]
+fn a_lost_stage_takes_the_engine_down() {
+    let (engine, gate) = gated();
+    let running: Vec<_> = (0..3).map(|i| engine.generate(request(&[i], 50)).unwrap()).collect();
+    gate.send(None).unwrap();
+    gate.send(Some(StageError::Lost { node: "studio".into(), reason: "no answer".into() })).unwrap();
+    for tokens in running {
+        let (_, end) = collect(tokens);
+        let TokenEvent::Failed { error: EngineError::Down { reason } } = end else { panic!("{end:?}") };
+        assert!(reason.contains("studio") && reason.contains("no answer"), "{reason}");
+    }
+    let refused = engine.generate(request(&[1], 5)).unwrap_err();
+    assert!(matches!(refused, SubmitError::Engine(EngineError::Down { .. })), "{refused:?}");
+    assert!(engine.down().is_some());
+    assert!(engine.shutdown(LONG));
+}
+
+#[test]
+fn a_shutdown_ends_what_runs() {
+    let engine = engine(row(3));
+    let running = engine.generate(request(&[1], 390)).unwrap();
+    let clone = engine.clone();
+    assert!(engine.shutdown(LONG));
+    let (tokens, end) = collect(running);
+    match end {
+        TokenEvent::Failed { error: EngineError::Down { .. } } => assert!(tokens.len() < 390),
+        end => assert_eq!(finished(&end).1.completion_tokens, 390),
+    }
+    assert!(matches!(clone.generate(request(&[1], 5)), Err(SubmitError::Engine(EngineError::Down { .. }))));
+}
+
+#[test]
+fn the_last_handle_stops_the_engine() {
+    let (engine, gate) = gated();
+    let running = engine.generate(request(&[1], 5)).unwrap();
+    drop(engine);
+    let (_, end) = collect(running);
+    assert!(matches!(end, TokenEvent::Failed { error: EngineError::Down { .. } }), "{end:?}");
+    drop(gate);
+}
+
+#[test]
+fn a_shutdown_does_not_wait_for_a_stage_that_hangs() {
+    let (engine, _gate) = gated();
+    let running = engine.generate(request(&[1], 5)).unwrap();
+    wait_until("the first batch", || engine.stats().scheduler.running == 1);
+    let started = Instant::now();
+    assert!(!engine.shutdown(Duration::from_millis(50)), "the stage still hangs");
+    assert!(started.elapsed() < Duration::from_secs(4));
+    let (_, end) = collect(running);
+    assert!(matches!(end, TokenEvent::Failed { .. }), "{end:?}");
+}
+
+#[test]
+fn two_hundred_requests_at_once() {
+    let engine = engine(row(2));
+    let lone = |i: u32| request(&[i % VOCAB, i / VOCAB], 1 + i % 23);
+    let workers: Vec<_> = (0..200)
+        .map(|i| {
+            let engine = engine.clone();
+            std::thread::spawn(move || collect(engine.generate(lone(i)).unwrap()))
+        })
+        .collect();
+    let mut total = 0;
+    for (i, worker) in workers.into_iter().enumerate() {
+        let (tokens, end) = worker.join().unwrap();
+        assert_eq!(tokens.len(), 1 + i % 23);
+        assert_eq!(finished(&end).0, FinishReason::Length);
+        total += tokens.len() as u64;
+    }
+    wait_until("the idle engine", || engine.stats().scheduler.running == 0);
+    let stats = engine.stats();
+    assert_eq!((stats.tokens_generated, stats.scheduler.pages_used), (total, 0));
+    assert!(stats.steps < total, "requests share batches: {} steps for {total} tokens", stats.steps);
+    assert_eq!(stats.stage_busy.len(), 2);
+    assert!(stats.stage_busy.iter().all(|busy| *busy > Duration::ZERO));
+}
+
+#[test]
+fn a_listener_that_goes_away_harms_nobody() {
+    let engine = engine(row(2));
+    let (sender, events) = mpsc::channel();
+    let deaf = engine.submit(request(&[1], 100), move |event| drop(sender.send(event))).unwrap();
+    drop(events);
+    assert_eq!(collect(engine.generate(request(&[2], 100)).unwrap()).0.len(), 100);
+    wait_until("the end of the first", || engine.stats().tokens_generated == 200);
+    drop(deaf);
+}
+
+#[test]
+fn too_many_requests_are_refused() {
+    let (sender, words) = mpsc::channel();
+    let stage = ToyStage::new(0, 1, PAGES, PAGE_TOKENS);
+    let pipeline = Pipeline::new(vec![Box::new(Gate { stage, words })]).unwrap();
+    let engine = Engine::start(pipeline, EngineConfig { max_requests: 2, ..config() }).unwrap();
+    let running: Vec<_> = (0..2).map(|i| engine.generate(request(&[i], 1)).unwrap()).collect();
+    let refused = engine.generate(request(&[3], 1)).unwrap_err();
+    assert!(matches!(refused, SubmitError::Engine(EngineError::Busy { limit: 2 })), "{refused:?}");
+    (0..4).for_each(|_| sender.send(None).unwrap());
+    running.into_iter().for_each(|tokens| drop(collect(tokens)));
+    wait_until("room", || engine.generate(request(&[3], 1)).is_ok());
+}
+
+#[test]
+fn bad_requests_are_refused() {
+    let engine = engine(row(1));
+    let refuse = |request: Request| match engine.generate(request) {
+        Err(SubmitError::Request(error)) => error,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(refuse(request(&[], 5)), RequestError::EmptyPrompt);
+    assert_eq!(refuse(request(&[1], 0)), RequestError::MaxTokens);
+    let outside = RequestError::Token { position: 1, token: VOCAB, last: VOCAB - 1 };
+    assert_eq!(refuse(request(&[1, VOCAB], 5)), outside);
+    assert_eq!(refuse(request(&[1; 400], 5)), RequestError::Context { found: 400, context: 400 });
+    let params = SamplingParams { temperature: f32::NAN, ..SamplingParams::default() };
+    let error = refuse(Request { params, ..request(&[1], 5) });
+    assert!(matches!(error, RequestError::Sampling(_)), "{error:?}");
+}
+
+#[test]
+fn a_bad_configuration_is_refused() {
+    let config = EngineConfig { page_tokens: 0, ..config() };
+    let error = Engine::start(Pipeline::new(row(1)).unwrap(), config).unwrap_err();
+    assert!(matches!(error, EngineError::Config { name: "page_tokens", found: 0, least: 1 }), "{error:?}");
+}
+
+/// A stage that does nothing, for its span alone.
+struct Idle(StageSpan);
+
+impl StageRunner for Idle {
+    fn span(&self) -> StageSpan {
+        self.0.clone()
+    }
+
+    fn run(&mut self, batch: &Batch, _: Option<Hidden>) -> Result<StageOutput, StageError> {
+        let what = format!("step {}", batch.step);
+        Err(StageError::Input { span: self.span(), what })
+    }
+}
+
+fn idle(spans: impl IntoIterator<Item = StageSpan>) -> Result<Pipeline, PipelineError> {
+    Pipeline::new(spans.into_iter().map(|span| Box::new(Idle(span)) as Box<dyn StageRunner>).collect())
+}
+
+#[test]
+fn stages_that_make_up_no_model_are_refused() {
+    assert_eq!(idle([]).unwrap_err(), PipelineError::Empty);
+    let complaint = |spans: Vec<StageSpan>| idle(spans).unwrap_err().to_string();
+    let gap = complaint(vec![span(0, 3), span(2, 3)]);
+    assert!(gap.contains("stage 1 of 2: its first layer is 2, expected 1"), "{gap}");
+    let headless = complaint(vec![span(0, 3), span(1, 3)]);
+    assert!(headless.contains("stage 1 of 2: having the head is false, expected true"), "{headless}");
+    let doubled = complaint(vec![span(0, 1), span(1, 2)]);
+    assert!(doubled.contains("stage 0 of 2: having the head is true, expected false"), "{doubled}");
+    let beheaded = complaint(vec![span(1, 2)]);
+    assert!(beheaded.contains("stage 0 of 1: its first layer is 1, expected 0"), "{beheaded}");
+}
+
+#[test]
+fn errors_of_a_stage_come_out_in_order() {
+    let pipeline = idle([span(0, 3), span(1, 3), span(2, 3)]).unwrap();
+    assert_eq!(pipeline.depth(), 3);
+    for step in 0..5 {
+        pipeline.submit(Batch { step, sequences: vec![] }).unwrap();
+    }
+    for step in 0..5 {
+        let output = pipeline.recv().unwrap();
+        assert_eq!(output.step, step);
+        let error = output.result.unwrap_err().to_string();
+        assert!(error.contains(&format!("stage 0-0: step {step}")), "{error}");
+        assert_eq!(output.stage_times.len(), 3);
+        assert_eq!(output.stage_times[1..], [Duration::ZERO; 2]);
+    }
+}

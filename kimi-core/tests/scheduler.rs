@@ -1,0 +1,444 @@
+//! The scheduler against a model-free simulator: whatever arrives, is cancelled or fails, every sequence gets the
+//! tokens that it would get alone.
+
+mod toy;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use kimi_core::batch::{Batch, Output, SequenceId};
+use kimi_core::sampler::{SamplingParams, uniform};
+use kimi_core::scheduler::{
+    FinishReason, NewSequence, RequestError, Scheduler, SchedulerConfig, SequenceEvent,
+};
+use kimi_core::stage::{Hidden, SequenceOutput, StageError, StageOutput, StageRunner};
+use proptest::prelude::*;
+use toy::{Alone, ToyStage, VOCAB, mix, sampled};
+
+/// A request and what becomes of it, in simulator ticks.
+#[derive(Debug, Clone)]
+struct Arrival {
+    at: u64,
+    prompt: Vec<u32>,
+    max_tokens: Option<u32>,
+    stop_ids: Vec<u32>,
+    seed: u64,
+    cancel_after: Option<u64>,
+}
+
+impl Arrival {
+    fn sequence(&self, repetition_context: usize) -> NewSequence {
+        NewSequence {
+            prompt: self.prompt.clone(),
+            params: Arc::new(params(repetition_context)),
+            seed: self.seed,
+            max_tokens: self.max_tokens,
+            stop_ids: self.stop_ids.clone(),
+            top_logprobs: 0,
+        }
+    }
+
+    /// The tokens and the end that it gets if it runs alone.
+    fn alone(&self, stages: usize, limit: usize, context: usize) -> (Vec<u32>, FinishReason) {
+        let mut model = Alone::new(stages, &self.prompt);
+        let mut tokens = self.prompt.clone();
+        loop {
+            let history = &tokens[tokens.len().saturating_sub(context)..];
+            let token = model.next(uniform(self.seed, tokens.len() as u64), history);
+            let answer = |tokens: &[u32]| tokens[self.prompt.len()..].to_vec();
+            if self.stop_ids.contains(&token) {
+                return (answer(&tokens), FinishReason::Stop);
+            }
+            tokens.push(token);
+            model.feed(token);
+            let answer = answer(&tokens);
+            if tokens.len() == limit || Some(answer.len() as u32) == self.max_tokens {
+                return (answer, FinishReason::Length);
+            }
+        }
+    }
+}
+
+fn params(repetition_context: usize) -> SamplingParams {
+    SamplingParams { repetition_context, ..SamplingParams::default() }
+}
+
+/// What a sequence has got so far.
+#[derive(Default)]
+struct Answer {
+    tokens: Vec<u32>,
+    end: Option<SequenceEvent>,
+}
+
+/// Stages that compute one batch at a time, each when it is told to.
+struct Simulator {
+    config: SchedulerConfig,
+    scheduler: Scheduler,
+    stages: Vec<ToyStage>,
+    /// Batches before each stage, with what the stage before made of them.
+    queues: Vec<VecDeque<(Batch, Option<Hidden>)>>,
+    answers: BTreeMap<SequenceId, Answer>,
+}
+
+impl Simulator {
+    fn new(config: SchedulerConfig) -> Self {
+        let stages = ToyStage::row(config.depth, config.pages, config.page_tokens);
+        let queues = vec![VecDeque::new(); config.depth];
+        Self { scheduler: Scheduler::new(config.clone()), config, stages, queues, answers: BTreeMap::new() }
+    }
+
+    fn add(&mut self, sequence: NewSequence) -> Result<SequenceId, RequestError> {
+        let id = self.scheduler.add(sequence)?;
+        assert!(self.answers.insert(id, Answer::default()).is_none(), "an id was given out twice");
+        Ok(id)
+    }
+
+    /// Hands out a batch; says whether there was one.
+    fn submit(&mut self) -> bool {
+        let batch = self.scheduler.next_batch();
+        let found = batch.is_some();
+        self.queues[0].extend(batch.map(|batch| (batch, None)));
+        self.check();
+        found
+    }
+
+    /// Has one of the busy stages compute one batch; the last stage fails if `fail`. Says whether one was busy.
+    fn advance(&mut self, choice: u64, fail: bool) -> bool {
+        let busy: Vec<_> = (0..self.queues.len()).filter(|&i| !self.queues[i].is_empty()).collect();
+        if busy.is_empty() {
+            return false;
+        }
+        let stage = busy[choice as usize % busy.len()];
+        let (batch, input) = self.queues[stage].pop_front().unwrap();
+        match self.stages[stage].run(&batch, input).unwrap() {
+            StageOutput::Hidden(hidden) => self.queues[stage + 1].push_back((batch, Some(hidden))),
+            StageOutput::Sequences(_) if fail => {
+                let events = self.scheduler.failed(batch.step, &device_error());
+                self.take(events);
+            }
+            StageOutput::Sequences(outputs) => {
+                let events = self.scheduler.complete(batch.step, outputs);
+                self.take(events);
+            }
+        }
+        self.check();
+        true
+    }
+
+    fn cancel(&mut self, id: SequenceId) {
+        let events = self.scheduler.cancel(id);
+        self.take(events);
+        self.check();
+    }
+
+    fn take(&mut self, events: impl IntoIterator<Item = SequenceEvent>) {
+        for event in events {
+            let (SequenceEvent::Token { id, .. }
+            | SequenceEvent::Finished { id, .. }
+            | SequenceEvent::Failed { id, .. }) = event;
+            let answer = self.answers.get_mut(&id).unwrap();
+            assert!(answer.end.is_none(), "an event after the end: {event:?}");
+            match event {
+                SequenceEvent::Token { index, sampled, .. } => {
+                    assert_eq!(index as usize, answer.tokens.len());
+                    answer.tokens.push(sampled.token);
+                }
+                end => answer.end = Some(end),
+            }
+        }
+    }
+
+    /// What holds at every moment.
+    fn check(&self) {
+        let in_flight: Vec<_> = self.queues.iter().rev().flatten().map(|(batch, _)| batch).collect();
+        assert!(in_flight.len() <= self.config.depth);
+        let mut owners = BTreeMap::new();
+        let mut ends = BTreeMap::new();
+        for batch in in_flight {
+            assert!(!batch.sequences.is_empty() && batch.sequences.len() <= self.config.max_sequences);
+            assert!(batch.tokens() <= self.config.token_budget);
+            let ids: BTreeSet<_> = batch.sequences.iter().map(|s| s.id).collect();
+            assert_eq!(ids.len(), batch.sequences.len(), "a sequence is in a batch twice");
+            for slice in &batch.sequences {
+                for &page in &slice.pages {
+                    assert!(self.scheduler.pool().holders(page) == 1, "a batch in flight uses a freed page");
+                    assert_eq!(*owners.entry(page).or_insert(slice.id), slice.id, "a page is used twice");
+                }
+                let samples = matches!(slice.output, Output::Sample(_));
+                let end = (slice.start + slice.tokens.len() as u32, samples);
+                if let Some((before, sampled)) = ends.insert(slice.id, end) {
+                    assert_eq!(before, slice.start, "chunks do not follow each other");
+                    assert!(!sampled, "the next batch of a sequence does not wait for its sampled token");
+                }
+            }
+        }
+    }
+
+    /// Runs until nothing is left to do.
+    fn finish(&mut self) {
+        while self.submit() || self.advance(0, false) {}
+        let stats = self.scheduler.stats();
+        assert_eq!((stats.running, stats.waiting, stats.pages_used), (0, 0, 0));
+    }
+}
+
+fn device_error() -> StageError {
+    StageError::Backend(kimi_quant::BackendError::Device("test".into()))
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    (
+        0..60u64,
+        prop::collection::vec(0..VOCAB, 1..40),
+        prop::option::of(1..20u32),
+        prop::collection::vec(0..VOCAB, 0..6),
+        any::<u64>(),
+        prop::option::weighted(0.2, 0..30u64),
+    )
+        .prop_map(|(at, prompt, max_tokens, stop_ids, seed, cancel_after)| Arrival {
+            at,
+            prompt,
+            max_tokens,
+            stop_ids,
+            seed,
+            cancel_after,
+        })
+}
+
+fn config() -> impl Strategy<Value = SchedulerConfig> {
+    (2..64usize, 1..16u32, 1..9usize, 1..40usize, 1..8usize, 1..5usize).prop_map(
+        |(context_tokens, pages, page_tokens, token_budget, max_sequences, depth)| SchedulerConfig {
+            context_tokens,
+            pages,
+            page_tokens,
+            token_budget,
+            max_sequences,
+            depth,
+        },
+    )
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(600))]
+
+    #[test]
+    fn every_sequence_gets_the_tokens_it_would_get_alone(
+        config in config(),
+        arrivals in prop::collection::vec(arrival(), 1..14),
+        context in 0..30usize,
+        failure_in in prop::option::weighted(0.3, 5..50u64),
+        chance in any::<u64>(),
+    ) {
+        let mut simulator = Simulator::new(config.clone());
+        let mut expected = BTreeMap::new();
+        let mut cancels = Vec::new();
+        for tick in 0..200 {
+            let chance = mix(chance, tick);
+            for arrival in arrivals.iter().filter(|a| a.at == tick) {
+                let fits = arrival.prompt.len() < config.limit();
+                let added = simulator.add(arrival.sequence(context));
+                prop_assert_eq!(added.is_ok(), fits, "{:?}", added);
+                if let Ok(id) = added {
+                    expected.insert(id, arrival.alone(config.depth, config.limit(), context));
+                    cancels.extend(arrival.cancel_after.map(|after| (tick + after, id)));
+                }
+            }
+            cancels.iter().filter(|(at, _)| *at == tick).for_each(|(_, id)| simulator.cancel(*id));
+            if chance % 3 > 0 {
+                simulator.submit();
+            }
+            if chance % 5 > 0 {
+                let fail = failure_in.is_some_and(|n| chance % n == 0);
+                simulator.advance(chance >> 8, fail);
+            }
+        }
+        simulator.finish();
+
+        for (id, answer) in &simulator.answers {
+            let (tokens, reason) = &expected[id];
+            let generated = answer.tokens.len() as u32;
+            match answer.end.as_ref().expect("every sequence ends") {
+                SequenceEvent::Finished { reason: FinishReason::Cancelled, generated: n, .. }
+                | SequenceEvent::Failed { generated: n, .. } => {
+                    prop_assert!(tokens.starts_with(&answer.tokens));
+                    prop_assert_eq!(*n, generated);
+                }
+                SequenceEvent::Finished { reason: found, generated: n, .. } => {
+                    prop_assert_eq!((&answer.tokens, found), (tokens, reason));
+                    prop_assert_eq!(*n, generated + u32::from(*found == FinishReason::Stop));
+                }
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
+    }
+}
+
+const DEFAULTS: SchedulerConfig = SchedulerConfig {
+    context_tokens: 100_000,
+    pages: 10_000,
+    page_tokens: 16,
+    token_budget: 512,
+    max_sequences: 32,
+    depth: 1,
+};
+
+fn prompt(tokens: usize, max_tokens: u32) -> NewSequence {
+    NewSequence {
+        prompt: (0..tokens as u32).map(|i| i % VOCAB).collect(),
+        params: Arc::new(params(20)),
+        seed: 1,
+        max_tokens: Some(max_tokens),
+        stop_ids: vec![],
+        top_logprobs: 0,
+    }
+}
+
+/// Id and number of new tokens of each sequence of a batch.
+fn shares(batch: &Batch) -> Vec<(u64, usize)> {
+    batch.sequences.iter().map(|s| (s.id.0, s.tokens.len())).collect()
+}
+
+/// Completes a batch with token 1 for each sequence that asks for one.
+fn complete(scheduler: &mut Scheduler, batch: &Batch) -> Vec<SequenceEvent> {
+    let asked = batch.sequences.iter().filter(|s| s.output != Output::None);
+    let outputs = asked.map(|s| SequenceOutput { id: s.id, sampled: Some(sampled(1)), logits: vec![] });
+    scheduler.complete(batch.step, outputs.collect())
+}
+
+#[test]
+fn a_long_prompt_stalls_nobody() {
+    let mut scheduler = Scheduler::new(DEFAULTS);
+    scheduler.add(prompt(10, 100)).unwrap();
+    let first = scheduler.next_batch().unwrap();
+    complete(&mut scheduler, &first);
+    scheduler.add(prompt(5000, 1)).unwrap();
+    scheduler.add(prompt(300, 100)).unwrap();
+    let steps: Vec<_> = std::iter::from_fn(|| {
+        let batch = scheduler.next_batch()?;
+        complete(&mut scheduler, &batch);
+        Some(shares(&batch))
+    })
+    .take(3)
+    .collect();
+    // The decoding sequence is in every batch; the short prompt gets its half first.
+    assert_eq!(steps[0], [(0, 1), (2, 256), (1, 255)]);
+    assert_eq!(steps[1], [(0, 1), (2, 44), (1, 467)]);
+    assert_eq!(steps[2], [(0, 1), (2, 1), (1, 510)]);
+}
+
+#[test]
+fn chunks_of_a_prompt_follow_each_other_through_the_stages() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { depth: 3, ..DEFAULTS });
+    scheduler.add(prompt(1100, 5)).unwrap();
+    let batches: Vec<_> = std::iter::from_fn(|| scheduler.next_batch()).collect();
+    assert_eq!(batches.iter().map(|b| b.sequences[0].start).collect::<Vec<_>>(), [0, 512, 1024]);
+    assert_eq!(batches.iter().map(|b| b.sequences[0].pages.len()).collect::<Vec<_>>(), [32, 64, 69]);
+    assert!(complete(&mut scheduler, &batches[0]).is_empty());
+    assert!(scheduler.next_batch().is_none(), "the next token is not known yet");
+    complete(&mut scheduler, &batches[1]);
+    assert_eq!(complete(&mut scheduler, &batches[2]).len(), 1);
+    assert_eq!(shares(&scheduler.next_batch().unwrap()), [(0, 1)]);
+}
+
+#[test]
+fn decoding_sequences_are_spread_over_the_stages() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { depth: 2, ..DEFAULTS });
+    for _ in 0..4 {
+        scheduler.add(prompt(10, 100)).unwrap();
+    }
+    let prefill = scheduler.next_batch().unwrap();
+    assert_eq!(shares(&prefill).len(), 4);
+    complete(&mut scheduler, &prefill);
+    let (a, b) = (scheduler.next_batch().unwrap(), scheduler.next_batch().unwrap());
+    assert_eq!((shares(&a), shares(&b)), (vec![(0, 1), (1, 1)], vec![(2, 1), (3, 1)]));
+}
+
+#[test]
+fn the_youngest_gives_up_its_pages_and_loses_nothing() {
+    let config = SchedulerConfig { pages: 4, page_tokens: 4, depth: 2, ..DEFAULTS };
+    let mut simulator = Simulator::new(config);
+    for _ in 0..2 {
+        simulator.add(prompt(4, 12)).unwrap();
+    }
+    simulator.finish();
+    assert!(simulator.scheduler.stats().evictions > 0);
+    let alone = Arrival {
+        at: 0,
+        prompt: vec![0, 1, 2, 3],
+        max_tokens: Some(12),
+        stop_ids: vec![],
+        seed: 1,
+        cancel_after: None,
+    };
+    let (tokens, _) = alone.alone(2, 16, 20);
+    assert!(simulator.answers.values().all(|answer| answer.tokens == tokens));
+}
+
+#[test]
+fn what_can_never_fit_is_refused() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { context_tokens: 100, ..DEFAULTS });
+    assert_eq!(scheduler.add(prompt(0, 1)), Err(RequestError::EmptyPrompt));
+    assert_eq!(scheduler.add(prompt(1, 0)), Err(RequestError::MaxTokens));
+    let error = scheduler.add(prompt(100, 1)).unwrap_err();
+    assert_eq!(error, RequestError::Context { found: 100, context: 100 });
+    assert!(error.to_string().contains("100 tokens") && error.to_string().contains("at most 99"), "{error}");
+    assert!(scheduler.add(prompt(99, 1)).is_ok());
+
+    let mut scheduler = Scheduler::new(SchedulerConfig { pages: 2, ..DEFAULTS });
+    assert_eq!(scheduler.add(prompt(32, 1)), Err(RequestError::Cache { found: 32, cache: 32 }));
+    assert!(scheduler.add(prompt(31, 1)).is_ok());
+}
+
+#[test]
+fn a_full_context_ends_a_sequence() {
+    let mut simulator = Simulator::new(SchedulerConfig { context_tokens: 12, ..DEFAULTS });
+    let id = simulator.add(prompt(10, 50)).unwrap();
+    simulator.finish();
+    let end = simulator.answers[&id].end.as_ref();
+    assert!(
+        matches!(end, Some(SequenceEvent::Finished { reason: FinishReason::Length, generated: 2, .. })),
+        "{end:?}"
+    );
+}
+
+#[test]
+fn a_cancelled_sequence_keeps_its_pages_while_a_batch_uses_them() {
+    let mut scheduler = Scheduler::new(DEFAULTS);
+    let id = scheduler.add(prompt(20, 5)).unwrap();
+    let batch = scheduler.next_batch().unwrap();
+    assert!(scheduler.cancel(id).is_some());
+    assert!(scheduler.cancel(id).is_none());
+    assert_eq!(scheduler.pool().used(), 2);
+    assert!(complete(&mut scheduler, &batch).is_empty());
+    assert_eq!(scheduler.pool().used(), 0);
+
+    let id = scheduler.add(prompt(20, 5)).unwrap();
+    assert!(scheduler.cancel(id).is_some(), "a waiting sequence can be cancelled too");
+    assert!(scheduler.next_batch().is_none());
+}
+
+#[test]
+fn a_failed_batch_fails_its_sequences_only() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { depth: 2, max_sequences: 2, ..DEFAULTS });
+    scheduler.add(prompt(600, 5)).unwrap();
+    let first = scheduler.next_batch().unwrap();
+    scheduler.add(prompt(10, 5)).unwrap();
+    let second = scheduler.next_batch().unwrap();
+    assert_eq!(shares(&second), [(1, 10), (0, 88)]);
+    let events = scheduler.failed(first.step, &device_error());
+    assert!(matches!(events[..], [SequenceEvent::Failed { id: SequenceId(0), .. }]), "{events:?}");
+    assert!(scheduler.failed(first.step, &device_error()).is_empty(), "the step is not in flight any more");
+    let events = complete(&mut scheduler, &second);
+    assert!(matches!(events[..], [SequenceEvent::Token { id: SequenceId(1), .. }]), "{events:?}");
+    assert_eq!(scheduler.pool().used(), 1);
+}
+
+#[test]
+fn a_missing_token_fails_the_sequence() {
+    let mut scheduler = Scheduler::new(DEFAULTS);
+    scheduler.add(prompt(10, 5)).unwrap();
+    let batch = scheduler.next_batch().unwrap();
+    let events = scheduler.complete(batch.step, vec![]);
+    assert!(matches!(events[..], [SequenceEvent::Failed { .. }]), "{events:?}");
+    assert_eq!(scheduler.pool().used(), 0);
+}

@@ -1,0 +1,121 @@
+//! A model of a few lines in place of the real one: a token is a hash of every token before it, read back through
+//! the page tables stage by stage. A wrong page, a lost token, or another history or random number changes it.
+#![allow(dead_code, reason = "each test uses its part")]
+
+use bytes::Bytes;
+use kimi_core::batch::{Batch, Output, Sampling};
+use kimi_core::sampler::Sampled;
+use kimi_core::stage::{Hidden, SequenceOutput, StageError, StageOutput, StageRunner, StageSpan};
+
+pub const VOCAB: u32 = 97;
+
+pub fn mix(a: u64, b: u64) -> u64 {
+    let x = (a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    x ^ (x >> 29)
+}
+
+/// What a stage computes for one token from the cache cells of its sequence, its own the last.
+fn attend(cells: impl Iterator<Item = u64>) -> u64 {
+    cells.fold(1, mix)
+}
+
+fn pick(hidden: u64, uniform: f32, history: &[u32]) -> u32 {
+    let history = history.iter().fold(2, |h, &token| mix(h, token.into()));
+    (mix(mix(hidden, uniform.to_bits().into()), history) % u64::from(VOCAB)) as u32
+}
+
+/// Spans of `stages` stages of one layer each.
+pub fn span(stage: usize, stages: usize) -> StageSpan {
+    StageSpan { layers: stage..stage + 1, first: stage == 0, last: stage + 1 == stages }
+}
+
+pub struct ToyStage {
+    span: StageSpan,
+    page_tokens: usize,
+    pages: usize,
+    cells: Vec<u64>,
+}
+
+impl ToyStage {
+    pub fn new(stage: usize, stages: usize, pages: u32, page_tokens: usize) -> Self {
+        let pages = pages as usize;
+        Self { span: span(stage, stages), page_tokens, pages, cells: vec![0; pages * page_tokens] }
+    }
+
+    pub fn row(stages: usize, pages: u32, page_tokens: usize) -> Vec<Self> {
+        (0..stages).map(|stage| Self::new(stage, stages, pages, page_tokens)).collect()
+    }
+}
+
+impl StageRunner for ToyStage {
+    fn span(&self) -> StageSpan {
+        self.span.clone()
+    }
+
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
+        let layout = batch.layout(self.page_tokens)?;
+        layout.check_pages(self.pages)?;
+        let inputs: Vec<u64> = match &input {
+            None => batch.ids().iter().map(|&id| id.into()).collect(),
+            Some(hidden) => {
+                hidden.data.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect()
+            }
+        };
+        assert_eq!(inputs.len(), batch.tokens());
+        let cell = |t, position| {
+            let (page, offset) = layout.slot(t, position);
+            page * self.page_tokens + offset
+        };
+        let mut rows = Vec::new();
+        for (t, (&x, &position)) in inputs.iter().zip(layout.positions()).enumerate() {
+            let position = position as usize;
+            self.cells[cell(t, position)] = x;
+            rows.push(attend((0..=position).map(|p| self.cells[cell(t, p)])));
+        }
+        if !self.span.last {
+            let data = rows.iter().flat_map(|row| row.to_le_bytes()).collect::<Vec<_>>();
+            return Ok(StageOutput::Hidden(Hidden { rows: rows.len(), cols: 2, data: Bytes::from(data) }));
+        }
+        let wanted = batch.sequences.iter().filter(|s| s.output != Output::None).zip(batch.output_rows());
+        let outputs = wanted.map(|(slice, row)| {
+            let Output::Sample(Sampling { uniform, history, .. }) = &slice.output else { panic!("logits") };
+            SequenceOutput {
+                id: slice.id,
+                sampled: Some(sampled(pick(rows[row as usize], *uniform, history))),
+                logits: vec![],
+            }
+        });
+        Ok(StageOutput::Sequences(outputs.collect()))
+    }
+}
+
+pub fn sampled(token: u32) -> Sampled {
+    Sampled { token, logprob: -1.0, top: vec![] }
+}
+
+/// The same model over one sequence alone, with no pages and no batches.
+pub struct Alone {
+    cells: Vec<Vec<u64>>,
+    hidden: u64,
+}
+
+impl Alone {
+    pub fn new(stages: usize, prompt: &[u32]) -> Self {
+        let mut alone = Self { cells: vec![vec![]; stages], hidden: 0 };
+        prompt.iter().for_each(|&token| alone.feed(token));
+        alone
+    }
+
+    pub fn feed(&mut self, token: u32) {
+        let mut x = token.into();
+        for cells in &mut self.cells {
+            cells.push(x);
+            x = attend(cells.iter().copied());
+        }
+        self.hidden = x;
+    }
+
+    pub fn next(&self, uniform: f32, history: &[u32]) -> u32 {
+        pick(self.hidden, uniform, history)
+    }
+}
