@@ -1,0 +1,157 @@
+//! The wire: round trips of a step over loopback TCP, through the whole driver, beside a bare socket's.
+//!
+//! `cargo bench -p kimi-benches --bench wire` prints a table; `-- --quick` takes a tenth of the samples.
+//! Each round trip sends a tensor to a worker that sends it back, so its bytes cross twice.
+
+use std::{
+    error::Error,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
+
+use kimi_net::{
+    Assign, Bytes, Config, Coordinator, Dtype, Event, Fingerprint, Forward, LinkError, Listener, Outputs,
+    Ready, SequenceStep, StepResult, Tuning, Worker, connect,
+};
+
+/// Width of Kimi-K2's hidden state.
+const WIDTH: u32 = 7168;
+
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+fn main() -> Outcome<()> {
+    let share = if std::env::args().any(|arg| arg == "--quick") { 10 } else { 1 };
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let link = runtime.block_on(serve())?;
+    if let Some(socket) = link.socket() {
+        println!("socket: {socket:?}");
+    }
+    println!(
+        "{:<34} {:>7} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "round trip", "samples", "p10 us", "median us", "p90 us", "p99 us", "MB/s"
+    );
+    let mut step = 0;
+    for (name, rows, samples) in [("decode, 1 row", 1, 4000), ("prefill, 512 rows", 512, 100)] {
+        let samples = samples / share;
+        let bytes = rows as usize * WIDTH as usize * 4;
+        let times = runtime.block_on(driver_times(&link, &mut step, rows, samples))?;
+        print_row(&format!("{name}, {bytes} B"), bytes, times);
+        print_row("  a bare blocking socket", bytes, bare_times(bytes, samples)?);
+    }
+    let stats = link.stats();
+    if let Some(ping) = stats.min_round_trip {
+        println!("shortest ping: {} us", ping.as_micros());
+    }
+    runtime.block_on(link.close("measured"));
+    Ok(())
+}
+
+/// One line: percentiles, and megabytes (10^6) a second in both directions together at the median.
+fn print_row(name: &str, bytes: usize, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at =
+        |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default().as_secs_f64();
+    let rate = 2.0 * bytes as f64 / at(50) / 1e6;
+    let [p10, p50, p90, p99] = [10, 50, 90, 99].map(|percent| at(percent) * 1e6);
+    let samples = times.len();
+    println!("{name:<34} {samples:>7} {p10:>10.1} {p50:>10.1} {p90:>10.1} {p99:>10.1} {rate:>10.0}");
+}
+
+/// A link to a worker that returns its input.
+async fn serve() -> Result<Coordinator, LinkError> {
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), false, Tuning::default()).await?;
+    let addr = listener.local_addr()?;
+    tokio::spawn(async move { echo(listener.accept().await?.handshake(Config::new("worker")).await?).await });
+    let link = connect(addr, false, &Tuning::default(), Config::new("coordinator")).await?;
+    let stage = Assign {
+        model: "echo".into(),
+        fingerprint: Fingerprint([0; 32]),
+        layers: 0..1,
+        first: false,
+        last: false,
+        cache_pages: 1,
+        page_tokens: 64,
+        dtype: Dtype::F32,
+        opaque: Vec::new(),
+    };
+    link.assign(stage, |_| ()).await?;
+    Ok(link)
+}
+
+async fn echo(mut worker: Worker) -> Result<(), LinkError> {
+    let sender = worker.sender();
+    loop {
+        match worker.next().await? {
+            Event::Assigned(_) => {
+                let device = "none".into();
+                sender.ready(Ready { weight_bytes: 0, cache_bytes: 0, load_micros: 0, device }).await?;
+            }
+            Event::Forward(forward, payload) => {
+                let Forward { step, rows, cols, dtype, .. } = forward;
+                let (compute_micros, queue_micros, opaque) = (0, 0, Vec::new());
+                let header = StepResult { step, rows, cols, dtype, compute_micros, queue_micros, opaque };
+                sender.result(header, payload).await?;
+            }
+            _ => {}
+        }
+    }
+}
+
+async fn driver_times(
+    link: &Coordinator,
+    step: &mut u64,
+    rows: u32,
+    samples: usize,
+) -> Result<Vec<Duration>, LinkError> {
+    let payload = Bytes::from(vec![1; rows as usize * WIDTH as usize * 4]);
+    let mut times = Vec::with_capacity(samples);
+    for warm in 0..samples + samples / 10 {
+        *step += 1;
+        let sequence = SequenceStep {
+            id: 1,
+            start: 1000,
+            count: rows,
+            tokens: Vec::new(),
+            pages: (0..32).collect(),
+            outputs: Outputs::Last,
+            sampling: Vec::new(),
+        };
+        let header = Forward { step: *step, sequences: vec![sequence], dtype: Dtype::F32, rows, cols: WIDTH };
+        let begun = Instant::now();
+        link.forward(header, payload.clone()).await?;
+        if warm >= samples / 10 {
+            times.push(begun.elapsed());
+        }
+    }
+    Ok(times)
+}
+
+/// The same bytes without frames and without tokio: what the system itself takes.
+fn bare_times(bytes: usize, samples: usize) -> Outcome<Vec<Duration>> {
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let addr = listener.local_addr()?;
+    let server = thread::spawn(move || -> Outcome<()> {
+        let (mut stream, _) = listener.accept()?;
+        stream.set_nodelay(true)?;
+        let mut buffer = vec![0; bytes];
+        for _ in 0..samples {
+            stream.read_exact(&mut buffer)?;
+            stream.write_all(&buffer)?;
+        }
+        Ok(())
+    });
+    let mut stream = TcpStream::connect(addr)?;
+    stream.set_nodelay(true)?;
+    let mut buffer = vec![1; bytes];
+    let mut times = Vec::with_capacity(samples);
+    for _ in 0..samples {
+        let begun = Instant::now();
+        stream.write_all(&buffer)?;
+        stream.read_exact(&mut buffer)?;
+        times.push(begun.elapsed());
+    }
+    server.join().map_err(|_| "the echoing thread failed")??;
+    Ok(times)
+}

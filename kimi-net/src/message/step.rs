@@ -1,0 +1,155 @@
+//! What a worker is to compute.
+
+use serde::{Deserialize, Serialize};
+
+use super::{MAX_OPAQUE, MAX_PER_SEQUENCE, MAX_SEQUENCES, MessageError, at_most, ensure};
+
+/// Element type of a payload; little endian.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// The upper half of a 32-bit float.
+    Bf16,
+}
+
+impl Dtype {
+    /// Bytes of an element.
+    pub fn size(self) -> u64 {
+        match self {
+            Dtype::F32 => 4,
+            Dtype::F16 | Dtype::Bf16 => 2,
+        }
+    }
+}
+
+/// Whose outputs the last stage hands on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outputs {
+    /// No token's: a prefill chunk that is not the last.
+    None,
+    /// The last token's.
+    Last,
+    /// Every token's: verification of a draft.
+    All,
+}
+
+/// One sequence's part in a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SequenceStep {
+    /// The sequence.
+    pub id: u64,
+    /// Position of its first new token.
+    pub start: u32,
+    /// New tokens: as many rows of the payload.
+    pub count: u32,
+    /// Their ids: `count` of them for the first stage, else empty.
+    pub tokens: Vec<u32>,
+    /// The sequence's page table: its cache pages in order of position.
+    pub pages: Vec<u32>,
+    /// What the last stage hands on.
+    pub outputs: Outputs,
+    /// Sampling parameters as the two programs encode them; empty for none.
+    pub sampling: Vec<u8>,
+}
+
+/// A step to compute. The payload is the hidden state `[rows, cols]`, row major; empty for the first stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Forward {
+    /// Number of the step; rises from each to the next.
+    pub step: u64,
+    /// The sequences, in the order of their rows.
+    pub sequences: Vec<SequenceStep>,
+    /// Element type of the payload.
+    pub dtype: Dtype,
+    /// New tokens of all sequences together.
+    pub rows: u32,
+    /// Width of the hidden state.
+    pub cols: u32,
+}
+
+impl StepResult {
+    pub(super) fn check(&self, payload: u64) -> Result<(), MessageError> {
+        at_most("bytes in opaque", self.opaque.len(), MAX_OPAQUE)?;
+        payload_is(tensor_bytes(self.rows, self.cols, self.dtype)?, payload)
+    }
+}
+
+impl Cancel {
+    pub(super) fn check(&self) -> Result<(), MessageError> {
+        at_most("steps", self.steps.len(), MAX_SEQUENCES)?;
+        at_most("sequences", self.sequences.len(), MAX_SEQUENCES)
+    }
+}
+
+impl Forward {
+    pub(super) fn check(&self, payload: u64) -> Result<(), MessageError> {
+        at_most("sequences", self.sequences.len(), MAX_SEQUENCES)?;
+        ensure(!self.sequences.is_empty(), "a step without sequences")?;
+        let mut rows = 0;
+        for sequence in &self.sequences {
+            at_most("tokens of a sequence", sequence.tokens.len(), MAX_PER_SEQUENCE)?;
+            at_most("pages of a sequence", sequence.pages.len(), MAX_PER_SEQUENCE)?;
+            at_most("bytes in sampling", sequence.sampling.len(), MAX_OPAQUE)?;
+            ensure(sequence.count > 0, "a sequence without tokens")?;
+            ensure(sequence.start.checked_add(sequence.count).is_some(), "a position over 2^32")?;
+            let (found, expected) = (sequence.tokens.len() as u64, u64::from(sequence.count));
+            if found != expected && (found > 0 || payload == 0) {
+                return Err(MessageError::Count { what: "token ids of a sequence", found, expected });
+            }
+            rows += expected;
+        }
+        if rows != u64::from(self.rows) {
+            let (found, expected) = (u64::from(self.rows), rows);
+            return Err(MessageError::Count { what: "rows (sum of the sequences' counts)", found, expected });
+        }
+        match payload {
+            0 => Ok(()), // the first stage: token ids in place of a hidden state
+            _ => payload_is(tensor_bytes(self.rows, self.cols, self.dtype)?, payload),
+        }
+    }
+}
+
+/// A step's output. The payload is `[rows, cols]`, row major.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepResult {
+    /// The step that this answers.
+    pub step: u64,
+    /// Rows of the payload.
+    pub rows: u32,
+    /// Columns of the payload: the hidden width, or the vocabulary where the worker is the last stage.
+    pub cols: u32,
+    /// Element type of the payload.
+    pub dtype: Dtype,
+    /// Time in the worker's stage, in microseconds.
+    pub compute_micros: u64,
+    /// Time in the worker's queue before that, in microseconds.
+    pub queue_micros: u64,
+    /// Anything else, such as sampled tokens, as the two programs encode it.
+    pub opaque: Vec<u8>,
+}
+
+/// Steps and sequences that nobody waits for any more. Each such step is still answered, in its turn: with its
+/// result if it was computed, else with [`crate::ErrorCode::Cancelled`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancel {
+    /// Steps to skip.
+    pub steps: Vec<u64>,
+    /// Sequences to leave out of every step that has not begun.
+    pub sequences: Vec<u64>,
+}
+
+fn payload_is(expected: u64, found: u64) -> Result<(), MessageError> {
+    if found == expected {
+        Ok(())
+    } else {
+        Err(MessageError::Count { what: "payload bytes (rows x cols x element size)", found, expected })
+    }
+}
+
+fn tensor_bytes(rows: u32, cols: u32, dtype: Dtype) -> Result<u64, MessageError> {
+    let values = u64::from(rows) * u64::from(cols); // below 2^64: two 32-bit factors
+    values.checked_mul(dtype.size()).ok_or(MessageError::Range { what: "rows x cols overflows" })
+}
