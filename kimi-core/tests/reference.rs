@@ -1,17 +1,17 @@
 //! The reference model against mlx-lm's values, and the engine against the reference on random checkpoints.
 #![cfg(feature = "reference")]
 
-mod common;
+mod checkpoints;
 
 use std::cell::Cell;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use common::golden::Golden;
-use common::random_checkpoint::{Spec, spec, write};
-use common::stored::Rng;
-use common::{max_abs_err, shared};
+use checkpoints::golden::Golden;
+use checkpoints::random::{Spec, spec, write};
+use checkpoints::stored::Rng;
+use checkpoints::{max_abs_err, shared};
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::reference::{Cache, Model};

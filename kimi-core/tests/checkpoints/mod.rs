@@ -1,0 +1,29 @@
+//! Random checkpoints, golden values, and where the shared material is. Each test file uses a part of it.
+#![allow(dead_code)]
+
+pub mod golden;
+pub mod random;
+pub mod stored;
+
+use std::path::{Path, PathBuf};
+
+/// A file or folder of the shared material, or `None` (with a line that says so) where it is absent.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("KIMI_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let found = root.join(path);
+    if found.exists() {
+        return Some(found);
+    }
+    println!("skipped: {} is not there (set KIMI_SHARED)", found.display());
+    None
+}
+
+/// Largest absolute difference; infinite if the lengths differ or a value is not a number.
+pub fn max_abs_err(found: &[f32], expected: &[f32]) -> f32 {
+    if found.len() != expected.len() {
+        return f32::INFINITY;
+    }
+    let errors = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    errors.fold(0.0, |worst, e| if e.is_nan() { f32::INFINITY } else { worst.max(e) })
+}
