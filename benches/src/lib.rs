@@ -1,1 +1,1 @@
-//! To be written.
+//! Benches of kimi: `cargo bench -p kimi-benches --bench NAME`. Each is a program that prints a table.

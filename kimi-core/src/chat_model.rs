@@ -444,7 +444,10 @@ impl Slot {
     }
 
     fn end(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Running::Ended;
+        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Running::Yes(generation) = std::mem::replace(&mut *running, Running::Ended) {
+            generation.cancel();
+        }
     }
 }
 

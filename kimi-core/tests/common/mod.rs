@@ -1,29 +1,66 @@
-//! What several tests share. Each test file uses a part of it.
-#![allow(dead_code)]
+//! What several of these tests need: Kimi-K2's vocabulary, a tiny one, and the shared material.
+#![allow(dead_code, reason = "not every test needs every helper")]
 
-pub mod golden;
-pub mod random_checkpoint;
-pub mod stored;
+use std::path::PathBuf;
+use std::sync::OnceLock;
 
-use std::path::{Path, PathBuf};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use kimi_core::tokenizer::Tokenizer;
+use splintr_vocab_kimi::KIMI_VOCAB_PACKED;
 
-/// A file or folder of the shared material, or `None` (with a line that says so) where it is absent.
-pub fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("KIMI_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    let found = root.join(path);
-    if found.exists() {
-        return Some(found);
+/// The shared material's file, or `None` (and a line on the terminal) where it is not at hand.
+pub(crate) fn shared(path: &str) -> Option<Vec<u8>> {
+    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared");
+    let file = std::env::var_os("KIMI_SHARED").map_or_else(beside, PathBuf::from).join(path);
+    let bytes = std::fs::read(&file).ok();
+    if bytes.is_none() {
+        println!("skipped: no {}", file.display());
     }
-    println!("skipped: {} is not there (set KIMI_SHARED)", found.display());
-    None
+    bytes
 }
 
-/// Largest absolute difference; infinite if the lengths differ or a value is not a number.
-pub fn max_abs_err(found: &[f32], expected: &[f32]) -> f32 {
-    if found.len() != expected.len() {
-        return f32::INFINITY;
+/// Kimi-K2's tokenizer.
+pub(crate) fn k2() -> &'static Tokenizer {
+    static K2: OnceLock<Tokenizer> = OnceLock::new();
+    K2.get_or_init(|| Tokenizer::new(&k2_file(), None).expect("Kimi-K2's vocabulary"))
+}
+
+/// Kimi-K2's `tiktoken.model`, from the packed form in which its crate holds it: a magic word, the number of tokens
+/// (u32), then for each its rank and length (LEB128) and its bytes.
+pub(crate) fn k2_file() -> Vec<u8> {
+    let mut rest = KIMI_VOCAB_PACKED.strip_prefix(b"SPLNTRV1").expect("the packed vocabulary's magic word");
+    let (count, tail) = rest.split_first_chunk::<4>().expect("the number of tokens");
+    rest = tail;
+    let mut file = String::new();
+    for _ in 0..u32::from_le_bytes(*count) {
+        let rank = leb128(&mut rest);
+        let length = leb128(&mut rest);
+        let (token, tail) = rest.split_at(length);
+        rest = tail;
+        file.push_str(&format!("{} {rank}\n", STANDARD.encode(token)));
     }
-    let errors = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-    errors.fold(0.0, |worst, e| if e.is_nan() { f32::INFINITY } else { worst.max(e) })
+    assert!(rest.is_empty());
+    file.into_bytes()
+}
+
+fn leb128(bytes: &mut &[u8]) -> usize {
+    let mut value = 0;
+    for shift in (0..).step_by(7) {
+        let (&byte, rest) = bytes.split_first().expect("a number");
+        *bytes = rest;
+        value |= usize::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            break;
+        }
+    }
+    value
+}
+
+/// A vocabulary of the 256 bytes and three longer tokens: `in`, ` the`, `ing`.
+pub(crate) fn tiny_file() -> Vec<u8> {
+    let tokens = (0..=255u8).map(|b| vec![b]).chain([b"in".to_vec(), b" the".to_vec(), b"ing".to_vec()]);
+    let lines: Vec<String> =
+        tokens.enumerate().map(|(rank, token)| format!("{} {rank}", STANDARD.encode(token))).collect();
+    lines.join("\n").into_bytes()
 }
