@@ -218,7 +218,7 @@ impl<'a> Weights<'a> {
         let n = self.config.n_routed_experts;
         let stacked = format!("{path}.switch_mlp.{name}");
         if self.has_module(&stacked) {
-            return Ok(self.matrix(&stacked, n * rows, cols)?.split_rows(n));
+            return self.global_scales(&stacked, self.matrix(&stacked, n * rows, cols)?.split_rows(n));
         }
         let module = |e| format!("{path}.experts.{e}.{name}");
         let experts: Vec<_> =
@@ -291,14 +291,24 @@ impl<'a> Weights<'a> {
             (None, Format::Affine { .. }) => return Err(self.missing(module, &format!("{module}.biases"))),
             _ => Bytes::new(),
         };
-        let matrix = packed(module, rows, cols, format, [weight.data.clone(), scales.data.clone(), biases])?;
-        match part("global_scale") {
-            Some(t) if t.dtype == Dtype::F32 && t.data.len() == 4 => {
-                Ok(matrix.with_global_scale(FloatType::F32.read(&t.data, 0)))
-            }
-            Some(t) => Err(shape(module, "global_scale", t, "one F32".to_owned())),
-            None => Ok(matrix),
+        packed(module, rows, cols, format, [weight.data.clone(), scales.data.clone(), biases])
+    }
+
+    /// nvfp4's `global_scale`, one f32 an expert: the largest magnitude of the expert. mlx scales so that it falls on the
+    /// product of the largest e4m3 and e2m1, 448 and 6.
+    fn global_scales(
+        &self,
+        module: &str,
+        experts: Vec<PackedMatrix>,
+    ) -> Result<Vec<PackedMatrix>, WeightError> {
+        const LARGEST: f32 = 448.0 * 6.0;
+        let Some(scales) = self.tensor(&format!("{module}.global_scale")) else { return Ok(experts) };
+        let float = float_type(module, scales.dtype)?;
+        if scales.shape != [experts.len()] {
+            return Err(shape(module, "global_scale", scales, format!("[{}]", experts.len())));
         }
+        let scaled = experts.into_iter().enumerate();
+        Ok(scaled.map(|(e, m)| m.with_global_scale(float.read(&scales.data, e) / LARGEST)).collect())
     }
 
     /// Format from the shapes, with the architecture's input width: `bits = 32 words / in`, `group = in / groups`.
