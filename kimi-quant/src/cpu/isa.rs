@@ -1,27 +1,90 @@
-//! Which vector instructions the kernels use.
+//! Which vector instructions the kernels use, chosen once when a [`super::Cpu`] is made.
+
+use super::dense::Dense;
+use super::kernel::Kernel;
+use crate::Format;
 
 /// An instruction set with kernels of its own.
+///
+/// The fields of the vector sets are private to keep a value a proof that this machine has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Isa {
-    /// Plain code for any machine.
+pub struct Isa(Kind);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Kind {
     Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Isa {
-    /// Every set that this machine can run, slowest first.
+    /// Plain code for any machine.
+    pub const SCALAR: Self = Self(Kind::Scalar);
+
+    /// Every set that this machine can run, slowest first; plain code is always there.
     pub fn available() -> Vec<Self> {
-        vec![Self::Scalar]
+        let mut sets = vec![Self::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
+            let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
+            sets.extend(avx2.then_some(Self(Kind::Avx2)));
+            sets.extend((avx2 && avx512).then_some(Self(Kind::Avx512)));
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("neon") {
+            sets.push(Self(Kind::Neon));
+        }
+        sets
     }
 
     /// The fastest set that this machine can run.
     pub fn best() -> Self {
-        Self::available().pop().unwrap_or(Self::Scalar)
+        Self::available().pop().unwrap_or(Self::SCALAR)
     }
 
     /// A name for people.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::Scalar => "scalar",
+        match self.0 {
+            Kind::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => "AVX-512",
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => "NEON",
+        }
+    }
+
+    /// The kernels for a format. That `self` exists makes them safe to run on this machine.
+    pub(crate) const fn kernel(self, format: Format) -> Kernel {
+        match self.0 {
+            Kind::Scalar => super::scalar::kernel(format),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => super::avx2::kernel(format),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => super::avx512::kernel(format),
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => super::neon::kernel(format),
+        }
+    }
+
+    /// The kernels over f32 rows.
+    pub(crate) const fn dense(self) -> Dense {
+        match self.0 {
+            Kind::Scalar => super::scalar::DENSE,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => super::avx2::DENSE,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => super::avx512::DENSE,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => super::neon::DENSE,
         }
     }
 }

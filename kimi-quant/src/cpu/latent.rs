@@ -5,7 +5,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::matmul::{self, Operand};
-use super::{Isa, Tensor, rope};
+use super::{Isa, Tensor, dense, rope};
 use crate::{BackendError, HeadShape, LatentProjections, PackedMatrix, Rope, TokenLayout};
 
 type Projections = LatentProjections<PackedMatrix>;
@@ -49,24 +49,35 @@ fn absorb_head(isa: Isa, q: &Tensor, projections: &Projections, heads: HeadShape
     }
 }
 
+/// Rows that are dequantized at once: they stay in the first-level cache while all tokens use them.
+const DECODED_ROWS: usize = 8;
+
 /// `out[t] = sum_r coefficients[t][r] * m[range.start + r]`: `[T, m.cols]`, rows in ascending order.
 fn weighted_rows(
-    _isa: Isa,
+    isa: Isa,
     m: &PackedMatrix,
     range: Range<usize>,
     coefficients: &[f32],
     tokens: usize,
 ) -> Vec<f32> {
-    let (count, width) = (range.len(), m.cols());
-    let mut out = vec![0.0; tokens * width];
-    let mut row = vec![0.0; width];
-    for (i, r) in range.enumerate() {
-        super::dequant::row_exact(m, r, &mut row);
-        for (t, out) in out.chunks_exact_mut(width).enumerate() {
-            let c = coefficients[t * count + i];
-            out.iter_mut().zip(&row).for_each(|(o, w)| *o += c * w);
-        }
+    let order = matmul::order(isa, m);
+    let stride = order.padded(m.cols());
+    let mut sums = vec![0.0; tokens * stride];
+    let mut decoded = vec![0.0; DECODED_ROWS * stride];
+    for first in (0..range.len()).step_by(DECODED_ROWS) {
+        let count = DECODED_ROWS.min(range.len() - first);
+        let rows = decoded.chunks_exact_mut(stride).take(count).enumerate();
+        rows.for_each(|(i, row)| matmul::decode_row(isa, m, range.start + first + i, row));
+        let rows: Vec<&[f32]> = decoded.chunks_exact(stride).take(count).collect();
+        let weights: Vec<f32> = coefficients
+            .chunks_exact(range.len())
+            .flat_map(|c| c[first..first + count].iter().copied())
+            .collect();
+        dense::mix(isa, &mut sums, stride, &weights, &rows);
     }
+    let mut out = vec![0.0; tokens * m.cols()];
+    let rows = out.chunks_exact_mut(m.cols()).zip(sums.chunks_exact(stride));
+    rows.for_each(|(out, sums)| order.restore(sums, out));
     out
 }
 

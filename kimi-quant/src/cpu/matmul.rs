@@ -5,28 +5,48 @@
 
 use std::ops::Range;
 
+use bytes::Bytes;
 use rayon::prelude::*;
 
-use super::{Isa, Tensor};
-use crate::PackedMatrix;
+use super::kernel::{Kernel, Order, Product};
+use super::{Isa, Tensor, dequant};
+use crate::{FloatType, Format, PackedMatrix};
 
 /// Packed bytes that one task reads: enough to hide the task's cost, small enough for a core's second-level cache.
 const TASK_BYTES: usize = 128 << 10;
 
-/// Activations as the kernels read them, for the matrices of one format.
+/// Activations in the order in which the kernels of one format read them.
 pub(crate) struct Operand {
-    pub(crate) data: Vec<f32>,
-    pub(crate) width: usize,
+    order: Order,
+    data: Vec<f32>,
+    stride: usize,
 }
 
 impl Operand {
-    /// Prepares `x`, rows of `m.cols()` values, for products with `m`.
-    pub(crate) fn new(_isa: Isa, m: &PackedMatrix, x: &[f32]) -> Self {
-        Self { data: x.to_vec(), width: m.cols() }
+    /// Prepares `x`, rows of `m.cols()` values, for products with `m` and its like.
+    pub(crate) fn new(isa: Isa, m: &PackedMatrix, x: &[f32]) -> Self {
+        let order = order(isa, m);
+        let stride = order.padded(m.cols());
+        let mut data = vec![0.0; x.len() / m.cols() * stride];
+        let rows = data.par_chunks_exact_mut(stride).with_min_len(4).zip(x.par_chunks_exact(m.cols()));
+        rows.for_each(|(out, x)| order.permute(x, out));
+        Self { order, data, stride }
     }
 
+    /// One token's activations, filled up with zeros to whole blocks.
     pub(crate) fn row(&self, token: u32) -> &[f32] {
-        &self.data[token as usize * self.width..][..self.width]
+        &self.data[token as usize * self.stride..][..self.stride]
+    }
+}
+
+/// The kernel for `m`, and whether `m` is read as it is. It is not where its groups do not fall on the kernel's lanes
+/// (groups of 8 at 2 bits): then its rows are dequantized first and the kernel is that of f32.
+fn kernel_for(isa: Isa, m: &PackedMatrix) -> (Kernel, bool) {
+    let kernel = isa.kernel(m.format());
+    match m.format() {
+        Format::Float(_) => (kernel, m.global_scale() == 1.0),
+        format if kernel.order.fits_group(format.group()) => (kernel, true),
+        _ => (isa.kernel(Format::Float(FloatType::F32)), false),
     }
 }
 
@@ -36,22 +56,58 @@ pub(crate) fn rows_per_task(m: &PackedMatrix) -> usize {
     (TASK_BYTES / row).clamp(8, 512) & !7
 }
 
-/// `out[(r - range.start) * tokens.len() + t] = m[r] . x[tokens[t]]` for the rows of `range`.
+/// `out[(r - range.start) * tokens.len() + t] = m[r] . x[tokens[t]]` for the rows of `range`, which are rows of `m`.
 pub(crate) fn rows(
-    _isa: Isa,
+    isa: Isa,
     m: &PackedMatrix,
     range: Range<usize>,
     x: &Operand,
     tokens: &[u32],
     out: &mut [f32],
 ) {
-    let mut row = vec![0.0; m.cols()];
-    for (r, out) in range.zip(out.chunks_exact_mut(tokens.len().max(1))) {
-        super::dequant::row_exact(m, r, &mut row);
-        for (out, &token) in out.iter_mut().zip(tokens) {
-            *out = row.iter().zip(x.row(token)).map(|(w, x)| w * x).sum();
-        }
+    let (kernel, direct) = kernel_for(isa, m);
+    debug_assert_eq!(kernel.order, x.order);
+    let count = range.len() * tokens.len();
+    let fits = range.end <= m.rows() && x.order == kernel.order && x.stride == x.order.padded(m.cols());
+    if range.is_empty() || tokens.is_empty() || out.len() != count || !fits {
+        return;
     }
+    let plain = if direct { None } else { plain_rows(m, range.clone()) };
+    let product = match &plain {
+        None if direct => Product { m, range, x, tokens },
+        None => return,
+        Some(plain) => Product { m: plain, range: 0..plain.rows(), x, tokens },
+    };
+    // SAFETY: the instruction set is this machine's; the kernel is that of the matrix's format, whose groups fit; the
+    // range lies in the matrix and the operand is in the kernel's order (checked above).
+    unsafe { (kernel.dot)(&product, out) }
+}
+
+/// The order of [`Operand`]s made for `m`.
+pub(crate) fn order(isa: Isa, m: &PackedMatrix) -> Order {
+    kernel_for(isa, m).0.order
+}
+
+/// Weights of row `r` in the order of [`Operand`]s made for `m`; `out` is as long as their rows.
+pub(crate) fn decode_row(isa: Isa, m: &PackedMatrix, r: usize, out: &mut [f32]) {
+    let (kernel, direct) = kernel_for(isa, m);
+    if !direct {
+        dequant::row_exact(m, r, &mut out[..m.cols()]);
+    } else if r < m.rows() && out.len() == kernel.order.padded(m.cols()) {
+        // SAFETY: as in `rows`.
+        unsafe { (kernel.decode)(m, r, out) }
+    }
+}
+
+/// Rows as f32, for formats that no kernel reads directly.
+fn plain_rows(m: &PackedMatrix, range: Range<usize>) -> Option<PackedMatrix> {
+    let mut values = vec![0.0; range.len() * m.cols()];
+    for (r, out) in range.clone().zip(values.chunks_exact_mut(m.cols())) {
+        dequant::row_exact(m, r, out);
+    }
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let format = Format::Float(FloatType::F32);
+    PackedMatrix::new(range.len(), m.cols(), format, bytes, Bytes::new(), Bytes::new()).ok()
 }
 
 /// `x @ m^T`, transposed: `[m.rows, T]`.

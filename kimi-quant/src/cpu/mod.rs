@@ -8,14 +8,25 @@
 //! * Two instruction sets differ by rounding.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+mod codec;
+mod dense;
 mod dequant;
 mod isa;
+mod kernel;
 mod latent;
 mod matmul;
 mod moe;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod norm;
 mod rope;
 mod router;
+mod scalar;
+mod simd;
 mod tensor;
 
 pub use dequant::{dequantize, dequantize_row};
@@ -49,7 +60,7 @@ impl Cpu {
 
     /// Uses plain code: slow, and the same on every machine.
     pub fn scalar() -> Self {
-        Self { isa: Isa::Scalar }
+        Self { isa: Isa::SCALAR }
     }
 
     /// Uses `isa`, if this machine has it.
@@ -202,7 +213,7 @@ impl Backend for Cpu {
         BackendError::check(OP, "latent query width", q.cols(), heads.heads * (heads.latent + heads.rope))?;
         BackendError::check(OP, "cached latent width", cache.shape().latent, heads.latent)?;
         BackendError::check(OP, "cached key width", cache.shape().rope, heads.rope)?;
-        Ok(attention::attend(q, cache, heads, scale, layout))
+        Ok(attention::attend(self.isa, q, cache, heads, scale, layout))
     }
 
     fn project_values(
