@@ -1,0 +1,93 @@
+//! Limits and options of the server.
+
+use std::time::Duration;
+
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Method, Uri};
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+
+/// Limits and options of the server. The defaults suit one user or a small team on a local network.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpConfig {
+    /// Most bytes of a request's body; beyond it the status is 413.
+    pub max_body_bytes: usize,
+    /// Most connections at a time; further ones wait to be accepted.
+    pub max_connections: usize,
+    /// How long a connection may take to send a request's head, and may idle between requests.
+    pub header_timeout: Duration,
+    /// How long a request's body may take to arrive.
+    pub body_timeout: Duration,
+    /// How long a client may take no byte of a response before it is given up.
+    pub write_timeout: Duration,
+    /// How often a stream without news carries a comment, so that nobody on the way takes it for dead.
+    pub keepalive: Duration,
+    /// How long a shutdown waits for responses under way.
+    pub shutdown_grace: Duration,
+    /// Which web pages may use the API.
+    pub cors: Cors,
+    /// Whether each request is logged (`tracing`, level INFO).
+    pub log_requests: bool,
+}
+
+impl Default for HttpConfig {
+    fn default() -> Self {
+        Self {
+            max_body_bytes: 32 << 20,
+            max_connections: 512,
+            header_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            keepalive: Duration::from_secs(10),
+            shutdown_grace: Duration::from_secs(10),
+            cors: Cors::Off,
+            log_requests: false,
+        }
+    }
+}
+
+/// Which web pages, by origin, may read the API's answers.
+///
+/// Whatever is chosen, the API takes a body only as `application/json`, so a page of another origin cannot start
+/// work here without a preflight request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Cors {
+    /// None.
+    #[default]
+    Off,
+    /// Pages of this machine: `localhost`, `127.0.0.1` or `[::1]`, on any port.
+    Loopback,
+    /// All.
+    Any,
+}
+
+impl Cors {
+    pub(super) fn layer(self) -> Option<CorsLayer> {
+        let origin = match self {
+            Self::Off => return None,
+            Self::Loopback => AllowOrigin::predicate(|origin: &HeaderValue, _: &Parts| is_loopback(origin)),
+            Self::Any => AllowOrigin::any(),
+        };
+        let headers = [HeaderName::from_static("content-type"), HeaderName::from_static("authorization")];
+        let methods = [Method::GET, Method::POST];
+        let layer = CorsLayer::new().allow_origin(origin).allow_methods(methods);
+        Some(if self == Self::Any { layer.allow_headers(Any) } else { layer.allow_headers(headers) })
+    }
+}
+
+fn is_loopback(origin: &HeaderValue) -> bool {
+    let uri = origin.to_str().ok().and_then(|text| text.parse::<Uri>().ok());
+    uri.is_some_and(|uri| matches!(uri.host(), Some("localhost" | "127.0.0.1" | "[::1]")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_origins() {
+        let is = |origin| is_loopback(&HeaderValue::from_static(origin));
+        assert!(is("http://localhost:3000") && is("https://127.0.0.1") && is("http://[::1]:8080"));
+        assert!(!is("http://localhost.example.com") && !is("http://192.168.0.1") && !is("null"));
+    }
+}

@@ -1,0 +1,189 @@
+//! Errors as OpenAI's API shows them, and the one place where other errors become HTTP statuses.
+
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::{Response, StatusCode};
+use kimi_core::chat_model::ChatError;
+use kimi_core::engine::{EngineError, RequestError, SubmitError};
+use kimi_core::sampler::{ParamError, StopError};
+use serde_json::{Value, json};
+
+/// An error of the API: `{"error": {"message", "type", "param", "code"}}` with a status.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    /// Status of the response, unless a stream has already begun.
+    pub status: StatusCode,
+    /// `type`: whose fault it is.
+    pub kind: &'static str,
+    /// `code`: what a program can test for.
+    pub code: Option<&'static str>,
+    /// `param`: path of the request's field, such as `messages[0].content`.
+    pub param: Option<String>,
+    /// What was found, what was expected, and what to do.
+    pub message: String,
+    /// Value of the header `Retry-After`, in seconds.
+    pub retry_after: Option<u32>,
+    /// Value of the header `Allow`.
+    pub allow: Option<&'static str>,
+}
+
+/// The client's mistake.
+const INVALID_REQUEST: &str = "invalid_request_error";
+/// Ours, or that of a machine we depend on.
+const SERVER_ERROR: &str = "server_error";
+
+impl ApiError {
+    fn new(status: StatusCode, kind: &'static str, code: &'static str, message: impl Into<String>) -> Self {
+        let message = message.into();
+        Self { status, kind, code: Some(code), param: None, message, retry_after: None, allow: None }
+    }
+
+    /// 400: a mistake in the request's body.
+    pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, INVALID_REQUEST, code, message)
+    }
+
+    /// 400: a mistake in one field of the request's body.
+    pub fn field(path: &str, code: &'static str, message: impl AsRef<str>) -> Self {
+        let error = Self::invalid(code, format!("{path}: {}", message.as_ref()));
+        Self { param: Some(path.to_owned()), ..error }
+    }
+
+    /// 404: nothing is served at a path.
+    pub fn no_route(method: &str, path: &str) -> Self {
+        let what = "the API has /v1/chat/completions, /v1/models, /v1/models/{id} and /health";
+        let message = format!("no such URL: {method} {path}; {what}");
+        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "unknown_url", message)
+    }
+
+    /// 405: a path does not take a method.
+    pub fn method(method: &str, path: &str, allow: &'static str) -> Self {
+        let message = format!("{path} does not take {method}; use {allow}");
+        let error = Self::new(StatusCode::METHOD_NOT_ALLOWED, INVALID_REQUEST, "method_not_allowed", message);
+        Self { allow: Some(allow), ..error }
+    }
+
+    /// 404: a model that is not served.
+    pub fn no_model(found: &str, served: &[&str]) -> Self {
+        let message = format!("the model {found:?} is not served here; served: {}", served.join(", "));
+        let error = Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "model_not_found", message);
+        Self { param: Some("model".to_owned()), ..error }
+    }
+
+    /// 413: a body over the limit.
+    pub fn too_large(limit: usize) -> Self {
+        let message =
+            format!("the request's body has more than {limit} bytes, the server's limit; shorten it");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, INVALID_REQUEST, "request_too_large", message)
+    }
+
+    /// 408: a body that came too slowly, or did not come whole.
+    pub fn slow_body(seconds: u64) -> Self {
+        let message = format!("the request's body did not arrive within {seconds} s");
+        Self::new(StatusCode::REQUEST_TIMEOUT, INVALID_REQUEST, "request_timeout", message)
+    }
+
+    /// 415: a body that does not say that it is JSON.
+    pub fn content_type(found: Option<&str>) -> Self {
+        let found = found.map_or("none".to_owned(), |found| format!("{found:?}"));
+        let message =
+            format!("the Content-Type is {found}; send the body with Content-Type: application/json");
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, "unsupported_media_type", message)
+    }
+
+    /// 429: too many requests wait already.
+    pub fn busy(message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
+        Self { retry_after: Some(1), ..error }
+    }
+
+    /// 503: the model cannot answer until something is repaired.
+    pub fn unavailable(message: impl Into<String>) -> Self {
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER_ERROR, "engine_unavailable", message);
+        Self { retry_after: Some(5), ..error }
+    }
+
+    /// 500: a mistake of ours.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER_ERROR, "internal_error", message)
+    }
+
+    /// The JSON body: of a response, or of the last event of a stream.
+    pub fn body(&self) -> Value {
+        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
+    }
+
+    /// The response.
+    pub(super) fn response(&self) -> Response<super::Body> {
+        let body = Full::from(self.body().to_string());
+        let mut response = Response::new(super::Body::new(body));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if let Some(seconds) = self.retry_after {
+            headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(methods) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(methods));
+        }
+        response
+    }
+}
+
+impl From<ParamError> for ApiError {
+    fn from(error: ParamError) -> Self {
+        let message = format!("expected {}, found {}", error.expected, error.found);
+        Self::field(error.field, "invalid_value", message)
+    }
+}
+
+impl From<StopError> for ApiError {
+    fn from(error: StopError) -> Self {
+        Self::field("stop", "invalid_value", format!("expected {}, found {}", error.expected, error.found))
+    }
+}
+
+impl From<RequestError> for ApiError {
+    fn from(error: RequestError) -> Self {
+        let (code, param) = match &error {
+            RequestError::Context { .. } | RequestError::Cache { .. } => {
+                ("context_length_exceeded", "messages")
+            }
+            RequestError::EmptyPrompt | RequestError::Token { .. } => ("invalid_value", "messages"),
+            RequestError::MaxTokens => ("integer_below_min_value", "max_tokens"),
+        };
+        Self { param: Some(param.to_owned()), ..Self::invalid(code, error.to_string()) }
+    }
+}
+
+impl From<EngineError> for ApiError {
+    fn from(error: EngineError) -> Self {
+        let message = error.to_string();
+        match error {
+            EngineError::Busy { .. } => Self::busy(message),
+            EngineError::Down { .. } => Self::unavailable(message),
+            EngineError::Sequence(_) | EngineError::Config { .. } | EngineError::Thread { .. } => {
+                Self::internal(message)
+            }
+        }
+    }
+}
+
+impl From<SubmitError> for ApiError {
+    fn from(error: SubmitError) -> Self {
+        match error {
+            SubmitError::Request(error) => error.into(),
+            SubmitError::Engine(error) => error.into(),
+        }
+    }
+}
+
+impl From<ChatError> for ApiError {
+    fn from(error: ChatError) -> Self {
+        match error {
+            ChatError::Submit(error) => error.into(),
+            error => Self::invalid("invalid_value", error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,35 @@
+//! The OpenAI-compatible HTTP API.
+//!
+//! | path | what |
+//! |---|---|
+//! | `POST /v1/chat/completions` | a chat completion, streamed or not |
+//! | `GET /v1/models`, `GET /v1/models/{id}` | the models served |
+//! | `GET /health` | state of each model: stages, sequences, cache pages; 503 if one cannot answer |
+//!
+//! [`serve`] runs it on a listener. A model is anything that is a [`ChatEngine`], above all
+//! [`kimi_core::ChatModel`]. Errors are made in [`error`] and have OpenAI's shape everywhere.
+//!
+//! Beyond OpenAI's fields a request may have `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`,
+//! `chat_template_kwargs` and, in messages, `reasoning_content`. `model` may be left out if only one model is served.
+//! Fields without a meaning here (`user`, `metadata`, `store`, ...) are ignored; those with a meaning that is not
+//! implemented (`n` > 1, `response_format` other than text, images, forced tool calls) are refused with status 400.
+
+mod chat;
+mod config;
+mod engine;
+pub mod error;
+mod events;
+mod json;
+mod messages;
+mod request;
+mod response;
+mod routes;
+mod server;
+mod stream;
+
+pub use config::{Cors, HttpConfig};
+pub use engine::{ChatEngine, EventSink, Running, ServedModel};
+pub use server::serve;
+
+/// Body of every response.
+type Body = http_body_util::combinators::UnsyncBoxBody<bytes::Bytes, std::convert::Infallible>;
