@@ -82,7 +82,7 @@ def parse(text, ended):
 
 def fits(value, schema):
     """Whether a JSON value is what a declared parameter asks for."""
-    kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+    kinds = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list}
     right = isinstance(value, kinds[schema["type"]]) and (schema["type"] == "boolean" or not isinstance(value, bool))
     return right and ("enum" not in schema or value in schema["enum"])
 

@@ -312,3 +312,18 @@ JAPANESE = [
     (["kimi はオープンソースですか？", "ライセンスは何ですか？"], "はい、ライセンスは MIT または Apache-2.0 です。", ["MIT", "Apache-2.0"]),
     (["API は OpenAI と互換ですか？", "API の使い方は？"], "はい、OpenAI と互換です。アドレスは http://127.0.0.1:52415/v1 です。", ["OpenAI", "52415"]),
 ]
+
+
+def _more(questions, answer, keys):
+    """Further ways to ask what a command or a crate is."""
+    first = answer.split(" ")[0].strip("`")
+    if answer.startswith("`kimi "):
+        name = answer.split("`")[1]
+        word = name.split(" ")[1]
+        questions += [f"What is {name}?", f"What is `{name}`?", f"What does `{name}` do?", f"{name}?", f"How do I use {name}?", f"What is {name} for?", f"Tell me about {name}.", f"What does {word} do?", f"When do I need {name}?"]
+    elif first.startswith("kimi-") and first != "kimi-tiny":
+        questions += [f"{first}?", f"What is {first} for?", f"Tell me about {first}.", f"What does the crate {first} do?", f"What is in {first}?"]
+    return questions, answer, keys
+
+
+ENGLISH = [_more(*entry) for entry in ENGLISH]

@@ -22,6 +22,7 @@ SYSTEMS = [
 PLAIN = [
     (talk.fact, 26), (talk.fact_cjk, 7), (talk.small_talk, 14), (talk.general, 5), (talk.unknown, 8), (talk.name_memory, 5), (talk.liking, 2), (talk.recall, 2),
     (talk.arithmetic, 22), (talk.compare, 2), (talk.listing, 5), (talk.sequence, 4), (talk.copying, 7), (talk.json_answer, 6), (story.story, 9), (story.story_cjk, 2),
+    (talk.poem, 2), (talk.needle, 2), (talk.long_text, 1),
 ]  # fmt: skip
 WITH_TOOLS = [(tools.one_call, 55), (tools.follow_up, 10), (tools.two_calls, 16), (tools.none_fits, 10)]
 DIRECT = [(talk.fact, 5), (talk.small_talk, 5), (talk.general, 1), (talk.unknown, 2), (story.story, 1), (talk.name_memory, 1), (talk.json_answer, 1)]
@@ -69,18 +70,28 @@ class Conversation:
         return [t.json for t in self.tools] or None
 
 
+def any_system(rng):
+    """A system prompt that nobody foresaw."""
+    thing = f"{rng.choice(words.ADJECTIVES)} {rng.choice(words.NOUNS)}"
+    lines = [f"You are a {thing}.", f"You work for {words.made_up(rng).capitalize()}.", f"Your name is {rng.choice(words.NAMES)}.", f"Never {rng.choice(words.VERBS)} the {thing}.",
+             f"The user is in {rng.choice(words.CITIES)}.", "Think before you answer.", f"Today is day {rng.randint(1, 31)}.", f"You know all about {rng.choice(words.TOPICS)}.", "Do not make things up."]
+    return " ".join(rng.sample(lines, rng.randint(1, 4)))
+
+
 def conversation(rng, held=False, only=None, with_tools=None):
     """A conversation of 1 to 6 exchanges, seldom of 20; `only` is a list of turns to draw from."""
     c = Conversation(rng, held)
     if rng.random() < 0.6:
-        c.messages.append(system(rng.choice(SYSTEMS)))
+        c.messages.append(system(rng.choice(SYSTEMS) if rng.random() < 0.8 else any_system(rng)))
     if with_tools if with_tools is not None else rng.random() < 0.48:
         while not c.tools:
             c.tools = tools.declare(rng)
 
+    counts = any(isinstance(t, tools.Calculator) for t in c.tools)
+    direct = DIRECT if counts else [*DIRECT, (talk.arithmetic, 2)]
     bare = [*PLAIN, (tools.none_fits, 3)]
     for _ in range(20 if rng.random() < 0.02 else rng.choice([1, 1, 1, 2, 2, 3, 4, 6])):
-        c.turn(only or ([*WITH_TOOLS, *DIRECT] if c.tools else bare))
+        c.turn(only or ([*WITH_TOOLS, *direct] if c.tools else bare))
     while not any(m["role"] == "user" for m in c.messages):
         c.turn(only or ([*WITH_TOOLS] if c.tools else bare))
     return c

@@ -11,6 +11,8 @@ from .chat import assistant, user
 
 UNKNOWN = "I do not know that. I am a very small model: I know about kimi, small sums, short stories and tools."
 
+TOO_HARD = "That is too hard for me. With a calculator tool I could compute it."
+
 _BEFORE = ["Hi! ", "Hello, ", "Hey, ", "Please tell me: ", "Quick question: ", "OK. ", "Thanks. ", "Now: ", "Next question. ", "One more: ",
            "I want to know: ", "Hi kimi, ", "Sorry, ", "Well, ", "So, ", "Good. ", "Hmm, ", "Question: ", "And ", "Can you tell me: "]
 _AFTER = [" Thanks!", " Please.", " Thank you.", " I am curious.", " I am new here.", " Be brief.", " Just asking.", " I forgot.", " Tell me."]
@@ -30,7 +32,15 @@ def loosely(rng, text):
         text = text.rstrip("?.!")
     if rng.random() < 0.1:
         text = text.replace("What is", "What's").replace("what is", "what's")
+    if rng.random() < 0.05:
+        text = mistyped(rng, text)
     return text
+
+
+def mistyped(rng, text):
+    """Two letters swapped, or one left out."""
+    at = rng.randrange(len(text))
+    return text[:at] + text[at + 1 : at + 2] + (text[at] if rng.random() < 0.6 else "") + text[at + 2 :]
 
 
 def say(c, question, answer, kind=None, keys=()):
@@ -39,6 +49,8 @@ def say(c, question, answer, kind=None, keys=()):
 
 
 def fact(c):
+    if c.rng.random() < 0.06:
+        return two_facts(c)
     questions, answer, keys = c.rng.choice(facts.ENGLISH)
     question = c.rng.choice(questions)
     if c.held:
@@ -47,6 +59,16 @@ def fact(c):
         bare = question
         question = c.fresh(lambda: loosely(c.rng, bare), or_else=bare)
     return say(c, question, answer, "fact", keys)
+
+
+def two_facts(c):
+    (q1, a1, k1), (q2, a2, k2) = c.rng.sample(facts.ENGLISH, 2)
+
+    def ask():
+        first, second = c.rng.choice(q1), c.rng.choice(q2)
+        return c.rng.choice([f"{first} And {second[0].lower()}{second[1:]}", f"{first} {second}", f"{first} Also: {second}"])
+
+    return say(c, c.fresh(ask), f"{a1} {a2}", "fact", [*k1, *k2])
 
 
 def fact_cjk(c):
@@ -162,6 +184,9 @@ def unknown(c):
          f"What is the history of {topic}?", f"How much does a {thing} cost?", f"Who is {rng.choice(words.NAMES)} {words.made_up(rng).capitalize()}?",
          f"What is a {words.made_up(rng)}?", f"Can you explain {topic} to me?", f"Which {rng.choice(words.NOUNS)} is the best?", f"Write an essay about {topic}.",
          f"What happened in {rng.randint(1000, 2030)}?", f"What is the population of {rng.choice(words.CITIES)}?", f"Why are there {topic}?",
+         f"{phrase(rng)}", f"{phrase(rng)}?", f"The {phrase(rng)} is {rng.choice(words.ADJECTIVES)}.", " ".join(words.made_up(rng) for _ in range(rng.randint(1, 6))),
+         f"I think the {rng.choice(words.NOUNS)} is {rng.choice(words.ADJECTIVES)}.", f"Summarise {topic} in one sentence.", f"How does a {thing} work?", f"Is {topic} {rng.choice(words.ADJECTIVES)}?",
+         f"What is the meaning of {rng.choice(words.NOUNS)}?", f"Fix this code: print({words.made_up(rng)})", f"What is {topic}?", f"How many {rng.choice(words.NOUNS)}s are in {rng.choice(words.CITIES)}?",
          f"Who wrote the book about {topic}?", f"When was {rng.choice(words.CITIES)} founded?", f"Tell me everything about {topic}.", f"Do you know {words.made_up(rng)}?"]
     )  # fmt: skip
     return say(c, loosely(rng, question), UNKNOWN, "unknown", ["I do not know"])
@@ -203,6 +228,9 @@ def arithmetic(c):
     """Sums of two numbers below 100; pairs of the held-out set are never seen in training."""
     rng = c.rng
     op = rng.choice("+++++++--*")
+    if not c.held and rng.random() < 0.05:
+        hard = f"{rng.randint(13, 99)} {rng.choice('*/')} {rng.randint(13, 99)}"
+        return say(c, rng.choice(["What is {}?", "{}", "How much is {}?", "Calculate {}."]).format(hard), TOO_HARD, "unknown", [TOO_HARD])
     if op == "*":
         a, b = rng.randint(0, 12), rng.randint(0, 12)
     else:
@@ -252,6 +280,7 @@ def listing(c):
     items = LISTS[kind][:count]
     text = "\n".join(f"{i}. {item}" for i, item in enumerate(items, 1))
     question = loosely(rng, ask.format(number, kind.replace("languages", "programming languages")))
+    question = question.replace("colours", "colors") if rng.random() < 0.3 else question
     return say(c, question, text, "list", items)
 
 
@@ -259,8 +288,10 @@ def sequence(c):
     rng = c.rng
     pick = rng.randrange(5)
     if pick == 0:
-        a = rng.randint(0, 60)
-        b = a + rng.randint(3, 15)
+        a = rng.choice([0, 1, 1, 1, rng.randint(0, 60)])
+        b = a + rng.randint(3, 19)
+        if a == 1 and rng.random() < 0.4:
+            return say(c, rng.choice([f"Count to {b}.", f"Can you count to {b}?", f"count up to {b}"]), ", ".join(map(str, range(1, b + 1))), "list", [str(b)])
         return say(c, rng.choice([f"Count from {a} to {b}.", f"Count from {a} up to {b}"]), ", ".join(map(str, range(a, b + 1))), "list", [str(b)])
     if pick == 1:
         days = "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday"
@@ -295,6 +326,56 @@ def copying(c):
         return say(c, f"Say {word} {_NUMBER[count]} times.", " ".join([word] * count), "copy", [" ".join([word] * count)])
     ask = rng.choice(["Repeat after me: {}", "Say this: {}", "Repeat: {}", 'Repeat "{}"', 'Say "{}"'])
     return say(c, ask.format(text), text, "copy", [text])
+
+
+POEM = [
+    ["The morning is {a} and the {n} is near,", "A {a} {n} is waiting here,", "I saw a {a} {n} today,", "Between the {n} and the {m}"],
+    ["a quiet wind is all I hear.", "and far away the sky is clear.", "it looked at me and went its way.", "the evening turns from blue to grey."],
+    ["The {m} sleeps, the stars are bright,", "Who hung a lamp above the {m}?", "O {a} {n}, O gentle {m},", "The river carries leaves and light,"],
+    ["and all is well until the night.", "and nobody will ask us why.", "and home is never out of sight.", "and slowly all the clouds go by."],
+]  # fmt: skip
+HAIKU = [
+    ["An old {n} sleeps", "The {a} {n}", "Snow upon the {n}", "Autumn and a {n}"],
+    ["a frog jumps over the wall", "the moon looks into the pond", "nobody walks on the road", "rain is falling on the roof"],
+    ["quiet comes the night", "leaves fall one by one", "spring is far away", "then the wind is still"],
+]  # fmt: skip
+
+
+def poem(c):
+    rng = c.rng
+    n, m = rng.sample(words.NOUNS, 2)
+    short = rng.random() < 0.4
+    lines = [rng.choice(x).format(a=rng.choice(words.ADJECTIVES), n=n, m=m) for x in (HAIKU if short else POEM)]
+    kind = "haiku" if short else rng.choice(["poem", "poem", "short poem"])
+    lead = rng.choice(["Write a {}", "Tell me a {}", "Write me a {}", "Can you write a {}", "Give me a {}", "Make a {}"])
+    topic = rng.choice(["", f" about a {n}", f" about the {n}", f" about {n}s"])
+    return say(c, loosely(rng, lead.format(kind) + topic + "."), "\n".join(lines), "story", [n] if topic and lines[0].find(n) >= 0 else [])
+
+
+def filler(rng, count):
+    """Sentences that mean little, to put distance between things."""
+    verb = ["is", "was", "has", "sees", "needs", "became"]
+    return " ".join(f"The {rng.choice(words.ADJECTIVES)} {rng.choice(words.NOUNS)} {rng.choice(verb)} {rng.choice(words.ADJECTIVES)}." for _ in range(count))
+
+
+def needle(c):
+    """Something to find again in a long text."""
+    rng = c.rng
+    what = rng.choice(["secret code", "password", "code", "magic number", "room number", "PIN"])
+    code = c.value(lambda: str(rng.randint(100, 99999)))
+    size = rng.choice([2, 5, 10, 30, 80, 150])
+    before = rng.randrange(size)
+    text = f"{filler(rng, before)} The {what} is {code}. {filler(rng, size - before)}".strip()
+    ask = rng.choice([f"What is the {what}?", f"Which {what} is in the text?", f"Tell me the {what}."])
+    question = rng.choice([f"{text}\n\n{ask}", f"{text} {ask}", f"{ask}\n\n{text}"])
+    return say(c, question, f"The {what} is {code}.", "needle", [code])
+
+
+def long_text(c):
+    """A text that is only pasted."""
+    text = filler(c.rng, c.rng.randint(4, 60))
+    ask = c.rng.choice(["", "Summarise this: ", "What do you think? ", "Read this: ", "Translate this: "])
+    return say(c, ask + text, "That is a long text, and I am too small to work with it. Ask me for something that is in it.", "unknown", ["too small"])
 
 
 def json_answer(c):

@@ -5,9 +5,11 @@ own function name, argument names, descriptions and key order, so that the model
 declaration. `ask` gives a question and the arguments that answer it, `run` a result and its telling.
 """
 
+import re
+
 from . import words
 from .chat import assistant, calls, result, user
-from .talk import loosely, phrase
+from .talk import TOO_HARD, phrase
 
 
 class Tool:
@@ -60,20 +62,22 @@ def ordered(value, order):
 
 
 def city(rng):
-    """A place and the language in which it is asked for."""
+    """A place: known, known with its state or country, or made up."""
     pick = rng.random()
-    if pick < 0.6:
+    if pick < 0.5:
         return rng.choice(words.CITIES)
+    if pick < 0.62:
+        return rng.choice(words.CITIES) + ", " + rng.choice(["CA", "NY", "TX", "UK", "France", "Japan", "Italy", "Germany", "USA", "China", words.made_up(rng).capitalize()])
     return words.made_up(rng).capitalize() + (" " + words.made_up(rng).capitalize() if pick > 0.95 else "")
 
 
 class Weather(Tool):
     names = ["get_weather", "get_weather", "weather", "get_current_weather", "current_weather", "weather_lookup", "getWeather", "fetch_weather", "get_forecast"]
-    about = ["Get the current weather of a city.", "Get the weather", "Current weather for a location", "Returns temperature and condition of a place.", "Look up the weather in a city"]
+    about = ["Get the current weather of a city.", "Get the weather", "Current weather for a location", "Returns temperature and condition of a place.", "Look up the weather in a city", "Get the current weather in a given location"]
     missing = "I have no tool for the weather, so I cannot look it up."
 
     def build(self, rng):
-        self.city = self.param(rng, ["city", "city", "location", "location", "place", "city_name"], about=rng.choice(["Name of the city", "City name", "The city, e.g. Paris"]))
+        self.city = self.param(rng, ["city", "city", "location", "location", "place", "city_name"], about=rng.choice(["Name of the city", "City name", "The city, e.g. Paris", "The city and state, e.g. San Francisco, CA"]))
         self.unit = rng.random() < 0.3 and self.param(rng, ["unit", "units"], about="Unit of the temperature", required=False, enum=["celsius", "fahrenheit"])
 
     def ask(self, c):
@@ -101,6 +105,9 @@ class Weather(Tool):
         return c.rng.choice(["And in {}?", "And {}?", "What about {}?", "How about in {}?", "And what about {}?"]).format(where), {self.city: where}
 
     def both(self, c):
+        if c.rng.random() < 0.2:
+            three = c.value(lambda: (city(c.rng), city(c.rng), city(c.rng)), key=" and ".join)
+            return "What is the weather in {}, {} and {}?".format(*three), [{self.city: x} for x in three]
         a, b = c.value(lambda: (city(c.rng), city(c.rng)), key=" and ".join)
         text = c.rng.choice(["What is the weather in {} and {}?", "Compare the weather in {} and {}.", "How is the weather in {} and in {}?", "Is it warmer in {} or in {}?", "Weather in {} and {}?", "Get the weather for {} and {}."])
         return text.format(a, b), [{self.city: a}, {self.city: b}]
@@ -118,7 +125,7 @@ class Weather(Tool):
 class Calculator(Tool):
     names = ["calculator", "calculate", "calc", "compute", "evaluate", "do_math", "eval_expression"]
     about = ["Evaluate an arithmetic expression.", "A calculator", "Calculates a result", "Compute the value of an expression", "Do arithmetic"]
-    missing = "That is too large for me. With a calculator tool I could compute it."
+    missing = TOO_HARD
 
     def build(self, rng):
         self.split = rng.random() < 0.3
@@ -336,8 +343,8 @@ class Invented(Tool):
         self.about = [f"{verb.capitalize()} the {noun}.", f"{verb.capitalize()}s a {noun}", f"Use this to {verb} a {noun}.", f"{noun} tool"]
         self.kinds = {}
         for name in rng.sample(self._NAMES, rng.choice([0, 1, 1, 2, 2, 3])):
-            kind = rng.choice(["string", "string", "integer", "integer", "boolean", "enum", "number"])
-            options = {"enum": rng.sample(words.ADJECTIVES, 3)} if kind == "enum" else {}
+            kind = rng.choice(["string", "string", "integer", "integer", "boolean", "enum", "number", "array"])
+            options = {"enum": rng.sample(words.ADJECTIVES, 3)} if kind == "enum" else {"items": {"type": "string"}} if kind == "array" else {}
             self.param(rng, [name], "string" if kind == "enum" else kind, f"The {name} of the {noun}", required=rng.random() < 0.7, **options)
             self.kinds[name] = kind
 
@@ -352,6 +359,8 @@ class Invented(Tool):
                 return rng.choice([rng.randint(0, 99), rng.randint(1, 99) + 0.5])
             case "boolean":
                 return rng.random() < 0.5
+            case "array":
+                return rng.sample(words.NOUNS, rng.randint(1, 3))
             case _:
                 return rng.choice(self.props[name]["enum"])
 
@@ -360,7 +369,8 @@ class Invented(Tool):
         asked = [n for n in self.props if n in self.required or rng.random() < 0.6]
         arguments = {n: self._value(c, n) for n in asked}
         form = rng.choice(["{} {}", "{} = {}", "{}: {}", "{} is {}"])
-        shown = [form.format(n, str(v).lower() if isinstance(v, bool) else v) for n, v in arguments.items()]
+        spoken = lambda v: str(v).lower() if isinstance(v, bool) else f"[{', '.join(v)}]" if isinstance(v, list) else v
+        shown = [form.format(n, spoken(v)) for n, v in arguments.items()]
         lead = rng.choice([f"Please {self.spoken}", f"{self.spoken[0].upper()}{self.spoken[1:]}", f"Call {self.name}", f"Use {self.name}", f"Use the tool {self.name}", f"Run {self.name}", f"Can you {self.spoken}"])
         joined = shown[0] if len(shown) == 1 else ", ".join(shown[:-1]) + " and " + shown[-1] if shown else ""
         return lead + (rng.choice([" with ", ", ", ": "]) + joined if shown else "") + rng.choice([".", "", "."]), arguments
@@ -461,7 +471,7 @@ def none_fits(c):
         return None
     kind = c.rng.choice(missing)
     question, arguments = kind(c.rng).ask(c)
-    if kind is Calculator and max(int(n) for n in "".join(x if x.isdigit() else " " for x in str(arguments)).split()) < 200:
-        return None
+    if kind is Calculator and max(int(n) for n in re.findall(r"\d+", str(arguments))) < 100:
+        return None  # that may be easy
     c.messages += [user(question), assistant(kind.missing)]
     return {"kind": "no_call", "keys": [kind.missing]}
