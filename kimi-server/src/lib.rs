@@ -1,1 +1,28 @@
-//! To be written.
+//! The `kimi` program: command line, HTTP API, and the glue of kimi-core to kimi-net.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`cli`] | arguments, defaults, exit codes |
+//! | [`commands`] | what each command does |
+//! | [`http`] | the OpenAI-compatible API |
+//! | [`cluster`] | stages on other machines; the worker |
+//! | [`local`] | a cluster of processes on this machine |
+//! | [`models`] | from a model's name to its folder |
+//! | [`discovery`], [`placement`] | the machines, and which holds what |
+//! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
+#![warn(missing_docs)]
+
+pub mod cli;
+pub mod client;
+pub mod cluster;
+pub mod commands;
+pub mod discovery;
+pub mod golden;
+pub mod http;
+pub mod inspect;
+pub mod local;
+pub mod models;
+pub mod placement;
+pub mod serving;
+pub mod system;
+pub mod verify;

@@ -1,0 +1,352 @@
+//! The arguments of every command.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::defaults;
+
+const EXAMPLES: &str = "\
+Examples:
+  kimi demo                                            everything at once, on a model that is part of the program
+  kimi run kimi-tiny --prompt 'Tell me a story'        text in the terminal
+  kimi serve ~/models/Kimi-K2                          OpenAI-compatible API on http://127.0.0.1:52415/v1
+  kimi inspect ~/models/Kimi-K2                        bits, groups and bytes of every module
+
+Two machines, A with the API and B with most of the layers; both have the checkpoint and the same discovery.json:
+  B$ kimi worker --node-id b --discovery-config-path discovery.json --default-model kimi-k2-4bit --insecure
+  A$ kimi plan kimi-k2-4bit --node-id a --discovery-config-path discovery.json
+  A$ kimi serve kimi-k2-4bit --node-id a --discovery-config-path discovery.json --insecure
+
+MODEL is kimi-tiny, a path, a hub id (org/name) that is in ~/models or in Hugging Face's cache, or a short name such as
+kimi-k2-4bit. Own short names go into ~/.config/kimi/models.toml:
+  [models.my-k2]
+  hub = \"org/name\"       # or path = \"/a/folder\"
+
+Exit codes: 0 success; 1 a check failed, the model does not fit, or something went wrong (the reason is on stderr);
+2 wrong arguments.";
+
+/// Kimi-K2 on one machine or several, behind an OpenAI-compatible API.
+#[derive(Debug, Parser)]
+#[command(name = "kimi", version, after_help = EXAMPLES, arg_required_else_help = true, propagate_version = true)]
+pub struct Cli {
+    /// What is logged to stderr: off, error, warn, info, debug, trace, or filters such as kimi_net=debug.
+    #[arg(long, global = true, value_name = "LEVEL", default_value = defaults::LOG, env = "KIMI_LOG", hide_env_values = true)]
+    pub log: String,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Show the main job on the embedded model: two processes, TCP, HTTP API, streamed answer.
+    Demo(DemoArgs),
+    /// Answer a prompt, or chat, in the terminal.
+    Run(RunArgs),
+    /// Serve an OpenAI-compatible HTTP API, alone or as the coordinator of workers.
+    Serve(ServeArgs),
+    /// Hold layers for a coordinator on another machine.
+    Worker(WorkerArgs),
+    /// Show which machine would hold which layers. Reads headers only.
+    Plan(PlanArgs),
+    /// Show a checkpoint's modules: bits, groups, bytes. Reads headers only.
+    Inspect(InspectArgs),
+    /// Compare logits and greedy tokens with recorded ones.
+    Verify(VerifyArgs),
+}
+
+/// Which model.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ModelArgs {
+    /// kimi-tiny, a path, a hub id (org/name) or a short name.
+    pub model: Option<String>,
+    /// The model where MODEL is not given.
+    #[arg(long, value_name = "MODEL", env = "KIMI_DEFAULT_MODEL")]
+    pub default_model: Option<String>,
+    /// A TOML file with short names of models, in place of ~/.config/kimi/models.toml.
+    #[arg(long, value_name = "FILE")]
+    pub models: Option<PathBuf>,
+}
+
+impl ModelArgs {
+    /// The name given.
+    ///
+    /// # Errors
+    /// If neither MODEL nor --default-model is.
+    pub fn name(&self) -> anyhow::Result<&str> {
+        let name = self.model.as_deref().or(self.default_model.as_deref());
+        name.ok_or_else(|| {
+            anyhow::anyhow!("which model? Give MODEL or --default-model, for example kimi-tiny")
+        })
+    }
+}
+
+impl CacheArgs {
+    /// The same for kimi-core.
+    pub fn options(&self) -> kimi_core::ModelOptions {
+        kimi_core::ModelOptions { context_tokens: self.context, cache_tokens: self.cache_tokens }
+    }
+}
+
+/// How much context.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CacheArgs {
+    /// Most tokens of a conversation, prompt and answer together [default: the model's, at most 32768].
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    pub context: Option<usize>,
+    /// Tokens that the latent cache holds for all conversations together [default: the same as --context].
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    pub cache_tokens: Option<usize>,
+}
+
+/// This machine's place among the others.
+#[derive(Debug, Clone, Default, Args)]
+pub struct NodeArgs {
+    /// Name of this machine in the discovery file.
+    #[arg(long, value_name = "ID")]
+    pub node_id: Option<String>,
+    /// discovery.json with all machines: {"peers": {"ID": {"address", "port", "device_capabilities": {"memory": MiB, ..}}}}.
+    #[arg(long, value_name = "FILE")]
+    pub discovery_config_path: Option<PathBuf>,
+}
+
+/// Arguments of `kimi demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// What to ask.
+    #[arg(long, default_value = defaults::DEMO_PROMPT)]
+    pub prompt: String,
+    /// Most tokens of the answer.
+    #[arg(long, value_name = "N", default_value_t = defaults::DEMO_TOKENS, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: u32,
+    /// Port of the HTTP API; 0 takes a free one.
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
+    /// Keep serving after the answer, until Ctrl-C.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Arguments of `kimi run`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kimi run kimi-tiny --prompt 'Tell me a story' --stats
+  echo 'Tell me a story' | kimi run kimi-tiny
+  kimi run kimi-tiny                              chat; /new starts again, /quit or Ctrl-D leaves")]
+pub struct RunArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    /// What to ask. Without it: standard input, or a chat if that is a terminal.
+    #[arg(long, short)]
+    pub prompt: Option<String>,
+    /// System prompt.
+    #[arg(long)]
+    pub system: Option<String>,
+    /// Most tokens of an answer.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_tokens: Option<u32>,
+    /// 0 always takes the most likely token.
+    #[arg(long, default_value_t = 0.6)]
+    pub temperature: f32,
+    /// Sample only from the most likely tokens with this probability together.
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
+    /// Makes the answer repeatable.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Print token counts and speeds to stderr.
+    #[arg(long)]
+    pub stats: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub cache: CacheArgs,
+}
+
+/// Arguments of `kimi serve`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kimi serve kimi-tiny
+  kimi serve kimi-k2-4bit --node-id a --discovery-config-path discovery.json --wait-for-peers 1 --insecure
+  curl http://127.0.0.1:52415/v1/chat/completions -H 'content-type: application/json' \\
+       -d '{\"model\": \"kimi-tiny\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
+pub struct ServeArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    /// Address to serve on. Anything but this machine itself needs --insecure.
+    #[arg(long, default_value = defaults::HTTP_HOST)]
+    pub host: String,
+    /// Port to serve on; 0 takes a free one.
+    #[arg(long, default_value_t = defaults::HTTP_PORT)]
+    pub port: u16,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub node: NodeArgs,
+    /// Accepted so that all machines can share a command line; the coordinator connects out and listens for no peer.
+    #[arg(long, value_name = "HOST")]
+    pub node_host: Option<String>,
+    /// Like --node-host.
+    #[arg(long, value_name = "PORT")]
+    pub node_port: Option<u16>,
+    /// Start when this many workers have answered, with those that have [default: all of the discovery file].
+    #[arg(long, value_name = "N")]
+    pub wait_for_peers: Option<usize>,
+    /// How long to wait for them.
+    #[arg(long, value_name = "SECONDS", default_value_t = defaults::PEER_TIMEOUT)]
+    pub peer_timeout: u64,
+    /// Share of each machine's memory that weights and cache may take [default: 0.75].
+    #[arg(long, value_name = "0..1", value_parser = share)]
+    pub usable_memory: Option<f64>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub cache: CacheArgs,
+    /// Allow addresses outside this machine: links and API are not encrypted yet, use it on networks you trust.
+    #[arg(long)]
+    pub insecure: bool,
+    /// Print one line of JSON when ready: {"event": "listening", "address": .., "model": ..}.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `kimi worker`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kimi worker --node-id b --discovery-config-path discovery.json --default-model kimi-k2-4bit --insecure
+  kimi worker --node-host 10.0.0.2 --node-port 52416 --insecure
+
+The coordinator names the model; the worker looks for it on this machine and checks that it is the same. With
+--default-model it uses that one, whatever the coordinator calls it (the check stays).")]
+pub struct WorkerArgs {
+    /// The model to use, whatever the coordinator calls it: a name or a path.
+    #[arg(long, value_name = "MODEL", env = "KIMI_DEFAULT_MODEL")]
+    pub default_model: Option<String>,
+    /// A TOML file with short names of models, in place of ~/.config/kimi/models.toml.
+    #[arg(long, value_name = "FILE")]
+    pub models: Option<PathBuf>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub node: NodeArgs,
+    /// Address to listen on [default: the discovery file's, else 127.0.0.1]. Anything but this machine itself needs
+    /// --insecure.
+    #[arg(long, value_name = "HOST")]
+    pub node_host: Option<String>,
+    /// Port to listen on; 0 takes a free one [default: the discovery file's, else 52416].
+    #[arg(long, value_name = "PORT")]
+    pub node_port: Option<u16>,
+    /// Allow addresses outside this machine: links are not encrypted yet, use it on networks you trust.
+    #[arg(long)]
+    pub insecure: bool,
+    /// Print one line of JSON when ready: {"event": "listening", "address": .., "node_id": ..}.
+    #[arg(long)]
+    pub json: bool,
+    /// A config.json in place of the checkpoint's.
+    #[arg(long, value_name = "FILE", hide = true)]
+    pub config: Option<PathBuf>,
+    /// End when standard input does, so that a worker never outlives the process that started it.
+    #[arg(long, hide = true)]
+    pub exit_with_stdin: bool,
+}
+
+/// Arguments of `kimi plan`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  kimi plan kimi-k2-4bit --discovery-config-path discovery.json --context 32768")]
+pub struct PlanArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    /// discovery.json with all machines and their memory.
+    #[arg(long, value_name = "FILE")]
+    pub discovery_config_path: PathBuf,
+    /// The coordinator, which holds the last layers [default: the machine with the least memory].
+    #[arg(long, value_name = "ID")]
+    pub node_id: Option<String>,
+    /// Tokens of context to leave room for [default: the model's, at most 32768].
+    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
+    pub context: Option<usize>,
+    /// Share of each machine's memory that weights and cache may take [default: 0.75].
+    #[arg(long, value_name = "0..1", value_parser = share)]
+    pub usable_memory: Option<f64>,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `kimi inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    /// A config.json in place of the checkpoint's.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON, with every layer.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// The engine on the CPU.
+    Cpu,
+    /// The model as plain burn modules, slow and readable; needs a build with --features reference.
+    Reference,
+}
+
+/// Arguments of `kimi verify`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+FILE is safetensors with, for each case: CASE.ids I32[T], the prompt; CASE.logits F32[T, V], or F32[1, V] for the last
+position only; CASE.greedy I32[G], the tokens that greedy decoding continues with. No tokenizer is needed.
+
+Each prompt is run at once and token by token, and decoded greedily from the cache. A case passes if no logit differs by
+more than the tolerance and all greedy tokens are equal.
+
+Example:
+  kimi verify ~/models/my-k2 --golden golden.safetensors --stages 2 --json")]
+pub struct VerifyArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    /// The recorded logits and tokens.
+    #[arg(long, value_name = "FILE")]
+    pub golden: PathBuf,
+    /// A config.json in place of the checkpoint's.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// What computes.
+    #[arg(long, value_enum, default_value_t = BackendChoice::Cpu)]
+    pub backend: BackendChoice,
+    /// Split the layers over this many processes on this machine, connected by TCP.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub stages: u16,
+    /// Largest difference of logits that passes.
+    #[arg(long, value_name = "X", default_value_t = defaults::TOLERANCE)]
+    pub tolerance: f64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if (1..=1 << 24).contains(&n) => Ok(n),
+        _ => Err("expected a number of tokens from 1 to 16777216".to_owned()),
+    }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x > 0.0 && x <= 1.0 => Ok(x),
+        _ => Err("expected a number above 0 and at most 1".to_owned()),
+    }
+}

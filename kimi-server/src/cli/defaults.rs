@@ -1,0 +1,22 @@
+//! Every number that a flag can change.
+
+/// Address of the HTTP API.
+pub const HTTP_HOST: &str = "127.0.0.1";
+/// Port of the HTTP API.
+pub const HTTP_PORT: u16 = 52415;
+/// Address a worker listens on.
+pub const NODE_HOST: &str = "127.0.0.1";
+/// Port a worker listens on.
+pub const NODE_PORT: u16 = 52416;
+/// Seconds to wait for peers.
+pub const PEER_TIMEOUT: u64 = 300;
+/// What is logged.
+pub const LOG: &str = "warn";
+/// Largest difference of logits that passes `kimi verify`.
+pub const TOLERANCE: f64 = 1e-3;
+/// Tokens of a prefill chunk in `kimi verify`.
+pub const VERIFY_CHUNK: usize = 512;
+/// Prompt of `kimi demo`.
+pub const DEMO_PROMPT: &str = "Hello! What are you?";
+/// Most tokens of an answer in `kimi demo`.
+pub const DEMO_TOKENS: u32 = 64;

@@ -1,0 +1,117 @@
+//! What people see: colours on a terminal, tables, progress.
+
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::cluster::LoadWatch;
+
+/// Colours, or none.
+#[derive(Debug, Clone, Copy)]
+pub struct Style {
+    colours: bool,
+}
+
+/// Colours for stderr, if it is a terminal and `NO_COLOR` is not set.
+pub fn stderr_style() -> Style {
+    Style { colours: std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+}
+
+/// Colours for stdout, if it is a terminal and `NO_COLOR` is not set.
+pub fn stdout_style() -> Style {
+    Style { colours: std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none() }
+}
+
+impl Style {
+    fn paint(self, code: &str, text: &str) -> String {
+        if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// Something wrong.
+    pub fn error(self, text: &str) -> String {
+        self.paint("1;31", text)
+    }
+
+    /// Something right.
+    pub fn good(self, text: &str) -> String {
+        self.paint("32", text)
+    }
+
+    /// A heading.
+    pub fn bold(self, text: &str) -> String {
+        self.paint("1", text)
+    }
+
+    /// Something beside the point.
+    pub fn dim(self, text: &str) -> String {
+        self.paint("2", text)
+    }
+}
+
+/// Lines up columns; those named in `right` are numbers.
+#[derive(Debug, Default)]
+pub struct Table {
+    rows: Vec<Vec<String>>,
+    right: Vec<usize>,
+}
+
+impl Table {
+    /// A table with headings.
+    pub fn new(headings: &[&str], right: &[usize]) -> Self {
+        Self { rows: vec![headings.iter().map(|h| (*h).to_owned()).collect()], right: right.to_vec() }
+    }
+
+    /// Adds a row.
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.to_vec());
+    }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
+        let width = |c: usize| {
+            self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)
+        };
+        let widths: Vec<_> = (0..columns).map(width).collect();
+        for row in &self.rows {
+            let cells = row.iter().zip(&widths).enumerate();
+            let cells = cells.map(|(c, (text, width))| match self.right.contains(&c) {
+                true => format!("{text:>width$}"),
+                false => format!("{text:<width$}"),
+            });
+            writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// A bar for each stage on a terminal; nothing elsewhere.
+pub fn load_bars(stages: &[String]) -> LoadWatch {
+    let target = if std::io::stderr().is_terminal() {
+        ProgressDrawTarget::stderr()
+    } else {
+        ProgressDrawTarget::hidden()
+    };
+    let group = MultiProgress::with_draw_target(target);
+    let form = "{prefix:20} {bar:30} {bytes:>10} of {total_bytes:10} {binary_bytes_per_sec}";
+    let style = ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bars: Vec<_> = stages
+        .iter()
+        .map(|name| group.add(ProgressBar::new(0).with_style(style.clone()).with_prefix(name.clone())))
+        .collect();
+    bars.iter().for_each(|bar| bar.enable_steady_tick(Duration::from_millis(200)));
+    let bars = Mutex::new(bars);
+    Arc::new(move |stage: usize, loaded: u64, total: u64| {
+        let bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(bar) = bars.get(stage) {
+            bar.set_length(total);
+            bar.set_position(loaded);
+            if loaded >= total {
+                bar.finish_and_clear();
+            }
+        }
+    })
+}

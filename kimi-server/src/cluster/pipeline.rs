@@ -1,0 +1,165 @@
+//! A pipeline from a plan: workers load the first layers, this process the last.
+
+use std::sync::Arc;
+
+use kimi_core::checkpoint::Checkpoint;
+use kimi_core::pipeline::{Pipeline, PipelineError};
+use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
+use kimi_core::stage::{CacheConfig, LoadError, Stage, StageRunner, StageSpan};
+use kimi_net::{Assign, Coordinator, Dtype, Fingerprint, LinkError};
+use kimi_quant::{Backend, Cpu};
+use tokio::runtime::Handle;
+
+use super::{Connected, LoadWatch, RemoteStage, StageMeter};
+
+/// What goes where.
+#[derive(Debug)]
+pub struct Placement<'a> {
+    /// The layers of each node; the last is this process.
+    pub plan: &'a Plan,
+    /// The workers, in the plan's order.
+    pub workers: Vec<Connected>,
+    /// The latent cache of every stage.
+    pub cache: CacheConfig,
+    /// How workers look the model up.
+    pub model: &'a str,
+}
+
+/// A pipeline that is ready.
+#[derive(Debug)]
+pub struct Built {
+    /// The pipeline.
+    pub pipeline: Pipeline,
+    /// Each stage's device, for people.
+    pub devices: Vec<String>,
+    /// Meters of the remote stages, in order.
+    pub meters: Vec<Arc<StageMeter>>,
+}
+
+/// Why there is no pipeline.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The plan has another number of workers.
+    #[error("the plan has {planned} stages, but there are {workers} workers and this process")]
+    Workers {
+        /// Stages of the plan.
+        planned: usize,
+        /// Workers given.
+        workers: usize,
+    },
+    /// A worker could not load its layers.
+    #[error("worker {id} can't take layers {first}-{last}: {source}")]
+    Worker {
+        /// The worker.
+        id: String,
+        /// First of its layers.
+        first: usize,
+        /// Last of its layers.
+        last: usize,
+        /// Why.
+        source: LinkError,
+    },
+    /// This process could not load its layers.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The stages do not make a pipeline.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// A loading task was ended from outside.
+    #[error("loading was interrupted: {0}")]
+    Interrupted(String),
+}
+
+/// Has all stages load at the same time, and connects them. Call it outside of the runtime's own threads.
+///
+/// # Errors
+/// [`BuildError`]: the first stage that could not load.
+pub fn build(
+    checkpoint: &Checkpoint,
+    placement: Placement<'_>,
+    runtime: &Handle,
+    watch: &LoadWatch,
+) -> Result<Built, BuildError> {
+    let Placement { plan, workers, cache, model } = placement;
+    let Some((last, first)) = plan.stages.split_last().filter(|(_, first)| first.len() == workers.len())
+    else {
+        return Err(BuildError::Workers { planned: plan.stages.len(), workers: workers.len() });
+    };
+    let fingerprint = Fingerprint(checkpoint.fingerprint());
+    let mut loading = Vec::with_capacity(workers.len());
+    for (i, (stage, worker)) in first.iter().zip(workers).enumerate() {
+        let assign = assignment(model, fingerprint, stage, cache);
+        loading.push((stage, runtime.spawn(load_remote(i, worker, assign, watch.clone()))));
+    }
+    let local = load_local(checkpoint, first.len(), last, cache, watch);
+    let hidden_size = checkpoint.config().hidden_size;
+    let mut stages: Vec<Box<dyn StageRunner>> = Vec::with_capacity(plan.stages.len());
+    let (mut devices, mut meters) = (Vec::new(), Vec::new());
+    for (stage, task) in loading {
+        let result = runtime.block_on(task).map_err(|e| BuildError::Interrupted(e.to_string()))?;
+        let (link, device) = result.map_err(|source| BuildError::Worker {
+            id: stage.node.clone(),
+            first: stage.first_layer,
+            last: stage.last_layer,
+            source,
+        })?;
+        let span = StageSpan { layers: stage.layers(), first: stage.first_layer == 0, last: false };
+        let meter = Arc::new(StageMeter::default());
+        meters.push(meter.clone());
+        devices.push(device);
+        stages.push(Box::new(RemoteStage::new(
+            stage.node.clone(),
+            span,
+            hidden_size,
+            link,
+            runtime.clone(),
+            meter,
+        )));
+    }
+    let local = local?;
+    devices.push(local.backend().name());
+    stages.push(Box::new(local));
+    Ok(Built { pipeline: Pipeline::new(stages)?, devices, meters })
+}
+
+fn assignment(model: &str, fingerprint: Fingerprint, stage: &PlannedStage, cache: CacheConfig) -> Assign {
+    Assign {
+        model: model.to_owned(),
+        fingerprint,
+        layers: stage.first_layer as u32..stage.last_layer as u32 + 1,
+        first: stage.first_layer == 0,
+        last: false,
+        cache_pages: cache.pages as u32,
+        page_tokens: cache.page_tokens as u32,
+        dtype: Dtype::F32,
+        opaque: Vec::new(),
+    }
+}
+
+async fn load_remote(
+    index: usize,
+    worker: Connected,
+    assign: Assign,
+    watch: LoadWatch,
+) -> Result<(Coordinator, String), LinkError> {
+    let progress = watch.clone();
+    let on_progress = move |p: kimi_net::LoadProgress| progress(index, p.loaded_bytes, p.total_bytes);
+    let ready = worker.link.assign(assign, on_progress).await?;
+    watch(index, ready.weight_bytes, ready.weight_bytes);
+    Ok((worker.link, ready.device))
+}
+
+fn load_local(
+    checkpoint: &Checkpoint,
+    index: usize,
+    stage: &PlannedStage,
+    cache: CacheConfig,
+    watch: &LoadWatch,
+) -> Result<Stage<Cpu>, LoadError> {
+    let layers = stage.layers();
+    let total = ModelBytes::of(checkpoint)?.weights(&layers);
+    let backend = Arc::new(Cpu::new());
+    let stage = Stage::load(checkpoint, backend, layers, cache, &mut |loaded| watch(index, loaded, total))?;
+    watch(index, total, total);
+    Ok(stage)
+}

@@ -1,0 +1,86 @@
+//! What each command does.
+
+pub mod demo;
+pub mod inspect;
+pub mod plan;
+pub mod run;
+pub mod serve;
+pub mod verify;
+pub mod worker;
+
+use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use anyhow::Context;
+use kimi_core::checkpoint::Checkpoint;
+use serde::Serialize;
+
+use crate::cli::args::ModelArgs;
+use crate::models::{FoundModel, Lookup};
+
+/// Finds and opens the model of a command, with another `config.json` if one is given.
+fn open(args: &ModelArgs, config: Option<&Path>) -> anyhow::Result<(FoundModel, Checkpoint)> {
+    let lookup = Lookup::of_this_machine(args.models.as_deref())?;
+    let found = lookup.find(args.name()?)?;
+    let checkpoint = with_config(found.open()?, config)?;
+    Ok((found, checkpoint))
+}
+
+fn with_config(checkpoint: Checkpoint, config: Option<&Path>) -> anyhow::Result<Checkpoint> {
+    let Some(path) = config else { return Ok(checkpoint) };
+    let json = std::fs::read(path).with_context(|| format!("can't read {}", path.display()))?;
+    checkpoint.with_config_json(&json).with_context(|| path.display().to_string())
+}
+
+/// Prints to stdout; an error if nobody reads it.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+/// Prints one line of JSON.
+fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string(value)? + "\n"))
+}
+
+/// Says which port is taken and which flag changes it.
+fn listen_error(error: impl Into<anyhow::Error>, addr: SocketAddr, flag: &str) -> anyhow::Error {
+    let error: anyhow::Error = error.into();
+    let in_use = error.chain().any(|cause| match cause.downcast_ref::<kimi_net::LinkError>() {
+        Some(kimi_net::LinkError::Io { kind, .. }) => *kind == ErrorKind::AddrInUse,
+        _ => cause.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == ErrorKind::AddrInUse),
+    });
+    match in_use {
+        true => anyhow::anyhow!(
+            "port {} on {} is in use by another program, perhaps another kimi. Stop it or choose another port with {flag}",
+            addr.port(),
+            addr.ip()
+        ),
+        false => error,
+    }
+}
+
+/// Waits for Ctrl-C or, on Unix, SIGTERM.
+async fn asked_to_stop() {
+    let interrupt = async {
+        if let Err(error) = tokio::signal::ctrl_c().await {
+            tracing::warn!(%error, "can't wait for Ctrl-C");
+            std::future::pending::<()>().await;
+        }
+    };
+    #[cfg(unix)]
+    let terminate = async {
+        match tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()) {
+            Ok(mut signal) => _ = signal.recv().await,
+            Err(_) => std::future::pending::<()>().await,
+        }
+    };
+    #[cfg(not(unix))]
+    let terminate = std::future::pending::<()>();
+    tokio::select! {
+        () = interrupt => {}
+        () = terminate => {}
+    }
+}

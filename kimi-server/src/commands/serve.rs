@@ -1,0 +1,113 @@
+//! `kimi serve`.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kimi_core::ChatModel;
+use kimi_core::checkpoint::Checkpoint;
+use kimi_core::plan::{ModelBytes, Plan};
+use kimi_core::stage::CacheConfig;
+use serde_json::json;
+use tokio::runtime::Runtime;
+
+use crate::cli::args::ServeArgs;
+use crate::cli::{Outcome, ui};
+use crate::cluster::{self, Built, Placement, Wanted};
+use crate::discovery::Discovery;
+use crate::local::LocalCluster;
+use crate::models::FoundModel;
+use crate::placement::{self, PlanTable};
+use crate::serving;
+
+/// Serves the API until Ctrl-C.
+///
+/// # Errors
+/// If the model, the discovery file, the port or a worker can't be used.
+pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
+    let runtime =
+        Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build()?);
+    let addr = runtime.block_on(super::worker::resolve(&args.host, args.port))?;
+    let listener = serving::bind(addr, args.insecure).map_err(|e| super::listen_error(e, addr, "--port"))?;
+    let addr = listener.local_addr()?;
+    let (found, checkpoint) = super::open(&args.model, None)?;
+    let options = args.cache.options();
+    let cache = options.cache(&checkpoint);
+    let started = Instant::now();
+    let (plan, built) = match &args.node.discovery_config_path {
+        Some(path) => with_workers(args, &Discovery::read(path)?, &found, &checkpoint, cache, &runtime)?,
+        None => alone(&found, &checkpoint, cache)?,
+    };
+    eprintln!("loaded in {:.1} s on {}", started.elapsed().as_secs_f64(), built.devices.join(", "));
+    let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    announce(args, addr, &found.id, model.context_tokens())?;
+    let served = serving::served(&found.id, model, &plan);
+    runtime.block_on(serving::serve(listener, served, super::asked_to_stop()))?;
+    Ok(Outcome::Success)
+}
+
+/// All layers in this process.
+fn alone(found: &FoundModel, checkpoint: &Checkpoint, cache: CacheConfig) -> anyhow::Result<(Plan, Built)> {
+    let bytes = ModelBytes::of(checkpoint)?;
+    let cluster = LocalCluster::start(found, checkpoint, &bytes, 1, cache.pages * cache.page_tokens, None)?;
+    show(&found.id, cluster.plan(), false);
+    let built = cluster.build(checkpoint, cache, &load_bars(cluster.plan()))?;
+    Ok((cluster.plan().clone(), built))
+}
+
+/// The last layers in this process, the others on the machines of the discovery file.
+fn with_workers(
+    args: &ServeArgs,
+    discovery: &Discovery,
+    found: &FoundModel,
+    checkpoint: &Checkpoint,
+    cache: CacheConfig,
+    runtime: &Runtime,
+) -> anyhow::Result<(Plan, Built)> {
+    let Some(me) = args.node.node_id.as_deref() else {
+        anyhow::bail!("which of the machines in the discovery file is this one? Give --node-id")
+    };
+    let mut nodes = placement::cluster_nodes(discovery, Some(me), args.usable_memory)?;
+    let others = discovery.peers.iter().filter(|p| p.id != me);
+    let wanted: Vec<_> = others.map(|p| Wanted { id: p.id.clone(), target: p.target() }).collect();
+    let enough = args.wait_for_peers.unwrap_or(wanted.len());
+    anyhow::ensure!(
+        enough <= wanted.len(),
+        "--wait-for-peers {enough}, but the discovery file has only {} other machines",
+        wanted.len()
+    );
+    eprintln!("waiting for {enough} of {} workers, at most {} s", wanted.len(), args.peer_timeout);
+    let within = Duration::from_secs(args.peer_timeout);
+    let fingerprint = checkpoint.fingerprint();
+    let workers =
+        runtime.block_on(cluster::connect(&wanted, enough, within, args.insecure, me, fingerprint))?;
+    nodes.retain(|node| node.id == me || workers.iter().any(|w| w.id == node.id));
+    let plan = Plan::new(&ModelBytes::of(checkpoint)?, &nodes, cache.pages * cache.page_tokens)?;
+    show(&found.id, &plan, true);
+    let watch = load_bars(&plan);
+    let placement = Placement { plan: &plan, workers, cache, model: &found.id };
+    let built = cluster::build(checkpoint, placement, runtime.handle(), &watch)?;
+    Ok((plan, built))
+}
+
+fn show(id: &str, plan: &Plan, limits: bool) {
+    eprintln!("{}\n{}", ui::stderr_style().bold(id), PlanTable { plan, limits });
+}
+
+fn load_bars(plan: &Plan) -> cluster::LoadWatch {
+    ui::load_bars(&plan.stages.iter().map(|s| s.node.clone()).collect::<Vec<_>>())
+}
+
+fn announce(args: &ServeArgs, addr: SocketAddr, id: &str, context: usize) -> anyhow::Result<()> {
+    if args.json {
+        return super::print_json(&json!({
+            "event": "listening", "address": addr, "url": format!("http://{addr}/v1"), "model": id,
+            "context_tokens": context,
+        }));
+    }
+    super::print(&format!(
+        "{id} is served at http://{addr}/v1 (context {context} tokens; state at http://{addr}/health). Try\n  \
+         curl http://{addr}/v1/chat/completions -H 'content-type: application/json' \\\n    \
+         -d '{{\"model\": \"{id}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\nCtrl-C ends it\n"
+    ))
+}

@@ -1,0 +1,86 @@
+//! `kimi worker`.
+
+use std::io::Read;
+use std::net::SocketAddr;
+
+use anyhow::Context;
+use kimi_net::{Listener, Tuning};
+use serde_json::json;
+
+use crate::cli::args::WorkerArgs;
+use crate::cli::{Outcome, defaults};
+use crate::cluster::worker::{WorkerConfig, serve};
+use crate::discovery::Discovery;
+use crate::models::Lookup;
+use crate::system;
+
+/// Serves coordinators until Ctrl-C.
+///
+/// # Errors
+/// If the model is not found or the address can't be listened on.
+pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
+    if args.exit_with_stdin {
+        exit_with_stdin()?;
+    }
+    let lookup = Lookup::of_this_machine(args.models.as_deref())?;
+    let model = match &args.default_model {
+        Some(name) => Some(super::with_config(lookup.find(name)?.open()?, args.config.as_deref())?),
+        None => None,
+    };
+    let node_id = args.node.node_id.clone().unwrap_or_else(system::host_name);
+    let (host, port) = address(args, &node_id)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let addr = resolve(&host, port).await?;
+        let listener = Listener::bind(addr, args.insecure, Tuning::default()).await;
+        let listener = listener.map_err(|e| super::listen_error(e, addr, "--node-port"))?;
+        let addr = listener.local_addr()?;
+        if args.json {
+            super::print_json(&json!({ "event": "listening", "address": addr, "node_id": node_id }))?;
+        } else {
+            super::print(&format!(
+                "worker {node_id} listens on {addr}, waiting for a coordinator; Ctrl-C ends it\n"
+            ))?;
+        }
+        let config = WorkerConfig { node_id, model, lookup };
+        tokio::select! {
+            result = serve(listener, config) => result.context("can't start the worker")?,
+            () = super::asked_to_stop() => {}
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    runtime.shutdown_background(); // a stage that is computing is not waited for
+    Ok(Outcome::Success)
+}
+
+/// Flags first, then the discovery file, then the defaults.
+fn address(args: &WorkerArgs, node_id: &str) -> anyhow::Result<(String, u16)> {
+    let peer = match &args.node.discovery_config_path {
+        Some(path) => Some(Discovery::read(path)?.peer(node_id)?.clone()),
+        None => None,
+    };
+    let of_file = |p: &crate::discovery::Peer| (p.address.clone(), p.port);
+    let (host, port) =
+        peer.as_ref().map(of_file).unwrap_or((defaults::NODE_HOST.to_owned(), defaults::NODE_PORT));
+    Ok((args.node_host.clone().unwrap_or(host), args.node_port.unwrap_or(port)))
+}
+
+/// The first address of a host.
+pub(super) async fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let addresses = tokio::net::lookup_host((host, port)).await;
+    let mut addresses = addresses.with_context(|| format!("can't look up the address of {host:?}"))?;
+    addresses.next().with_context(|| format!("{host:?} has no address"))
+}
+
+/// Ends the process when standard input does: its writer has ended.
+fn exit_with_stdin() -> anyhow::Result<()> {
+    let watch = || {
+        let mut byte = [0];
+        let mut stdin = std::io::stdin().lock();
+        while stdin.read(&mut byte).is_ok_and(|n| n > 0) {}
+        std::process::exit(0);
+    };
+    std::thread::Builder::new().name("kimi-stdin".into()).spawn(watch)?;
+    Ok(())
+}

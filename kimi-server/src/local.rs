@@ -1,0 +1,95 @@
+//! A cluster on this machine: this process holds the last layers, `kimi worker` processes the others.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use kimi_core::checkpoint::Checkpoint;
+use kimi_core::plan::{ModelBytes, Plan};
+use kimi_core::stage::CacheConfig;
+use tokio::runtime::Runtime;
+
+use crate::cluster::child::{WorkerCommand, WorkerProcess};
+use crate::cluster::{self, Built, Connected, LoadWatch, Placement};
+use crate::models::FoundModel;
+use crate::placement;
+
+/// How long a process of this machine may take to answer.
+const CONNECT_WAIT: Duration = Duration::from_secs(10);
+/// Name of this process among the nodes.
+pub const COORDINATOR: &str = "coordinator";
+
+/// Processes of this machine with a plan for them. They end when it is dropped.
+#[derive(Debug)]
+pub struct LocalCluster {
+    plan: Plan,
+    model: String,
+    workers: Vec<WorkerProcess>,
+    runtime: Arc<Runtime>,
+}
+
+impl LocalCluster {
+    /// Splits a model by bytes over this process and `stages - 1` new ones.
+    ///
+    /// # Errors
+    /// If there are more stages than layers, or a process does not start.
+    pub fn start(
+        found: &FoundModel,
+        checkpoint: &Checkpoint,
+        bytes: &ModelBytes,
+        stages: usize,
+        context: usize,
+        config: Option<&Path>,
+    ) -> anyhow::Result<Self> {
+        let layers = checkpoint.config().num_hidden_layers;
+        anyhow::ensure!(stages <= layers, "{stages} stages for {layers} layers; each needs one at least");
+        let mut names: Vec<_> = (1..stages).map(|i| format!("worker-{i}")).collect();
+        let command =
+            WorkerCommand::new(found.local_name(), config).context("can't find this program's file")?;
+        let workers = names.iter().map(|id| command.start(id)).collect::<Result<Vec<_>, _>>()?;
+        names.push(COORDINATOR.to_owned());
+        let plan = placement::local_plan(bytes, &names, context)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+        Ok(Self { plan, model: found.id.clone(), workers, runtime: Arc::new(runtime) })
+    }
+
+    /// Who holds what.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The runtime of the links.
+    pub fn runtime(&self) -> &Arc<Runtime> {
+        &self.runtime
+    }
+
+    /// The workers' processes, in the order of their stages.
+    pub fn workers(&self) -> &[WorkerProcess] {
+        &self.workers
+    }
+
+    /// Loads all layers and connects the stages.
+    ///
+    /// # Errors
+    /// If a worker does not answer or a stage can't be loaded.
+    pub fn build(
+        &self,
+        checkpoint: &Checkpoint,
+        cache: CacheConfig,
+        watch: &LoadWatch,
+    ) -> anyhow::Result<Built> {
+        let wanted: Vec<_> = self.workers.iter().map(WorkerProcess::wanted).collect();
+        let fingerprint = checkpoint.fingerprint();
+        let connecting =
+            cluster::connect(&wanted, wanted.len(), CONNECT_WAIT, false, COORDINATOR, fingerprint);
+        let workers: Vec<Connected> = self.runtime.block_on(connecting)?;
+        let placement = Placement { plan: &self.plan, workers, cache, model: &self.model };
+        Ok(cluster::build(checkpoint, placement, self.runtime.handle(), watch)?)
+    }
+}
+
+/// Tells nobody.
+pub fn silent() -> LoadWatch {
+    Arc::new(|_, _, _| {})
+}

@@ -1,0 +1,226 @@
+//! From a model's name to its folder.
+//!
+//! A name is, in this order: `kimi-tiny`, which is part of the program; a path; a name of the [`Registry`]; a hub id
+//! `org/name` or bare name of a folder, looked for in `~/models` and in Hugging Face's cache.
+
+mod places;
+mod registry;
+
+use std::path::{Path, PathBuf};
+
+use kimi_core::checkpoint::{Checkpoint, CheckpointError};
+
+pub use places::Places;
+pub use registry::{Entry, Registry, RegistryError};
+
+/// Name of the model that is part of the program.
+pub const EMBEDDED: &str = "kimi-tiny";
+
+/// Finds models on this machine.
+#[derive(Debug, Clone)]
+pub struct Lookup {
+    registry: Registry,
+    places: Places,
+}
+
+/// A model that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FoundModel {
+    /// How other machines and clients of the API call it: a registry name, a hub id or a folder's name.
+    pub id: String,
+    /// Where it is.
+    pub source: Source,
+    /// How many layers the registry says it has.
+    pub layers: Option<usize>,
+}
+
+/// Where a model's files are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// In the program.
+    Embedded,
+    /// In a folder.
+    Folder(PathBuf),
+}
+
+/// A model that can't be found or opened.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// A path with nothing there.
+    #[error("there is no folder {path}; a model is a folder with config.json and model*.safetensors", path = path.display())]
+    NoFolder {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Not a path, and nowhere to be found.
+    #[error("{}", not_found(name, hub.as_deref(), looked, known))]
+    NotFound {
+        /// The name given.
+        name: String,
+        /// The hub id it stands for, if it is or names one.
+        hub: Option<String>,
+        /// Every folder that was looked at, and what was there.
+        looked: Vec<String>,
+        /// Names in the registry.
+        known: Vec<String>,
+    },
+    /// Another machine named a model by its path.
+    #[error(
+        "{name:?} is not the name of a model; start the worker with --default-model PATH, where PATH is the \
+         checkpoint on this machine"
+    )]
+    NotAName {
+        /// The name received.
+        name: String,
+    },
+    /// The folder can't be used.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// Another model than the registry says.
+    #[error(
+        "{id} has {found} layers, but the registry says {expected}: the folder holds another model, or the entry is wrong"
+    )]
+    Layers {
+        /// The model.
+        id: String,
+        /// Layers by its config.
+        found: usize,
+        /// Layers by the registry.
+        expected: usize,
+    },
+}
+
+fn not_found(name: &str, hub: Option<&str>, looked: &[String], known: &[String]) -> String {
+    let mut text = format!("model {name:?} is nowhere on this machine. Looked at:");
+    for place in looked {
+        text += &format!("\n  {place}");
+    }
+    match hub {
+        Some(hub) => {
+            let folder = hub.rsplit('/').next().unwrap_or(hub);
+            text += &format!("\nDownload it with\n  hf download {hub} --local-dir ~/models/{folder}");
+        }
+        None => text += "\nGive a path, a hub id (org/name) or one of the names below",
+    }
+    text + &format!("\nNames that kimi knows: {EMBEDDED}, {}", known.join(", "))
+}
+
+impl Lookup {
+    /// Looks in `places` for what `registry` or a hub id names.
+    pub fn new(registry: Registry, places: Places) -> Self {
+        Self { registry, places }
+    }
+
+    /// This machine's places; the registry with the user's file, `models` if given, else
+    /// `~/.config/kimi/models.toml` if there is one.
+    ///
+    /// # Errors
+    /// [`RegistryError`] if the file can't be used.
+    pub fn of_this_machine(models: Option<&Path>) -> Result<Self, RegistryError> {
+        let places = Places::of_this_machine();
+        let registry = match (models, places.user_registry()) {
+            (Some(file), _) => Registry::builtin().with_file(file)?,
+            (None, Some(file)) if file.is_file() => Registry::builtin().with_file(&file)?,
+            _ => Registry::builtin(),
+        };
+        Ok(Self::new(registry, places))
+    }
+
+    /// Finds a model by what a person typed.
+    ///
+    /// # Errors
+    /// [`LookupError`] lists everything that was looked at and says what to do.
+    pub fn find(&self, name: &str) -> Result<FoundModel, LookupError> {
+        if name == EMBEDDED {
+            return Ok(FoundModel { id: name.to_owned(), source: Source::Embedded, layers: None });
+        }
+        if self.registry.get(name).is_none() {
+            let path = self.places.expand(name);
+            if path.is_dir() {
+                return Ok(in_folder(&path));
+            }
+            let written_as_path = name.starts_with(['.', '/', '~', '\\']) || name.matches('/').count() > 1;
+            if written_as_path || path.exists() {
+                return Err(LookupError::NoFolder { path });
+            }
+        }
+        self.find_name(name)
+    }
+
+    /// Finds a model by a name that another machine sent: a path is refused.
+    ///
+    /// # Errors
+    /// As [`Self::find`].
+    pub fn find_remote(&self, name: &str) -> Result<FoundModel, LookupError> {
+        if name == EMBEDDED {
+            return self.find(name);
+        }
+        if self.registry.get(name).is_none() && !places::is_name(name) {
+            return Err(LookupError::NotAName { name: name.to_owned() });
+        }
+        self.find_name(name)
+    }
+
+    fn find_name(&self, name: &str) -> Result<FoundModel, LookupError> {
+        let entry = self.registry.get(name);
+        let mut looked = Vec::new();
+        let wanted = match entry {
+            Some(Entry { path: Some(path), .. }) => {
+                let path = self.places.expand(path);
+                places::checkpoint(&path, &mut looked).then_some(path)
+            }
+            Some(Entry { hub: Some(hub), .. }) => self.places.find(hub, &mut looked),
+            _ => self.places.find(name, &mut looked),
+        };
+        let layers = entry.and_then(|e| e.layers);
+        if let Some(folder) = wanted {
+            return Ok(FoundModel { id: name.to_owned(), source: Source::Folder(folder), layers });
+        }
+        let hub = match entry {
+            Some(entry) => entry.hub.clone(),
+            None => name.contains('/').then(|| name.to_owned()),
+        };
+        let known = self.registry.names().map(str::to_owned).collect();
+        Err(LookupError::NotFound { name: name.to_owned(), hub, looked, known })
+    }
+}
+
+/// The id of a folder that was given as a path: its last part, or the hub id if it is in Hugging Face's cache.
+fn in_folder(path: &Path) -> FoundModel {
+    let full = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let parts: Vec<_> = full.components().map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+    let cached =
+        parts.iter().rev().find_map(|part| part.strip_prefix("models--")).map(|s| s.replacen("--", "/", 1));
+    let id = cached.or_else(|| parts.last().cloned()).unwrap_or_else(|| "model".to_owned());
+    FoundModel { id, source: Source::Folder(path.to_owned()), layers: None }
+}
+
+impl FoundModel {
+    /// Opens the checkpoint: reads its headers.
+    ///
+    /// # Errors
+    /// [`LookupError::Checkpoint`] or [`LookupError::Layers`].
+    pub fn open(&self) -> Result<Checkpoint, LookupError> {
+        let checkpoint = match &self.source {
+            Source::Embedded => Checkpoint::kimi_tiny()?,
+            Source::Folder(path) => Checkpoint::open(path)?,
+        };
+        let found = checkpoint.config().num_hidden_layers;
+        match self.layers {
+            Some(expected) if expected != found => {
+                Err(LookupError::Layers { id: self.id.clone(), found, expected })
+            }
+            _ => Ok(checkpoint),
+        }
+    }
+
+    /// What to give another process of this machine, so that it opens the same files.
+    pub fn local_name(&self) -> String {
+        match &self.source {
+            Source::Embedded => EMBEDDED.to_owned(),
+            Source::Folder(path) => {
+                std::path::absolute(path).unwrap_or_else(|_| path.clone()).display().to_string()
+            }
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! Runs recorded prompts and compares: logits by their largest difference, greedy tokens one by one.
+
+use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
+use kimi_core::pipeline::{Pipeline, PipelineError};
+use kimi_core::stage::{CacheConfig, StageError};
+use serde::Serialize;
+
+use crate::cli::defaults::VERIFY_CHUNK;
+use crate::golden::Case;
+
+/// Something that computes logits of one sequence at a time.
+pub trait Engine {
+    /// Begins a new sequence of at most `tokens` tokens.
+    ///
+    /// # Errors
+    /// If there is no room for it.
+    fn start(&mut self, tokens: usize) -> Result<(), VerifyError>;
+
+    /// Appends tokens to the sequence. Returns the logits of all of them, `[T, V]`, or of the last one, `[1, V]`.
+    ///
+    /// # Errors
+    /// If they can't be computed.
+    fn feed(&mut self, tokens: &[u32], every_position: bool) -> Result<Vec<f32>, VerifyError>;
+}
+
+/// Why a case could not be run.
+#[derive(Debug, thiserror::Error)]
+pub enum VerifyError {
+    /// A stage failed.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// The pipeline failed.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// The engine's answer has the wrong size.
+    #[error("the engine returned {found} logits, expected {expected}")]
+    Size {
+        /// Values returned.
+        found: usize,
+        /// Values expected.
+        expected: usize,
+    },
+    /// The case is longer than the cache that was set up for it.
+    #[error("a case of {tokens} tokens does not fit the cache of {room}")]
+    Room {
+        /// Tokens of the case.
+        tokens: usize,
+        /// Tokens that the cache holds.
+        room: usize,
+    },
+    /// Another engine's error.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// The result of one case.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct CaseReport {
+    /// Its name.
+    pub case: String,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Largest difference of any logit, of the prompt run at once and token by token; `null` if one is not a number.
+    pub max_abs_err: Option<f64>,
+    /// The same, of the prompt run token by token alone.
+    pub stepwise_max_abs_err: Option<f64>,
+    /// Greedy tokens that are equal.
+    pub greedy_match: usize,
+    /// Greedy tokens compared.
+    pub greedy_total: usize,
+    /// Whether the case passes.
+    pub pass: bool,
+}
+
+/// The results of all cases.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// The model.
+    pub model: String,
+    /// What computed.
+    pub backend: String,
+    /// Over how many processes.
+    pub stages: usize,
+    /// Largest difference that passes.
+    pub tolerance: f64,
+    /// Every case.
+    pub cases: Vec<CaseReport>,
+    /// Whether all pass.
+    pub pass: bool,
+}
+
+/// Runs one case.
+///
+/// # Errors
+/// [`VerifyError`] if it can't be run; a difference is no error.
+pub fn run_case(engine: &mut dyn Engine, case: &Case, tolerance: f64) -> Result<CaseReport, VerifyError> {
+    let vocab = case.logits.len() / if case.every_position { case.ids.len() } else { 1 };
+    let total = case.ids.len() + case.greedy.len();
+
+    engine.start(total)?;
+    let mut last = Vec::new();
+    let mut at_once = Vec::with_capacity(case.logits.len());
+    for chunk in case.ids.chunks(VERIFY_CHUNK) {
+        let logits = sized(engine.feed(chunk, case.every_position)?, rows(case, chunk) * vocab)?;
+        last = logits[logits.len() - vocab..].to_vec();
+        if case.every_position {
+            at_once.extend(logits);
+        }
+    }
+    if !case.every_position {
+        at_once.clone_from(&last);
+    }
+    let greedy_match = decode(engine, &case.greedy, last)?;
+
+    engine.start(total)?;
+    let mut stepwise = Vec::with_capacity(case.logits.len());
+    for (i, token) in case.ids.iter().enumerate() {
+        let logits = sized(engine.feed(&[*token], false)?, vocab)?;
+        if case.every_position || i + 1 == case.ids.len() {
+            stepwise.extend(logits);
+        }
+    }
+    let stepwise = largest_difference(&stepwise, &case.logits);
+    let worst = largest_difference(&at_once, &case.logits).zip(stepwise).map(|(a, b)| a.max(b));
+    let pass = worst.is_some_and(|w| w <= tolerance) && greedy_match == case.greedy.len();
+    Ok(CaseReport {
+        case: case.name.clone(),
+        prompt_tokens: case.ids.len(),
+        max_abs_err: worst,
+        stepwise_max_abs_err: stepwise,
+        greedy_match,
+        greedy_total: case.greedy.len(),
+        pass,
+    })
+}
+
+/// Decodes greedily from the logits after the prompt, and counts the tokens equal to the recorded ones. It feeds its
+/// own tokens, so that it is decoding that is tested: after a difference little can be equal.
+fn decode(engine: &mut dyn Engine, recorded: &[u32], mut logits: Vec<f32>) -> Result<usize, VerifyError> {
+    let vocab = logits.len();
+    let mut equal = 0;
+    for (i, wanted) in recorded.iter().enumerate() {
+        let token = argmax(&logits);
+        equal += usize::from(token == *wanted);
+        if i + 1 < recorded.len() {
+            logits = sized(engine.feed(&[token], false)?, vocab)?;
+        }
+    }
+    Ok(equal)
+}
+
+fn rows(case: &Case, chunk: &[u32]) -> usize {
+    if case.every_position { chunk.len() } else { 1 }
+}
+
+fn sized(logits: Vec<f32>, expected: usize) -> Result<Vec<f32>, VerifyError> {
+    let found = logits.len();
+    if found == expected && expected > 0 { Ok(logits) } else { Err(VerifyError::Size { found, expected }) }
+}
+
+/// The most likely token; the first of equal ones, as `argmax` in mlx.
+fn argmax(logits: &[f32]) -> u32 {
+    let best = logits
+        .iter()
+        .enumerate()
+        .fold((0, f32::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best });
+    best.0 as u32
+}
+
+/// `None` if the sizes differ or a difference is not a number.
+fn largest_difference(found: &[f32], recorded: &[f32]) -> Option<f64> {
+    if found.len() != recorded.len() {
+        return None;
+    }
+    found.iter().zip(recorded).try_fold(0.0, |worst: f64, (a, b)| {
+        let difference = (f64::from(*a) - f64::from(*b)).abs();
+        difference.is_finite().then(|| worst.max(difference))
+    })
+}
+
+/// A pipeline as an [`Engine`]. Each sequence takes all pages of the cache, in falling order, so that a wrong use of the
+/// page table shows.
+#[derive(Debug)]
+pub struct PipelineEngine {
+    pipeline: Pipeline,
+    cache: CacheConfig,
+    step: u64,
+    sequence: u64,
+    position: u32,
+}
+
+impl PipelineEngine {
+    /// Drives a pipeline whose stages all have this cache.
+    pub fn new(pipeline: Pipeline, cache: CacheConfig) -> Self {
+        Self { pipeline, cache, step: 0, sequence: 0, position: 0 }
+    }
+}
+
+impl Engine for PipelineEngine {
+    fn start(&mut self, tokens: usize) -> Result<(), VerifyError> {
+        let room = self.cache.pages * self.cache.page_tokens;
+        if tokens > room {
+            return Err(VerifyError::Room { tokens, room });
+        }
+        self.sequence += 1;
+        self.position = 0;
+        Ok(())
+    }
+
+    fn feed(&mut self, tokens: &[u32], every_position: bool) -> Result<Vec<f32>, VerifyError> {
+        self.step += 1;
+        let slice = SequenceSlice {
+            id: SequenceId(self.sequence),
+            start: self.position,
+            tokens: tokens.to_vec(),
+            pages: (0..self.cache.pages as u32).rev().collect(),
+            output: if every_position { Output::AllLogits } else { Output::LastLogits },
+        };
+        self.pipeline.submit(Batch { step: self.step, sequences: vec![slice] })?;
+        self.position += tokens.len() as u32;
+        let outputs = self.pipeline.recv()?.result?;
+        Ok(outputs.into_iter().next().map(|o| o.logits).unwrap_or_default())
+    }
+}

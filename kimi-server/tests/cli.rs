@@ -1,0 +1,157 @@
+//! The command line, as a process.
+
+mod common;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use common::{json, kimi, run, stderr, stdout};
+use serde_json::json;
+
+#[test]
+fn help_and_version() {
+    let version = run(&["--version"]);
+    assert_eq!(stdout(&version), format!("kimi {}\n", env!("CARGO_PKG_VERSION")));
+    let help = stdout(&run(&["--help"]));
+    for part in ["demo", "run", "serve", "worker", "plan", "inspect", "verify", "Examples:", "Exit codes:"] {
+        assert!(help.contains(part), "{part}");
+    }
+    for command in ["demo", "run", "serve", "worker", "plan", "inspect", "verify"] {
+        let output = run(&[command, "--help"]);
+        assert!(output.status.success() && stdout(&output).contains("Usage:"), "{command}");
+    }
+}
+
+#[test]
+fn wrong_arguments_exit_with_2() {
+    for args in [
+        &["fly"][..],
+        &["run", "--no-such-flag"],
+        &["serve", "--port", "70000"],
+        &["verify", "kimi-tiny"],
+        &["verify", "kimi-tiny", "--golden", "x", "--stages", "0"],
+        &["verify", "kimi-tiny", "--golden", "x", "--backend", "abacus"],
+        &["plan", "kimi-tiny"],
+        &["serve", "kimi-tiny", "--context", "-1"],
+        &["plan", "kimi-tiny", "--discovery-config-path", "x", "--usable-memory", "1.5"],
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn failures_exit_with_1_and_say_why() {
+    for (args, part) in [
+        (&["inspect"][..], "--default-model"),
+        (&["inspect", "no-such-model"], "kimi-k2-4bit"),
+        (&["inspect", "org/no-such-model"], "hf download org/no-such-model"),
+        (&["inspect", "/no/such/folder"], "/no/such/folder"),
+        (&["inspect", "kimi-tiny", "--models", "/no/such.toml"], "/no/such.toml"),
+        (&["verify", "kimi-tiny", "--golden", "/no/golden"], "/no/golden"),
+        (&["plan", "kimi-tiny", "--discovery-config-path", "/no/d.json"], "/no/d.json"),
+        (&["worker", "--node-host", "0.0.0.0"], "--insecure"),
+        (&["serve", "kimi-tiny", "--host", "0.0.0.0"], "--insecure"),
+        (&["run", "kimi-tiny", "--prompt", "x", "--temperature", "9"], "temperature"),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
+fn inspect_shows_the_embedded_model() {
+    let report = json(&run(&["inspect", "kimi-tiny", "--json"]));
+    assert_eq!(report["model_type"], "kimi_k2");
+    let layers = report["layers"].as_array().unwrap();
+    assert_eq!(layers.len() as u64, report["sizes"]["num_hidden_layers"].as_u64().unwrap());
+    let ends = report["ends"].as_array().unwrap();
+    let sum = |list: &[serde_json::Value]| list.iter().map(|x| x["bytes"].as_u64().unwrap()).sum::<u64>();
+    assert_eq!(report["bytes"].as_u64().unwrap(), sum(layers) + sum(ends));
+    let embedding = ends.iter().find(|m| m["name"] == "model.embed_tokens").unwrap();
+    assert_eq!((embedding["bits"].as_u64(), embedding["group"].as_u64()), (Some(3), Some(64)));
+    let text = stdout(&run(&["inspect", "--default-model", "kimi-tiny"]));
+    for part in ["self_attn.kv_b_proj", "bits a weight", "chat_template.jinja", "eos ids", "layers 1-"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}
+
+#[test]
+fn plan_by_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("discovery.json");
+    let device = |memory: u64| json!({ "model": "PC", "chip": "x", "memory": memory });
+    let write = |a: u64, b: u64| {
+        let file = json!({ "peers": {
+            "small": { "address": "10.0.0.1", "port": 1, "device_capabilities": device(a) },
+            "large": { "address": "10.0.0.2", "port": 1, "device_capabilities": device(b) } } });
+        std::fs::write(&path, file.to_string()).unwrap();
+    };
+    write(64, 256);
+    let args = ["plan", "kimi-tiny", "--discovery-config-path", path.to_str().unwrap(), "--json"];
+    let plan = json(&run(&args));
+    let stages = plan["stages"].as_array().unwrap();
+    assert_eq!((stages[0]["node"].as_str(), stages[1]["node"].as_str()), (Some("large"), Some("small")));
+    assert_eq!(stages[0]["first_layer"], 0);
+    assert_eq!(stages[0]["last_layer"].as_u64().unwrap() + 1, stages[1]["first_layer"].as_u64().unwrap());
+    let shorter = json(&run(&[&args[..], &["--context", "64"]].concat()));
+    assert!(shorter["stages"][0]["cache_bytes"].as_u64() < stages[0]["cache_bytes"].as_u64());
+    let text = stdout(&run(&args[..4]));
+    assert!(text.contains("small (coordinator, head)") && text.contains("headroom"), "{text}");
+
+    write(1, 1);
+    let output = run(&args[..4]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("too little"), "{}", stderr(&output));
+    let output = run(&args);
+    assert_eq!((output.status.code(), json(&output)["fits"].as_bool()), (Some(1), Some(false)));
+}
+
+#[test]
+fn run_answers_a_prompt_given_or_piped() {
+    let args = ["run", "kimi-tiny", "--max-tokens", "8", "--temperature", "0", "--stats"];
+    let given = run(&[&args[..], &["--prompt", "Hello"]].concat());
+    assert!(given.status.success(), "{}", stderr(&given));
+    assert!(stderr(&given).contains("tokens/s"), "{}", stderr(&given));
+    let mut child = kimi()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"Hello\n").unwrap();
+    let piped = child.wait_with_output().unwrap();
+    assert_eq!(stdout(&piped), stdout(&given), "the same prompt must give the same text");
+    assert_eq!(run(&args).status.code(), Some(1), "an empty prompt is an error");
+}
+
+#[test]
+fn a_port_in_use() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for (args, flag) in [
+        (&["serve", "kimi-tiny", "--port", port.as_str()][..], "--port"),
+        (&["demo", "--port", port.as_str()], "--port"),
+        (&["worker", "--node-port", port.as_str()], "--node-port"),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        let text = stderr(&output);
+        assert!(text.contains(&port) && text.contains(flag) && text.contains("in use"), "{args:?}: {text}");
+    }
+}
+
+#[test]
+fn the_demo_runs_end_to_end() {
+    let output = run(&["demo", "--max-tokens", "12", "--prompt", "Hi"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = stdout(&output);
+    for part in
+        ["worker-1", "coordinator", "time to first token", "tokens/s in all", "12 answer tokens", "> Hi"]
+    {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+}

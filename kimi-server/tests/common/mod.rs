@@ -1,0 +1,100 @@
+//! What the tests of the program share.
+#![allow(dead_code, unreachable_pub)]
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// The program, with nothing of the user's around it.
+pub fn kimi() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kimi"));
+    command.env("HOME", "/nonexistent").env("NO_COLOR", "1");
+    for name in ["HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "KIMI_LOG", "KIMI_DEFAULT_MODEL"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// Runs the program to its end.
+pub fn run(args: &[&str]) -> Output {
+    kimi().args(args).stdin(Stdio::null()).output().expect("can't run kimi")
+}
+
+pub fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).expect("stdout is not UTF-8")
+}
+
+pub fn stderr(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The JSON on stdout.
+pub fn json(output: &Output) -> Value {
+    let text = stdout(output);
+    serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e} in {text:?}; stderr: {}", stderr(output)))
+}
+
+/// A file of the shared material; `None`, with a word, where it is absent.
+pub fn shared(path: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("KIMI_SHARED")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
+    let path = root.join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    println!("skipped: {} is not there", path.display());
+    None
+}
+
+/// The golden file of the embedded model.
+pub fn tiny_golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../kimi-core/assets/kimi-tiny/golden.safetensors")
+}
+
+/// A program that runs until it is dropped.
+pub struct Running {
+    pub child: Child,
+    /// The JSON that it printed when it was ready.
+    pub ready: Value,
+}
+
+impl Running {
+    /// Starts `kimi ARGS`, which must contain `--json`, and waits for its first line.
+    pub fn start(args: &[&str]) -> Running {
+        Self::spawn(kimi().args(args))
+    }
+
+    pub fn spawn(command: &mut Command) -> Running {
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("can't run kimi");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).expect("no output");
+        let ready = serde_json::from_str(&line).unwrap_or_else(|e| panic!("{e} in {line:?}"));
+        Running { child, ready }
+    }
+
+    pub fn address(&self) -> String {
+        self.ready["address"].as_str().expect("no address").to_owned()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Waits until something holds.
+pub fn wait_until(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + limit;
+    while Instant::now() < deadline {
+        if holds() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
