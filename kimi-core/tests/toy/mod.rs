@@ -7,9 +7,9 @@ use kimi_core::batch::{Batch, Output, Sampling};
 use kimi_core::sampler::Sampled;
 use kimi_core::stage::{Hidden, SequenceOutput, StageError, StageOutput, StageRunner, StageSpan};
 
-pub const VOCAB: u32 = 97;
+pub(crate) const VOCAB: u32 = 97;
 
-pub fn mix(a: u64, b: u64) -> u64 {
+pub(crate) fn mix(a: u64, b: u64) -> u64 {
     let x = (a ^ b.wrapping_mul(0x9e37_79b9_7f4a_7c15)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x ^ (x >> 29)
 }
@@ -25,11 +25,11 @@ fn pick(hidden: u64, uniform: f32, history: &[u32]) -> u32 {
 }
 
 /// Spans of `stages` stages of one layer each.
-pub fn span(stage: usize, stages: usize) -> StageSpan {
+pub(crate) fn span(stage: usize, stages: usize) -> StageSpan {
     StageSpan { layers: stage..stage + 1, first: stage == 0, last: stage + 1 == stages }
 }
 
-pub struct ToyStage {
+pub(crate) struct ToyStage {
     span: StageSpan,
     page_tokens: usize,
     pages: usize,
@@ -37,12 +37,12 @@ pub struct ToyStage {
 }
 
 impl ToyStage {
-    pub fn new(stage: usize, stages: usize, pages: u32, page_tokens: usize) -> Self {
+    pub(crate) fn new(stage: usize, stages: usize, pages: u32, page_tokens: usize) -> Self {
         let pages = pages as usize;
         Self { span: span(stage, stages), page_tokens, pages, cells: vec![0; pages * page_tokens] }
     }
 
-    pub fn row(stages: usize, pages: u32, page_tokens: usize) -> Vec<Self> {
+    pub(crate) fn row(stages: usize, pages: u32, page_tokens: usize) -> Vec<Self> {
         (0..stages).map(|stage| Self::new(stage, stages, pages, page_tokens)).collect()
     }
 }
@@ -89,24 +89,24 @@ impl StageRunner for ToyStage {
     }
 }
 
-pub fn sampled(token: u32) -> Sampled {
+pub(crate) fn sampled(token: u32) -> Sampled {
     Sampled { token, logprob: -1.0, top: vec![] }
 }
 
 /// The same model over one sequence alone, with no pages and no batches.
-pub struct Alone {
+pub(crate) struct Alone {
     cells: Vec<Vec<u64>>,
     hidden: u64,
 }
 
 impl Alone {
-    pub fn new(stages: usize, prompt: &[u32]) -> Self {
+    pub(crate) fn new(stages: usize, prompt: &[u32]) -> Self {
         let mut alone = Self { cells: vec![vec![]; stages], hidden: 0 };
         prompt.iter().for_each(|&token| alone.feed(token));
         alone
     }
 
-    pub fn feed(&mut self, token: u32) {
+    pub(crate) fn feed(&mut self, token: u32) {
         let mut x = token.into();
         for cells in &mut self.cells {
             cells.push(x);
@@ -115,7 +115,7 @@ impl Alone {
         self.hidden = x;
     }
 
-    pub fn next(&self, uniform: f32, history: &[u32]) -> u32 {
+    pub(crate) fn next(&self, uniform: f32, history: &[u32]) -> u32 {
         pick(self.hidden, uniform, history)
     }
 }
