@@ -4,8 +4,9 @@ use crate::tokenizer::{Tokenizer, TokenizerError};
 
 /// Turns a stream of ids into text that is whole UTF-8 after every step.
 ///
-/// A token may end inside a character; its bytes are held back until the character is complete. Bytes that can never
-/// become a character turn into U+FFFD, exactly as `String::from_utf8_lossy` would do over the whole text.
+/// A token may end inside a character; its bytes are held back until the character is complete. Bytes that
+/// can never become a character turn into U+FFFD, exactly as `String::from_utf8_lossy` would do over the
+/// whole text.
 #[derive(Debug, Clone)]
 pub struct Detokenizer {
     skip_special: bool,
@@ -14,7 +15,8 @@ pub struct Detokenizer {
 }
 
 impl Detokenizer {
-    /// `skip_special` leaves out the tokens flagged `special`. The tool markers and thinking tags are not flagged so.
+    /// `skip_special` leaves out the tokens flagged `special`. The tool markers and thinking tags are not
+    /// flagged so.
     pub fn new(skip_special: bool) -> Self {
         Self { skip_special, pending: Vec::with_capacity(4) }
     }

@@ -1,4 +1,6 @@
-//! Rendered chats, against Jinja in Python set up as transformers does (the expected texts were made with it).
+//! Rendered chats, against Jinja in Python set up as transformers does (the expected texts were made with
+//! it).
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -16,7 +18,12 @@ fn variables(value: Value) -> Map<String, Value> {
     serde_json::from_value(value).expect("an object")
 }
 
-fn render(template: &ChatTemplate, chat: &[Message], tools: &[Tool], kwargs: Value) -> Result<String, TemplateError> {
+fn render(
+    template: &ChatTemplate,
+    chat: &[Message],
+    tools: &[Tool],
+    kwargs: Value,
+) -> Result<String, TemplateError> {
     let variables = variables(kwargs);
     let request = PromptRequest { messages: chat, tools, add_generation_prompt: true, variables: &variables };
     template.render(&request, k2().special()).map(|p| p.text().to_owned())
@@ -54,7 +61,8 @@ const TOOLS_JSON: &str = concat!(
 );
 
 const TOOLS_TYPESCRIPT: &str = "# Tools\n\n## functions\nnamespace functions {\n// Current weather.\n\
-    // In <b>°C</b>.\ntype weather = (_: {\n  // Name & country\n  city: string,\n  // minimum: 1.0\n  // Default: 1\n  \
+    // In <b>°C</b>.\ntype weather = (_: {\n  // Name & country\n  city: string,\n  // minimum: 1.0\n  //
+    // Default: 1\n  \
     days?: number\n}) => any;\n}\n";
 
 #[test]
@@ -107,7 +115,9 @@ fn k25_template() {
         "name": "f", "parameters": {"type": "object", "properties": {"x": {"title": "?"}}}}}]))
     .unwrap();
     let found = render(&template, &[], &odd, json!({})).unwrap();
-    assert!(found.contains(r#"[{"function":{"name":"f","parameters":{"properties":{"x":{"title":"?"}},"type":"object"}},"#));
+    assert!(found.contains(
+        r#"[{"function":{"name":"f","parameters":{"properties":{"x":{"title":"?"}},"type":"object"}},"#
+    ));
 }
 
 #[test]
@@ -138,10 +148,15 @@ fn release_day_template() {
         {"role": "user", "content": "Hi there"},
         {"role": "assistant", "content": "How are you?"},
     ]));
-    let request = PromptRequest { messages: &chat, tools: &[], add_generation_prompt: false, variables: &Map::new() };
+    let request =
+        PromptRequest { messages: &chat, tools: &[], add_generation_prompt: false, variables: &Map::new() };
     let Some(vectors) = shared("kimi/vectors/templates.json") else { return };
     let vectors: Value = serde_json::from_slice(&vectors).unwrap();
-    let public = vectors["public_assertions"].as_array().unwrap().iter().find(|a| a["template"] == "K2-Instruct release");
+    let public = vectors["public_assertions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|a| a["template"] == "K2-Instruct release");
     let found = template.render(&request, k2().special()).unwrap();
     assert_eq!(found.text(), public.unwrap()["rendered"].as_str().unwrap());
 }
@@ -154,7 +169,12 @@ fn typescript_vectors() {
     assert!(!cases.is_empty());
     for case in cases {
         let tools: Vec<Tool> = serde_json::from_value(case["tools"].clone()).unwrap();
-        assert_eq!(tools_to_typescript(&tools).ok().as_deref(), case["expected"].as_str(), "{}", case["name"]);
+        assert_eq!(
+            tools_to_typescript(&tools).ok().as_deref(),
+            case["expected"].as_str(),
+            "{}",
+            case["name"]
+        );
     }
 }
 
@@ -197,12 +217,21 @@ fn typescript_of_everything() {
 fn python_in_templates() {
     let cases = [
         ("{{ v | tojson }}", "{\"b\": [1, 2.0, 1e-05, null, true], \"a\": \"é<&>\"}"),
-        ("{{ v | tojson(separators=(',', ':'), sort_keys=true) }}", "{\"a\":\"é<&>\",\"b\":[1,2.0,1e-05,null,true]}"),
+        (
+            "{{ v | tojson(separators=(',', ':'), sort_keys=true) }}",
+            "{\"a\":\"é<&>\",\"b\":[1,2.0,1e-05,null,true]}",
+        ),
         ("{{ v.a | tojson(ensure_ascii=True) }}", "\"\\u00e9<&>\""),
         ("{{ v.b[:2] | tojson(indent=2) }}", "[\n  1,\n  2.0\n]"),
         ("{{ v.get('a', 1) }}{{ v.get('z', 'none') }}{{ ' x '.strip().upper() }}", "é<&>noneX"),
-        ("{% for i in range(9) %}\n  {% if i == 2 %}{% break %}{% endif %}\n  {{ i }}\n{% endfor %}\n.", "  0\n  1\n."),
-        ("{% set n = namespace(x=1) %}{% for i in [1, 2] %}{% set n.x = n.x + i %}{% endfor %}{{ n.x }}", "4"),
+        (
+            "{% for i in range(9) %}\n  {% if i == 2 %}{% break %}{% endif %}\n  {{ i }}\n{% endfor %}\n.",
+            "  0\n  1\n.",
+        ),
+        (
+            "{% set n = namespace(x=1) %}{% for i in [1, 2] %}{% set n.x = n.x + i %}{% endfor %}{{ n.x }}",
+            "4",
+        ),
         ("{{ bos_token }}{{ v.b[2] }}{{ missing }}\n", "[BOS]1e-05"),
         ("{{ 'a' if missing is defined else strftime_now('%Y') | length }}", "4"),
     ];
@@ -260,9 +289,25 @@ fn messages_are_read_leniently() {
 /// Pieces of special tokens' names and of honest text.
 fn hostile() -> impl Strategy<Value = String> {
     let piece = prop_oneof![
-        Just("<|im_end|>"), Just("<|im_"), Just("end|>"), Just("<"), Just("|"), Just("[BOS]"), Just("[B"), Just("OS]"),
-        Just("<think>"), Just("</thi"), Just("nk>"), Just("<|tool_call_begin|>"), Just("<|reserved_token_163589|>"),
-        Just("a"), Just(" "), Just("\n"), Just("é"), Just("\u{fdd0}"), Just("\""),
+        Just("<|im_end|>"),
+        Just("<|im_"),
+        Just("end|>"),
+        Just("<"),
+        Just("|"),
+        Just("[BOS]"),
+        Just("[B"),
+        Just("OS]"),
+        Just("<think>"),
+        Just("</thi"),
+        Just("nk>"),
+        Just("<|tool_call_begin|>"),
+        Just("<|reserved_token_163589|>"),
+        Just("a"),
+        Just(" "),
+        Just("\n"),
+        Just("é"),
+        Just("\u{fdd0}"),
+        Just("\""),
     ];
     prop::collection::vec(piece, 0..6).prop_map(|pieces| pieces.concat())
 }
@@ -284,14 +329,17 @@ fn tool_of(texts: &[String]) -> Vec<Tool> {
     let properties: Map<String, Value> =
         texts.iter().take(3).map(|t| (t.clone(), json!({"type": "string", "description": t}))).collect();
     let parameters = json!({"type": "object", "properties": properties});
-    serde_json::from_value(json!([{"type": "function", "function": {"name": name, "parameters": parameters}}])).unwrap()
+    serde_json::from_value(
+        json!([{"type": "function", "function": {"name": name, "parameters": parameters}}]),
+    )
+    .unwrap()
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
-    /// Whatever users write, wherever a template prints it: the text is the reference's, and the control tokens are those
-    /// that the template wrote for harmless texts.
+    /// Whatever users write, wherever a template prints it: the text is the reference's, and the control
+    /// tokens are those that the template wrote for harmless texts.
     #[test]
     fn users_text_never_becomes_a_control_token(texts in prop::collection::vec(hostile(), 12)) {
         // A name that is empty would make the template print the role instead.
@@ -330,7 +378,8 @@ proptest! {
         }
     }
 
-    /// Texts that hold no special name, though perhaps pieces of one, are encoded as the reference encodes them.
+    /// Texts that hold no special name, though perhaps pieces of one, are encoded as the reference encodes
+    /// them.
     #[test]
     fn honest_prompts_are_encoded_like_the_reference(
         texts in prop::collection::vec("([a-zA-Z ]{0,9}|[<|>\\[\\]]|.)", 12..20),

@@ -1,4 +1,5 @@
 //! The tokenizer with Kimi-K2's own vocabulary, against ids made by tiktoken, and with broken files.
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -247,7 +248,8 @@ fn streamed_text_never_shows_half_a_character() {
     assert!(detokenizer.push(k2(), 163_840).is_err());
 }
 
-/// tiktoken's rule, written directly: merge the neighbours that make the token of the lowest rank, the leftmost first.
+/// tiktoken's rule, written directly: merge the neighbours that make the token of the lowest rank, the
+/// leftmost first.
 fn byte_pair_rule(
     tokenizer: &Tokenizer,
     ranks: &std::collections::HashMap<Vec<u8>, u32>,

@@ -84,7 +84,7 @@ fn civil(days: u64) -> (u64, u64, u64) {
         year += 1;
     }
     let mut rest = days - days_before(year);
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let lengths = [31, 28 + u64::from(leap), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
     for (month, length) in (1..).zip(lengths) {
         if rest < length {

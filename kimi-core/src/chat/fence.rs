@@ -1,10 +1,11 @@
 //! Keeps what users write from becoming control tokens.
 //!
-//! A template mixes its own control tokens with users' strings in ways that cannot be told apart afterwards. So before
-//! rendering a mark is put into those strings of a user that hold a special token's name, or end with the beginning of one
-//! that the next string might complete. After rendering the marks are taken out again, and a **fence** stays where each was:
-//! a byte offset that no control token may span. A prompt of honest messages is rendered from exactly the strings that the
-//! reference renders, and comes out as exactly the reference's text.
+//! A template mixes its own control tokens with users' strings in ways that cannot be told apart afterwards.
+//! So before rendering a mark is put into those strings of a user that hold a special token's name, or end
+//! with the beginning of one that the next string might complete. After rendering the marks are taken out
+//! again, and a **fence** stays where each was: a byte offset that no control token may span. A prompt of
+//! honest messages is rendered from exactly the strings that the reference renders, and comes out as exactly
+//! the reference's text.
 
 use std::borrow::Cow;
 use std::collections::HashSet;
@@ -43,7 +44,8 @@ pub(super) struct Fence<'a> {
     special: &'a SpecialTokens,
 }
 
-/// Characters that serve as marks: the noncharacters that Unicode keeps for such uses, then a private-use plane.
+/// Characters that serve as marks: the noncharacters that Unicode keeps for such uses, then a private-use
+/// plane.
 fn candidates() -> impl Iterator<Item = char> {
     ('\u{fdd0}'..='\u{fdef}').chain('\u{f0000}'..='\u{ffffd}')
 }

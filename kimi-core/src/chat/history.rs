@@ -12,12 +12,12 @@ struct Pending {
     name: String,
 }
 
-/// Rewrites ids that are not Kimi's own (`call_ab12`, ...) to `functions.NAME:COUNTER`, the counter running over the whole
-/// conversation from 0, in the calls and in the tool messages that answer them. An id that already has this form with the
-/// call's name stays as it is.
+/// Rewrites ids that are not Kimi's own (`call_ab12`, ...) to `functions.NAME:COUNTER`, the counter running
+/// over the whole conversation from 0, in the calls and in the tool messages that answer them. An id that
+/// already has this form with the call's name stays as it is.
 ///
-/// The model sees the ids and has only learnt that form; with others it often stops at once. Moonshot's own API does the
-/// same.
+/// The model sees the ids and has only learnt that form; with others it often stops at once. Moonshot's own
+/// API does the same.
 pub fn normalize_tool_call_ids(messages: &mut [Message]) {
     let mut used: HashSet<String> = messages
         .iter()
@@ -53,8 +53,8 @@ pub fn normalize_tool_call_ids(messages: &mut [Message]) {
     }
 }
 
-/// Which pending call a tool message answers: the one that it names; without an id, the next one (of its name, if it has
-/// one). An id that no pending call has is the client's business and stays.
+/// Which pending call a tool message answers: the one that it names; without an id, the next one (of its
+/// name, if it has one). An id that no pending call has is the client's business and stays.
 fn answered(message: &Message, pending: &[Pending]) -> Option<usize> {
     match message.tool_call_id.as_deref() {
         Some(id) if !id.is_empty() => pending.iter().position(|p| p.old == id || p.new == id),

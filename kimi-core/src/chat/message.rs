@@ -109,8 +109,8 @@ pub struct ToolCall {
 pub struct FunctionCall {
     /// The function's name.
     pub name: String,
-    /// The arguments as JSON text, as the model wrote it. A JSON object is accepted in its place and written as Python's
-    /// `json.dumps` would.
+    /// The arguments as JSON text, as the model wrote it. A JSON object is accepted in its place and written
+    /// as Python's `json.dumps` would.
     #[serde(default = "no_arguments", deserialize_with = "arguments")]
     pub arguments: String,
 }
@@ -135,7 +135,8 @@ fn arguments<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
     })
 }
 
-/// A tool that the model may call, as the client sent it: `{"type": "function", "function": {"name": ..., ...}}`.
+/// A tool that the model may call, as the client sent it: `{"type": "function", "function": {"name": ...,
+/// ...}}`.
 ///
 /// All fields are kept, because templates print the whole declaration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -1,7 +1,8 @@
 //! From messages to a prompt, and from the model's text back to a message.
 //!
-//! [`Message`] and [`Tool`] have OpenAI's JSON shape; [`ChatTemplate`] renders them as the checkpoint's Jinja template does;
-//! [`ReplyParser`] takes the model's answer apart into reasoning, text and tool calls while it streams.
+//! [`Message`] and [`Tool`] have OpenAI's JSON shape; [`ChatTemplate`] renders them as the checkpoint's Jinja
+//! template does; [`ReplyParser`] takes the model's answer apart into reasoning, text and tool calls while it
+//! streams.
 
 mod clock;
 mod fence;

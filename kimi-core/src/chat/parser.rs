@@ -1,7 +1,8 @@
 //! Takes the model's answer apart while it streams: reasoning, text, tool calls.
 //!
-//! One machine serves both uses; the result of parsing at once ([`Reply::parse`]) and in pieces of any size is the same. It
-//! forgives what models do: sections without begin or end, odd ids, arguments that are not JSON, an answer cut short.
+//! One machine serves both uses; the result of parsing at once ([`Reply::parse`]) and in pieces of any size
+//! is the same. It forgives what models do: sections without begin or end, odd ids, arguments that are not
+//! JSON, an answer cut short.
 
 use std::collections::HashSet;
 
@@ -207,8 +208,9 @@ impl ReplyParser {
         events
     }
 
-    /// Adds text in which nothing is a marker. Whoever has the ids passes control tokens to [`ReplyParser::push`] and
-    /// everything else here; then a model that merely writes *about* markers is understood.
+    /// Adds text in which nothing is a marker. Whoever has the ids passes control tokens to
+    /// [`ReplyParser::push`] and everything else here; then a model that merely writes *about* markers is
+    /// understood.
     pub fn push_literal(&mut self, text: &str) -> Vec<ReplyEvent> {
         let mut events = Vec::new();
         let held = self.scanner.flush();
@@ -382,7 +384,8 @@ impl ReplyParser {
         let index = self.calls;
         self.calls += 1;
         let mut next = counter.unwrap_or(self.options.calls_before.saturating_add(index as u64));
-        let mut id = id.unwrap_or_else(|| tool_id::canonical(&name, next));
+        let fresh = id.filter(|id| !self.ids.contains(id));
+        let mut id = fresh.unwrap_or_else(|| tool_id::canonical(&name, next));
         while !self.ids.insert(id.clone()) {
             next = next.wrapping_add(1);
             id = tool_id::canonical(&name, next);

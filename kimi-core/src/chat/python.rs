@@ -1,5 +1,5 @@
-//! Values as Python prints them. The reference renders chats in Python, and the model has learnt its commas, spaces and
-//! floats; other ones would be other tokens.
+//! Values as Python prints them. The reference renders chats in Python, and the model has learnt its commas,
+//! spaces and floats; other ones would be other tokens.
 
 use std::fmt::Write;
 
@@ -119,7 +119,8 @@ fn number_text(number: &Number) -> String {
     }
 }
 
-/// Python's `repr` of a float: the shortest digits that read back as the same, with an exponent below 1e-4 and from 1e16.
+/// Python's `repr` of a float: the shortest digits that read back as the same, with an exponent below 1e-4
+/// and from 1e16.
 pub(super) fn float_repr(value: f64) -> String {
     if value.is_nan() {
         return "NaN".into();

@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::clock::strftime_now;
 use super::fence::{Fence, RenderedPrompt};
 use super::message::{Message, Tool};
-use super::python::{JsonStyle, dumps};
+use super::python::{JsonStyle, dumps, float_repr};
 use super::typescript::tools_to_typescript;
 use crate::tokenizer::SpecialTokens;
 
@@ -20,9 +20,9 @@ const DEFAULT_TEMPLATE: &str = include_str!("default.jinja");
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// Deepest nesting of JSON in tools, messages and variables.
 const MAX_DEPTH: usize = 100;
-/// Steps that one rendering may take (see `Environment::set_fuel`); a conversation that fills the largest context takes
-/// under a tenth.
-const FUEL: u64 = 20_000_000;
+/// Steps that one rendering may take, 64 bytes of memory counting as one (see `Environment::set_fuel`); a
+/// conversation that fills the largest context takes under a tenth.
+const FUEL: u64 = 4_000_000;
 /// The name under which a rendering's mark is known to filters; no template can name it by accident.
 const MARK: &str = "kimi fence mark";
 const NAME: &str = "chat_template";
@@ -142,8 +142,9 @@ impl ChatTemplate {
 
     /// Renders a chat.
     ///
-    /// For messages without special tokens' names the text is what the reference renders. Tools are sorted by key at every
-    /// level, as Moonshot's tokenizer does, and passed both as JSON and as TypeScript (`tools_ts_str`).
+    /// For messages without special tokens' names the text is what the reference renders. Tools are sorted by
+    /// key at every level, as Moonshot's tokenizer does, and passed both as JSON and as TypeScript
+    /// (`tools_ts_str`).
     ///
     /// # Errors
     /// When the template fails on the chat, or does not come to an end.
@@ -195,13 +196,20 @@ impl ChatTemplate {
     }
 }
 
-/// Jinja as transformers sets it up: `trim_blocks`, `lstrip_blocks`, loop controls, Python's methods and `json.dumps`.
+/// Jinja as transformers sets it up: `trim_blocks`, `lstrip_blocks`, loop controls, Python's methods and
+/// `json.dumps`.
 fn environment() -> Result<Environment<'static>, TemplateError> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     let mut env = Environment::new();
     env.set_syntax(syntax.map_err(|e| TemplateError::Compile(explain(&e)))?);
     env.set_fuel(Some(FUEL));
     env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
+        Ok(float) if value.is_number() && !value.is_integer() => {
+            out.write_str(&float_repr(float)).map_err(JinjaError::from)
+        }
+        _ => minijinja::escape_formatter(out, state, value),
+    });
     env.add_filter("tojson", to_json);
     env.add_function("strftime_now", |format: String| strftime_now(&format));
     env.add_function("raise_exception", |message: String| -> Result<String, JinjaError> {
@@ -216,10 +224,12 @@ fn to_json(state: &State<'_, '_>, value: &JinjaValue, options: Kwargs) -> Result
     if value.is_undefined() {
         return Err(fail("tojson: the value is undefined".into()));
     }
-    let mut style = JsonStyle::default();
-    style.ensure_ascii = options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false);
-    style.sort_keys = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
-    style.keep = state.lookup(MARK).and_then(|m| m.as_str().and_then(|m| m.chars().next()));
+    let mut style = JsonStyle {
+        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
+        keep: state.lookup(MARK).and_then(|m| m.as_str().and_then(|m| m.chars().next())),
+        ..JsonStyle::default()
+    };
     if let Some(indent) = options.get::<Option<JinjaValue>>("indent")?.filter(|i| !i.is_none()) {
         style.indent = Some(match (indent.as_str(), indent.as_usize()) {
             (Some(text), _) => text.to_owned(),

@@ -30,7 +30,8 @@ impl From<&Tool> for ToolSignature {
 pub(super) enum CallId {
     /// It names a function. With `id`, the id can stand as it is.
     Named { name: String, id: Option<String> },
-    /// It is a bare counter or an opaque word: the function must be told from the declared tools and the arguments.
+    /// It is a bare counter or an opaque word: the function must be told from the declared tools and the
+    /// arguments.
     Opaque { counter: Option<u64> },
     /// It is neither.
     Malformed,
@@ -79,7 +80,8 @@ pub(super) fn read(raw: &str, tools: &[ToolSignature]) -> CallId {
     }
 }
 
-/// The declared tool that is meant when the id does not say: the only one, or the only one that has all these arguments.
+/// The declared tool that is meant when the id does not say: the only one, or the only one that has all these
+/// arguments.
 pub(super) fn infer<'t>(arguments: &str, tools: &'t [ToolSignature]) -> Option<&'t str> {
     if let [only] = tools {
         return Some(&only.name);

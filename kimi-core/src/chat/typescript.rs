@@ -1,8 +1,8 @@
 //! Tool declarations as TypeScript, the form in which Kimi-K2.5 has learnt to read them.
 //!
-//! The rules, down to which schemas are refused, are those of Moonshot's tool_declaration_ts.py; a refused schema makes
-//! the template print JSON instead. A schema is parsed into [`Type`] first and printed afterwards, because a reference to
-//! the schema itself (`#`) anywhere changes how the whole is printed.
+//! The rules, down to which schemas are refused, are those of Moonshot's tool_declaration_ts.py; a refused
+//! schema makes the template print JSON instead. A schema is parsed into [`Type`] first and printed
+//! afterwards, because a reference to the schema itself (`#`) anywhere changes how the whole is printed.
 
 use serde_json::{Map, Value};
 use thiserror::Error;

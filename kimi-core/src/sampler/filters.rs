@@ -1,5 +1,5 @@
-//! The steps of sampling, one function each, on logits or log-probabilities `[vocabulary]` in place. A token that is ruled
-//! out has the value minus infinity. The formulas are those of mlx-lm's sample_utils.
+//! The steps of sampling, one function each, on logits or log-probabilities `[vocabulary]` in place. A token
+//! that is ruled out has the value minus infinity. The formulas are those of mlx-lm's sample_utils.
 
 use super::TokenMask;
 
@@ -12,8 +12,8 @@ pub fn logit_bias(logits: &mut [f32], bias: &[(u32, f32)]) {
     }
 }
 
-/// Makes the tokens of `recent` less likely: a negative logit is multiplied by the penalty, another divided; each token
-/// once, however often it occurs. 1 changes nothing.
+/// Makes the tokens of `recent` less likely: a negative logit is multiplied by the penalty, another divided;
+/// each token once, however often it occurs. 1 changes nothing.
 pub fn repetition_penalty(logits: &mut [f32], recent: &[u32], penalty: f32) {
     if penalty != 1.0 {
         for_each_distinct(logits, recent, |logit| {
@@ -85,8 +85,8 @@ pub fn argmax(values: &[f32]) -> Option<usize> {
     best
 }
 
-/// The `n` largest log-probabilities with their tokens, the largest first, of equal ones the lower id first. Tokens that
-/// are ruled out are left out.
+/// The `n` largest log-probabilities with their tokens, the largest first, of equal ones the lower id first.
+/// Tokens that are ruled out are left out.
 pub fn most_likely(logprobs: &[f32], n: usize) -> Vec<(u32, f32)> {
     if n == 0 {
         return Vec::new();
@@ -108,8 +108,8 @@ fn by_likelihood(a: &(u32, f32), b: &(u32, f32)) -> std::cmp::Ordering {
     b.1.total_cmp(&a.1).then(a.0.cmp(&b.0))
 }
 
-/// Keeps a token if the tokens strictly likelier than it hold less than the share `p` of the probability; tokens equally
-/// likely are kept or ruled out together. 1 changes nothing; at 0 only the likeliest remain.
+/// Keeps a token if the tokens strictly likelier than it hold less than the share `p` of the probability;
+/// tokens equally likely are kept or ruled out together. 1 changes nothing; at 0 only the likeliest remain.
 pub fn top_p(logprobs: &mut [f32], p: f32) {
     let Some(best) = argmax(logprobs) else { return };
     if p >= 1.0 {
@@ -179,8 +179,9 @@ pub fn top_k(logprobs: &mut [f32], k: usize) {
     }
 }
 
-/// Draws a token with probability proportional to `exp(logprob / temperature)`: the first at which the running sum exceeds
-/// `uniform` times the total. The temperature is above 0 and at least one token is not ruled out.
+/// Draws a token with probability proportional to `exp(logprob / temperature)`: the first at which the
+/// running sum exceeds `uniform` times the total. The temperature is above 0 and at least one token is not
+/// ruled out.
 pub fn categorical(logprobs: &[f32], temperature: f32, uniform: f32) -> usize {
     let best = argmax(logprobs).unwrap_or(0);
     let max = logprobs.get(best).copied().unwrap_or(0.0);

@@ -1,9 +1,9 @@
 //! From a step's logits to the next token.
 //!
-//! Stateless: the tokens that penalties look at and the random number come from the caller, so that a stage can sample for
-//! any sequence, and a GPU can do the same. Formulas and their order are mlx-lm's: logit bias, repetition, presence and
-//! frequency penalties; log-softmax; top-p, min-p, top-k on the log-probabilities as they are; then a draw at the
-//! temperature.
+//! Stateless: the tokens that penalties look at and the random number come from the caller, so that a stage
+//! can sample for any sequence, and a GPU can do the same. Formulas and their order are mlx-lm's: logit bias,
+//! repetition, presence and frequency penalties; log-softmax; top-p, min-p, top-k on the log-probabilities as
+//! they are; then a draw at the temperature.
 
 pub mod filters;
 mod params;
@@ -23,7 +23,8 @@ pub struct Sampled {
     pub token: u32,
     /// Its natural log-probability after penalties, at temperature 1.
     pub logprob: f32,
-    /// The most likely tokens with their log-probabilities, the likeliest first; of equal ones the lower id first.
+    /// The most likely tokens with their log-probabilities, the likeliest first; of equal ones the lower id
+    /// first.
     pub top: Vec<(u32, f32)>,
 }
 
@@ -52,7 +53,8 @@ pub enum SampleError {
     },
 }
 
-/// A set of allowed tokens for constrained decoding: bit `id % 32` of word `id / 32`. Tokens past its end are not allowed.
+/// A set of allowed tokens for constrained decoding: bit `id % 32` of word `id / 32`. Tokens past its end are
+/// not allowed.
 #[derive(Debug, Clone, Copy)]
 pub struct TokenMask<'a>(pub &'a [u32]);
 

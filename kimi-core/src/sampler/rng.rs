@@ -1,9 +1,11 @@
-//! Random numbers by position, so that a seed gives the same text on any number of stages and after a restart.
+//! Random numbers by position, so that a seed gives the same text on any number of stages and after a
+//! restart.
 
-/// A number in `[0, 1)`, uniform in steps of 2^-24, that depends only on the seed and the position in the sequence.
+/// A number in `[0, 1)`, uniform in steps of 2^-24, that depends only on the seed and the position in the
+/// sequence.
 ///
-/// Two rounds of SplitMix64's mixing function (Steele, Lea, Flood 2014): the seed is mixed first, so that neighbouring
-/// seeds do not give shifted copies of one another.
+/// Two rounds of SplitMix64's mixing function (Steele, Lea, Flood 2014): the seed is mixed first, so that
+/// neighbouring seeds do not give shifted copies of one another.
 pub fn uniform(seed: u64, position: u64) -> f32 {
     let stream = mix(seed.wrapping_add(GAMMA));
     let bits = mix(stream.wrapping_add(position.wrapping_add(1).wrapping_mul(GAMMA)));

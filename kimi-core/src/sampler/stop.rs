@@ -26,7 +26,8 @@ pub struct StopOutput {
     pub matched: Option<usize>,
 }
 
-/// Ends a stream before the first stop string to be completed (of several completed by the same character, the longest).
+/// Ends a stream before the first stop string to be completed (of several completed by the same character,
+/// the longest).
 ///
 /// An end of the text that may become a stop string is held back. How the text is split does not matter.
 #[derive(Debug, Clone, Default)]
@@ -84,7 +85,8 @@ impl StopStrings {
         self.strings.iter().enumerate().filter_map(found).min().map(|(_, start, which)| (start, which))
     }
 
-    /// Where an end of the text begins that is the beginning of a stop string; the text's length if none does.
+    /// Where an end of the text begins that is the beginning of a stop string; the text's length if none
+    /// does.
     fn begun(&self, text: &str) -> usize {
         let longest = self.strings.iter().map(String::len).max().unwrap_or(0);
         let from = text.len().saturating_sub(longest);

@@ -1,8 +1,9 @@
-//! Kimi's tokenizer: byte-level byte-pair encoding over `tiktoken.model`, with 256 special ids after the ordinary ones.
+//! Kimi's tokenizer: byte-level byte-pair encoding over `tiktoken.model`, with 256 special ids after the
+//! ordinary ones.
 //!
 //! Three ways to encode differ only in which special tokens' names become control tokens:
-//! [`Tokenizer::encode`] none, [`Tokenizer::encode_with_special`] all (what Moonshot's own tokenizer does), and
-//! [`Tokenizer::encode_rendered`] those that a chat template wrote, but not those in a user's text.
+//! [`Tokenizer::encode`] none, [`Tokenizer::encode_with_special`] all (what Moonshot's own tokenizer does),
+//! and [`Tokenizer::encode_rendered`] those that a chat template wrote, but not those in a user's text.
 
 mod error;
 mod pieces;
@@ -51,8 +52,8 @@ enum Control<'a> {
 }
 
 impl Tokenizer {
-    /// Reads a vocabulary from the bytes of `tiktoken.model` and, if the checkpoint has one, of `tokenizer_config.json`
-    /// (for the names of special tokens; see [`SpecialTokens::new`]).
+    /// Reads a vocabulary from the bytes of `tiktoken.model` and, if the checkpoint has one, of
+    /// `tokenizer_config.json` (for the names of special tokens; see [`SpecialTokens::new`]).
     ///
     /// # Errors
     /// When either file is malformed; the error names the line.
@@ -94,8 +95,8 @@ impl Tokenizer {
         self.ranks.bytes(id).or_else(|| self.special.name(id).map(str::as_bytes))
     }
 
-    /// The ids on which generation stops: every eos id of `generation_config.json` and `config.json` that the vocabulary
-    /// has, the tokenizer's own, and `<|im_end|>`, whatever the files say. Ascending, each once.
+    /// The ids on which generation stops: every eos id of `generation_config.json` and `config.json` that the
+    /// vocabulary has, the tokenizer's own, and `<|im_end|>`, whatever the files say. Ascending, each once.
     pub fn eos_ids(&self, generation_config: &[u32], config: &[u32]) -> Vec<u32> {
         let mut ids: Vec<u32> = generation_config.iter().chain(config).copied().collect();
         ids.retain(|&id| (id as usize) < self.vocabulary_size());
@@ -122,8 +123,9 @@ impl Tokenizer {
         self.encode_as(text, Control::All)
     }
 
-    /// Encodes a rendered chat: the template's control tokens are control tokens, what looks like one in a message is text.
-    /// For messages that hold no special names this equals `encode_with_special(prompt.text())`.
+    /// Encodes a rendered chat: the template's control tokens are control tokens, what looks like one in a
+    /// message is text. For messages that hold no special names this equals
+    /// `encode_with_special(prompt.text())`.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -214,8 +216,8 @@ impl Tokenizer {
     }
 }
 
-/// The byte-pair model over byte-level strings. A whole piece that is a token is that token (`ignore_merges`), otherwise
-/// neighbours are merged by lowest rank: tiktoken's rule.
+/// The byte-pair model over byte-level strings. A whole piece that is a token is that token
+/// (`ignore_merges`), otherwise neighbours are merged by lowest rank: tiktoken's rule.
 fn byte_pair_model(ranks: &Ranks, byte_chars: &[char; 256]) -> Result<BPE, TokenizerError> {
     let names: Vec<String> =
         ranks.iter().map(|token| token.iter().map(|&b| byte_chars[usize::from(b)]).collect()).collect();
@@ -232,7 +234,8 @@ fn byte_pair_model(ranks: &Ranks, byte_chars: &[char; 256]) -> Result<BPE, Token
         .map_err(|e| TokenizerError::Bpe(e.to_string()))
 }
 
-/// The usual byte-level alphabet: a printable Latin-1 character stands for itself, the other 68 bytes for U+0100 and up.
+/// The usual byte-level alphabet: a printable Latin-1 character stands for itself, the other 68 bytes for
+/// U+0100 and up.
 fn byte_chars() -> [char; 256] {
     let mut next = 0;
     std::array::from_fn(|byte| {

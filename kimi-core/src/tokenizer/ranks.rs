@@ -1,5 +1,5 @@
-//! `tiktoken.model`: one line `<base64 of the token's bytes> <rank>` for each token; the rank is the token's id and its
-//! priority in merging.
+//! `tiktoken.model`: one line `<base64 of the token's bytes> <rank>` for each token; the rank is the token's
+//! id and its priority in merging.
 
 use std::collections::HashMap;
 
@@ -22,7 +22,8 @@ pub(super) struct Ranks {
 }
 
 impl Ranks {
-    /// Reads and checks a whole file. The order of its lines does not matter; blank lines are skipped, as tiktoken does.
+    /// Reads and checks a whole file. The order of its lines does not matter; blank lines are skipped, as
+    /// tiktoken does.
     pub(super) fn parse(file: &[u8]) -> Result<Self, TokenizerError> {
         if file.len() > MAX_FILE_BYTES {
             return Err(TokenizerError::TooLarge {
@@ -91,8 +92,8 @@ impl Ranks {
 
     /// Every pair of tokens that makes a third: by the rank of what they make, then by their own.
     ///
-    /// tiktoken merges the neighbours that make the token of the lowest rank, wherever they come from; listing all splits
-    /// in that order makes a merge-list tokenizer do the same.
+    /// tiktoken merges the neighbours that make the token of the lowest rank, wherever they come from;
+    /// listing all splits in that order makes a merge-list tokenizer do the same.
     pub(super) fn merges(&self) -> Vec<(u32, u32)> {
         let mut merges = Vec::with_capacity(2 * self.tokens.len());
         let mut splits = Vec::new();

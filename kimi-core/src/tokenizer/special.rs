@@ -14,9 +14,9 @@ const MAX_NAME_CHARS: usize = 128;
 /// Largest `tokenizer_config.json` accepted, in bytes.
 const MAX_CONFIG_BYTES: usize = 16 << 20;
 
-/// Kimi-K2's names by their offset from the first special id, for a checkpoint whose `tokenizer_config.json` is lost or
-/// lists none. The flag is `special`: whether the token is left out of text shown to people. The tool markers and the
-/// thinking tags are not, because parsers need them.
+/// Kimi-K2's names by their offset from the first special id, for a checkpoint whose `tokenizer_config.json`
+/// is lost or lists none. The flag is `special`: whether the token is left out of text shown to people. The
+/// tool markers and the thinking tags are not, because parsers need them.
 const K2_NAMES: [(u32, &str, bool); 23] = [
     (0, "[BOS]", true),
     (1, "[EOS]", true),
@@ -65,16 +65,18 @@ enum TokenName {
 
 /// The special tokens of one vocabulary: ids `first .. first + 256`.
 ///
-/// Also the search for their names in text, which is needed in two places: where they become tokens, and where a user's
-/// text must be kept from becoming one ([`crate::chat::ChatTemplate`]).
+/// Also the search for their names in text, which is needed in two places: where they become tokens, and
+/// where a user's text must be kept from becoming one ([`crate::chat::ChatTemplate`]).
 #[derive(Debug, Clone)]
 pub struct SpecialTokens {
     first: u32,
     names: Vec<String>,
     hidden: Vec<bool>,
     by_name: HashMap<String, u32>,
-    /// By first byte: the offsets of the names that begin with it, the longest name first.
-    by_first_byte: Vec<Vec<u16>>,
+    /// The names' offsets in the order of their bytes.
+    sorted: Vec<u16>,
+    /// By byte: whether a name begins with it.
+    first_bytes: Vec<bool>,
     eos: Option<u32>,
 }
 
@@ -128,7 +130,7 @@ impl SpecialTokens {
         eos_name: &str,
     ) -> Result<Self, TokenizerError> {
         let mut by_name = HashMap::with_capacity(names.len());
-        let mut by_first_byte = vec![Vec::new(); 256];
+        let mut first_bytes = vec![false; 256];
         for (offset, name) in names.iter().enumerate() {
             let id = first + offset as u32;
             if !(2..=MAX_NAME_CHARS).contains(&name.chars().count()) {
@@ -142,13 +144,12 @@ impl SpecialTokens {
                     second: id,
                 });
             }
-            by_first_byte[usize::from(name.as_bytes()[0])].push(offset as u16);
+            first_bytes[usize::from(name.as_bytes()[0])] = true;
         }
-        for list in &mut by_first_byte {
-            list.sort_by_key(|&offset| std::cmp::Reverse(names[usize::from(offset)].len()));
-        }
+        let mut sorted: Vec<u16> = (0..names.len() as u16).collect();
+        sorted.sort_by_key(|&offset| &names[usize::from(offset)]);
         let eos = by_name.get(eos_name).copied();
-        Ok(Self { first, names, hidden, by_name, by_first_byte, eos })
+        Ok(Self { first, names, hidden, by_name, sorted, first_bytes, eos })
     }
 
     /// The first special id; the number of ordinary tokens.
@@ -166,8 +167,8 @@ impl SpecialTokens {
         self.offset(id).map(|o| self.names[o].as_str())
     }
 
-    /// Whether the token is flagged `special`, that is, left out of text shown to people. `false` for the tool markers, the
-    /// thinking tags and the reserved ids, as in Moonshot's files.
+    /// Whether the token is flagged `special`, that is, left out of text shown to people. `false` for the
+    /// tool markers, the thinking tags and the reserved ids, as in Moonshot's files.
     pub fn is_special(&self, id: u32) -> bool {
         self.offset(id).is_some_and(|o| self.hidden[o])
     }
@@ -181,30 +182,35 @@ impl SpecialTokens {
         id.checked_sub(self.first).map(|o| o as usize).filter(|&o| o < self.names.len())
     }
 
-    /// The special token whose name stands at byte `at` of `text`; the longest if there are several. Its id and name.
+    /// The special token whose name stands at byte `at` of `text`; the longest if there are several. Its id
+    /// and name.
     pub(crate) fn at(&self, text: &[u8], at: usize) -> Option<(u32, &str)> {
-        let rest = text.get(at..)?;
-        let candidates = &self.by_first_byte[usize::from(*rest.first()?)];
-        candidates.iter().map(|&o| usize::from(o)).find(|&o| rest.starts_with(self.names[o].as_bytes())).map(
-            |o| {
-                let name = self.names[o].as_str();
-                (self.first + o as u32, name)
-            },
-        )
+        let mut rest = text.get(at..)?;
+        loop {
+            // A name that the text begins with is not above the text, and of several the longest is the
+            // highest. If the highest name not above the text is none, then another can only lie within what
+            // the two have in common.
+            let above = self.sorted.partition_point(|&o| self.names[usize::from(o)].as_bytes() <= rest);
+            let offset = usize::from(*self.sorted.get(above.checked_sub(1)?)?);
+            let name = &self.names[offset];
+            if rest.starts_with(name.as_bytes()) {
+                return Some((self.first + offset as u32, name));
+            }
+            let common = rest.iter().zip(name.as_bytes()).take_while(|(a, b)| a == b).count();
+            rest = &rest[..common];
+        }
     }
 
     /// Whether any name begins with this byte.
     pub(crate) fn may_begin_with(&self, byte: u8) -> bool {
-        !self.by_first_byte[usize::from(byte)].is_empty()
+        self.first_bytes[usize::from(byte)]
     }
 
     /// Whether `text` is the beginning, but not the whole, of some name.
     pub(crate) fn is_beginning(&self, text: &str) -> bool {
-        let Some(&first) = text.as_bytes().first() else { return false };
-        self.by_first_byte[usize::from(first)].iter().any(|&o| {
-            let name = &self.names[usize::from(o)];
-            name.len() > text.len() && name.starts_with(text)
-        })
+        let above = self.sorted.partition_point(|&o| self.names[usize::from(o)].as_str() <= text);
+        !text.is_empty()
+            && self.sorted.get(above).is_some_and(|&o| self.names[usize::from(o)].starts_with(text))
     }
 
     /// Length in bytes of the longest name.
@@ -222,4 +228,34 @@ fn read_config(bytes: &[u8]) -> Result<ConfigFile, TokenizerError> {
         });
     }
     serde_json::from_slice(bytes).map_err(|e| TokenizerError::Config(e.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn search_equals_trying_every_name(
+            names in prop::collection::btree_set("[ab<]{2,5}", 1..30),
+            text in "[ab<]{0,12}",
+        ) {
+            let table: Vec<String> =
+                names.iter().enumerate().map(|(at, name)| format!("\"{at}\": {{\"content\": \"{name}\"}}")).collect();
+            let config = format!("{{\"added_tokens_decoder\": {{{}}}}}", table.join(","));
+            let special = SpecialTokens::new(0, Some(config.as_bytes())).unwrap();
+            for at in 0..=text.len() {
+                let rest = &text[at..];
+                let longest = names.iter().filter(|n| rest.starts_with(n.as_str())).max_by_key(|n| n.len());
+                prop_assert_eq!(special.at(text.as_bytes(), at).map(|f| f.1), longest.map(String::as_str));
+                if let Some((id, name)) = special.at(text.as_bytes(), at) {
+                    prop_assert_eq!(special.id_of(name), Some(id));
+                }
+                let begins = !rest.is_empty() && names.iter().any(|n| n.len() > rest.len() && n.starts_with(rest));
+                // The reserved names go on with "<|".
+                prop_assert_eq!(special.is_beginning(rest), begins || rest == "<");
+            }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! What several of these tests need: Kimi-K2's vocabulary, a tiny one, and the shared material.
 #![allow(dead_code, reason = "not every test needs every helper")]
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -26,8 +27,8 @@ pub(crate) fn k2() -> &'static Tokenizer {
     K2.get_or_init(|| Tokenizer::new(&k2_file(), None).expect("Kimi-K2's vocabulary"))
 }
 
-/// Kimi-K2's `tiktoken.model`, from the packed form in which its crate holds it: a magic word, the number of tokens
-/// (u32), then for each its rank and length (LEB128) and its bytes.
+/// Kimi-K2's `tiktoken.model`, from the packed form in which its crate holds it: a magic word, the number of
+/// tokens (u32), then for each its rank and length (LEB128) and its bytes.
 pub(crate) fn k2_file() -> Vec<u8> {
     let mut rest = KIMI_VOCAB_PACKED.strip_prefix(b"SPLNTRV1").expect("the packed vocabulary's magic word");
     let (count, tail) = rest.split_first_chunk::<4>().expect("the number of tokens");
