@@ -1,4 +1,6 @@
 //! What the end-to-end tests share.
 
+pub mod api;
 pub mod binary;
 pub mod full_size;
+pub mod script;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::{Response, StatusCode};
-use kimi_core::chat_model::ChatEvent;
+use kimi_core::ChatEvent;
 use tokio::sync::mpsc;
 
 use super::error::ApiError;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kimi_core::chat_model::{ChatError, ChatEvent, ChatModel, ChatRequest, Generation};
 use kimi_core::engine::EngineStats;
+use kimi_core::{ChatError, ChatEvent, ChatGeneration, ChatModel, ChatRequest};
 use serde_json::{Value, json};
 
 /// Where a model's events go: called on the model's thread, so it must not block.
@@ -53,7 +53,7 @@ impl ChatEngine for ChatModel {
     }
 
     fn down(&self) -> Option<String> {
-        self.down().map(|error| error.to_string())
+        self.engine().down().map(|error| error.to_string())
     }
 
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
@@ -61,7 +61,7 @@ impl ChatEngine for ChatModel {
     }
 }
 
-impl Running for Generation {
+impl Running for ChatGeneration {
     fn cancel(&self) {
         self.cancel();
     }

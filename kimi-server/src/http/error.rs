@@ -3,9 +3,11 @@
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
-use kimi_core::chat_model::ChatError;
-use kimi_core::engine::{EngineError, RequestError, SubmitError};
+use kimi_core::ChatError;
+use kimi_core::chat::TemplateError;
+use kimi_core::engine::{EngineError, RequestError};
 use kimi_core::sampler::{ParamError, StopError};
+use kimi_core::tokenizer::TokenizerError;
 use serde_json::{Value, json};
 
 /// An error of the API: `{"error": {"message", "type", "param", "code"}}` with a status.
@@ -170,20 +172,29 @@ impl From<EngineError> for ApiError {
     }
 }
 
-impl From<SubmitError> for ApiError {
-    fn from(error: SubmitError) -> Self {
+impl From<ChatError> for ApiError {
+    fn from(error: ChatError) -> Self {
         match error {
-            SubmitError::Request(error) => error.into(),
-            SubmitError::Engine(error) => error.into(),
+            ChatError::Request(error) => error.into(),
+            ChatError::Engine(error) => error.into(),
+            ChatError::Stop(error) => error.into(),
+            ChatError::Template(error) => error.into(),
+            ChatError::Tokenizer(error @ TokenizerError::TooLarge { .. }) => {
+                let error = Self::invalid("context_length_exceeded", error.to_string());
+                Self { param: Some("messages".to_owned()), ..error }
+            }
+            ChatError::Tokenizer(error) => Self::internal(error.to_string()),
         }
     }
 }
 
-impl From<ChatError> for ApiError {
-    fn from(error: ChatError) -> Self {
-        match error {
-            ChatError::Submit(error) => error.into(),
-            error => Self::invalid("invalid_value", error.to_string()),
-        }
+impl From<TemplateError> for ApiError {
+    fn from(error: TemplateError) -> Self {
+        let param = match &error {
+            TemplateError::Render(_) | TemplateError::TooDeep { .. } | TemplateError::NoMark => "messages",
+            TemplateError::Reserved { .. } => "chat_template_kwargs",
+            _ => return Self::internal(error.to_string()),
+        };
+        Self { param: Some(param.to_owned()), ..Self::invalid("invalid_value", error.to_string()) }
     }
 }

@@ -1,6 +1,8 @@
 //! The events of one answer, from the model's thread to the response.
 
-use kimi_core::chat_model::{ChatEvent, ChatFinish, Usage};
+use kimi_core::ChatEvent;
+use kimi_core::chat_model::FinishReason;
+use kimi_core::engine::Usage;
 use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::engine::Running;
@@ -23,7 +25,7 @@ pub(super) enum Event {
     /// More of the answer.
     Part(ChatEvent),
     /// The end.
-    Finished(ChatFinish, Usage),
+    Finished(FinishReason, Usage),
 }
 
 impl Events {
@@ -46,9 +48,9 @@ impl Events {
             };
             match event {
                 ChatEvent::Finished { usage, .. } if self.cut => {
-                    return Ok(Event::Finished(ChatFinish::ToolCalls, usage));
+                    return Ok(Event::Finished(FinishReason::ToolCalls, usage));
                 }
-                ChatEvent::Finished { reason: ChatFinish::Cancelled, .. } => {
+                ChatEvent::Finished { reason: FinishReason::Cancelled, .. } => {
                     return Err(ApiError::unavailable(
                         "the answer was cancelled: the server is shutting down",
                     ));

@@ -1,6 +1,6 @@
 //! The body of `POST /v1/chat/completions`.
 
-use kimi_core::chat_model::ChatRequest;
+use kimi_core::ChatRequest;
 use kimi_core::sampler::{MAX_TOP_LOGPROBS, RawSamplingParams, SamplingParams};
 use serde_json::Value;
 

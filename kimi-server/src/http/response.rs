@@ -3,7 +3,8 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kimi_core::chat_model::{ChatFinish, TokenLogprob, Usage};
+use kimi_core::chat_model::{FinishReason, LikelyToken, TokenLogprob};
+use kimi_core::engine::Usage;
 use serde_json::{Map, Value, json};
 
 use super::engine::{ServedModel, unix_time};
@@ -30,7 +31,7 @@ impl Head {
     }
 
     /// A whole answer.
-    pub(super) fn completion(&self, answer: Answer, finish: ChatFinish, usage: &Usage) -> Value {
+    pub(super) fn completion(&self, answer: Answer, finish: FinishReason, usage: &Usage) -> Value {
         let logprobs = answer.logprobs.as_deref().map(logprobs_json);
         let choice = json!({
             "index": 0,
@@ -46,7 +47,7 @@ impl Head {
         &self,
         delta: Value,
         logprobs: &[TokenLogprob],
-        finish: Option<ChatFinish>,
+        finish: Option<FinishReason>,
         usage: Option<Value>,
     ) -> Value {
         let logprobs = (!logprobs.is_empty()).then(|| logprobs_json(logprobs));
@@ -115,11 +116,11 @@ impl Answer {
     }
 }
 
-fn finish_json(finish: ChatFinish) -> &'static str {
+fn finish_json(finish: FinishReason) -> &'static str {
     match finish {
-        ChatFinish::Length => "length",
-        ChatFinish::ToolCalls => "tool_calls",
-        ChatFinish::Stop | ChatFinish::Cancelled => "stop",
+        FinishReason::Length => "length",
+        FinishReason::ToolCalls => "tool_calls",
+        FinishReason::Stop | FinishReason::Cancelled => "stop",
     }
 }
 
@@ -132,17 +133,16 @@ fn logprobs_json(tokens: &[TokenLogprob]) -> Value {
     let tokens: Vec<_> = tokens
         .iter()
         .map(|token| {
-            let top: Vec<_> =
-                token.top.iter().map(|top| token_json(&top.text, &top.bytes, top.logprob)).collect();
-            let mut object = token_json(&token.text, &token.bytes, token.logprob);
-            object["top_logprobs"] = top.into();
+            let mut object = token_json(&token.token);
+            object["top_logprobs"] = token.top.iter().map(token_json).collect();
             object
         })
         .collect();
     json!({"content": tokens, "refusal": null})
 }
 
-fn token_json(text: &str, bytes: &[u8], logprob: f32) -> Value {
+fn token_json(token: &LikelyToken) -> Value {
+    let text = String::from_utf8_lossy(&token.bytes);
     // JSON has no infinity; OpenAI's documents call -9999 "very unlikely".
-    json!({"token": text, "logprob": logprob.max(-9999.0), "bytes": bytes})
+    json!({"token": text, "logprob": token.logprob.max(-9999.0), "bytes": token.bytes})
 }

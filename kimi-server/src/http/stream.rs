@@ -9,7 +9,9 @@ use http_body_util::StreamBody;
 use hyper::Response;
 use hyper::body::Frame;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
-use kimi_core::chat_model::{ChatEvent, ChatFinish, TokenLogprob, Usage};
+use kimi_core::ChatEvent;
+use kimi_core::chat_model::{FinishReason, TokenLogprob};
+use kimi_core::engine::Usage;
 use serde_json::{Value, json};
 
 use super::Body;
@@ -127,7 +129,7 @@ impl Writer {
         Some(event(&self.head.chunk(delta, &logprobs, None, self.no_usage())).into())
     }
 
-    fn end(&mut self, finish: ChatFinish, usage: &Usage) -> Bytes {
+    fn end(&mut self, finish: FinishReason, usage: &Usage) -> Bytes {
         let mut text = String::new();
         // Tokens that made no text, such as the markers of a tool call.
         if !self.logprobs.is_empty() {

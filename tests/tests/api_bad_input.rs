@@ -1,0 +1,234 @@
+//! What the HTTP API says to requests that it cannot serve: status, code and the field at fault.
+
+use std::io::{Read, Write};
+
+use kimi_tests::api::{Reply, Server, request};
+use serde_json::{Value, json};
+
+const PATH: &str = "/v1/chat/completions";
+
+/// Checks an error's shape and contents. `param` is empty for an error without one.
+fn check(reply: &Reply, status: u16, code: &str, param: &str, what: &str) {
+    assert_eq!(reply.status, status, "{what}: {}", reply.body);
+    let body = reply.json();
+    let error = &body["error"];
+    assert_eq!((body.as_object().unwrap().len(), error.as_object().unwrap().len()), (1, 4), "{what}: {body}");
+    assert_eq!(error["code"], code, "{what}: {body}");
+    assert_eq!(error["param"].as_str().unwrap_or_default(), param, "{what}: {body}");
+    assert!(error["message"].as_str().unwrap().len() > 15, "{what}: {body}");
+    assert_eq!(error["type"], "invalid_request_error", "{what}: {body}");
+}
+
+#[test]
+fn fields_out_of_their_types_and_ranges() {
+    let server = Server::tiny();
+    let user = json!([{"role": "user", "content": "hi"}]);
+    let message = |fields: Value| json!([fields]);
+    let tool = |function: Value| json!([{"type": "function", "function": function}]);
+    let mut cases = vec![
+        // (field, value, code, param)
+        ("messages", json!([]), "empty_array", "messages"),
+        ("messages", Value::Null, "missing_required_parameter", "messages"),
+        ("messages", json!("hi"), "invalid_type", "messages"),
+        ("messages", json!(["hi"]), "invalid_type", "messages[0]"),
+        ("messages", message(json!({"content": "hi"})), "missing_required_parameter", "messages[0].role"),
+        ("messages", message(json!({"role": "king", "content": "hi"})), "invalid_value", "messages[0].role"),
+        ("messages", message(json!({"role": 3, "content": "hi"})), "invalid_type", "messages[0].role"),
+        ("messages", message(json!({"role": "user"})), "missing_required_parameter", "messages[0].content"),
+        ("messages", message(json!({"role": "user", "content": 5})), "invalid_type", "messages[0].content"),
+        ("messages", message(json!({"role": "user", "content": []})), "empty_array", "messages[0].content"),
+        (
+            "messages",
+            message(json!({"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]})),
+            "unsupported_value",
+            "messages[0].content[0].type",
+        ),
+        (
+            "messages",
+            message(json!({"role": "user", "content": [{"type": "text", "text": null}]})),
+            "missing_required_parameter",
+            "messages[0].content[0].text",
+        ),
+        (
+            "messages",
+            message(json!({"role": "tool", "content": "42"})),
+            "missing_required_parameter",
+            "messages[0].tool_call_id",
+        ),
+        (
+            "messages",
+            message(
+                json!({"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": {}}}]}),
+            ),
+            "invalid_type",
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+        ("model", json!(5), "invalid_type", "model"),
+        ("stream", json!("yes"), "invalid_type", "stream"),
+        ("stream_options", json!({"include_usage": 1}), "invalid_type", "stream_options.include_usage"),
+        ("n", json!(2), "unsupported_value", "n"),
+        ("n", json!(0), "integer_below_min_value", "n"),
+        ("stop", json!([5]), "invalid_type", "stop[0]"),
+        ("stop", json!({}), "invalid_type", "stop"),
+        ("stop", json!([""]), "invalid_value", "stop"),
+        ("stop", json!(vec!["x"; 65]), "invalid_value", "stop"),
+        ("logprobs", json!(3), "invalid_type", "logprobs"),
+        ("top_logprobs", json!(3), "invalid_value", "top_logprobs"),
+        ("top_logprobs", json!(21), "integer_above_max_value", "top_logprobs"),
+        ("seed", json!(1.5), "invalid_type", "seed"),
+        ("seed", json!(u64::MAX), "integer_above_max_value", "seed"),
+        ("top_k", json!(-2), "invalid_value", "top_k"),
+        ("top_k", json!(0.5), "invalid_type", "top_k"),
+        ("logit_bias", json!([]), "invalid_type", "logit_bias"),
+        ("logit_bias", json!({"x": 1}), "invalid_value", "logit_bias[\"x\"]"),
+        ("logit_bias", json!({"-1": 1}), "invalid_value", "logit_bias[\"-1\"]"),
+        ("logit_bias", json!({"1": "1"}), "invalid_type", "logit_bias[\"1\"]"),
+        ("logit_bias", json!({"1": 101}), "invalid_value", "logit_bias"),
+        ("tools", json!({}), "invalid_type", "tools"),
+        ("tools", json!([{"function": {"name": "f"}}]), "missing_required_parameter", "tools[0].type"),
+        ("tools", json!([{"type": "web_search"}]), "unsupported_value", "tools[0].type"),
+        ("tools", tool(json!({"name": "a b"})), "invalid_value", "tools[0].function.name"),
+        ("tools", tool(json!({"name": "<|im_end|>"})), "invalid_value", "tools[0].function.name"),
+        (
+            "tools",
+            tool(json!({"name": "f", "parameters": 5})),
+            "invalid_type",
+            "tools[0].function.parameters",
+        ),
+        ("tool_choice", json!("required"), "unsupported_value", "tool_choice"),
+        ("tool_choice", json!({"type": "function"}), "unsupported_value", "tool_choice"),
+        ("tool_choice", json!("maybe"), "invalid_value", "tool_choice"),
+        ("tool_choice", json!(1), "invalid_type", "tool_choice"),
+        ("response_format", json!({"type": "json_object"}), "unsupported_value", "response_format.type"),
+        ("response_format", json!({"type": "json_schema"}), "unsupported_value", "response_format.type"),
+        ("response_format", json!("text"), "invalid_type", "response_format"),
+        ("functions", json!([]), "unsupported_parameter", "functions"),
+        ("modalities", json!(["audio"]), "unsupported_value", "modalities[0]"),
+        ("chat_template_kwargs", json!([]), "invalid_type", "chat_template_kwargs"),
+        ("ignore_eos", json!(0), "invalid_type", "ignore_eos"),
+    ];
+    for key in ["temperature", "top_p", "min_p", "repetition_penalty"] {
+        cases.push((key, json!(-0.5), "invalid_value", key));
+    }
+    for key in
+        ["temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"]
+    {
+        cases.push((key, json!(10.5), "invalid_value", key));
+        cases.push((key, json!(1e300), "invalid_value", key));
+        cases.push((key, json!("NaN"), "invalid_type", key));
+        cases.push((key, json!([0.5]), "invalid_type", key));
+    }
+    for key in ["max_tokens", "max_completion_tokens"] {
+        cases.push((key, json!(0), "integer_below_min_value", key));
+        cases.push((key, json!(-1), "integer_below_min_value", key));
+        cases.push((key, json!(1e30), "integer_above_max_value", key));
+        cases.push((key, json!("9"), "invalid_type", key));
+    }
+    for (field, value, code, param) in cases {
+        let mut body = json!({"messages": user, "max_tokens": 1});
+        let what = format!("{field}: {value}");
+        body[field] = value;
+        check(&server.chat(&body), 400, code, param, &what);
+    }
+    // Nothing of this is left behind, and the server goes on.
+    let health = server.wait_for("any state", |_| true);
+    assert_eq!((&health["steps"], &health["sequences"]["running"]), (&json!(0), &json!(0)));
+    server.chat(&json!({"messages": user, "max_tokens": 1})).ok();
+}
+
+#[test]
+fn bodies_that_are_no_requests() {
+    let server = Server::tiny();
+    let post = |body: &[u8]| server.post(PATH, body);
+    check(&post(b""), 400, "invalid_json", "", "nothing");
+    check(&post(b"{\"messages\": [}"), 400, "invalid_json", "", "broken JSON");
+    assert!(post(b"{\n\"messages\": [}").body.contains("line 2 column 14"));
+    check(&post(b"{\"temperature\": NaN}"), 400, "invalid_json", "", "NaN");
+    check(&post(b"{\"temperature\": 1e999}"), 400, "invalid_json", "", "1e999");
+    check(&post(b"{\"user\": \"\xff\xfe\"}"), 400, "invalid_utf8", "", "not UTF-8");
+    check(&post(b"[1]"), 400, "invalid_type", "", "an array");
+    check(&post("[".repeat(1 << 20).as_bytes()), 400, "json_too_deep", "", "brackets");
+    let nested = format!("{{\"metadata\": {}1{}}}", "{\"a\":".repeat(200), "}".repeat(200));
+    check(&post(nested.as_bytes()), 400, "json_too_deep", "", "nested objects");
+    check(&post(format!("[{}1]", "1,".repeat(2 << 20)).as_bytes()), 400, "json_too_large", "", "values");
+}
+
+#[test]
+fn content_types() {
+    let server = Server::tiny();
+    let body = r#"{"messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}"#;
+    let post = |header: &str| {
+        let head = format!("POST {PATH} HTTP/1.0\r\n{header}Content-Length: {}\r\n\r\n{body}", body.len());
+        Reply::read(server.send(head.as_bytes()))
+    };
+    for header in ["", "Content-Type: text/plain\r\n", "Content-Type: application/x-www-form-urlencoded\r\n"]
+    {
+        check(&post(header), 415, "unsupported_media_type", "", header);
+    }
+    post("Content-Type: Application/JSON; charset=utf-8\r\n").ok();
+}
+
+#[test]
+fn models_paths_and_methods_that_are_not_there() {
+    let server = Server::tiny();
+    let body = json!({"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}]});
+    let reply = server.chat(&body);
+    check(&reply, 404, "model_not_found", "model", "another model");
+    assert!(reply.body.contains("kimi-tiny"), "{}", reply.body);
+    check(&server.get("/v1/models/gpt-4o"), 404, "model_not_found", "model", "another model");
+    for path in ["/", "/v1/completions", "/v1/models/", "/v1/chat/completions/"] {
+        check(&server.get(path), 404, "unknown_url", "", path);
+    }
+    let reply = server.get(PATH);
+    check(&reply, 405, "method_not_allowed", "", "GET");
+    assert!(reply.head.contains("\r\nallow: post"), "{}", reply.head);
+    check(&server.post("/v1/models", b"{}"), 405, "method_not_allowed", "", "POST");
+    check(&server.post("/health", b"{}"), 405, "method_not_allowed", "", "POST");
+}
+
+#[test]
+fn bodies_over_the_limit() {
+    let server = Server::tiny();
+    let mut socket = server.send(
+        format!("POST {PATH} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: 33554433\r\n\r\n")
+            .as_bytes(),
+    );
+    let mut text = String::new();
+    socket.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.0 413") && text.contains("request_too_large"), "{text}");
+
+    // Without a length, it is noticed on the way.
+    let mut socket = server.send(
+        format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+            .as_bytes(),
+    );
+    let chunk = [b"100000\r\n".as_slice(), &vec![b' '; 1 << 20], b"\r\n"].concat();
+    for _ in 0..33 {
+        if socket.write_all(&chunk).is_err() {
+            break; // it has answered and closed
+        }
+    }
+    let mut answer = vec![0; 12];
+    socket.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, b"HTTP/1.1 413");
+}
+
+#[test]
+fn other_clients_lose_nothing() {
+    let server = Server::tiny();
+    let good = json!({"messages": [{"role": "user", "content": "hi"}], "temperature": 0, "max_tokens": 8, "ignore_eos": true});
+    let expected = server.chat(&good).ok()["choices"].clone();
+    std::thread::scope(|scope| {
+        let bad = scope.spawn(|| {
+            for _ in 0..20 {
+                server.post(PATH, b"{\"messages\": 1e999}");
+                drop(server.send(b"GARBAGE\r\n\r\n"));
+                drop(server.send(&request(PATH, b"{")[..20]));
+            }
+        });
+        for _ in 0..3 {
+            assert_eq!(server.chat(&good).ok()["choices"], expected);
+        }
+        bad.join().unwrap();
+    });
+}
