@@ -14,6 +14,8 @@ mod backend;
 pub mod cpu;
 mod error;
 mod format;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod layout;
 mod matrix;
 
@@ -22,6 +24,8 @@ pub use backend::{
 };
 pub use cpu::Cpu;
 pub use error::{BackendError, FormatError};
+#[cfg(feature = "gpu")]
+pub use gpu::Gpu;
 pub use format::{BitWidth, FloatType, Format};
 pub use layout::TokenLayout;
 pub use matrix::PackedMatrix;

@@ -1,0 +1,470 @@
+//! The GPU backend: WGSL kernels through wgpu, on Vulkan and Metal.
+//!
+//! Operations only record; bringing results out submits everything recorded so far and waits, so that a token costs one
+//! submission and one wait. Activations are f32. Sums run in another order than on the CPU, so results differ from it by
+//! rounding.
+
+mod attention;
+mod device;
+mod layout;
+mod moe;
+mod pool;
+mod product;
+mod recorder;
+mod shader;
+#[cfg(test)]
+mod tests;
+mod tuning;
+mod weights;
+
+use std::sync::{Arc, Mutex};
+
+pub use device::{GpuOptions, adapters};
+pub use tuning::Tuning;
+pub use weights::{GpuExperts, GpuMatrix};
+
+use device::Device;
+use layout::DeviceLayout;
+use pool::Buffer;
+use recorder::{Dispatch, Recorder};
+use shader::{EMBED, GATHER_ROWS, Spec};
+
+use crate::{
+    Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, PackedMatrix, Rope,
+    Router, TokenLayout,
+};
+
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// Runs the model on one GPU.
+pub struct Gpu {
+    recorder: Arc<Recorder>,
+    tuning: Option<Tuning>,
+    /// Stands in where a binding is not used.
+    nothing: Arc<Buffer>,
+    last_layout: Mutex<Option<DeviceLayout>>,
+}
+
+/// Activations `[rows, cols]` on the device.
+pub struct GpuTensor {
+    rows: usize,
+    cols: usize,
+    buffer: Arc<Buffer>,
+}
+
+/// An f32 vector on the device.
+pub struct GpuVector {
+    len: usize,
+    buffer: Arc<Buffer>,
+}
+
+/// Chosen experts and their weights on the device.
+pub struct GpuRouting {
+    tokens: usize,
+    chosen: usize,
+    ids: Arc<Buffer>,
+    weights: Arc<Buffer>,
+}
+
+/// The latent cache of one layer on the device.
+pub struct GpuCache {
+    shape: CacheShape,
+    buffer: Arc<Buffer>,
+}
+
+impl GpuTensor {
+    /// Tokens (or token-expert pairs).
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Values a token.
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+}
+
+impl std::fmt::Debug for Gpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gpu").field("device", &self.recorder.device.info).finish_non_exhaustive()
+    }
+}
+
+impl Gpu {
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] if there is none, naming those that there are, or if it lacks what the kernels need.
+    pub fn new(options: &GpuOptions) -> Result<Self> {
+        let recorder = Arc::new(Recorder::new(Device::open(options)?));
+        let nothing = recorder.pool.keep("nothing", 256)?;
+        Ok(Self { recorder, tuning: options.tuning, nothing, last_layout: Mutex::default() })
+    }
+
+    /// Waits until all recorded work is done.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] if the device failed.
+    pub fn wait(&self) -> Result<()> {
+        self.recorder.flush()
+    }
+
+    /// A routing from the host: `ids` and `weights` are `[tokens, chosen]`. For measurements and tests.
+    ///
+    /// # Errors
+    /// [`BackendError::Shape`] if the lengths do not fit.
+    pub fn upload_routing(&self, tokens: usize, ids: &[u32], weights: &[f32]) -> Result<GpuRouting> {
+        let chosen = ids.len().checked_div(tokens).unwrap_or(0);
+        BackendError::check("upload", "number of expert ids", ids.len(), tokens * chosen)?;
+        BackendError::check("upload", "number of expert weights", weights.len(), ids.len())?;
+        let weights = upload_words(self, bytemuck::cast_slice(weights))?;
+        Ok(GpuRouting { tokens, chosen, ids: upload_words(self, ids)?, weights })
+    }
+
+    /// Activations with any contents.
+    fn tensor(&self, rows: usize, cols: usize) -> Result<GpuTensor> {
+        let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(4);
+        Ok(GpuTensor { rows, cols, buffer: self.recorder.pool.take(bytes, false)? })
+    }
+}
+
+/// Brings words in.
+fn upload_words(gpu: &Gpu, words: &[u32]) -> Result<Arc<Buffer>> {
+    let buffer = gpu.recorder.pool.take(4 * words.len() as u64, true)?;
+    if !words.is_empty() {
+        gpu.recorder.write(&buffer, 0, bytemuck::cast_slice(words));
+    }
+    Ok(buffer)
+}
+
+fn words<T: bytemuck::Pod>(bytes: &[u8]) -> Vec<T> {
+    bytemuck::pod_collect_to_vec(bytes)
+}
+
+impl Backend for Gpu {
+    type Matrix = GpuMatrix;
+    type Experts = GpuExperts;
+    type Vector = GpuVector;
+    type Tensor = GpuTensor;
+    type Routing = GpuRouting;
+    type Cache = GpuCache;
+
+    fn name(&self) -> String {
+        self.recorder.device.name()
+    }
+
+    fn load_matrix(&self, matrix: PackedMatrix) -> Result<GpuMatrix> {
+        GpuMatrix::load(&self.recorder, &matrix)
+    }
+
+    fn load_experts(&self, experts: Vec<PackedMatrix>) -> Result<GpuExperts> {
+        let experts = crate::Cpu::new().load_experts(experts)?; // checks that they are alike
+        GpuExperts::load(&self.recorder, &experts.matrices)
+    }
+
+    fn load_vector(&self, values: Vec<f32>) -> Result<GpuVector> {
+        let buffer = self.recorder.pool.keep("a vector", 4 * values.len() as u64)?;
+        if !values.is_empty() {
+            self.recorder.write(&buffer, 0, bytemuck::cast_slice(&values));
+        }
+        Ok(GpuVector { len: values.len(), buffer })
+    }
+
+    fn new_cache(&self, shape: CacheShape) -> Result<GpuCache> {
+        let width = shape.latent.saturating_add(shape.rope);
+        let values = shape.pages.saturating_mul(shape.page_tokens).saturating_mul(width);
+        let buffer = self.recorder.pool.keep("the latent cache", (values as u64).saturating_mul(4))?;
+        Ok(GpuCache { shape, buffer })
+    }
+
+    fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
+        BackendError::check("upload", "number of values", values.len(), rows.saturating_mul(cols))?;
+        Ok(GpuTensor { rows, cols, buffer: upload_words(self, bytemuck::cast_slice(values))? })
+    }
+
+    fn download(&self, tensor: &GpuTensor) -> Result<Vec<f32>> {
+        let bytes = 4 * (tensor.rows * tensor.cols) as u64;
+        let read = self.recorder.read(&[(&tensor.buffer, bytes)])?;
+        Ok(read.first().map(|b| words(b)).unwrap_or_default())
+    }
+
+    fn download_routing(&self, routing: &GpuRouting) -> Result<(Vec<u32>, Vec<f32>)> {
+        let bytes = 4 * (routing.tokens * routing.chosen) as u64;
+        let read = self.recorder.read(&[(&routing.ids, bytes), (&routing.weights, bytes)])?;
+        match read.as_slice() {
+            [ids, weights] => Ok((words(ids), words(weights))),
+            _ => Err(BackendError::Device("a routing did not come back".to_owned())),
+        }
+    }
+
+    fn download_cache(&self, cache: &GpuCache, layout: &TokenLayout) -> Result<Vec<f32>> {
+        check_layout("download_cache", cache, layout)?;
+        let width = cache.shape.latent + cache.shape.rope;
+        let out = self.gather_rows(&cache.buffer, width, self.layout(layout)?.slots.as_ref(), layout.len())?;
+        self.download(&out)
+    }
+
+    fn embed(&self, table: &GpuMatrix, ids: &[u32]) -> Result<GpuTensor> {
+        ids.iter()
+            .try_for_each(|&id| BackendError::check_range("embed", "token id", id as usize, table.rows))?;
+        let out = self.tensor(ids.len(), table.cols())?;
+        let ids_buffer = upload_words(self, ids)?;
+        for part in &table.parts {
+            let spec = Spec::new(&EMBED, vec![("WORKGROUP", 64), ("SHARE", 1)]).with_matrices(table.packing, 1);
+            let params = [
+                ids.len() as u32,
+                part.range.start as u32,
+                part.range.len() as u32,
+                part.scale_base,
+                part.bias_base,
+            ];
+            self.recorder.dispatch(Dispatch {
+                op: &EMBED,
+                spec,
+                buffers: &[&ids_buffer, &out.buffer, &part.codes, &part.scales],
+                params: &params,
+                grid: [table.packing.units().div_ceil(64), ids.len(), 1],
+            })?;
+        }
+        Ok(out)
+    }
+
+    fn norm_project<const N: usize>(
+        &self,
+        x: &GpuTensor,
+        norm: &Norm<GpuVector>,
+        projections: [&GpuMatrix; N],
+    ) -> Result<[GpuTensor; N]> {
+        const OP: &str = "norm_project";
+        check_norm(OP, x, norm)?;
+        let mut outs = Vec::with_capacity(N);
+        for m in projections {
+            BackendError::check(OP, "input width", x.cols, m.cols())?;
+            outs.push(self.tensor(x.rows, m.rows)?);
+        }
+        if x.rows == 1 {
+            for (m, out) in projections.iter().zip(&outs) {
+                self.project(x, Some(norm), m, out, false)?;
+            }
+        } else {
+            let normed = self.rms_norm(x, norm)?;
+            for (m, out) in projections.iter().zip(&outs) {
+                self.project(&normed, None, m, out, false)?;
+            }
+        }
+        outs.try_into().map_err(|_| BackendError::Device("a projection has no result".to_owned()))
+    }
+
+    fn store_latent(
+        &self,
+        cache: &mut GpuCache,
+        kv: &GpuTensor,
+        norm: &Norm<GpuVector>,
+        rope: &Rope,
+        layout: &TokenLayout,
+    ) -> Result<()> {
+        const OP: &str = "store_latent";
+        check_layout(OP, cache, layout)?;
+        BackendError::check(OP, "tokens", kv.rows, layout.len())?;
+        BackendError::check(OP, "key width", kv.cols, cache.shape.latent + cache.shape.rope)?;
+        BackendError::check(OP, "norm weight", norm.weight.len, cache.shape.latent)?;
+        check_rope(OP, rope, cache.shape.rope)?;
+        self.store(cache, kv, norm, rope, layout)
+    }
+
+    fn absorb_query(
+        &self,
+        q: &GpuTensor,
+        projections: &LatentProjections<GpuMatrix>,
+        heads: HeadShape,
+        rope: &Rope,
+        layout: &TokenLayout,
+    ) -> Result<GpuTensor> {
+        const OP: &str = "absorb_query";
+        check_projections(OP, projections, heads)?;
+        BackendError::check(OP, "tokens", q.rows, layout.len())?;
+        BackendError::check(OP, "query width", q.cols, heads.heads * (heads.nope + heads.rope))?;
+        check_rope(OP, rope, heads.rope)?;
+        self.absorb(q, projections, heads, rope, layout)
+    }
+
+    fn attend_latent(
+        &self,
+        q: &GpuTensor,
+        cache: &GpuCache,
+        heads: HeadShape,
+        scale: f32,
+        layout: &TokenLayout,
+    ) -> Result<GpuTensor> {
+        const OP: &str = "attend_latent";
+        check_layout(OP, cache, layout)?;
+        BackendError::check(OP, "tokens", q.rows, layout.len())?;
+        BackendError::check(OP, "latent query width", q.cols, heads.heads * (heads.latent + heads.rope))?;
+        BackendError::check(OP, "cached latent width", cache.shape.latent, heads.latent)?;
+        BackendError::check(OP, "cached key width", cache.shape.rope, heads.rope)?;
+        self.attend(q, cache, heads, scale, layout)
+    }
+
+    fn project_values(
+        &self,
+        attended: &GpuTensor,
+        projections: &LatentProjections<GpuMatrix>,
+        heads: HeadShape,
+    ) -> Result<GpuTensor> {
+        const OP: &str = "project_values";
+        check_projections(OP, projections, heads)?;
+        BackendError::check(OP, "attention width", attended.cols, heads.heads * heads.latent)?;
+        self.values(attended, projections, heads)
+    }
+
+    fn project_add(&self, x: &GpuTensor, w: &GpuMatrix, residual: &mut GpuTensor) -> Result<()> {
+        const OP: &str = "project_add";
+        BackendError::check(OP, "input width", x.cols, w.cols())?;
+        BackendError::check(OP, "tokens of the residual", residual.rows, x.rows)?;
+        BackendError::check(OP, "width of the residual", residual.cols, w.rows)?;
+        self.project(x, None, w, residual, true)
+    }
+
+    fn norm_swiglu(
+        &self,
+        x: &GpuTensor,
+        norm: &Norm<GpuVector>,
+        gate: &GpuMatrix,
+        up: &GpuMatrix,
+    ) -> Result<GpuTensor> {
+        const OP: &str = "norm_swiglu";
+        check_norm(OP, x, norm)?;
+        check_halves(OP, x, gate, up)?;
+        if x.rows == 1 {
+            return self.swiglu_dense(x, Some(norm), gate, up);
+        }
+        let normed = self.rms_norm(x, norm)?;
+        self.swiglu_dense(&normed, None, gate, up)
+    }
+
+    fn route(
+        &self,
+        x: &GpuTensor,
+        norm: &Norm<GpuVector>,
+        router: &Router<GpuMatrix, GpuVector>,
+    ) -> Result<(GpuTensor, GpuRouting)> {
+        const OP: &str = "route";
+        check_norm(OP, x, norm)?;
+        BackendError::check(OP, "input width", x.cols, router.gate.cols())?;
+        BackendError::check(OP, "correction bias", router.bias.len, router.gate.rows)?;
+        crate::cpu::check_router(OP, router.shape, router.gate.rows)?;
+        self.choose(x, norm, router)
+    }
+
+    fn experts_swiglu(
+        &self,
+        x: &GpuTensor,
+        routing: &GpuRouting,
+        gate: &GpuExperts,
+        up: &GpuExperts,
+        shared: Option<(&GpuMatrix, &GpuMatrix)>,
+    ) -> Result<ExpertHidden<GpuTensor>> {
+        const OP: &str = "experts_swiglu";
+        BackendError::check(OP, "tokens of the routing", routing.tokens, x.rows)?;
+        BackendError::check(OP, "experts of up", up.count, gate.count)?;
+        BackendError::check(OP, "input width of gate", x.cols, gate.packing.cols)?;
+        BackendError::check(OP, "input width of up", x.cols, up.packing.cols)?;
+        BackendError::check(OP, "outputs of up", up.rows, gate.rows)?;
+        if let Some((gate, up)) = shared {
+            check_halves(OP, x, gate, up)?;
+        }
+        self.experts_hidden(x, routing, gate, up, shared)
+    }
+
+    fn experts_down_add(
+        &self,
+        hidden: &ExpertHidden<GpuTensor>,
+        routing: &GpuRouting,
+        down: &GpuExperts,
+        shared: Option<&GpuMatrix>,
+        residual: &mut GpuTensor,
+    ) -> Result<()> {
+        const OP: &str = "experts_down_add";
+        BackendError::check(OP, "tokens of the residual", residual.rows, routing.tokens)?;
+        BackendError::check(OP, "expert activations", hidden.routed.rows, routing.tokens * routing.chosen)?;
+        BackendError::check(OP, "shared experts", shared.is_some().into(), hidden.shared.is_some().into())?;
+        BackendError::check(OP, "input width", hidden.routed.cols, down.packing.cols)?;
+        BackendError::check(OP, "width of the residual", residual.cols, down.rows)?;
+        if let Some((m, h)) = shared.zip(hidden.shared.as_ref()) {
+            BackendError::check(OP, "input width", h.cols, m.cols())?;
+            BackendError::check(OP, "width of the residual", residual.cols, m.rows)?;
+            BackendError::check(OP, "shared expert activations", h.rows, routing.tokens)?;
+        }
+        self.experts_down(hidden, routing, down, shared, residual)
+    }
+
+    fn head(
+        &self,
+        x: &GpuTensor,
+        rows: &[u32],
+        norm: &Norm<GpuVector>,
+        lm_head: &GpuMatrix,
+    ) -> Result<GpuTensor> {
+        const OP: &str = "head";
+        BackendError::check(OP, "input width", x.cols, lm_head.cols())?;
+        check_norm(OP, x, norm)?;
+        rows.iter().try_for_each(|&row| BackendError::check_range(OP, "row", row as usize, x.rows))?;
+        let picked = self.gather_rows(&x.buffer, x.cols, &*upload_words(self, rows)?, rows.len())?;
+        let [logits] = self.norm_project(&picked, norm, [lm_head])?;
+        Ok(logits)
+    }
+}
+
+impl Gpu {
+    fn gather_rows(&self, x: &Buffer, width: usize, rows: &Buffer, count: usize) -> Result<GpuTensor> {
+        let out = self.tensor(count, width)?;
+        self.recorder.dispatch(Dispatch {
+            op: &GATHER_ROWS,
+            spec: Spec::new(&GATHER_ROWS, vec![("WORKGROUP", 64)]),
+            buffers: &[x, &out.buffer, rows],
+            params: &[width as u32],
+            grid: [count, 1, 1],
+        })?;
+        Ok(out)
+    }
+}
+
+fn check_norm(op: &'static str, x: &GpuTensor, norm: &Norm<GpuVector>) -> Result<()> {
+    BackendError::check(op, "norm weight", norm.weight.len, x.cols)
+}
+
+fn check_rope(op: &'static str, rope: &Rope, width: usize) -> Result<()> {
+    BackendError::check(op, "rotated width", 2 * rope.inv_freq.len(), width)
+}
+
+fn check_layout(op: &'static str, cache: &GpuCache, layout: &TokenLayout) -> Result<()> {
+    BackendError::check(op, "tokens a page", layout.page_tokens(), cache.shape.page_tokens)?;
+    layout.check_pages(cache.shape.pages)
+}
+
+fn check_halves(op: &'static str, x: &GpuTensor, gate: &GpuMatrix, up: &GpuMatrix) -> Result<()> {
+    BackendError::check(op, "input width of gate", x.cols, gate.cols())?;
+    BackendError::check(op, "input width of up", x.cols, up.cols())?;
+    BackendError::check(op, "outputs of up", up.rows, gate.rows)
+}
+
+fn check_projections(
+    op: &'static str,
+    projections: &LatentProjections<GpuMatrix>,
+    heads: HeadShape,
+) -> Result<()> {
+    let parts = match projections {
+        LatentProjections::Joint(kv_b) => {
+            vec![("kv_b_proj", kv_b, heads.heads * (heads.nope + heads.value), heads.latent)]
+        }
+        LatentProjections::Split { embed_q, unembed_out } => vec![
+            ("embed_q", embed_q, heads.heads * heads.latent, heads.nope),
+            ("unembed_out", unembed_out, heads.heads * heads.value, heads.latent),
+        ],
+    };
+    for (what, m, rows, cols) in parts {
+        BackendError::check(op, what, m.rows, rows)?;
+        BackendError::check(op, what, m.cols(), cols)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,135 @@
+//! Device buffers that come back.
+//!
+//! A buffer given back is handed out again in the order that makes the same calls get the same buffers, so that bind
+//! groups can be kept. Reuse needs no waiting: work runs in the order in which it was recorded. The exception is a buffer
+//! that the host wrote, since such writes run before all recorded work; it rests until that work is submitted.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::BackendError;
+
+/// A buffer on the device.
+#[derive(Debug)]
+pub(crate) struct Buffer {
+    pub(crate) id: u64,
+    pub(crate) raw: wgpu::Buffer,
+    class: u64,
+    written_by_host: bool,
+    home: Option<Arc<Pool>>,
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let Some(home) = &self.home else { return };
+        let entry = (self.class, self.id, self.raw.clone());
+        let mut shelves = home.lock();
+        if self.written_by_host { shelves.resting.push(entry) } else { shelves.put(entry) }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shelves {
+    free: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
+    resting: Vec<(u64, u64, wgpu::Buffer)>,
+}
+
+impl Shelves {
+    fn put(&mut self, (class, id, raw): (u64, u64, wgpu::Buffer)) {
+        self.free.entry(class).or_default().push((id, raw));
+    }
+}
+
+/// All buffers for activations of one device.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    device: wgpu::Device,
+    largest: u64,
+    next_id: AtomicU64,
+    shelves: Mutex<Shelves>,
+}
+
+impl Pool {
+    pub(crate) fn new(device: wgpu::Device) -> Arc<Self> {
+        let limits = device.limits();
+        let largest = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size) & !255;
+        Arc::new(Self { device, largest, next_id: AtomicU64::new(1), shelves: Mutex::default() })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shelves> {
+        self.shelves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Bytes of the largest buffer.
+    pub(crate) fn largest(&self) -> u64 {
+        self.largest
+    }
+
+    /// A buffer of at least `bytes` bytes with any contents.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        bytes: u64,
+        written_by_host: bool,
+    ) -> Result<Arc<Buffer>, BackendError> {
+        let class = size_class(bytes);
+        let found = self.lock().free.get_mut(&class).and_then(Vec::pop);
+        let (id, raw) = match found {
+            Some(found) => found,
+            None => self.create("activations", class, bytes)?,
+        };
+        Ok(Arc::new(Buffer { id, raw, class, written_by_host, home: Some(self.clone()) }))
+    }
+
+    /// A buffer that lives as long as its last holder: weights and caches. It is zeroed.
+    pub(crate) fn keep(&self, what: &'static str, bytes: u64) -> Result<Arc<Buffer>, BackendError> {
+        let class = bytes.max(4).next_multiple_of(16);
+        let (id, raw) = self.create(what, class, bytes)?;
+        Ok(Arc::new(Buffer { id, raw, class, written_by_host: false, home: None }))
+    }
+
+    fn create(&self, what: &'static str, size: u64, asked: u64) -> Result<(u64, wgpu::Buffer), BackendError> {
+        let refused = |available| BackendError::OutOfMemory { what, needed: asked, available };
+        if size > self.largest {
+            return Err(refused(self.largest));
+        }
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let usage =
+            wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
+        let raw = self.device.create_buffer(&descriptor);
+        if pollster::block_on(scope.pop()).is_some() {
+            return Err(refused(0));
+        }
+        Ok((self.next_id.fetch_add(1, Ordering::Relaxed), raw))
+    }
+
+    /// Makes buffers that the host wrote free again: the work that reads them is submitted.
+    pub(crate) fn submitted(&self) {
+        let mut shelves = self.lock();
+        for entry in std::mem::take(&mut shelves.resting) {
+            shelves.put(entry);
+        }
+    }
+}
+
+/// Powers of two and their three halves, from 256 bytes: few sizes, and at most half again as much as asked for.
+fn size_class(bytes: u64) -> u64 {
+    let power = bytes.max(256).next_power_of_two();
+    if bytes <= power / 4 * 3 { power / 4 * 3 } else { power }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::size_class;
+
+    #[test]
+    fn a_class_is_large_enough_and_not_much_larger() {
+        for bytes in [0, 1, 255, 256, 257, 384, 385, 1 << 20, (1 << 20) + 1, 1_600_000] {
+            let class = size_class(bytes);
+            assert!(class >= bytes && class.is_multiple_of(4), "{bytes}: {class}");
+            assert!(bytes < 256 || class < 2 * bytes, "{bytes}: {class}");
+            assert_eq!(size_class(class), class);
+        }
+    }
+}

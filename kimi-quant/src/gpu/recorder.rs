@@ -1,0 +1,237 @@
+//! Work is recorded into one command encoder; only bringing results out submits it, and waits.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+
+use super::device::Device;
+use super::pool::{Buffer, Pool};
+use super::shader::{Op, Spec};
+use crate::BackendError;
+
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// Bind groups kept before all are made anew.
+const BIND_GROUPS: usize = 16384;
+
+/// Dispatches of one submission before the device starts on them.
+const DISPATCHES: usize = 4096;
+
+struct Pipeline {
+    number: usize,
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+}
+
+#[derive(Default)]
+struct State {
+    pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
+    encoder: Option<wgpu::CommandEncoder>,
+    recorded: usize,
+    pipelines: HashMap<Spec, Arc<Pipeline>>,
+    bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
+    readback: Option<wgpu::Buffer>,
+}
+
+/// Records dispatches on one device.
+pub(crate) struct Recorder {
+    pub(crate) device: Device,
+    pub(crate) pool: Arc<Pool>,
+    state: Mutex<State>,
+}
+
+/// One dispatch.
+pub(crate) struct Dispatch<'a> {
+    pub(crate) op: &'static Op,
+    pub(crate) spec: Spec,
+    /// In the order of their bindings.
+    pub(crate) buffers: &'a [&'a Buffer],
+    /// The words of `Params`.
+    pub(crate) params: &'a [u32],
+    pub(crate) grid: [usize; 3],
+}
+
+impl Recorder {
+    pub(crate) fn new(device: Device) -> Self {
+        let pool = Pool::new(device.device.clone());
+        Self { device, pool, state: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Records one dispatch; an empty grid is nothing.
+    pub(crate) fn dispatch(&self, dispatch: Dispatch<'_>) -> Result<()> {
+        let Dispatch { op, mut spec, buffers, params, grid } = dispatch;
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let limit = self.device.limits.max_compute_workgroups_per_dimension as usize + 1;
+        grid.iter().try_for_each(|&n| BackendError::check_range(op.name, "workgroups", n, limit))?;
+        BackendError::check(op.name, "parameters", params.len(), op.params)?;
+        BackendError::check(op.name, "bindings", buffers.len(), spec.writes(op).len())?;
+        spec.subgroups = self.device.subgroups;
+        let mut state = self.lock();
+        let state = &mut *state;
+        let pipeline = match state.pipelines.get(&spec) {
+            Some(found) => found.clone(),
+            None => {
+                let made = Arc::new(self.pipeline(op, &spec, state.pipelines.len()));
+                state.pipelines.insert(spec, made.clone());
+                made
+            }
+        };
+        if state.bind_groups.len() >= BIND_GROUPS {
+            state.bind_groups.clear();
+        }
+        let key = (pipeline.number, buffers.iter().map(|b| b.id).collect());
+        let bind_group =
+            state.bind_groups.entry(key).or_insert_with(|| self.bind_group(op, &pipeline, buffers));
+        let encoder =
+            state.encoder.get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
+        let pass = state
+            .pass
+            .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        pass.set_pipeline(&pipeline.pipeline);
+        pass.set_bind_group(0, &*bind_group, &[]);
+        pass.set_immediates(0, bytemuck::cast_slice(params));
+        let [x, y, z] = grid.map(|n| n as u32);
+        pass.dispatch_workgroups(x, y, z);
+        state.recorded += 1;
+        if state.recorded >= DISPATCHES {
+            self.submit(state);
+        }
+        Ok(())
+    }
+
+    fn pipeline(&self, op: &'static Op, spec: &Spec, number: usize) -> Pipeline {
+        let device = &self.device.device;
+        let entries: Vec<_> = spec.writes(op).iter().enumerate().map(|(i, w)| layout_entry(i, *w)).collect();
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(op.name),
+            entries: &entries,
+        });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(op.name),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 4 * op.params as u32,
+        });
+        let source = wgpu::ShaderSource::Wgsl(spec.source(op).into());
+        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(op.name), source };
+        let checks = wgpu::ShaderRuntimeChecks::unchecked();
+        // SAFETY: the shaders are ours. Their loops end; they index buffers within the sizes that the operations check
+        // before they dispatch, and tables by expert ids and pages that were checked or made on the device; they divide
+        // by constants and by sizes that are not zero.
+        let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(op.name),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false, // every cell is written before it is read
+                ..Default::default()
+            },
+            cache: None,
+        });
+        Pipeline { number, pipeline, layout }
+    }
+
+    fn bind_group(&self, op: &Op, pipeline: &Pipeline, buffers: &[&Buffer]) -> wgpu::BindGroup {
+        let entries: Vec<_> = buffers
+            .iter()
+            .enumerate()
+            .map(|(i, b)| wgpu::BindGroupEntry { binding: i as u32, resource: b.raw.as_entire_binding() })
+            .collect();
+        self.device.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(op.name),
+            layout: &pipeline.layout,
+            entries: &entries,
+        })
+    }
+
+    fn submit(&self, state: &mut State) {
+        state.pass = None;
+        self.device.queue.submit(state.encoder.take().map(wgpu::CommandEncoder::finish));
+        state.recorded = 0;
+        self.pool.submitted();
+    }
+
+    /// Forgets bind groups, which keep their buffers alive: for when weights go.
+    pub(crate) fn forget(&self, id: u64) {
+        self.lock().bind_groups.retain(|(_, buffers), _| !buffers.contains(&id));
+    }
+
+    /// Writes `bytes`, a multiple of 4, before all work that is recorded and not submitted.
+    pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
+        self.device.queue.write_buffer(&buffer.raw, offset, bytes);
+    }
+
+    /// Waits until everything written so far has arrived, so that its staging memory is free again.
+    pub(crate) fn flush(&self) -> Result<()> {
+        self.submit(&mut self.lock());
+        self.wait()
+    }
+
+    fn wait(&self) -> Result<()> {
+        let waited = self.device.device.poll(wgpu::PollType::wait_indefinitely());
+        self.device.check()?;
+        waited.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
+    }
+
+    /// Submits, waits, and returns the first `bytes` bytes of some buffers.
+    pub(crate) fn read(&self, parts: &[(&Buffer, u64)]) -> Result<Vec<Vec<u8>>> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let total: u64 = parts.iter().map(|(_, bytes)| bytes.next_multiple_of(8)).sum();
+        let readback = match state.readback.take() {
+            Some(buffer) if buffer.size() >= total => buffer,
+            _ => self.device.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("results"),
+                size: total.max(4096).next_power_of_two(),
+                usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            }),
+        };
+        state.pass = None;
+        let encoder =
+            state.encoder.get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
+        let mut offset = 0;
+        for (buffer, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
+            encoder.copy_buffer_to_buffer(&buffer.raw, 0, &readback, offset, Some(*bytes));
+            offset += bytes.next_multiple_of(8);
+        }
+        self.submit(state);
+        let (send, arrived) = mpsc::channel();
+        readback.slice(..).map_async(wgpu::MapMode::Read, move |result| drop(send.send(result)));
+        self.wait()?;
+        let failed = |what: String| BackendError::Device(format!("can't read results: {what}"));
+        let mapped = arrived.try_recv().map_err(|e| failed(e.to_string()))?;
+        mapped.map_err(|e| failed(e.to_string()))?;
+        let mut out = Vec::with_capacity(parts.len());
+        {
+            let view = readback.slice(..).get_mapped_range().map_err(|e| failed(e.to_string()))?;
+            let mut offset = 0;
+            for (_, bytes) in parts {
+                out.push(view[offset..offset + *bytes as usize].to_vec());
+                offset += bytes.next_multiple_of(8) as usize;
+            }
+        }
+        readback.unmap();
+        state.readback = Some(readback);
+        Ok(out)
+    }
+}
+
+fn layout_entry(binding: usize, written: bool) -> wgpu::BindGroupLayoutEntry {
+    wgpu::BindGroupLayoutEntry {
+        binding: binding as u32,
+        visibility: wgpu::ShaderStages::COMPUTE,
+        ty: wgpu::BindingType::Buffer {
+            ty: wgpu::BufferBindingType::Storage { read_only: !written },
+            has_dynamic_offset: false,
+            min_binding_size: None,
+        },
+        count: None,
+    }
+}

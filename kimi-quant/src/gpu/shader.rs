@@ -1,0 +1,201 @@
+//! Shaders: an operation's text, the pieces it shares with others, and the constants that specialise it.
+
+use crate::{FloatType, Format};
+
+/// Largest grid dimension that is used; what is more goes on in the next dimension.
+pub(crate) const GRID_Y: u32 = 32768;
+
+/// Everything about an operation that does not change from call to call.
+#[derive(Debug)]
+pub(crate) struct Op {
+    /// The file's name.
+    pub(crate) name: &'static str,
+    text: &'static str,
+    /// Of each binding of its own whether it is written.
+    writes: &'static [bool],
+    /// Packed matrices; their bindings follow its own, two each.
+    matrices: u32,
+    /// Whether it sums over threads.
+    sums: bool,
+    /// Words of immediate data.
+    pub(crate) params: usize,
+}
+
+macro_rules! op {
+    ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal) => {
+        pub(crate) static $constant: Op = Op {
+            name: $file,
+            text: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
+            writes: &$writes,
+            matrices: $matrices,
+            sums: $sums,
+            params: $params,
+        };
+    };
+}
+
+op!(PRODUCT, "product", [false, true, false, false, false], 2, true, 15);
+op!(EMBED, "embed", [false, true], 1, false, 5);
+op!(ABSORB, "absorb", [false, true], 1, false, 10);
+op!(ROTATE, "rotate", [false, true, false], 0, false, 8);
+op!(STORE_LATENT, "store_latent", [false, true, false, false, false], 0, true, 4);
+op!(ATTEND, "attend", [false, true, false, false, false], 0, false, 4);
+op!(ATTEND_MERGE, "attend_merge", [false, true], 0, false, 2);
+op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 2);
+op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
+op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
+op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 1);
+
+const CODES: &str = include_str!("../../../shaders/codes.wgsl");
+const MATRIX: &str = include_str!("../../../shaders/matrix.wgsl");
+const NO_MATRIX: &str = include_str!("../../../shaders/no_matrix.wgsl");
+const REDUCE_SUBGROUP: &str = include_str!("../../../shaders/reduce_subgroup.wgsl");
+const REDUCE_SHARED: &str = include_str!("../../../shaders/reduce_shared.wgsl");
+
+/// How a matrix is packed, as far as shaders must know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Packing {
+    pub(crate) format: Format,
+    pub(crate) cols: usize,
+}
+
+/// Codes that are read as one unit.
+pub(crate) const UNIT: usize = 32;
+
+impl Packing {
+    /// Words of a unit.
+    pub(crate) fn bits(self) -> usize {
+        self.format.code_bits()
+    }
+
+    /// Units of a row, the last one filled up with zeros.
+    pub(crate) fn units(self) -> usize {
+        self.cols.div_ceil(UNIT)
+    }
+
+    /// Groups of a row.
+    pub(crate) fn groups(self) -> usize {
+        if self.has_scales() { self.cols / self.format.group() } else { 1 }
+    }
+
+    pub(crate) fn has_scales(self) -> bool {
+        !matches!(self.format, Format::Float(_))
+    }
+
+    /// Whether the format has a factor on the whole matrix.
+    pub(crate) fn has_global(self) -> bool {
+        !matches!(self.format, Format::Affine { .. } | Format::Int4 { .. })
+    }
+
+    /// Groups of a unit.
+    pub(crate) fn parts(self) -> usize {
+        if self.has_scales() { (UNIT / self.format.group()).max(1) } else { 1 }
+    }
+
+    fn constants(self) -> Vec<(&'static str, u32)> {
+        let (kind, scale) = match self.format {
+            Format::Affine { scales, .. } => (0, float_code(scales)),
+            Format::Int4 { scales, .. } => (1, float_code(scales)),
+            Format::Mxfp4 => (2, 4),
+            Format::Nvfp4 => (2, 5),
+            Format::Mxfp8 => (3, 4),
+            Format::Float(FloatType::Bf16) => (4, 0),
+            Format::Float(FloatType::F16) => (5, 0),
+            Format::Float(FloatType::F32) => (6, 0),
+        };
+        let shift = if self.has_scales() { (self.format.group() / UNIT).max(1).ilog2() } else { 31 };
+        vec![
+            ("BITS", self.bits() as u32),
+            ("CHUNK", self.chunk()),
+            ("KIND", kind),
+            ("SCALE", scale),
+            ("GROUP_SHIFT", shift),
+            ("GROUPS", self.groups() as u32),
+            ("PARTS", self.parts() as u32),
+            ("RAGGED", u32::from(!self.cols.is_multiple_of(UNIT))),
+            ("GLOBAL", u32::from(self.has_global())),
+            ("UNITS", self.units() as u32),
+            ("COLS", self.cols as u32),
+        ]
+    }
+
+    /// Words of a load: the most of which a unit is a whole number.
+    fn chunk(self) -> u32 {
+        match self.bits() {
+            bits if bits.is_multiple_of(4) => 4,
+            bits if bits.is_multiple_of(2) => 2,
+            _ => 1,
+        }
+    }
+}
+
+fn float_code(float: FloatType) -> u32 {
+    match float {
+        FloatType::Bf16 => 1,
+        FloatType::F16 => 2,
+        FloatType::F32 => 3,
+    }
+}
+
+/// One specialisation of an operation; the key of its pipeline.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Spec {
+    pub(crate) op: &'static str,
+    pub(crate) constants: Vec<(&'static str, u32)>,
+    pub(crate) packing: Option<Packing>,
+    /// How many of the operation's matrices there are.
+    pub(crate) matrices: u32,
+    /// Whether sums use subgroups.
+    pub(crate) subgroups: bool,
+}
+
+impl Spec {
+    pub(crate) fn new(op: &'static Op, constants: Vec<(&'static str, u32)>) -> Self {
+        Self { op: op.name, constants, packing: None, matrices: 0, subgroups: false }
+    }
+
+    pub(crate) fn with_matrices(mut self, packing: Packing, matrices: u32) -> Self {
+        (self.packing, self.matrices) = (Some(packing), matrices);
+        self
+    }
+
+    /// Of each binding whether it is written.
+    pub(crate) fn writes(&self, op: &Op) -> Vec<bool> {
+        let matrices = std::iter::repeat_n(false, 2 * self.matrices as usize);
+        op.writes.iter().copied().chain(matrices).collect()
+    }
+
+    /// The whole shader.
+    pub(crate) fn source(&self, op: &Op) -> String {
+        let mut text = String::new();
+        let mut constant = |name: &str, value: u32| text.push_str(&format!("const {name} = {value}u;\n"));
+        constant("GRID_Y", GRID_Y);
+        self.constants.iter().for_each(|(name, value)| constant(name, *value));
+        if let Some(packing) = self.packing {
+            packing.constants().into_iter().for_each(|(name, value)| constant(name, value));
+            let (chunk, unpack) = match packing.chunk() {
+                4 => ("vec4<u32>", "for (var k = 0u; k < 4u; k++) { words[4u * i + k] = chunk[k]; }"),
+                2 => ("vec2<u32>", "words[2u * i] = chunk.x; words[2u * i + 1u] = chunk.y;"),
+                _ => ("u32", "words[i] = chunk;"),
+            };
+            text.push_str(&format!("alias Chunk = {chunk};\n"));
+            text.push_str(CODES);
+            for (i, name) in ["gate", "up"].into_iter().take(op.matrices as usize).enumerate() {
+                let binding = op.writes.len() + 2 * i;
+                let piece = if (i as u32) < self.matrices { MATRIX } else { NO_MATRIX };
+                text.push_str(
+                    &piece
+                        .replace("MATRIX", name)
+                        .replace("CODES_BINDING", &binding.to_string())
+                        .replace("SCALES_BINDING", &(binding + 1).to_string())
+                        .replace("UNPACK_CHUNK", unpack),
+                );
+            }
+        }
+        if op.sums {
+            text.push_str(if self.subgroups { REDUCE_SUBGROUP } else { REDUCE_SHARED });
+        }
+        text.push_str(op.text);
+        text
+    }
+}

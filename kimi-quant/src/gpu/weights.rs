@@ -1,0 +1,240 @@
+//! Packed weights on the device, as stored; only rows that are no whole number of units are filled up.
+
+use std::ops::Range;
+use std::sync::{Arc, Weak};
+
+use super::pool::Buffer;
+use super::recorder::Recorder;
+use super::shader::Packing;
+use crate::{BackendError, PackedMatrix};
+
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// Bytes written at once.
+const CHUNK: usize = 16 << 20;
+/// Bytes written before the staging memory is given back.
+const IN_FLIGHT: usize = 256 << 20;
+
+/// Some rows of a matrix, or some experts: as much as one binding holds.
+pub(crate) struct Part {
+    /// Rows, or experts, that it holds.
+    pub(crate) range: Range<usize>,
+    pub(crate) codes: Arc<Buffer>,
+    pub(crate) scales: Arc<Buffer>,
+    /// Words before the scales and before the biases.
+    pub(crate) scale_base: u32,
+    pub(crate) bias_base: u32,
+    owner: Weak<Recorder>,
+}
+
+impl Drop for Part {
+    fn drop(&mut self) {
+        if let Some(owner) = self.owner.upgrade() {
+            owner.forget(self.codes.id);
+        }
+    }
+}
+
+/// A packed matrix on the device.
+pub struct GpuMatrix {
+    pub(crate) rows: usize,
+    pub(crate) packing: Packing,
+    pub(crate) parts: Vec<Part>, // by rows
+}
+
+/// The same projection of all experts of a layer.
+pub struct GpuExperts {
+    pub(crate) count: usize,
+    pub(crate) rows: usize,
+    pub(crate) packing: Packing,
+    pub(crate) parts: Vec<Part>, // by experts
+}
+
+impl GpuMatrix {
+    pub(crate) fn load(recorder: &Arc<Recorder>, matrix: &PackedMatrix) -> Result<Self> {
+        let packing = packing(matrix);
+        let step = most_rows(recorder, matrix)?;
+        let starts = (0..matrix.rows()).step_by(step);
+        let parts = starts.map(|start| {
+            let range = start..(start + step).min(matrix.rows());
+            upload(recorder, range.clone(), &[matrix.slice_rows(range)])
+        });
+        Ok(Self { rows: matrix.rows(), packing, parts: parts.collect::<Result<_>>()? })
+    }
+
+    pub(crate) fn cols(&self) -> usize {
+        self.packing.cols
+    }
+
+    /// Its only part.
+    pub(crate) fn whole(&self, op: &'static str) -> Result<&Part> {
+        match self.parts.as_slice() {
+            [part] => Ok(part),
+            parts => Err(BackendError::Shape {
+                op,
+                what: "parts of a matrix that must fit one binding of this adapter",
+                found: parts.len(),
+                expected: 1,
+            }),
+        }
+    }
+}
+
+impl GpuExperts {
+    /// `experts` are of one shape and format.
+    pub(crate) fn load(recorder: &Arc<Recorder>, experts: &[PackedMatrix]) -> Result<Self> {
+        let Some(first) = experts.first() else {
+            return Err(BackendError::Shape {
+                op: "experts",
+                what: "number of experts",
+                found: 0,
+                expected: 1,
+            });
+        };
+        let step = most_rows(recorder, first)? / first.rows().max(1);
+        if step == 0 {
+            return Err(too_large(recorder, first));
+        }
+        let starts = (0..experts.len()).step_by(step);
+        let parts = starts.map(|start| {
+            let range = start..(start + step).min(experts.len());
+            upload(recorder, range.clone(), &experts[range])
+        });
+        Ok(Self {
+            count: experts.len(),
+            rows: first.rows(),
+            packing: packing(first),
+            parts: parts.collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn packing(matrix: &PackedMatrix) -> Packing {
+    Packing { format: matrix.format(), cols: matrix.cols() }
+}
+
+/// Bytes of one row on the device.
+fn row_bytes(packing: Packing) -> usize {
+    packing.units() * packing.bits() * 4
+}
+
+fn most_rows(recorder: &Recorder, matrix: &PackedMatrix) -> Result<usize> {
+    let packing = packing(matrix);
+    let scales = packing.groups() * matrix.format().scale_bytes();
+    let row = row_bytes(packing).max(2 * scales + 8);
+    match (recorder.pool.largest() as usize - 64) / row {
+        0 => Err(too_large(recorder, matrix)),
+        rows => Ok(rows),
+    }
+}
+
+fn too_large(recorder: &Recorder, matrix: &PackedMatrix) -> BackendError {
+    let available = recorder.pool.largest();
+    BackendError::OutOfMemory { what: "one binding of a matrix", needed: matrix.bytes(), available }
+}
+
+fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatrix]) -> Result<Part> {
+    let Some(first) = matrices.first() else {
+        return Err(BackendError::Device("an empty range of weights was to be loaded".to_owned()));
+    };
+    let packing = packing(first);
+    let rows: usize = matrices.iter().map(PackedMatrix::rows).sum();
+    let codes = recorder.pool.keep("weights", (rows * row_bytes(packing)) as u64)?;
+    let mut writer = Writer { recorder, buffer: &codes, offset: 0, pending: Vec::new(), in_flight: 0 };
+    for matrix in matrices {
+        let stored = matrix.weight().len().checked_div(matrix.rows()).unwrap_or(0);
+        if stored == row_bytes(packing) {
+            writer.write(matrix.weight())?;
+        } else {
+            for row in matrix.weight().chunks_exact(stored.max(1)) {
+                writer.write(row)?;
+                writer.zeros(row_bytes(packing) - stored)?;
+            }
+        }
+    }
+    writer.finish()?;
+
+    let globals = if packing.has_global() { matrices.len() } else { 0 };
+    let scale_words = matrices.iter().map(|m| m.scales().len()).sum::<usize>().div_ceil(4);
+    let bias_words = matrices.iter().map(|m| m.biases().len()).sum::<usize>().div_ceil(4);
+    let (scale_base, bias_base) = (globals, globals + scale_words);
+    let scales = recorder.pool.keep("scales", 4 * (bias_base + bias_words) as u64)?;
+    let mut writer = Writer { recorder, buffer: &scales, offset: 0, pending: Vec::new(), in_flight: 0 };
+    if packing.has_global() {
+        for matrix in matrices {
+            writer.write(&matrix.global_scale().to_le_bytes())?;
+        }
+    }
+    for part in [PackedMatrix::scales, PackedMatrix::biases] {
+        let mut written = 0;
+        for matrix in matrices {
+            writer.write(part(matrix))?;
+            written += part(matrix).len();
+        }
+        writer.zeros(written.next_multiple_of(4) - written)?;
+    }
+    writer.finish()?;
+    let (scale_base, bias_base) = (scale_base as u32, bias_base as u32);
+    Ok(Part { range, codes, scales, scale_base, bias_base, owner: Arc::downgrade(recorder) })
+}
+
+/// Writes bytes of any length and alignment one after another.
+struct Writer<'a> {
+    recorder: &'a Recorder,
+    buffer: &'a Buffer,
+    offset: u64,
+    pending: Vec<u8>,
+    in_flight: usize,
+}
+
+impl Writer<'_> {
+    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            if self.pending.is_empty() && bytes.len() >= 4096 {
+                let whole = bytes.len().min(CHUNK) & !3;
+                self.send(&bytes[..whole])?;
+                bytes = &bytes[whole..];
+            } else {
+                let take = bytes.len().min(CHUNK - self.pending.len());
+                self.pending.extend_from_slice(&bytes[..take]);
+                bytes = &bytes[take..];
+                if self.pending.len() >= CHUNK || (self.pending.len() % 4 == 0 && bytes.len() >= 4096) {
+                    self.send_pending()?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn zeros(&mut self, count: usize) -> Result<()> {
+        self.write(&[0; 256][..count.min(256)])?;
+        if count > 256 { self.zeros(count - 256) } else { Ok(()) }
+    }
+
+    fn send_pending(&mut self) -> Result<()> {
+        let mut pending = std::mem::take(&mut self.pending);
+        let rest = pending.split_off(pending.len() & !3);
+        let sent = self.send(&pending);
+        self.pending = rest;
+        sent
+    }
+
+    fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.recorder.write(self.buffer, self.offset, bytes);
+        self.offset += bytes.len() as u64;
+        self.in_flight += bytes.len();
+        if self.in_flight >= IN_FLIGHT {
+            self.in_flight = 0;
+            self.recorder.flush()?;
+        }
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<()> {
+        self.pending.resize(self.pending.len().next_multiple_of(4), 0);
+        self.send_pending()
+    }
+}

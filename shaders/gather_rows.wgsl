@@ -1,0 +1,18 @@
+// Some rows of the activations: `out[s] = x[rows[s]]`.
+
+struct Params {
+    width: u32,
+}
+
+var<immediate> p: Params;
+
+@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(1) var<storage, read_write> out: array<f32>;
+@group(0) @binding(2) var<storage, read> rows: array<u32>;
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    for (var i = thread; i < p.width; i += WORKGROUP) {
+        out[group.x * p.width + i] = x[rows[group.x] * p.width + i];
+    }
+}

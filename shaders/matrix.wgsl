@@ -1,0 +1,64 @@
+// One packed matrix (or the same matrix of several experts): bindings and reads. Included once for each matrix of an op,
+// with MATRIX, CODES_BINDING and SCALES_BINDING replaced.
+//
+// Codes: rows of UNITS units; a unit is 32 codes in BITS words. Scales: one global factor a matrix (formats that have
+// one), then the scales of all rows, then the biases of all rows, at the word offsets that the caller passes.
+
+@group(0) @binding(CODES_BINDING) var<storage, read> MATRIX_codes: array<Chunk>;
+@group(0) @binding(SCALES_BINDING) var<storage, read> MATRIX_scales: array<u32>;
+
+fn MATRIX_load(unit: u32) -> array<u32, BITS> {
+    var words: array<u32, BITS>;
+    for (var i = 0u; i < BITS / CHUNK; i++) {
+        let chunk = MATRIX_codes[unit * (BITS / CHUNK) + i];
+        UNPACK_CHUNK
+    }
+    return words;
+}
+
+// Value `i` of the floats that begin at word `base`.
+fn MATRIX_parameter(base: u32, i: u32) -> f32 {
+    switch SCALE {
+        case SCALE_BF16: {
+            let word = MATRIX_scales[base + (i >> 1u)];
+            return bitcast<f32>(select(word << 16u, word & 0xffff0000u, (i & 1u) == 1u));
+        }
+        case SCALE_F16: {
+            let word = MATRIX_scales[base + (i >> 1u)];
+            return unpack2x16float(word >> (16u * (i & 1u))).x;
+        }
+        case SCALE_F32: {
+            return bitcast<f32>(MATRIX_scales[base + i]);
+        }
+        case SCALE_E8M0: {
+            let byte = (MATRIX_scales[base + (i >> 2u)] >> (8u * (i & 3u))) & 255u;
+            return bitcast<f32>(select(byte << 23u, 1u << 22u, byte == 0u));
+        }
+        case SCALE_E4M3: {
+            return e4m3((MATRIX_scales[base + (i >> 2u)] >> (8u * (i & 3u))) & 255u);
+        }
+        default: {
+            return 1.0;
+        }
+    }
+}
+
+// Scale and bias of part `sub` of unit `unit` of row `row`, of matrix `index`: a weight is scale * code + bias.
+fn MATRIX_group(index: u32, row: u32, unit: u32, sub: u32, scale_base: u32, bias_base: u32) -> vec2<f32> {
+    var group = select((unit >> GROUP_SHIFT), unit * PARTS + sub, PARTS > 1u);
+    if (RAGGED == 1u) {
+        group = min(group, GROUPS - 1u); // a unit filled up with zeros
+    }
+    let at = row * GROUPS + group;
+    var scale = MATRIX_parameter(scale_base, at);
+    if (GLOBAL == 1u) {
+        scale *= bitcast<f32>(MATRIX_scales[index]);
+    }
+    if (KIND == KIND_AFFINE) {
+        return vec2(scale, MATRIX_parameter(bias_base, at));
+    }
+    if (KIND == KIND_INT4) {
+        return vec2(scale, -8.0 * scale);
+    }
+    return vec2(scale, 0.0);
+}

@@ -1,0 +1,21 @@
+// Sums over lanes and workgroups, with subgroups of LANES lanes.
+
+var<workgroup> reduction: array<f32, WORKGROUP / LANES>;
+
+fn lanes_sum(value: f32, thread: u32) -> f32 {
+    return subgroupAdd(value);
+}
+
+fn workgroup_sum(value: f32, thread: u32) -> f32 {
+    let part = subgroupAdd(value);
+    if ((thread & (LANES - 1u)) == 0u) {
+        reduction[thread / LANES] = part;
+    }
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var i = 0u; i < WORKGROUP / LANES; i++) {
+        sum += reduction[i];
+    }
+    workgroupBarrier();
+    return sum;
+}
