@@ -23,7 +23,8 @@ const INTEGER = KIND <= KIND_INT4;
 
 // Where a code at the top of the mantissa begins (meaningless for codes of over 8 bits, as is the mask).
 const PLACE = (55u - BITS) & 31u;
-const TOP = ((1u << (BITS & 15u)) - 1u) << PLACE;
+const STEP = BITS & 15u;
+const TOP = ((1u << STEP) - 1u) << PLACE;
 
 fn e4m3(byte: u32) -> f32 {
     let magnitude = byte & 127u;
@@ -61,10 +62,10 @@ fn quad(words: ptr<function, array<u32, BITS>>, j: u32) -> vec4<f32> {
             let last = window(words, 4u * j + 3u);
             var bits: vec4<u32>;
             if (SHARE == 4u) {
-                bits = vec4(last) & vec4(TOP >> (3u * BITS), TOP >> (2u * BITS), TOP >> BITS, TOP);
+                bits = vec4(last) & vec4(TOP >> ((3u * STEP) & 31u), TOP >> ((2u * STEP) & 31u), TOP >> STEP, TOP);
             } else if (SHARE == 2u) {
                 let second = window(words, 4u * j + 1u);
-                bits = vec4(second, second, last, last) & vec4(TOP >> BITS, TOP, TOP >> BITS, TOP);
+                bits = vec4(second, second, last, last) & vec4(TOP >> STEP, TOP, TOP >> STEP, TOP);
             } else {
                 let first = window(words, 4u * j);
                 bits = vec4(first, window(words, 4u * j + 1u), window(words, 4u * j + 2u), last) & vec4(TOP);
@@ -99,7 +100,7 @@ fn place_factors() -> vec4<f32> {
     if (!INTEGER) {
         return vec4(1.0);
     }
-    let one = f32(1u << (BITS & 31u));
+    let one = f32(1u << STEP);
     if (SHARE == 4u) {
         return vec4(one * one * one * one, one * one * one, one * one, one);
     }

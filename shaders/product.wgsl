@@ -172,6 +172,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     for (var r = 0u; r < ROWS; r++) {
                         let row = first_row + min(row_at + block + r, p.rows - 1u);
                         let at = (block + r) * TOKENS * (PAIR + 1u);
+                        var gate_words = gate[r];
+                        var up_words = up[r];
                         for (var part = 0u; part < PARTS; part++) {
                             var products: array<f32, TOKENS>;
                             var up_products: array<f32, TOKENS>;
@@ -181,12 +183,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                             }
                             for (var q = 0u; q < PART_QUADS; q++) {
                                 let j = part * PART_QUADS + q;
-                                let g = quad(&gate[r], j);
+                                let g = quad(&gate_words, j);
                                 for (var t = 0u; t < TOKENS; t++) {
                                     products[t] += dot(xs[cell(t, j, u)], g);
                                 }
                                 if (PAIR == 1u) {
-                                    let w = quad(&up[r], j);
+                                    let w = quad(&up_words, j);
                                     for (var t = 0u; t < TOKENS; t++) {
                                         up_products[t] += dot(xs[cell(t, j, u)], w);
                                     }

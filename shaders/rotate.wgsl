@@ -26,9 +26,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let i = at % p.half;
     let line = at / p.half; // token * heads + head
     let turn = turns[(line / p.heads) * p.half + i];
-    let from = line * p.q_head + p.q_first + 2u * i;
-    let a = q[from] * p.mscale;
-    let b = q[from + 1u] * p.mscale;
+    let source = line * p.q_head + p.q_first + 2u * i;
+    let a = q[source] * p.mscale;
+    let b = q[source + 1u] * p.mscale;
     let to = line * p.out_head + p.out_first + 2u * i;
     out[to] = a * turn.x - b * turn.y;
     out[to + 1u] = a * turn.y + b * turn.x;

@@ -19,20 +19,20 @@ var<immediate> p: Params;
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let token = group.x;
     let width = p.latent + 2u * p.half;
-    let from = token * width;
+    let source = token * width;
     let to = slots[token] * width;
     var square = 0.0;
     for (var i = thread; i < p.latent; i += WORKGROUP) {
-        square += kv[from + i] * kv[from + i];
+        square += kv[source + i] * kv[source + i];
     }
     let factor = 1.0 / sqrt(workgroup_sum(square, thread) / f32(p.latent) + p.eps);
     for (var i = thread; i < p.latent; i += WORKGROUP) {
-        cache[to + i] = kv[from + i] * factor * norm_weight[i];
+        cache[to + i] = kv[source + i] * factor * norm_weight[i];
     }
     for (var i = thread; i < p.half; i += WORKGROUP) {
         let turn = turns[token * p.half + i];
-        let a = kv[from + p.latent + 2u * i] * p.mscale;
-        let b = kv[from + p.latent + 2u * i + 1u] * p.mscale;
+        let a = kv[source + p.latent + 2u * i] * p.mscale;
+        let b = kv[source + p.latent + 2u * i + 1u] * p.mscale;
         cache[to + p.latent + 2u * i] = a * turn.x - b * turn.y;
         cache[to + p.latent + 2u * i + 1u] = a * turn.y + b * turn.x;
     }

@@ -1,0 +1,401 @@
+//! The GPU's operations against the CPU's, on whatever adapter there is.
+//!
+//! Without an adapter nothing is tested, unless `KIMI_REQUIRE_GPU` is set.
+#![cfg(feature = "gpu")]
+
+mod common;
+
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use common::{Random, misaligned};
+use kimi_quant::gpu::{GpuOptions, Tuning};
+use kimi_quant::{
+    Backend, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape, LatentProjections, Norm, PackedMatrix, Rope,
+    Router, RouterShape, TokenLayout,
+};
+
+/// The device with subgroups, if it has them.
+fn gpu() -> Option<&'static Gpu> {
+    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
+    GPU.get_or_init(|| open(GpuOptions::default())).as_ref()
+}
+
+fn open(options: GpuOptions) -> Option<Gpu> {
+    match Gpu::new(&options) {
+        Ok(gpu) => Some(gpu),
+        Err(e) if std::env::var_os("KIMI_REQUIRE_GPU").is_none() => {
+            println!("skipped: no adapter ({e})");
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// Random weights: any codes, scales of about 1/16 of both signs.
+fn matrix(random: &mut Random, rows: usize, cols: usize, format: Format) -> PackedMatrix {
+    let [weight, scales, biases] = format.row_bytes(cols).unwrap();
+    let floats = |random: &mut Random, float: FloatType, bytes: usize, size: f32| -> Vec<u8> {
+        let values = (0..bytes / float.bytes()).map(|_| random.f32() * size);
+        values
+            .flat_map(|v| match float {
+                FloatType::Bf16 => half::bf16::from_f32(v).to_le_bytes().to_vec(),
+                FloatType::F16 => half::f16::from_f32(v).to_le_bytes().to_vec(),
+                FloatType::F32 => v.to_le_bytes().to_vec(),
+            })
+            .collect()
+    };
+    let weight = match format {
+        Format::Float(float) => floats(random, float, weight * rows, 1.0),
+        _ => random.bytes(weight * rows),
+    };
+    let scales = match format {
+        Format::Affine { scales: float, .. } | Format::Int4 { scales: float, .. } => {
+            floats(random, float, scales * rows, 0.0625)
+        }
+        Format::Mxfp4 | Format::Mxfp8 => (0..scales * rows).map(|_| 119 + random.below(8) as u8).collect(),
+        _ => random.bytes(scales * rows).into_iter().map(|b| b & 0xbf).collect(),
+    };
+    let biases = match format {
+        Format::Affine { scales: float, .. } => floats(random, float, biases * rows, 0.5),
+        _ => Vec::new(),
+    };
+    let any = |bytes: Vec<u8>| if bytes.is_empty() { Bytes::new() } else { misaligned(&bytes, 1 + rows % 3) };
+    let matrix = PackedMatrix::new(rows, cols, format, any(weight), any(scales), any(biases)).unwrap();
+    if matches!(format, Format::Nvfp4) { matrix.with_global_scale(0.01) } else { matrix }
+}
+
+fn formats() -> Vec<Format> {
+    let floats = [FloatType::Bf16, FloatType::F16, FloatType::F32];
+    let mut all = vec![Format::Mxfp4, Format::Nvfp4, Format::Mxfp8];
+    all.extend(floats.map(Format::Float));
+    all.extend([32, 64].map(|group| Format::Int4 { group, scales: FloatType::Bf16 }));
+    for bits in BitWidth::ALL {
+        for (i, group) in [8, 16, 32, 64, 128].into_iter().enumerate() {
+            all.push(Format::Affine { bits, group, scales: floats[(i + bits.bits()) % 3] });
+        }
+    }
+    all
+}
+
+const FOUR_BITS: Format = Format::Affine { bits: BitWidth::B4, group: 32, scales: FloatType::Bf16 };
+
+/// Largest difference in units of the largest value: sums run in another order.
+fn close(what: &str, found: &[f32], expected: &[f32]) {
+    assert_eq!(found.len(), expected.len(), "{what}: number of values");
+    let size = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+    for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+        assert!((f - e).abs() <= 2e-5 * size, "{what}: value {i} is {f}, expected {e} (largest {size})");
+    }
+}
+
+/// Uses up buffers full of a sentinel, so that a value that is not written shows.
+fn spoil(gpu: &Gpu, sizes: &[usize]) {
+    for &size in sizes {
+        let all: Vec<_> = (0..3).map(|_| gpu.upload(1, size.max(1), &vec![1e30; size.max(1)]).unwrap()).collect();
+        gpu.wait().unwrap();
+        drop(all);
+        gpu.wait().unwrap();
+    }
+}
+
+struct Both<'a> {
+    gpu: &'a Gpu,
+    cpu: Cpu,
+    random: Random,
+}
+
+impl<'a> Both<'a> {
+    fn new(gpu: &'a Gpu, seed: u64) -> Self {
+        Self { gpu, cpu: Cpu::new(), random: Random(seed) }
+    }
+
+    fn norm(&mut self, width: usize) -> (Norm<Vec<f32>>, Norm<<Gpu as Backend>::Vector>) {
+        let weight: Vec<f32> = (0..width).map(|_| 1.0 + 0.5 * self.random.f32()).collect();
+        let on_gpu = self.gpu.load_vector(weight.clone()).unwrap();
+        (Norm { weight, eps: 1e-5 }, Norm { weight: on_gpu, eps: 1e-5 })
+    }
+
+    fn matrix(&mut self, rows: usize, cols: usize, format: Format) -> (PackedMatrix, <Gpu as Backend>::Matrix) {
+        let m = matrix(&mut self.random, rows, cols, format);
+        let on_gpu = self.gpu.load_matrix(m.clone()).unwrap();
+        (m, on_gpu)
+    }
+
+    /// Every op over one packed matrix.
+    fn projections(&mut self, format: Format, tokens: usize, rows: usize, cols: usize) {
+        let what = format!("{format} [{tokens}, {cols}] by {rows} rows");
+        spoil(self.gpu, &[tokens * rows, rows * cols, tokens * cols]);
+        let (cpu, gpu) = (self.cpu, self.gpu);
+        let (m, gm) = self.matrix(rows, cols, format);
+        let (up, gup) = self.matrix(rows, cols, format);
+        let (norm, gnorm) = self.norm(cols);
+        let x = self.random.f32s(tokens * cols);
+        let (cx, gx) = (cpu.upload(tokens, cols, &x).unwrap(), gpu.upload(tokens, cols, &x).unwrap());
+
+        let ids: Vec<u32> = (0..rows as u32).rev().collect();
+        let (expected, found) = (cpu.embed(&m, &ids).unwrap(), gpu.embed(&gm, &ids).unwrap());
+        close(&format!("{what}: embed"), &gpu.download(&found).unwrap(), expected.data());
+
+        let [c1, c2] = cpu.norm_project(&cx, &norm, [&m, &up]).unwrap();
+        let [g1, g2] = gpu.norm_project(&gx, &gnorm, [&gm, &gup]).unwrap();
+        close(&format!("{what}: norm_project"), &gpu.download(&g1).unwrap(), c1.data());
+        close(&format!("{what}: norm_project"), &gpu.download(&g2).unwrap(), c2.data());
+
+        let before = self.random.f32s(tokens * rows);
+        let mut c = cpu.upload(tokens, rows, &before).unwrap();
+        let mut g = gpu.upload(tokens, rows, &before).unwrap();
+        cpu.project_add(&cx, &m, &mut c).unwrap();
+        gpu.project_add(&gx, &gm, &mut g).unwrap();
+        close(&format!("{what}: project_add"), &gpu.download(&g).unwrap(), c.data());
+
+        let c = cpu.norm_swiglu(&cx, &norm, &m, &up).unwrap();
+        let g = gpu.norm_swiglu(&gx, &gnorm, &gm, &gup).unwrap();
+        close(&format!("{what}: norm_swiglu"), &gpu.download(&g).unwrap(), c.data());
+
+        let picked: Vec<u32> = (0..tokens as u32).rev().step_by(2).collect();
+        let c = cpu.head(&cx, &picked, &norm, &m).unwrap();
+        let g = gpu.head(&gx, &picked, &gnorm, &gm).unwrap();
+        close(&format!("{what}: head"), &gpu.download(&g).unwrap(), c.data());
+    }
+
+    /// Router, experts and their sum; `up` may differ in format.
+    fn experts(&mut self, formats: [Format; 3], tokens: usize, shape: RouterShape, count: usize) {
+        let (hidden, width) = (256, 128);
+        let what = format!("{} experts of {}, {tokens} tokens", count, formats[0]);
+        spoil(self.gpu, &[tokens * shape.chosen * width, tokens * hidden, tokens * count, tokens * shape.chosen]);
+        let (cpu, gpu) = (self.cpu, self.gpu);
+        let load = |random: &mut Random, rows, cols, format| {
+            let all: Vec<_> = (0..count).map(|_| matrix(random, rows, cols, format)).collect();
+            (cpu.load_experts(all.clone()).unwrap(), gpu.load_experts(all).unwrap())
+        };
+        let (gate, ggate) = load(&mut self.random, width, hidden, formats[0]);
+        let (up, gup) = load(&mut self.random, width, hidden, formats[1]);
+        let (down, gdown) = load(&mut self.random, hidden, width, formats[2]);
+        let (sgate, gsgate) = self.matrix(64, hidden, FOUR_BITS);
+        let (sup, gsup) = self.matrix(64, hidden, formats[0]);
+        let (sdown, gsdown) = self.matrix(hidden, 64, FOUR_BITS);
+        let (norm, gnorm) = self.norm(hidden);
+        let (gate_w, ggate_w) = self.matrix(count, hidden, Format::Float(FloatType::Bf16));
+        let bias = self.random.f32s(count);
+        let router = Router { gate: gate_w, bias: bias.clone(), shape };
+        let grouter = Router { gate: ggate_w, bias: gpu.load_vector(bias).unwrap(), shape };
+
+        let x = self.random.f32s(tokens * hidden);
+        let (cx, gx) = (cpu.upload(tokens, hidden, &x).unwrap(), gpu.upload(tokens, hidden, &x).unwrap());
+        let (cn, cr) = cpu.route(&cx, &norm, &router).unwrap();
+        let (gn, gr) = gpu.route(&gx, &gnorm, &grouter).unwrap();
+        close(&format!("{what}: normed"), &gpu.download(&gn).unwrap(), cn.data());
+        let (ids, weights) = gpu.download_routing(&gr).unwrap();
+        let (cids, cweights) = cpu.download_routing(&cr).unwrap();
+        assert_eq!(ids, cids, "{what}: chosen experts");
+        close(&format!("{what}: expert weights"), &weights, &cweights);
+
+        let ch = cpu.experts_swiglu(&cn, &cr, &gate, &up, Some((&sgate, &sup))).unwrap();
+        let gh = gpu.experts_swiglu(&gn, &gr, &ggate, &gup, Some((&gsgate, &gsup))).unwrap();
+        close(&format!("{what}: routed"), &gpu.download(&gh.routed).unwrap(), ch.routed.data());
+        let (cs, gs) = (ch.shared.as_ref().unwrap(), gh.shared.as_ref().unwrap());
+        close(&format!("{what}: shared"), &gpu.download(gs).unwrap(), cs.data());
+
+        let before = self.random.f32s(tokens * hidden);
+        let mut c = cpu.upload(tokens, hidden, &before).unwrap();
+        let mut g = gpu.upload(tokens, hidden, &before).unwrap();
+        cpu.experts_down_add(&ch, &cr, &down, Some(&sdown), &mut c).unwrap();
+        gpu.experts_down_add(&gh, &gr, &gdown, Some(&gsdown), &mut g).unwrap();
+        close(&format!("{what}: down"), &gpu.download(&g).unwrap(), c.data());
+    }
+
+    /// Cache, absorbed queries, attention, values; sequences are (start, count).
+    fn attention(&mut self, heads: HeadShape, format: Format, split: bool, page_tokens: usize, sequences: &[(u32, usize)]) {
+        let what = format!("{heads:?} {format} {sequences:?}");
+        let (cpu, gpu) = (self.cpu, self.gpu);
+        let width = heads.latent + heads.rope;
+        let mut layout = TokenLayout::new(page_tokens);
+        let mut history = TokenLayout::new(page_tokens);
+        let mut next = 0;
+        for &(start, count) in sequences {
+            let pages = (start as usize + count).div_ceil(page_tokens);
+            let table: Vec<u32> = (next..next + pages as u32).rev().collect();
+            next += pages as u32;
+            layout.push(start, count, &table).unwrap();
+            history.push(0, start as usize, &table).unwrap();
+        }
+        let shape = CacheShape { pages: next as usize, page_tokens, latent: heads.latent, rope: heads.rope };
+        let (mut cache, mut gcache) = (cpu.new_cache(shape).unwrap(), gpu.new_cache(shape).unwrap());
+        let (norm, gnorm) = self.norm(heads.latent);
+        let rope = Rope { inv_freq: (0..heads.rope / 2).map(|i| 0.7f32.powi(i as i32)).collect(), mscale: 1.25 };
+        for layout in [&history, &layout] {
+            let kv = self.random.f32s(layout.len() * width);
+            let ckv = cpu.upload(layout.len(), width, &kv).unwrap();
+            let gkv = gpu.upload(layout.len(), width, &kv).unwrap();
+            cpu.store_latent(&mut cache, &ckv, &norm, &rope, layout).unwrap();
+            gpu.store_latent(&mut gcache, &gkv, &gnorm, &rope, layout).unwrap();
+        }
+        close(
+            &format!("{what}: cache"),
+            &gpu.download_cache(&gcache, &layout).unwrap(),
+            &cpu.download_cache(&cache, &layout).unwrap(),
+        );
+        let (projections, gprojections) = if split {
+            let (q, gq) = self.matrix(heads.heads * heads.latent, heads.nope, format);
+            let (v, gv) = self.matrix(heads.heads * heads.value, heads.latent, format);
+            (
+                LatentProjections::Split { embed_q: q, unembed_out: v },
+                LatentProjections::Split { embed_q: gq, unembed_out: gv },
+            )
+        } else {
+            let (m, gm) = self.matrix(heads.heads * (heads.nope + heads.value), heads.latent, format);
+            (LatentProjections::Joint(m), LatentProjections::Joint(gm))
+        };
+        let tokens = layout.len();
+        spoil(gpu, &[tokens * heads.heads * width, tokens * heads.heads * heads.latent, tokens * heads.heads * heads.value]);
+        let q = self.random.f32s(tokens * heads.heads * (heads.nope + heads.rope));
+        let cq = cpu.upload(tokens, heads.heads * (heads.nope + heads.rope), &q).unwrap();
+        let gq = gpu.upload(tokens, heads.heads * (heads.nope + heads.rope), &q).unwrap();
+        let cq = cpu.absorb_query(&cq, &projections, heads, &rope, &layout).unwrap();
+        let gq = gpu.absorb_query(&gq, &gprojections, heads, &rope, &layout).unwrap();
+        close(&format!("{what}: absorbed"), &gpu.download(&gq).unwrap(), cq.data());
+        let ca = cpu.attend_latent(&cq, &cache, heads, 0.11, &layout).unwrap();
+        let ga = gpu.attend_latent(&gq, &gcache, heads, 0.11, &layout).unwrap();
+        close(&format!("{what}: attended"), &gpu.download(&ga).unwrap(), ca.data());
+        let cv = cpu.project_values(&ca, &projections, heads).unwrap();
+        let gv = gpu.project_values(&ga, &gprojections, heads).unwrap();
+        close(&format!("{what}: values"), &gpu.download(&gv).unwrap(), cv.data());
+    }
+}
+
+/// Rows and columns that are no multiple of anything, as far as the format allows.
+fn shapes(format: Format, random: &mut Random) -> (usize, usize) {
+    let step = match format {
+        Format::Float(_) => 1,
+        _ => format.group().max(if format.code_bits() % 4 == 0 { 1 } else { 8 }),
+    };
+    (1 + random.below(70), step * (1 + random.below(600 / step.max(8) + 2)))
+}
+
+#[test]
+fn projections_of_every_format() {
+    let Some(gpu) = gpu() else { return };
+    let mut both = Both::new(gpu, 1);
+    for format in formats() {
+        for tokens in [1, 3, 13] {
+            let (rows, cols) = shapes(format, &mut both.random);
+            both.projections(format, tokens, rows, cols);
+        }
+    }
+}
+
+#[test]
+fn long_rows_take_several_tiles() {
+    let Some(gpu) = gpu() else { return };
+    let mut both = Both::new(gpu, 2);
+    for tokens in [1, 2, 5] {
+        both.projections(FOUR_BITS, tokens, 5, 18432);
+    }
+    both.projections(Format::Float(FloatType::Bf16), 1, 3, 12345);
+}
+
+#[test]
+fn without_subgroups() {
+    let Some(gpu) = open(GpuOptions { no_subgroups: true, ..Default::default() }) else { return };
+    let mut both = Both::new(&gpu, 3);
+    both.projections(FOUR_BITS, 1, 37, 512);
+    both.projections(FOUR_BITS, 5, 37, 512);
+    let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+    both.experts([FOUR_BITS; 3], 2, shape, 16);
+    let heads = HeadShape { heads: 3, nope: 32, rope: 16, value: 24, latent: 64 };
+    both.attention(heads, FOUR_BITS, false, 16, &[(20, 3)]);
+}
+
+#[test]
+fn tunings_agree() {
+    for (rows, block_rows, share) in [(1, 1, 1), (2, 4, 2), (4, 4, 1), (4, 8, 2)] {
+        let tuning = Some(Tuning { workgroup: 128, rows, block_rows, share });
+        let Some(gpu) = open(GpuOptions { tuning, ..Default::default() }) else { return };
+        let mut both = Both::new(&gpu, 4);
+        for bits in BitWidth::ALL {
+            let format = Format::Affine { bits, group: 64, scales: FloatType::Bf16 };
+            both.projections(format, 1, 75, 1024);
+        }
+    }
+}
+
+#[test]
+fn experts_of_every_format() {
+    let Some(gpu) = gpu() else { return };
+    let mut both = Both::new(gpu, 5);
+    let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+    for format in formats() {
+        let tokens = 1 + both.random.below(3);
+        both.experts([format; 3], tokens, shape, 12);
+    }
+    let eight = Format::Affine { bits: BitWidth::B8, group: 64, scales: FloatType::Bf16 };
+    both.experts([FOUR_BITS, eight, Format::Mxfp4], 4, shape, 5);
+}
+
+#[test]
+fn routers_with_groups_and_ties() {
+    let Some(gpu) = gpu() else { return };
+    let mut both = Both::new(gpu, 6);
+    for (experts, chosen, groups, kept_groups, normalize) in
+        [(384, 8, 1, 1, true), (64, 8, 8, 3, true), (6, 1, 6, 2, true), (16, 16, 1, 1, false), (300, 5, 3, 1, false)]
+    {
+        let shape = RouterShape { chosen, groups, kept_groups, normalize, scale: 2.827 };
+        if experts <= 64 {
+            both.experts([FOUR_BITS; 3], 3, shape, experts);
+        }
+        // All weights zero: every score is a tie, broken by the bias, and that has ties too.
+        let zeros = Bytes::from(vec![0; 2 * 64 * experts]);
+        let gate = PackedMatrix::new(experts, 64, Format::Float(FloatType::Bf16), zeros, Bytes::new(), Bytes::new());
+        let gate = gate.unwrap();
+        let bias: Vec<f32> = (0..experts).map(|e| ((e * 7) % 5) as f32 * 0.25 - 0.75).collect();
+        let (norm, gnorm) = both.norm(64);
+        let router = Router { gate: gate.clone(), bias: bias.clone(), shape };
+        let grouter = Router { gate: gpu.load_matrix(gate).unwrap(), bias: gpu.load_vector(bias).unwrap(), shape };
+        let x = both.random.f32s(64);
+        let (_, expected) = both.cpu.route(&both.cpu.upload(1, 64, &x).unwrap(), &norm, &router).unwrap();
+        let (_, found) = gpu.route(&gpu.upload(1, 64, &x).unwrap(), &gnorm, &grouter).unwrap();
+        let expected = both.cpu.download_routing(&expected).unwrap();
+        let found = gpu.download_routing(&found).unwrap();
+        assert_eq!(found.0, expected.0, "{experts} experts in {groups} groups");
+        close("weights", &found.1, &expected.1);
+    }
+}
+
+#[test]
+fn attention_over_pages() {
+    let Some(gpu) = gpu() else { return };
+    let mut both = Both::new(gpu, 7);
+    let small = HeadShape { heads: 3, nope: 32, rope: 16, value: 24, latent: 64 };
+    let kimi = HeadShape { heads: 4, nope: 128, rope: 64, value: 128, latent: 512 };
+    let odd = HeadShape { heads: 7, nope: 32, rope: 6, value: 11, latent: 96 };
+    for (heads, split, sequences) in [
+        (small, false, &[(0, 1)][..]),
+        (small, true, &[(0, 5)]),
+        (odd, false, &[(3, 2), (0, 4), (40, 1)]),
+        (odd, true, &[(17, 1)]),
+        (kimi, false, &[(700, 1)]),
+        (kimi, false, &[(130, 3), (9, 1)]),
+    ] {
+        both.attention(heads, FOUR_BITS, split, 16, sequences);
+    }
+    for format in formats().into_iter().filter(|f| f.group() <= 64) {
+        let heads = HeadShape { nope: 64, latent: 64, ..small };
+        let split = both.random.below(2) == 0;
+        both.attention(heads, format, split, 8, &[(11, 1), (0, 2)]);
+    }
+}
+
+#[test]
+fn wrong_operands_are_refused() {
+    let Some(gpu) = gpu() else { return };
+    let mut both = Both::new(gpu, 8);
+    let (_, m) = both.matrix(8, 64, FOUR_BITS);
+    let x = gpu.upload(1, 32, &[0.0; 32]).unwrap();
+    let (_, norm) = both.norm(32);
+    assert!(gpu.norm_project(&x, &norm, [&m]).is_err());
+    assert!(gpu.embed(&m, &[8]).is_err());
+    assert!(gpu.upload(2, 32, &[0.0; 32]).is_err());
+    assert!(gpu.load_experts(Vec::new()).is_err());
+    assert!(gpu.head(&x, &[1], &norm, &m).is_err());
+}
