@@ -43,16 +43,16 @@ impl Tuning {
         if shape.packing.bits() >= 16 {
             tuning.rows = 1;
         }
+        // Codes that share a word cost precision: eight bits of a float's 24 are given away, not more.
+        tuning.share = tuning.share.min((8 / shape.packing.bits().max(1)) as u32).max(1);
+        tuning.share = 1 << tuning.share.ilog2();
         tuning.block_rows = tuning.block_rows.max(tuning.rows).next_multiple_of(tuning.rows);
         tuning
     }
 
     fn default_for(device: &Device, shape: &Shape) -> Self {
         let bits = shape.packing.bits();
-        let share = match bits {
-            2 => 4,
-            _ => 2,
-        };
+        let share = if bits == 2 { 4 } else { 2 };
         if device.lanes < 32 {
             return Self { workgroup: 64, rows: 1, block_rows: 1, share };
         }

@@ -1,0 +1,154 @@
+//! A whole stage on the GPU against recorded logits and greedy tokens of mlx-lm, on whatever adapter there is.
+//!
+//! Without an adapter nothing is tested, unless `KIMI_REQUIRE_GPU` is set; without the goldens neither.
+#![cfg(feature = "gpu")]
+
+mod checkpoints;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use checkpoints::golden::Golden;
+use checkpoints::{max_abs_err, shared};
+use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
+use kimi_core::checkpoint::Checkpoint;
+use kimi_core::stage::{CacheConfig, Stage, StageOutput};
+use kimi_quant::Gpu;
+use kimi_quant::gpu::GpuOptions;
+
+const TOLERANCE: f32 = 2e-3;
+const PAGE_TOKENS: usize = 16;
+
+fn gpu() -> Option<Arc<Gpu>> {
+    match Gpu::new(&GpuOptions::default()) {
+        Ok(gpu) => Some(Arc::new(gpu)),
+        Err(e) if std::env::var_os("KIMI_REQUIRE_GPU").is_none() => {
+            println!("skipped: no adapter ({e})");
+            None
+        }
+        Err(e) => panic!("{e}"),
+    }
+}
+
+/// A model cut into stages, all on one device.
+struct Model {
+    stages: Vec<Stage<Gpu>>,
+    pages: usize,
+}
+
+impl Model {
+    fn load(folder: &Path, gpu: &Arc<Gpu>, parts: usize, tokens: usize) -> Self {
+        let checkpoint = Checkpoint::open(folder).unwrap();
+        let layers = checkpoint.config().num_hidden_layers;
+        let parts = parts.min(layers);
+        let pages = tokens.div_ceil(PAGE_TOKENS) + 1;
+        let cache = CacheConfig { pages, page_tokens: PAGE_TOKENS };
+        let ranges = (0..parts).map(|i| i * layers / parts..(i + 1) * layers / parts);
+        let stages = ranges.map(|r| Stage::load(&checkpoint, gpu.clone(), r, cache, &mut |_| {}).unwrap());
+        Self { stages: stages.collect(), pages }
+    }
+
+    /// Logits of all tokens, or of the last one.
+    fn feed(&mut self, start: usize, tokens: &[u32], all: bool) -> Vec<f32> {
+        let slice = SequenceSlice {
+            id: SequenceId(1),
+            start: start as u32,
+            tokens: tokens.to_vec(),
+            pages: (0..self.pages as u32).rev().collect(),
+            output: if all { Output::AllLogits } else { Output::LastLogits },
+        };
+        let batch = Batch { step: 0, sequences: vec![slice] };
+        let mut input = None;
+        for stage in &mut self.stages {
+            match stage.forward(&batch, input.take(), None).unwrap() {
+                StageOutput::Hidden(hidden) => input = Some(hidden),
+                StageOutput::Sequences(mut sequences) => return sequences.remove(0).logits,
+            }
+        }
+        panic!("the last stage returned activations");
+    }
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, &x)| if x > b.1 { (i, x) } else { b });
+    best.0 as u32
+}
+
+fn verify(model: &Path, golden: &Path, parts: usize) {
+    let Some(gpu) = gpu() else { return };
+    let golden = Golden::open(golden);
+    let mut cases: Vec<String> =
+        golden.names().iter().filter_map(|n| n.strip_suffix(".ids").map(str::to_owned)).collect();
+    cases.sort_by_key(|case| golden.ids(&format!("{case}.ids")).len());
+    assert!(!cases.is_empty());
+    let lengths = cases.iter().map(|case| {
+        golden.ids(&format!("{case}.ids")).len() + golden.ids(&format!("{case}.greedy")).len()
+    });
+    let mut engine = Model::load(model, &gpu, parts, lengths.max().unwrap());
+    for case in cases {
+        let what = format!("{} {case} in {parts} stages", model.display());
+        let ids = golden.ids(&format!("{case}.ids"));
+        let (logits, greedy) = (golden.floats(&format!("{case}.logits")), golden.ids(&format!("{case}.greedy")));
+        let config = Checkpoint::open(model).unwrap().config().clone();
+        let vocab = config.vocab_size;
+        let all = logits.len() > vocab;
+        let found = engine.feed(0, &ids, all);
+        let error = max_abs_err(&found, &logits);
+        println!("{what}: at once {error:e}");
+        assert!(error <= TOLERANCE, "{what}: off by {error}");
+
+        let mut next = argmax(&found[found.len() - vocab..]);
+        for (i, &wanted) in greedy.iter().enumerate() {
+            assert_eq!(next, wanted, "{what}: greedy token {i}");
+            next = argmax(&engine.feed(ids.len() + i, &[next], false));
+        }
+
+        let mut stepwise = Vec::new();
+        for (i, id) in ids.iter().enumerate().take(if all { 80 } else { usize::MAX }) {
+            let one = engine.feed(i, &[*id], false);
+            if all || i + 1 == ids.len() {
+                stepwise.extend(one);
+            }
+        }
+        let error = max_abs_err(&stepwise, &logits[..stepwise.len()]);
+        println!("{what}: token by token {error:e}");
+        assert!(error <= TOLERANCE, "{what}: token by token off by {error}");
+    }
+}
+
+fn oracle(model: &str, golden: &str) {
+    let (Some(folder), Some(golden)) =
+        (shared(&format!("oracle/tiny/{model}")), shared(&format!("oracle/verify/{golden}.safetensors")))
+    else {
+        return;
+    };
+    for parts in [1, 3] {
+        verify(&folder, &golden, parts);
+    }
+}
+
+#[test]
+fn new_layout() {
+    oracle("a_new", "a_new");
+}
+
+#[test]
+fn layout_of_2025() {
+    oracle("b_old", "b_old");
+}
+
+#[test]
+fn no_entries_in_config() {
+    oracle("c_noentries", "a_new");
+}
+
+#[test]
+fn hugging_face_bf16() {
+    oracle("d_hf_bf16", "d_hf_bf16");
+}
+
+#[test]
+fn kimi_tiny() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/kimi-tiny");
+    verify(&folder, &folder.join("golden.safetensors"), 2);
+}
