@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use checkpoints::golden::Golden;
-use checkpoints::random::{Spec, spec, write};
+use checkpoints::random::{Spec, fixed, spec, write};
 use checkpoints::stored::Rng;
 use checkpoints::{max_abs_err, shared};
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
@@ -17,6 +17,7 @@ use kimi_core::checkpoint::Checkpoint;
 use kimi_core::reference::{Cache, Model};
 use kimi_core::stage::{CacheConfig, Stage, StageOutput};
 use kimi_quant::Cpu;
+use kimi_quant::cpu::Isa;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
@@ -116,7 +117,7 @@ fn every_layer_agrees_with_mlx() {
     }
 }
 
-/// How the engine runs a sequence: its stages, and the batches that its tokens come in.
+/// How the engine runs a sequence: its stages, its instruction set, and the batches that its tokens come in.
 #[derive(Debug, Clone)]
 struct Run {
     cuts: Vec<usize>,
@@ -124,12 +125,21 @@ struct Run {
     chunk: usize,
     decoded: usize,
     page_tokens: usize,
+    isa: Isa,
 }
 
 fn run() -> impl Strategy<Value = Run> {
     let cuts = prop::collection::vec(1..4usize, 0..=2);
-    (cuts, 1..=9usize, 1..=9usize, 0..=4usize, 1..=5usize).prop_map(
-        |(cuts, prompt, chunk, decoded, page_tokens)| Run { cuts, prompt, chunk, decoded, page_tokens },
+    let isa = prop::sample::select(Isa::available());
+    (cuts, 1..=9usize, 1..=9usize, 0..=4usize, 1..=5usize, isa).prop_map(
+        |(cuts, prompt, chunk, decoded, page_tokens, isa)| Run {
+            cuts,
+            prompt,
+            chunk,
+            decoded,
+            page_tokens,
+            isa,
+        },
     )
 }
 
@@ -157,8 +167,10 @@ impl Run {
     fn engine(&self, checkpoint: &Checkpoint, ids: &[u32]) -> Vec<f32> {
         let pages = ids.len().div_ceil(self.page_tokens);
         let cache = CacheConfig { pages: pages + 1, page_tokens: self.page_tokens };
-        let load =
-            |layers| Stage::load(checkpoint, Arc::new(Cpu::new()), layers, cache, &mut |_| {}).unwrap();
+        let load = |layers| {
+            Stage::load(checkpoint, Arc::new(Cpu::with_isa(self.isa).unwrap()), layers, cache, &mut |_| {})
+                .unwrap()
+        };
         let mut stages: Vec<_> =
             self.stages(checkpoint.config().num_hidden_layers).into_iter().map(load).collect();
         let pages: Vec<u32> = (1..=pages as u32).rev().collect();
@@ -256,7 +268,7 @@ fn engine_agrees_with_the_reference_on_random_checkpoints() {
 
 #[test]
 fn bad_input_is_an_error() {
-    let spec = Spec { seed: 5, ..fixed_spec() };
+    let spec = fixed();
     let folder = tempfile::tempdir().unwrap();
     write(&spec, folder.path());
     let model = Model::load(&Checkpoint::open(folder.path()).unwrap()).unwrap();
@@ -268,10 +280,4 @@ fn bad_input_is_an_error() {
     );
     assert!(model.greedy(&[], 3).unwrap_err().to_string().contains("prompt is empty"));
     assert!(model.forward(&[]).unwrap().is_empty());
-}
-
-/// Some checkpoint, always of the same kind.
-fn fixed_spec() -> Spec {
-    let mut runner = TestRunner::deterministic();
-    spec().new_tree(&mut runner).unwrap().current()
 }
