@@ -5,7 +5,8 @@
 
 Every floating parameter is cast to f32 after loading, so all arithmetic is f32 and no kernel's
 rounding matters. Cases: `<case>.ids` I32[T], `.logits` F32[T or 1, V] (1 = last position),
-`.greedy` I32[G], the format that `kimi verify` reads.
+`.greedy` I32[G], up to <|im_end|> (beyond it every choice is a
+toss-up); the format that `kimi verify` reads.
 """
 
 import sys
@@ -19,7 +20,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models import cache
 from safetensors.numpy import save_file
 
-from common import ASSETS, VOCAB
+from common import ASSETS, IM_END, VOCAB
 from corpus.chat import render
 from tokenizer import encode_chat, load
 
@@ -81,6 +82,8 @@ def main():
         greedy = []
         for (token, _), _ in zip(generate_step(mx.array(ids), model, max_tokens=length), range(length)):
             greedy.append(int(token))
+            if token == IM_END:
+                break
         # The distance between the two best logits: a small one makes a greedy test fragile.
         again = np.array(model(mx.array(ids + greedy)[None]))[0][len(ids) - 1 : -1]
         best = np.sort(again, axis=-1)[:, -2:]
