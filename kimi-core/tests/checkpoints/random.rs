@@ -140,7 +140,7 @@ fn experts() -> impl Strategy<Value = Experts> {
         4 => (2..=4usize, 2..=4usize).prop_map(|(groups, size)| (groups * size, groups)),
     ];
     let choice = number.prop_flat_map(|(e, groups)| (Just((e, groups)), 1..=e.clamp(1, 6), 1..=groups));
-    let options = (0..=2usize, width(), 0..=3usize, 1..=2usize, any::<bool>());
+    let options = (0..=2usize, width(), 0..=2usize, 1..=2usize, any::<bool>());
     (choice, options, prop::sample::select(vec![1.0, 2.827, 0.5]), prop::sample::select(vec![0.1f32, 1.0]))
         .prop_map(
             |(
