@@ -1,4 +1,5 @@
 //! Every format on every instruction set of this machine, against products in f64.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

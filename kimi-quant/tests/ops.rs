@@ -1,4 +1,5 @@
 //! Every op of the backend against a plain twin in f64, and its complaints about operands that do not fit.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

@@ -8,17 +8,23 @@ use std::ops::Range;
 use bytes::Bytes;
 use rayon::prelude::*;
 
-use super::kernel::{Kernel, Order, Product};
+use super::kernel::{Kernel, Product};
+use super::order::Order;
 use super::{Isa, Tensor, dequant};
 use crate::{FloatType, Format, PackedMatrix};
 
 /// Packed bytes that one task reads: enough to hide the task's cost, small enough for a core's second-level cache.
 const TASK_BYTES: usize = 128 << 10;
 
+/// A cache line of values: vectors that straddle two lines take twice the time to load.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
 /// Activations in the order in which the kernels of one format read them.
 pub(crate) struct Operand {
     order: Order,
-    data: Vec<f32>,
+    data: Vec<Line>,
     stride: usize,
 }
 
@@ -27,14 +33,17 @@ impl Operand {
     pub(crate) fn new(isa: Isa, m: &PackedMatrix, x: &[f32]) -> Self {
         let order = order(isa, m);
         let stride = order.padded(m.cols());
-        let mut data = vec![0.0; x.len() / m.cols() * stride];
-        for_each_row(&mut data, stride, x, m.cols(), |out, x| order.permute(x, out));
+        let values = x.len() / m.cols() * stride;
+        let mut data = vec![Line([0.0; 16]); values.div_ceil(16)];
+        for_each_row(&mut bytemuck::cast_slice_mut(&mut data)[..values], stride, x, m.cols(), |out, x| {
+            order.permute(x, out)
+        });
         Self { order, data, stride }
     }
 
     /// One token's activations, filled up with zeros to whole blocks.
     pub(crate) fn row(&self, token: u32) -> &[f32] {
-        &self.data[token as usize * self.stride..][..self.stride]
+        &bytemuck::cast_slice(&self.data)[token as usize * self.stride..][..self.stride]
     }
 }
 

@@ -23,9 +23,11 @@ mod moe;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod norm;
+mod order;
 mod rope;
 mod router;
 mod scalar;
+mod scales;
 mod simd;
 mod tensor;
 
