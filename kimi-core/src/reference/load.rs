@@ -6,7 +6,6 @@ use burn::tensor::{Device, Tensor, TensorData};
 use kimi_quant::cpu::dequantize;
 use kimi_quant::{LatentProjections, Norm, PackedMatrix};
 
-use super::attention::LowRankQuery;
 use super::rotary::attention_scale;
 use super::{
     Attention, FeedForward, Layer, Mlp, Model, Moe, QueryProjection, ReferenceError, Rotary, Router,
