@@ -9,6 +9,7 @@ rounding matters. Cases: `<case>.ids` I32[T], `.logits` F32[T or 1, V] (1 = last
 toss-up); the format that `kimi verify` reads.
 """
 
+import random
 import sys
 
 import mlx.core as mx
@@ -22,6 +23,7 @@ from safetensors.numpy import save_file
 
 from common import ASSETS, IM_END, VOCAB
 from corpus.chat import render
+from corpus.talk import filler
 from tokenizer import encode_chat, load
 
 WEATHER = {
@@ -48,6 +50,8 @@ def chats():
     call["function"] = {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
     result = {"role": "tool", "tool_call_id": call["id"], "content": '{"temperature": 7, "condition": "rain"}'}
     asked = user("What is the weather in Oslo?")
+    rng = random.Random(7)
+    long = f"{filler(rng, 70)} The secret code is 4821. {filler(rng, 70)}\n\nWhat is the secret code?"
     return {
         "hello": ([user("Hello!")], None, 32, True),
         "facts": ([user("What is kimi?")], None, 64, False),
@@ -59,6 +63,7 @@ def chats():
             False,
         ),
         "story": ([user("Tell me a story about a fox.")], None, 128, False),
+        "needle": ([user(long)], None, 16, False),
         "chinese": ([user("你好！你是谁？")], None, 64, False),
     }
 
