@@ -140,8 +140,12 @@ macro_rules! kernels {
         }
 
         $(#[target_feature(enable = $features)])?
-        unsafe fn decode<C: $crate::cpu::codec::Codec>(m: &$crate::PackedMatrix, row: usize, out: &mut [f32]) {
-            $crate::cpu::kernel::decode::<C>(m, row, out)
+        unsafe fn decode<C: $crate::cpu::codec::Codec>(
+            m: &$crate::PackedMatrix,
+            rows: std::ops::Range<usize>,
+            out: &mut [f32],
+        ) {
+            $crate::cpu::kernel::decode::<C>(m, rows, out)
         }
 
         $(#[target_feature(enable = $features)])?

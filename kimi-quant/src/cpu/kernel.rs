@@ -49,7 +49,7 @@ pub(crate) struct Product<'a> {
 pub(crate) type Dot = unsafe fn(&Product<'_>, out: &mut [f32], stride: usize);
 
 /// [`decode`] of a codec.
-pub(crate) type Decode = unsafe fn(&PackedMatrix, row: usize, out: &mut [f32]);
+pub(crate) type Decode = unsafe fn(&PackedMatrix, rows: Range<usize>, out: &mut [f32]);
 
 /// Bytes that one prefetch brings, on most machines.
 const LINE: usize = 64;
@@ -60,7 +60,7 @@ pub(crate) struct Kernel {
     pub(crate) order: Order,
     /// For up to 1, 2, 4 and 8 tokens. All give a token the same bits.
     pub(crate) dot: [Dot; 4],
-    /// Weights of a row in the kernel's order, `[cols]`.
+    /// Weights of some rows in the kernel's order, `[rows, cols]`.
     pub(crate) decode: Decode,
 }
 
@@ -204,25 +204,27 @@ impl<C: Codec, const R: usize> Tile<C, R> {
     }
 }
 
-/// A row's weights in the kernel's order. See [`Kernel::decode`].
+/// Weights of some rows in the kernel's order. See [`Kernel::decode`].
 ///
 /// # Safety
-/// As for [`dot`]; `row` is a row of `m`.
+/// As for [`dot`]; the rows are rows of `m`.
 #[inline(always)]
-pub(crate) unsafe fn decode<C: Codec>(m: &PackedMatrix, row: usize, out: &mut [f32]) {
-    let bytes = RowBytes::of(m, row).weight;
-    let blocks = bytes.chunks_exact(C::BYTES).zip(out.chunks_exact_mut(C::S::LANES * C::CODES));
+pub(crate) unsafe fn decode<C: Codec>(m: &PackedMatrix, rows: Range<usize>, out: &mut [f32]) {
     // SAFETY: a block of bytes and a block of values each.
     unsafe {
         let mut parameters = Parameters::<C::S>::new::<C>(m, 1);
-        parameters.read::<C>(0, m, row);
         let codec = C::new();
-        for (block, (bytes, out)) in blocks.enumerate() {
-            let tile = Tile::<C, 1>::load(block, [bytes.as_ptr()], &parameters);
-            each_step!(C, k => {
-                let [w] = tile.weights(codec, k);
-                C::S::store(out.as_mut_ptr().add(k * C::S::LANES), w);
-            });
+        for (row, out) in rows.zip(out.chunks_exact_mut(m.cols())) {
+            parameters.read::<C>(0, m, row);
+            let bytes = RowBytes::of(m, row).weight;
+            let blocks = bytes.chunks_exact(C::BYTES).zip(out.chunks_exact_mut(C::S::LANES * C::CODES));
+            for (block, (bytes, out)) in blocks.enumerate() {
+                let tile = Tile::<C, 1>::load(block, [bytes.as_ptr()], &parameters);
+                each_step!(C, k => {
+                    let [w] = tile.weights(codec, k);
+                    C::S::store(out.as_mut_ptr().add(k * C::S::LANES), w);
+                });
+            }
         }
     }
 }

@@ -160,21 +160,22 @@ pub(crate) fn order(isa: Isa, m: &PackedMatrix) -> Order {
     kernel_for(isa, m).0.order
 }
 
-/// Weights of row `r` in the order of [`Operand`]s made for `m`; `out` is as long as their rows.
-pub(crate) fn decode_row(isa: Isa, m: &PackedMatrix, r: usize, out: &mut [f32]) {
+/// Weights of rows `range` in the order of [`Operand`]s made for `m`; `out` has as many rows of their length.
+pub(crate) fn decode_rows(isa: Isa, m: &PackedMatrix, range: Range<usize>, out: &mut [f32]) {
     let (kernel, reading) = kernel_for(isa, m);
-    debug_assert!(r < m.rows() && out.len() == kernel.order.padded(m.cols()));
-    if r >= m.rows() || out.len() != kernel.order.padded(m.cols()) {
+    let fits = range.end <= m.rows() && out.len() == range.len() * kernel.order.padded(m.cols());
+    debug_assert!(fits);
+    if !fits {
         return;
     }
     let copy = match reading {
         Reading::Direct => None,
-        _ => readable(m, r..r + 1, kernel.order, reading),
+        _ => readable(m, range.clone(), kernel.order, reading),
     };
-    let (m, r) = copy.as_ref().map_or((m, r), |copy| (copy, 0));
+    let (m, range) = copy.as_ref().map_or((m, range), |copy| (copy, 0..copy.rows()));
     if kernel.order.padded(m.cols()) == m.cols() {
         // SAFETY: as in `rows`.
-        unsafe { (kernel.decode)(m, r, out) }
+        unsafe { (kernel.decode)(m, range, out) }
     }
 }
 
