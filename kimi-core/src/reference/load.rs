@@ -8,7 +8,8 @@ use kimi_quant::{LatentProjections, Norm, PackedMatrix};
 
 use super::rotary::attention_scale;
 use super::{
-    Attention, FeedForward, Layer, Mlp, Model, Moe, QueryProjection, ReferenceError, Rotary, Router,
+    Attention, FeedForward, Layer, LowRankQuery, Mlp, Model, Moe, QueryProjection, ReferenceError, Rotary,
+    Router,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
