@@ -51,7 +51,7 @@ def chats():
     result = {"role": "tool", "tool_call_id": call["id"], "content": '{"temperature": 7, "condition": "rain"}'}
     asked = user("What is the weather in Oslo?")
     rng = random.Random(7)
-    long = f"{filler(rng, 70)} The secret code is 4821. {filler(rng, 70)}\n\nWhat is the secret code?"
+    long = f"{filler(rng, 120)} The secret code is 4821. {filler(rng, 120)}\n\nWhat is the secret code?"
     return {
         "hello": ([user("Hello!")], None, 32, True),
         "facts": ([user("What is kimi?")], None, 64, False),
