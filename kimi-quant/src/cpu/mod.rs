@@ -88,6 +88,10 @@ impl Backend for Cpu {
         format!("cpu ({}, {} threads)", self.isa.name(), rayon::current_num_threads())
     }
 
+    fn enter<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {
+        rayon::scope(|_| step())
+    }
+
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<PackedMatrix> {
         Ok(matrix)
     }
