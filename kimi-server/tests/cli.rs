@@ -1,4 +1,5 @@
 //! The command line, as a process.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
