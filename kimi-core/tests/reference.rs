@@ -75,6 +75,25 @@ fn agrees_with_mlx_on_hugging_face_bf16() {
     agrees_with_mlx("d_hf_bf16", "d_hf_bf16", None);
 }
 
+/// The embedded checkpoint, whose goldens are part of the repository.
+#[test]
+fn agrees_with_mlx_on_kimi_tiny() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/kimi-tiny");
+    let golden = Golden::open(&folder.join("golden.safetensors"));
+    let model = Model::load(&Checkpoint::open(&folder).unwrap()).unwrap();
+    let names = golden.names();
+    let cases: Vec<_> = names.iter().filter_map(|n| n.strip_suffix(".ids")).collect();
+    assert!(!cases.is_empty());
+    for case in cases {
+        let ids = golden.ids(&format!("{case}.ids"));
+        let (logits, expected) = (model.forward(&ids).unwrap(), golden.floats(&format!("{case}.logits")));
+        let err = max_abs_err(&logits[logits.len() - expected.len()..], &expected);
+        assert!(err <= 1e-3, "{case}: {err}");
+        let greedy = golden.ids(&format!("{case}.greedy"));
+        assert_eq!(model.greedy(&ids, greedy.len()).unwrap(), greedy, "{case}");
+    }
+}
+
 /// Hidden states and chosen experts, layer by layer.
 #[test]
 fn every_layer_agrees_with_mlx() {
