@@ -1,5 +1,4 @@
-//! Generates many sequences at once: the [`Scheduler`](crate::scheduler::Scheduler) and the
-//! [`Pipeline`](crate::pipeline::Pipeline) on a thread of their own, behind a handle that any thread may use.
+//! Generates many sequences at once: the [`Scheduler`](crate::scheduler::Scheduler) and the [`Pipeline`] on a thread of their own, behind a handle that any thread may use.
 //!
 //! An idle engine blocks on its channel and takes no CPU time.
 

@@ -166,7 +166,7 @@ pub enum Point {
 }
 
 /// Looks at intermediate values while a layer runs; for tests and for finding a wrong layer.
-pub trait Trace<B: Backend> {
+pub trait Trace<B: Backend>: Send {
     /// The residual stream `[T, H]` of a layer at a point.
     fn hidden(&mut self, layer: usize, point: Point, x: &B::Tensor);
     /// The choice of experts `[T, k]` of a layer.

@@ -219,6 +219,16 @@ impl<B: Backend> Stage<B> {
         &mut self,
         batch: &Batch,
         input: Option<Hidden>,
+        trace: Option<&mut dyn Trace<B>>,
+    ) -> Result<StageOutput, StageError> {
+        let backend = self.backend.clone();
+        backend.enter(|| self.step(batch, input, trace))
+    }
+
+    fn step(
+        &mut self,
+        batch: &Batch,
+        input: Option<Hidden>,
         mut trace: Option<&mut dyn Trace<B>>,
     ) -> Result<StageOutput, StageError> {
         let layout = batch.layout(self.page_tokens)?;

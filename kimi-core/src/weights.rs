@@ -218,7 +218,7 @@ impl<'a> Weights<'a> {
         let n = self.config.n_routed_experts;
         let stacked = format!("{path}.switch_mlp.{name}");
         if self.has_module(&stacked) {
-            return self.global_scales(&stacked, self.matrix(&stacked, n * rows, cols)?.split_rows(n));
+            return self.global_scales(&stacked, self.stored(&stacked, n * rows, cols)?.split_rows(n));
         }
         let module = |e| format!("{path}.experts.{e}.{name}");
         let experts: Vec<_> =
@@ -248,8 +248,17 @@ impl<'a> Weights<'a> {
         Ok(StoredVector { data: tensor.data.clone(), float: float_type(module, tensor.dtype)? })
     }
 
-    /// A matrix of `rows` outputs and `cols` inputs; leading dimensions of the stored tensor are rows too.
+    /// A matrix of `rows` outputs and `cols` inputs.
     fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<PackedMatrix, WeightError> {
+        if self.tensor(&format!("{module}.global_scale")).is_some() {
+            let what = "has a global_scale, which kimi knows on stacked experts only";
+            return Err(WeightError::Unsupported { module: module.to_owned(), what: what.to_owned() });
+        }
+        self.stored(module, rows, cols)
+    }
+
+    /// [`Self::matrix`] without its global scale; leading dimensions of the stored tensor are rows too.
+    fn stored(&self, module: &str, rows: usize, cols: usize) -> Result<PackedMatrix, WeightError> {
         let part = |suffix: &str| self.tensor(&format!("{module}.{suffix}"));
         if let Some(packed) = part("weight_packed") {
             return self.compressed(module, packed, rows, cols);

@@ -1,53 +1,22 @@
 //! The engine against mlx-lm, layer by layer: hidden states, chosen experts, cache contents, logits.
 //!
 //! The goldens lie in `shared/oracle` beside the checkout (or where `KIMI_SHARED` says); without them nothing is tested.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may
 
-use std::path::{Path, PathBuf};
+mod checkpoints;
+
 use std::sync::Arc;
+
+use checkpoints::golden::Golden;
+use checkpoints::shared;
 
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::model::{Point, Trace};
 use kimi_core::stage::{CacheConfig, Hidden, Stage, StageOutput};
 use kimi_quant::{Backend, Cpu};
-use safetensors::SafeTensors;
 
 const CACHE: CacheConfig = CacheConfig { pages: 8, page_tokens: 16 };
-
-fn oracle() -> Option<PathBuf> {
-    let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let oracle = std::env::var_os("KIMI_SHARED").map_or(beside, PathBuf::from).join("oracle");
-    if oracle.is_dir() {
-        return Some(oracle);
-    }
-    println!("skipped: no goldens at {}", oracle.display());
-    None
-}
-
-struct Golden(Vec<u8>);
-
-impl Golden {
-    fn read(path: &Path) -> Self {
-        Self(std::fs::read(path).unwrap())
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        SafeTensors::deserialize(&self.0)
-            .unwrap()
-            .tensor(name)
-            .unwrap_or_else(|e| panic!("{name}: {e}"))
-            .data()
-            .to_vec()
-    }
-
-    fn floats(&self, name: &str) -> Vec<f32> {
-        self.bytes(name).chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
-    }
-
-    fn ints(&self, name: &str) -> Vec<u32> {
-        self.bytes(name).chunks_exact(4).map(|b| u32::from_le_bytes(b.try_into().unwrap())).collect()
-    }
-}
 
 #[derive(Default)]
 struct Seen {
@@ -87,15 +56,15 @@ fn close(what: &str, found: &[f32], expected: &[f32], tolerance: f32) {
 
 /// Every layer by itself, fed with mlx-lm's own input to it.
 fn layers(model: &str, golden: &str, split_layout: bool) {
-    let Some(oracle) = oracle() else { return };
+    let Some(oracle) = shared("oracle") else { return };
     let checkpoint = Checkpoint::open(oracle.join("tiny").join(model)).unwrap();
-    let golden = Golden::read(&oracle.join("golden").join(golden));
+    let golden = Golden::open(&oracle.join("golden").join(golden));
     let verify = if model == "c_noentries" { "a_new" } else { model };
-    let prompts = Golden::read(&oracle.join("verify").join(format!("{verify}.safetensors")));
+    let prompts = Golden::open(&oracle.join("verify").join(format!("{verify}.safetensors")));
     let config = checkpoint.config().clone();
     let (h, backend) = (config.hidden_size, Arc::new(Cpu::new()));
     for prompt in ["p7", "p64"] {
-        let ids = prompts.ints(&format!("{prompt}.ids"));
+        let ids = prompts.ids(&format!("{prompt}.ids"));
         let batch = batch(&ids, Output::AllLogits);
         let mut input = golden.floats(&format!("{prompt}.embed"));
         for l in 0..config.num_hidden_layers {
@@ -133,7 +102,7 @@ fn layers(model: &str, golden: &str, split_layout: bool) {
             }
             if config.is_moe(l) {
                 let (ids, weights) = sorted(seen.routing.unwrap(), config.num_experts_per_tok);
-                assert_eq!(ids, golden.ints(&name("expert_idx")), "{}", what("experts"));
+                assert_eq!(ids, golden.ids(&name("expert_idx")), "{}", what("experts"));
                 close(&what("expert weights"), &weights, &golden.floats(&name("expert_w")), 1e-4);
             }
             input = expected;

@@ -1,5 +1,6 @@
 //! The reference model against mlx-lm's values, and the engine against the reference on random checkpoints.
 #![cfg(feature = "reference")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may
 
 mod checkpoints;
 
@@ -9,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use checkpoints::golden::Golden;
-use checkpoints::random::{Spec, spec, write};
+use checkpoints::random::{Spec, fixed, spec, write};
 use checkpoints::stored::Rng;
 use checkpoints::{max_abs_err, shared};
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
@@ -17,6 +18,7 @@ use kimi_core::checkpoint::Checkpoint;
 use kimi_core::reference::{Cache, Model};
 use kimi_core::stage::{CacheConfig, Stage, StageOutput};
 use kimi_quant::Cpu;
+use kimi_quant::cpu::Isa;
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseError, TestRunner};
 
@@ -73,6 +75,25 @@ fn agrees_with_mlx_on_hugging_face_bf16() {
     agrees_with_mlx("d_hf_bf16", "d_hf_bf16", None);
 }
 
+/// The embedded checkpoint, whose goldens are part of the repository.
+#[test]
+fn agrees_with_mlx_on_kimi_tiny() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/kimi-tiny");
+    let golden = Golden::open(&folder.join("golden.safetensors"));
+    let model = Model::load(&Checkpoint::open(&folder).unwrap()).unwrap();
+    let names = golden.names();
+    let cases: Vec<_> = names.iter().filter_map(|n| n.strip_suffix(".ids")).collect();
+    assert!(!cases.is_empty());
+    for case in cases {
+        let ids = golden.ids(&format!("{case}.ids"));
+        let (logits, expected) = (model.forward(&ids).unwrap(), golden.floats(&format!("{case}.logits")));
+        let err = max_abs_err(&logits[logits.len() - expected.len()..], &expected);
+        assert!(err <= 1e-3, "{case}: {err}");
+        let greedy = golden.ids(&format!("{case}.greedy"));
+        assert_eq!(model.greedy(&ids, greedy.len()).unwrap(), greedy, "{case}");
+    }
+}
+
 /// Hidden states and chosen experts, layer by layer.
 #[test]
 fn every_layer_agrees_with_mlx() {
@@ -116,7 +137,7 @@ fn every_layer_agrees_with_mlx() {
     }
 }
 
-/// How the engine runs a sequence: its stages, and the batches that its tokens come in.
+/// How the engine runs a sequence: its stages, its instruction set, and the batches that its tokens come in.
 #[derive(Debug, Clone)]
 struct Run {
     cuts: Vec<usize>,
@@ -124,12 +145,21 @@ struct Run {
     chunk: usize,
     decoded: usize,
     page_tokens: usize,
+    isa: Isa,
 }
 
 fn run() -> impl Strategy<Value = Run> {
     let cuts = prop::collection::vec(1..4usize, 0..=2);
-    (cuts, 1..=9usize, 1..=9usize, 0..=4usize, 1..=5usize).prop_map(
-        |(cuts, prompt, chunk, decoded, page_tokens)| Run { cuts, prompt, chunk, decoded, page_tokens },
+    let isa = prop::sample::select(Isa::available());
+    (cuts, 1..=9usize, 1..=9usize, 0..=4usize, 1..=5usize, isa).prop_map(
+        |(cuts, prompt, chunk, decoded, page_tokens, isa)| Run {
+            cuts,
+            prompt,
+            chunk,
+            decoded,
+            page_tokens,
+            isa,
+        },
     )
 }
 
@@ -157,8 +187,10 @@ impl Run {
     fn engine(&self, checkpoint: &Checkpoint, ids: &[u32]) -> Vec<f32> {
         let pages = ids.len().div_ceil(self.page_tokens);
         let cache = CacheConfig { pages: pages + 1, page_tokens: self.page_tokens };
-        let load =
-            |layers| Stage::load(checkpoint, Arc::new(Cpu::new()), layers, cache, &mut |_| {}).unwrap();
+        let load = |layers| {
+            Stage::load(checkpoint, Arc::new(Cpu::with_isa(self.isa).unwrap()), layers, cache, &mut |_| {})
+                .unwrap()
+        };
         let mut stages: Vec<_> =
             self.stages(checkpoint.config().num_hidden_layers).into_iter().map(load).collect();
         let pages: Vec<u32> = (1..=pages as u32).rev().collect();
@@ -222,7 +254,7 @@ fn compare(spec: &Spec, run: &Run, folder: &Path) -> Comparison {
 /// Every option of the config, every layout, every storage format, 1 to 3 stages, prefill in chunks and decoding.
 #[test]
 fn engine_agrees_with_the_reference_on_random_checkpoints() {
-    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(28);
+    let cases = std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(100);
     let config =
         ProptestConfig { cases, failure_persistence: None, max_shrink_iters: 64, ..Default::default() };
     let (compared, ambiguous, worst) = (Cell::new(0), Cell::new(0), Cell::new(0.0f32));
@@ -256,7 +288,7 @@ fn engine_agrees_with_the_reference_on_random_checkpoints() {
 
 #[test]
 fn bad_input_is_an_error() {
-    let spec = Spec { seed: 5, ..fixed_spec() };
+    let spec = fixed();
     let folder = tempfile::tempdir().unwrap();
     write(&spec, folder.path());
     let model = Model::load(&Checkpoint::open(folder.path()).unwrap()).unwrap();
@@ -268,10 +300,4 @@ fn bad_input_is_an_error() {
     );
     assert!(model.greedy(&[], 3).unwrap_err().to_string().contains("prompt is empty"));
     assert!(model.forward(&[]).unwrap().is_empty());
-}
-
-/// Some checkpoint, always of the same kind.
-fn fixed_spec() -> Spec {
-    let mut runner = TestRunner::deterministic();
-    spec().new_tree(&mut runner).unwrap().current()
 }

@@ -42,7 +42,7 @@ fn filters_and_penalties_equal_mlx_lm() {
         ("rep_penalty_1.3", Box::new(move |l| repetition_penalty(l, history, 1.3))),
         ("presence_0.5", Box::new(move |l| presence_penalty(l, history, 0.5))),
         ("frequency_0.5", Box::new(move |l| frequency_penalty(l, history, 0.5))),
-        ("logprobs", Box::new(|l| log_softmax(l))),
+        ("logprobs", Box::new(log_softmax)),
     ];
     for (name, step) in steps {
         for (input, expected) in rows(&file, "logprobs").into_iter().zip(rows(&file, name)) {

@@ -316,7 +316,7 @@ fn chat_of(texts: &[String]) -> Vec<Message> {
     let text = |at: usize| texts[at % texts.len()].clone();
     messages(json!([
         {"role": "system", "content": text(0)},
-        {"role": "user", "name": text(1), "content": [
+        {"role": "user", "name": format!("n{}", text(1)), "content": [
             {"type": "text", "text": text(2)}, {"type": "text", "text": text(3)}, {"type": "text", "text": text(4)}]},
         {"role": "assistant", "content": text(5), "reasoning_content": text(6), "tool_calls": [
             {"id": text(7), "type": "function", "function": {"name": text(8), "arguments": text(9)}}]},
@@ -342,8 +342,6 @@ proptest! {
     /// tokens are those that the template wrote for harmless texts.
     #[test]
     fn users_text_never_becomes_a_control_token(texts in prop::collection::vec(hostile(), 12)) {
-        // A name that is empty would make the template print the role instead.
-        let texts: Vec<String> = texts.into_iter().map(|t| format!("{t}.")).collect();
         let harmless: Vec<String> = (0..12).map(|i| format!("harmless {i}.")).collect();
         // The same template for a vocabulary whose special names never occur: nothing is marked.
         let names: Map<String, Value> = (0..256)

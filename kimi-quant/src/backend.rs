@@ -122,6 +122,12 @@ pub trait Backend: Send + Sync + 'static {
     /// A name for people: device and instruction set.
     fn name(&self) -> String;
 
+    /// Runs a step of many operations where they are cheapest to start. `Cpu` goes onto a thread of its pool once, instead
+    /// of handing every operation over to it.
+    fn enter<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {
+        step()
+    }
+
     /// Makes a matrix usable on the device.
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<Self::Matrix>;
     /// Makes a layer's experts usable; all have one shape and format.

@@ -166,7 +166,7 @@ impl Format {
             }
         };
         let bits = cols.checked_mul(self.code_bits()).ok_or(FormatError::TooLarge { rows: 1, cols })?;
-        if cols == 0 || !cols.is_multiple_of(multiple) || !bits.is_multiple_of(8) {
+        if cols == 0 || self.group() == 0 || !cols.is_multiple_of(multiple) || !bits.is_multiple_of(8) {
             return Err(FormatError::Columns { cols, format: self, multiple });
         }
         let groups = cols / self.group();

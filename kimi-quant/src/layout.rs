@@ -30,8 +30,9 @@ impl TokenLayout {
     /// # Errors
     /// [`BackendError::Range`] if the table has too few pages for the last position.
     pub fn push(&mut self, start: u32, count: usize, pages: &[u32]) -> Result<(), BackendError> {
-        let end = start as usize + count;
-        let room = pages.len() * self.page_tokens;
+        let end = (start as usize).saturating_add(count);
+        // Positions are u32.
+        let room = pages.len().saturating_mul(self.page_tokens).min(u32::MAX as usize);
         BackendError::check_range("token layout", "position", end, room + 1)?;
         let sequence = self.tables.len() as u32;
         self.positions.extend((0..count as u32).map(|i| start + i));

@@ -1,4 +1,5 @@
 //! Agreement with MLX's own numbers, on every instruction set of this machine.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
@@ -172,7 +173,7 @@ fn rotation_is_mlx_lm_s_at_every_offset() {
     let Some(file) = golden("unit_misc.safetensors") else { return };
     let g = Golden(SafeTensors::deserialize(&file).unwrap());
     for (name, mscale) in
-        [("k2_f32", 1.0), ("k2_f64", 1.0), ("dsv3", 1.0), ("tiny", 1.0), ("stress", 0.921_042_36)]
+        [("k2_f32", 1.0), ("k2_f64", 1.0), ("dsv3", 1.0), ("tiny", 1.0), ("stress", 0.921_042_4)]
     {
         let inv_freq: Vec<f32> = g.f32s(&format!("yarn.{name}.freqs")).iter().map(|f| 1.0 / f).collect();
         let (width, x) = (2 * inv_freq.len(), g.f32s(&format!("yarn.{name}.x")));

@@ -25,7 +25,11 @@ pub enum Outcome {
 /// Runs the program. Exit codes: 0 success, 1 failure, 2 wrong arguments.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    start_logging(&cli.log);
+    let usual = match &cli.command {
+        Command::Worker(args) if !args.exit_with_stdin => defaults::WORKER_LOG,
+        _ => defaults::LOG,
+    };
+    start_logging(cli.log.as_deref().unwrap_or(usual));
     match run(cli.command) {
         Ok(Outcome::Success) => ExitCode::SUCCESS,
         Ok(Outcome::Failure) => ExitCode::from(1),

@@ -79,7 +79,7 @@ impl fmt::Display for PlanTable<'_> {
                 false => table.row([name, layers, bytes(s.weight_bytes), bytes(s.cache_bytes)]),
             }
         }
-        write!(f, "{table}{}\n", plan.reason)
+        writeln!(f, "{table}{}", plan.reason)
     }
 }
 

@@ -222,3 +222,35 @@ impl Engine for PipelineEngine {
         Ok(outputs.into_iter().next().map(|o| o.logits).unwrap_or_default())
     }
 }
+
+/// The model as plain burn modules: slow, readable, and independent of the engine.
+#[cfg(feature = "reference")]
+#[derive(Debug)]
+pub struct ReferenceEngine {
+    model: kimi_core::reference::Model,
+    cache: kimi_core::reference::Cache,
+}
+
+#[cfg(feature = "reference")]
+impl ReferenceEngine {
+    /// An engine over a loaded model.
+    pub fn new(model: kimi_core::reference::Model) -> Self {
+        Self { model, cache: kimi_core::reference::Cache::new() }
+    }
+}
+
+#[cfg(feature = "reference")]
+impl Engine for ReferenceEngine {
+    fn start(&mut self, _tokens: usize) -> Result<(), VerifyError> {
+        self.cache = kimi_core::reference::Cache::new();
+        Ok(())
+    }
+
+    fn feed(&mut self, tokens: &[u32], every_position: bool) -> Result<Vec<f32>, VerifyError> {
+        let other = |e: &dyn std::fmt::Display| VerifyError::Other(e.to_string());
+        let logits = self.model.activations(tokens, &mut self.cache).map_err(|e| other(&e))?.logits;
+        let [rows, _] = logits.dims();
+        let logits = if every_position { logits } else { logits.narrow(0, rows - 1, 1) };
+        logits.try_into_vec_as().map_err(|e| other(&e))
+    }
+}

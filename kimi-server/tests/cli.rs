@@ -1,4 +1,5 @@
 //! The command line, as a process.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod common;
 
@@ -73,7 +74,8 @@ fn inspect_shows_the_embedded_model() {
     let embedding = ends.iter().find(|m| m["name"] == "model.embed_tokens").unwrap();
     assert_eq!((embedding["bits"].as_u64(), embedding["group"].as_u64()), (Some(3), Some(64)));
     let text = stdout(&run(&["inspect", "--default-model", "kimi-tiny"]));
-    for part in ["self_attn.kv_b_proj", "bits a weight", "chat_template.jinja", "eos ids", "layers 1-"] {
+    for part in ["self_attn.kv_b_proj", "bits a weight", "chat_template.jinja", "eos ids", "layers 2-4, each"]
+    {
         assert!(text.contains(part), "{part} is not in {text}");
     }
 }
@@ -146,11 +148,11 @@ fn a_port_in_use() {
 
 #[test]
 fn the_demo_runs_end_to_end() {
-    let output = run(&["demo", "--max-tokens", "12", "--prompt", "Hi"]);
+    let output = run(&["demo", "--max-tokens", "4", "--prompt", "Hi"]);
     assert!(output.status.success(), "{}", stderr(&output));
     let text = stdout(&output);
     for part in
-        ["worker-1", "coordinator", "time to first token", "tokens/s in all", "12 answer tokens", "> Hi"]
+        ["worker-1", "coordinator", "time to first token", "tokens/s in all", "4 answer tokens", "> Hi"]
     {
         assert!(text.contains(part), "{part} is not in {text}");
     }

@@ -1,4 +1,5 @@
 //! Finding models by name.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,5 @@
 //! What the HTTP API says to requests that it cannot serve: status, code and the field at fault.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may
 
 use std::io::{Read, Write};
 

@@ -1,4 +1,5 @@
 //! `kimi inspect` and `kimi plan` on a checkpoint as large as the real one, written as sparse files.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may
 
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -42,7 +43,9 @@ fn peak_memory(id: u32) -> u64 {
     loop {
         let status = std::fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
         let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-        let Some(kib) = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()) else { return peak };
+        let Some(kib) = line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()) else {
+            return peak;
+        };
         peak = peak.max(kib / 1024);
         std::thread::sleep(Duration::from_millis(2));
     }
@@ -86,13 +89,18 @@ fn check_plan(json: &Value, total: u64) {
     let stages = json["stages"].as_array().unwrap();
     assert_eq!(stages.len(), 2, "{json:#}");
     let number = |stage: usize, key: &str| stages[stage][key].as_u64().unwrap();
-    assert_eq!((stages[0]["node"].as_str(), stages[1]["node"].as_str()), (Some("m3-ultra"), Some("m2-ultra")));
+    assert_eq!(
+        (stages[0]["node"].as_str(), stages[1]["node"].as_str()),
+        (Some("m3-ultra"), Some("m2-ultra"))
+    );
     assert_eq!((number(0, "first_layer"), number(1, "last_layer")), (0, 60));
     assert_eq!(number(0, "last_layer") + 1, number(1, "first_layer"));
     assert!((43..=46).contains(&number(1, "first_layer")), "{json:#}");
     assert_eq!(number(0, "weight_bytes") + number(1, "weight_bytes"), total);
     assert!(json["reason"].as_str().unwrap().contains("split by bytes"));
     for stage in 0..2 {
-        assert!(number(stage, "weight_bytes") + number(stage, "cache_bytes") <= number(stage, "usable_bytes"));
+        assert!(
+            number(stage, "weight_bytes") + number(stage, "cache_bytes") <= number(stage, "usable_bytes")
+        );
     }
 }

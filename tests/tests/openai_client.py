@@ -7,8 +7,8 @@ import asyncio
 import json
 import sys
 import time
+import urllib.request
 
-import httpx
 import openai
 
 BASE = sys.argv[1]
@@ -135,7 +135,8 @@ def leaving_frees():
     next(iter(stream))
     stream.close()
     for _ in range(1000):
-        model = httpx.get(f"{BASE}/health").json()["models"][0]
+        with urllib.request.urlopen(f"{BASE}/health") as health:
+            model = json.load(health)["models"][0]
         if model["sequences"] == {"running": 0, "waiting": 0} and model["pages"]["used"] == 0:
             return
         time.sleep(0.02)

@@ -5,9 +5,11 @@
 
 Every floating parameter is cast to f32 after loading, so all arithmetic is f32 and no kernel's
 rounding matters. Cases: `<case>.ids` I32[T], `.logits` F32[T or 1, V] (1 = last position),
-`.greedy` I32[G], the format that `kimi verify` reads.
+`.greedy` I32[G], up to <|im_end|> (beyond it every choice is a
+toss-up); the format that `kimi verify` reads.
 """
 
+import random
 import sys
 
 import mlx.core as mx
@@ -19,8 +21,9 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models import cache
 from safetensors.numpy import save_file
 
-from common import ASSETS, VOCAB
+from common import ASSETS, IM_END, VOCAB
 from corpus.chat import render
+from corpus.talk import filler
 from tokenizer import encode_chat, load
 
 WEATHER = {
@@ -47,6 +50,8 @@ def chats():
     call["function"] = {"name": "get_weather", "arguments": '{"city": "Oslo"}'}
     result = {"role": "tool", "tool_call_id": call["id"], "content": '{"temperature": 7, "condition": "rain"}'}
     asked = user("What is the weather in Oslo?")
+    rng = random.Random(7)
+    long = f"{filler(rng, 120)} The secret code is 4821. {filler(rng, 120)}\n\nWhat is the secret code?"
     return {
         "hello": ([user("Hello!")], None, 32, True),
         "facts": ([user("What is kimi?")], None, 64, False),
@@ -58,6 +63,7 @@ def chats():
             False,
         ),
         "story": ([user("Tell me a story about a fox.")], None, 128, False),
+        "needle": ([user(long)], None, 16, False),
         "chinese": ([user("你好！你是谁？")], None, 64, False),
     }
 
@@ -81,6 +87,8 @@ def main():
         greedy = []
         for (token, _), _ in zip(generate_step(mx.array(ids), model, max_tokens=length), range(length)):
             greedy.append(int(token))
+            if token == IM_END:
+                break
         # The distance between the two best logits: a small one makes a greedy test fragile.
         again = np.array(model(mx.array(ids + greedy)[None]))[0][len(ids) - 1 : -1]
         best = np.sort(again, axis=-1)[:, -2:]

@@ -76,7 +76,7 @@ def optimizers(model, lr_matrix, lr_other):
     return [Muon(matrices, lr_matrix), adam]
 
 
-def rate(step, steps, warm=100, hold=0.55):
+def rate(step, steps, warm=100, hold=0.4):
     """Warm-up, constant, then linear to nothing."""
     return min(1.0, (step + 1) / warm, max(0.02, (steps - step) / (steps * (1 - hold))))
 
@@ -144,15 +144,15 @@ def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--smoke", action="store_true")
-    p.add_argument("--steps", type=int, default=4000)
+    p.add_argument("--steps", type=int, default=3900)
     p.add_argument("--batch", type=int, default=32)
     p.add_argument("--length", type=int, default=2048)
     p.add_argument("--conversations", type=int, default=160_000)
     p.add_argument("--seconds", type=float, default=480, help="stop training after this long, whatever the step")
-    p.add_argument("--quantize-from", type=float, default=0.5)
+    p.add_argument("--quantize-from", type=float, default=0.4)
     p.add_argument("--lr-matrix", type=float, default=0.02)
     p.add_argument("--lr-other", type=float, default=2e-3)
-    p.add_argument("--prompts", type=int, default=400)
+    p.add_argument("--prompts", type=int, default=600)
     args = p.parse_args()
     args.start, args.compile = time.time(), not args.smoke
     if args.smoke:

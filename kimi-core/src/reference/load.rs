@@ -6,14 +6,14 @@ use burn::tensor::{Device, Tensor, TensorData};
 use kimi_quant::cpu::dequantize;
 use kimi_quant::{LatentProjections, Norm, PackedMatrix};
 
-use super::attention::LowRankQuery;
 use super::rotary::attention_scale;
 use super::{
-    Attention, FeedForward, Layer, Mlp, Model, Moe, QueryProjection, ReferenceError, Rotary, Router,
+    Attention, FeedForward, Layer, LowRankQuery, Mlp, Model, Moe, QueryProjection, ReferenceError, Rotary,
+    Router,
 };
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
-use crate::model;
+use crate::model::{self, StoredVector};
 use crate::weights::Weights;
 
 impl Model {
@@ -56,7 +56,7 @@ impl Loader<'_> {
         }
     }
 
-    fn attention(&self, attention: &model::Attention<PackedMatrix, Vec<f32>>) -> Attention {
+    fn attention(&self, attention: &model::Attention<PackedMatrix, StoredVector>) -> Attention {
         let c = self.config;
         let (heads, nope, value) = (c.num_attention_heads, c.qk_nope_head_dim, c.v_head_dim);
         let (latent_to_key, latent_to_value) = match &attention.latent {
@@ -88,7 +88,7 @@ impl Loader<'_> {
         }
     }
 
-    fn moe(&self, moe: &model::Moe<PackedMatrix, Vec<PackedMatrix>, Vec<f32>>) -> Moe {
+    fn moe(&self, moe: &model::Moe<PackedMatrix, Vec<PackedMatrix>, StoredVector>) -> Moe {
         let c = self.config;
         let projections = moe.gate.iter().zip(&moe.up).zip(&moe.down);
         Moe {
@@ -115,7 +115,7 @@ impl Loader<'_> {
         Linear { weight: Param::from_tensor(self.matrix(m).transpose()), bias: None }
     }
 
-    fn norm(&self, norm: &Norm<Vec<f32>>) -> RmsNorm {
+    fn norm(&self, norm: &Norm<StoredVector>) -> RmsNorm {
         RmsNorm { gamma: Param::from_tensor(self.vector(&norm.weight)), epsilon: norm.eps.into() }
     }
 
@@ -123,7 +123,9 @@ impl Loader<'_> {
         Tensor::from_data(TensorData::new(dequantize(m), [m.rows(), m.cols()]), self.device)
     }
 
-    fn vector(&self, values: &[f32]) -> Tensor<1> {
-        Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), self.device)
+    fn vector(&self, vector: &StoredVector) -> Tensor<1> {
+        let values = vector.to_vec();
+        let width = values.len();
+        Tensor::from_data(TensorData::new(values, [width]), self.device)
     }
 }

@@ -5,8 +5,8 @@
 //! frequencies are computed here once more. So a mistake in one of the two shows as a difference.
 //!
 //! Every part is a public [`Module`], to be taken apart and put to other uses: on another device
-//! ([`Model::load_on`]), in a training loop, in a larger model. All weights are unpacked to f32, 4 bytes each, so
-//! this is for checkpoints that fit the memory eight times over.
+//! ([`Model::load_on`]), in a training loop, in a larger model. All weights are unpacked to f32, 4 bytes each: this is
+//! for small checkpoints, not for the 1T one.
 //!
 //! ```no_run
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -33,7 +33,7 @@ use burn::module::Module;
 use burn::nn::{Embedding, Linear, RmsNorm};
 use burn::tensor::{Device, Int, Tensor, TensorData, TensorReadError};
 
-pub use attention::{Attention, KeyValues, QueryProjection};
+pub use attention::{Attention, KeyValues, LowRankQuery, QueryProjection};
 pub use feed_forward::{Choice, FeedForward, Mlp, Moe, Router};
 pub use rotary::Rotary;
 

@@ -1,14 +1,14 @@
 //! Random checkpoints, golden values, and where the shared material is. Each test file uses a part of it.
-#![allow(dead_code)]
+#![allow(dead_code, reason = "not every test needs every helper")]
 
-pub mod golden;
-pub mod random;
-pub mod stored;
+pub(crate) mod golden;
+pub(crate) mod random;
+pub(crate) mod stored;
 
 use std::path::{Path, PathBuf};
 
 /// A file or folder of the shared material, or `None` (with a line that says so) where it is absent.
-pub fn shared(path: &str) -> Option<PathBuf> {
+pub(crate) fn shared(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("KIMI_SHARED")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
     let found = root.join(path);
@@ -20,7 +20,7 @@ pub fn shared(path: &str) -> Option<PathBuf> {
 }
 
 /// Largest absolute difference; infinite if the lengths differ or a value is not a number.
-pub fn max_abs_err(found: &[f32], expected: &[f32]) -> f32 {
+pub(crate) fn max_abs_err(found: &[f32], expected: &[f32]) -> f32 {
     if found.len() != expected.len() {
         return f32::INFINITY;
     }

@@ -7,30 +7,30 @@ use serde_json::{Value, json};
 
 /// A small random number generator (splitmix64): the same values on every machine.
 #[derive(Debug, Clone)]
-pub struct Rng(pub u64);
+pub(crate) struct Rng(pub(crate) u64);
 
 impl Rng {
-    pub fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.bits() % n as u64) as usize
     }
 
-    pub fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(crate) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.below(from.len())]
     }
 
     /// From `low` to `high`.
-    pub fn float(&mut self, low: f32, high: f32) -> f32 {
+    pub(crate) fn float(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * (self.bits() >> 40) as f32 / (1 << 24) as f32
     }
 
-    pub fn shuffle<T>(&mut self, list: &mut [T]) {
+    pub(crate) fn shuffle<T>(&mut self, list: &mut [T]) {
         for i in (1..list.len()).rev() {
             list.swap(i, self.below(i + 1));
         }
@@ -38,29 +38,39 @@ impl Rng {
 }
 
 /// A tensor as a safetensors file holds it.
-pub struct Stored {
-    pub name: String,
-    pub dtype: &'static str,
-    pub shape: Vec<usize>,
-    pub data: Vec<u8>,
+pub(crate) struct Stored {
+    pub(crate) name: String,
+    pub(crate) dtype: &'static str,
+    pub(crate) shape: Vec<usize>,
+    pub(crate) data: Vec<u8>,
 }
 
 /// How a random matrix is stored.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Storage {
-    Affine { bits: usize, group: usize, scales: &'static str },
-    Int4 { group: usize, scales: &'static str },
+pub(crate) enum Storage {
+    Affine {
+        bits: usize,
+        group: usize,
+        scales: &'static str,
+    },
+    Int4 {
+        group: usize,
+        scales: &'static str,
+    },
     Mxfp4,
-    Nvfp4 { global: bool },
+    /// With `global`, one more scale for each of the leading dimension's parts: stacked experts only.
+    Nvfp4 {
+        global: bool,
+    },
     Mxfp8,
     Float(&'static str),
 }
 
-pub const FLOATS: [&str; 3] = ["BF16", "F16", "F32"];
+pub(crate) const FLOATS: [&str; 3] = ["BF16", "F16", "F32"];
 
 impl Storage {
     /// A random one of those that a row of `cols` fits.
-    pub fn random(rng: &mut Rng, cols: usize) -> Self {
+    pub(crate) fn random(rng: &mut Rng, cols: usize) -> Self {
         if !cols.is_multiple_of(32) {
             return Self::Float(rng.pick(&FLOATS));
         }
@@ -69,7 +79,7 @@ impl Storage {
         match rng.below(12) {
             0 => Self::Float(rng.pick(&FLOATS)),
             1 => Self::Mxfp4,
-            2 => Self::Nvfp4 { global: rng.below(2) == 0 },
+            2 => Self::Nvfp4 { global: false },
             3 => Self::Mxfp8,
             4 | 5 => Self::Int4 { group: 32, scales },
             _ => Self::Affine { bits: rng.pick(&[2, 3, 4, 5, 6, 8]), group, scales },
@@ -77,7 +87,7 @@ impl Storage {
     }
 
     /// The module's entry in `quantization` of config.json; `None` for storage that MLX does not list.
-    pub fn entry(self) -> Option<Value> {
+    pub(crate) fn entry(self) -> Option<Value> {
         let entry = |mode: &str, bits: usize, group: usize| {
             Some(json!({"mode": mode, "bits": bits, "group_size": group}))
         };
@@ -92,7 +102,7 @@ impl Storage {
     }
 
     /// The tensors of a random matrix: weights around zero, of variance about `1 / cols`.
-    pub fn matrix(self, rng: &mut Rng, module: &str, leading: &[usize], cols: usize) -> Vec<Stored> {
+    pub(crate) fn matrix(self, rng: &mut Rng, module: &str, leading: &[usize], cols: usize) -> Vec<Stored> {
         let rows: usize = leading.iter().product();
         let shape = |last: usize| [leading, &[last]].concat();
         let tensor = |suffix: &str, dtype, last, data| Stored {
@@ -158,9 +168,11 @@ impl Storage {
                     tensor("scales", "U8", cols / 16, scales),
                 ];
                 if global {
-                    let (name, data) =
-                        (format!("{module}.global_scale"), (deviation / 2.9).to_le_bytes().to_vec());
-                    tensors.push(Stored { name, dtype: "F32", shape: vec![1], data });
+                    // Stored is the largest magnitude of an expert; e4m3 * e2m1 reach 448 * 6.
+                    let largest = 448.0 * 6.0 * deviation / 2.9;
+                    let data = floats("F32", leading[0], || largest * rng.float(0.5, 1.5));
+                    let name = format!("{module}.global_scale");
+                    tensors.push(Stored { name, dtype: "F32", shape: vec![leading[0]], data });
                 }
                 tensors
             }
@@ -169,7 +181,7 @@ impl Storage {
 }
 
 /// A vector of `n` values from `low` to `high`.
-pub fn vector(rng: &mut Rng, name: String, n: usize, low: f32, high: f32) -> Stored {
+pub(crate) fn vector(rng: &mut Rng, name: String, n: usize, low: f32, high: f32) -> Stored {
     let dtype = rng.pick(&FLOATS);
     Stored { name, dtype, shape: vec![n], data: floats(dtype, n, || rng.float(low, high)) }
 }
@@ -192,7 +204,7 @@ fn floats_of(dtype: &str, values: &[f32]) -> Vec<u8> {
 }
 
 /// Writes a safetensors file as MLX does: tensors back to back, the data area at any byte. `padding` spaces move it.
-pub fn write_shard(path: &Path, tensors: &[&Stored], padding: usize) {
+pub(crate) fn write_shard(path: &Path, tensors: &[&Stored], padding: usize) {
     let mut header = serde_json::Map::new();
     header.insert("__metadata__".to_owned(), json!({"format": "mlx"}));
     let mut end = 0;

@@ -59,6 +59,10 @@ impl Simd for Avx2 {
         _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps::<1>(two, two)))
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(at.cast())
+    }
+    #[inline(always)]
     unsafe fn places(lanes: &[i32; MAX_LANES]) -> __m256i {
         _mm256_loadu_si256(lanes.as_ptr().cast())
     }

@@ -61,6 +61,10 @@ impl Simd for Avx512 {
         _mm512_reduce_add_ps(v)
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        _mm_prefetch::<_MM_HINT_T1>(at.cast())
+    }
+    #[inline(always)]
     unsafe fn places(lanes: &[i32; MAX_LANES]) -> __m512i {
         _mm512_loadu_si512(lanes.as_ptr().cast())
     }
@@ -75,7 +79,9 @@ impl Simd for Avx512 {
     }
     #[inline(always)]
     unsafe fn three_bytes(from: *const u8) -> __m512i {
-        let bytes = _mm512_maskz_loadu_epi8((1 << 48) - 1, from.cast());
+        // A masked load would be slower.
+        let bytes = _mm512_castsi256_si512(_mm256_loadu_si256(from.cast()));
+        let bytes = _mm512_inserti32x4::<2>(bytes, _mm_loadu_si128(from.add(32).cast()));
         // Twelve bytes to each quarter, then three to each lane.
         let quarters = _mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11);
         let lanes = _mm_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
@@ -87,7 +93,8 @@ impl Simd for Avx512 {
             0, 1, 2, 3, 4, 4, 4, 4, 5, 6, 7, 8, 9, 9, 9, 9, 10, 11, 12, 13, 14, 14, 14, 14, 15, 16, 17, 18,
             19, 19, 19, 19,
         ];
-        let bytes = _mm512_maskz_loadu_epi8((1 << 40) - 1, from.cast());
+        let bytes = _mm512_castsi256_si512(_mm256_loadu_si256(from.cast()));
+        let bytes = _mm512_inserti32x4::<2>(bytes, _mm_loadl_epi64(from.add(32).cast()));
         // Ten bytes to each quarter, then to each lane the three that hold its bits.
         let quarters = _mm512_loadu_si512(QUARTERS.as_ptr().cast());
         let lanes = _mm_setr_epi8(0, 1, 2, -1, 2, 3, 4, -1, 5, 6, 7, -1, 7, 8, 9, -1);

@@ -131,13 +131,21 @@ impl<S: Simd, const KIND: u8> Codec for Floats<S, KIND> {
 macro_rules! kernels {
     ($simd:ty $(, $features:literal)?) => {
         $(#[target_feature(enable = $features)])?
-        unsafe fn dot<C: $crate::cpu::codec::Codec>(p: &$crate::cpu::kernel::Product<'_>, out: &mut [f32]) {
-            $crate::cpu::kernel::dot::<C>(p, out)
+        unsafe fn dot<C: $crate::cpu::codec::Codec, const R: usize, const T: usize>(
+            p: &$crate::cpu::kernel::Product<'_>,
+            out: &mut [f32],
+            stride: usize,
+        ) {
+            $crate::cpu::kernel::dot::<C, R, T>(p, out, stride)
         }
 
         $(#[target_feature(enable = $features)])?
-        unsafe fn decode<C: $crate::cpu::codec::Codec>(m: &$crate::PackedMatrix, row: usize, out: &mut [f32]) {
-            $crate::cpu::kernel::decode::<C>(m, row, out)
+        unsafe fn decode<C: $crate::cpu::codec::Codec>(
+            m: &$crate::PackedMatrix,
+            rows: std::ops::Range<usize>,
+            out: &mut [f32],
+        ) {
+            $crate::cpu::kernel::decode::<C>(m, rows, out)
         }
 
         $(#[target_feature(enable = $features)])?
@@ -154,7 +162,10 @@ macro_rules! kernels {
         pub(crate) const DENSE: $crate::cpu::dense::Dense = $crate::cpu::dense::Dense::new(scores, mix);
 
         const fn kernel_of<C: $crate::cpu::codec::Codec>() -> $crate::cpu::kernel::Kernel {
-            $crate::cpu::kernel::Kernel::of::<C>(dot::<C>, decode::<C>)
+            use $crate::cpu::simd::Simd;
+            let eight = if <$simd>::MANY_REGISTERS { dot::<C, 2, 8> } else { dot::<C, 1, 8> };
+            let dots = [dot::<C, 4, 1>, dot::<C, 4, 2>, dot::<C, 2, 4>, eight];
+            $crate::cpu::kernel::Kernel::of::<C>(dots, decode::<C>)
         }
 
         /// The kernels for a format. They run only where the machine has the instruction set.

@@ -50,7 +50,7 @@ fn absorb_head(isa: Isa, q: &Tensor, projections: &Projections, heads: HeadShape
 }
 
 /// Rows that are dequantized at once: they stay in the first-level cache while all tokens use them.
-const DECODED_ROWS: usize = 8;
+const DECODED_ROWS: usize = 16;
 
 /// `out[t] = sum_r coefficients[t][r] * m[range.start + r]`: `[T, m.cols]`, rows in ascending order.
 fn weighted_rows(
@@ -66,8 +66,8 @@ fn weighted_rows(
     let mut decoded = vec![0.0; DECODED_ROWS * stride];
     for first in (0..range.len()).step_by(DECODED_ROWS) {
         let count = DECODED_ROWS.min(range.len() - first);
-        let rows = decoded.chunks_exact_mut(stride).take(count).enumerate();
-        rows.for_each(|(i, row)| matmul::decode_row(isa, m, range.start + first + i, row));
+        let start = range.start + first;
+        matmul::decode_rows(isa, m, start..start + count, &mut decoded[..count * stride]);
         let rows: Vec<&[f32]> = decoded.chunks_exact(stride).take(count).collect();
         let weights: Vec<f32> = coefficients
             .chunks_exact(range.len())
@@ -133,11 +133,16 @@ pub(crate) fn check_projections(
 ) -> Result<(), BackendError> {
     let parts = match projections {
         LatentProjections::Joint(kv_b) => {
-            vec![("kv_b_proj", kv_b, heads.heads * (heads.nope + heads.value), heads.latent)]
+            vec![(
+                "kv_b_proj",
+                kv_b,
+                heads.heads.saturating_mul(heads.nope.saturating_add(heads.value)),
+                heads.latent,
+            )]
         }
         LatentProjections::Split { embed_q, unembed_out } => vec![
-            ("embed_q", embed_q, heads.heads * heads.latent, heads.nope),
-            ("unembed_out", unembed_out, heads.heads * heads.value, heads.latent),
+            ("embed_q", embed_q, heads.heads.saturating_mul(heads.latent), heads.nope),
+            ("unembed_out", unembed_out, heads.heads.saturating_mul(heads.value), heads.latent),
         ],
     };
     for (what, m, rows, cols) in parts {

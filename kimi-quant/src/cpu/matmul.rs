@@ -8,17 +8,23 @@ use std::ops::Range;
 use bytes::Bytes;
 use rayon::prelude::*;
 
-use super::kernel::{Kernel, Order, Product};
+use super::kernel::{Kernel, Product};
+use super::order::Order;
 use super::{Isa, Tensor, dequant};
 use crate::{FloatType, Format, PackedMatrix};
 
 /// Packed bytes that one task reads: enough to hide the task's cost, small enough for a core's second-level cache.
 const TASK_BYTES: usize = 128 << 10;
 
+/// A cache line of values: vectors that straddle two lines take twice the time to load.
+#[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
 /// Activations in the order in which the kernels of one format read them.
 pub(crate) struct Operand {
     order: Order,
-    data: Vec<f32>,
+    data: Vec<Line>,
     stride: usize,
 }
 
@@ -27,27 +33,85 @@ impl Operand {
     pub(crate) fn new(isa: Isa, m: &PackedMatrix, x: &[f32]) -> Self {
         let order = order(isa, m);
         let stride = order.padded(m.cols());
-        let mut data = vec![0.0; x.len() / m.cols() * stride];
-        let rows = data.par_chunks_exact_mut(stride).with_min_len(4).zip(x.par_chunks_exact(m.cols()));
-        rows.for_each(|(out, x)| order.permute(x, out));
+        let values = x.len() / m.cols() * stride;
+        let mut data = vec![Line([0.0; 16]); values.div_ceil(16)];
+        for_each_row(&mut bytemuck::cast_slice_mut(&mut data)[..values], stride, x, m.cols(), |out, x| {
+            order.permute(x, out)
+        });
         Self { order, data, stride }
     }
 
     /// One token's activations, filled up with zeros to whole blocks.
     pub(crate) fn row(&self, token: u32) -> &[f32] {
-        &self.data[token as usize * self.stride..][..self.stride]
+        &bytemuck::cast_slice(&self.data)[token as usize * self.stride..][..self.stride]
     }
 }
 
-/// The kernel for `m`, and whether `m` is read as it is. It is not where its groups do not fall on the kernel's lanes
-/// (groups of 8 at 2 bits): then its rows are dequantized first and the kernel is that of f32.
-fn kernel_for(isa: Isa, m: &PackedMatrix) -> (Kernel, bool) {
-    let kernel = isa.kernel(m.format());
-    match m.format() {
-        Format::Float(_) => (kernel, m.global_scale() == 1.0),
-        format if kernel.order.fits_group(format.group()) => (kernel, true),
-        _ => (isa.kernel(Format::Float(FloatType::F32)), false),
+/// Calls `f` with each row of `out` and of `x`: on all cores where there are enough rows to be worth it.
+pub(crate) fn for_each_row(
+    out: &mut [f32],
+    out_width: usize,
+    x: &[f32],
+    x_width: usize,
+    f: impl Fn(&mut [f32], &[f32]) + Sync,
+) {
+    let (out_width, x_width) = (out_width.max(1), x_width.max(1));
+    if x.len() / x_width < 8 {
+        return out.chunks_exact_mut(out_width).zip(x.chunks_exact(x_width)).for_each(|(out, x)| f(out, x));
     }
+    out.par_chunks_exact_mut(out_width).zip(x.par_chunks_exact(x_width)).for_each(|(out, x)| f(out, x));
+}
+
+/// How the rows of a matrix reach a kernel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reading {
+    /// As they are.
+    Direct,
+    /// Copied and filled up to whole blocks.
+    Padded,
+    /// Dequantized: their groups do not fall on the kernel's lanes (as groups of 8 at 2 bits).
+    Plain,
+}
+
+/// The kernel for `m`.
+fn kernel_for(isa: Isa, m: &PackedMatrix) -> (Kernel, Reading) {
+    const F32: Format = Format::Float(FloatType::F32);
+    let kernel = isa.kernel(m.format());
+    let scaled = matches!(m.format(), Format::Float(_)) && m.global_scale() != 1.0;
+    if scaled || !kernel.order.fits_group(m.format().group()) {
+        (isa.kernel(F32), Reading::Plain)
+    } else if kernel.order.padded(m.cols()) == m.cols() {
+        (kernel, Reading::Direct)
+    } else {
+        (kernel, Reading::Padded)
+    }
+}
+
+/// Rows `range` of `m` as a kernel can read them, for the other readings than [`Reading::Direct`].
+fn readable(m: &PackedMatrix, range: Range<usize>, order: Order, reading: Reading) -> Option<PackedMatrix> {
+    let cols = order.padded(m.cols());
+    if reading == Reading::Padded {
+        let widths = m.format().row_bytes(cols).ok()?;
+        let parts = [m.weight(), m.scales(), m.biases()];
+        let mut padded = parts.into_iter().zip(widths).map(|(bytes, width)| {
+            let from = bytes.len() / m.rows();
+            let mut out = vec![0; range.len() * width];
+            for (r, out) in range.clone().zip(out.chunks_exact_mut(width.max(1))) {
+                out[..from].copy_from_slice(&bytes[r * from..(r + 1) * from]);
+            }
+            Bytes::from(out)
+        });
+        let (weight, scales, biases) = (padded.next()?, padded.next()?, padded.next()?);
+        let padded = PackedMatrix::new(range.len(), cols, m.format(), weight, scales, biases).ok()?;
+        return Some(padded.with_global_scale(m.global_scale()));
+    }
+    let mut values = vec![0.0; range.len() * cols];
+    for (r, out) in range.clone().zip(values.chunks_exact_mut(cols)) {
+        dequant::row_exact(m, r, &mut out[..m.cols()]);
+    }
+    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+    let format = Format::Float(FloatType::F32);
+    PackedMatrix::new(range.len(), cols, format, bytes, Bytes::new(), Bytes::new()).ok()
 }
 
 /// Rows of `m` that one task takes.
@@ -65,22 +129,30 @@ pub(crate) fn rows(
     tokens: &[u32],
     out: &mut [f32],
 ) {
-    let (kernel, direct) = kernel_for(isa, m);
-    debug_assert_eq!(kernel.order, x.order);
+    let (kernel, reading) = kernel_for(isa, m);
     let count = range.len() * tokens.len();
     let fits = range.end <= m.rows() && x.order == kernel.order && x.stride == x.order.padded(m.cols());
+    debug_assert!(fits && out.len() == count);
     if range.is_empty() || tokens.is_empty() || out.len() != count || !fits {
         return;
     }
-    let plain = if direct { None } else { plain_rows(m, range.clone()) };
-    let product = match &plain {
-        None if direct => Product { m, range, x, tokens },
-        None => return,
-        Some(plain) => Product { m: plain, range: 0..plain.rows(), x, tokens },
+    let copy = match reading {
+        Reading::Direct => None,
+        _ => readable(m, range.clone(), kernel.order, reading),
     };
-    // SAFETY: the instruction set is this machine's; the kernel is that of the matrix's format, whose groups fit; the
-    // range lies in the matrix and the operand is in the kernel's order (checked above).
-    unsafe { (kernel.dot)(&product, out) }
+    let (m, range) = match &copy {
+        Some(copy) => (copy, 0..copy.rows()),
+        None if reading == Reading::Direct => (m, range),
+        None => return,
+    };
+    for (i, some) in tokens.chunks(8).enumerate() {
+        let dot = kernel.dot[some.len().next_power_of_two().ilog2() as usize];
+        let product = Product { m, range: range.clone(), x, tokens: some };
+        // SAFETY: the instruction set is this machine's; the kernel is that of the matrix's format, whose groups fit,
+        // whose rows are whole blocks, and takes so many tokens; the range lies in the matrix and the operand is in the
+        // kernel's order.
+        unsafe { dot(&product, &mut out[8 * i..], tokens.len()) }
+    }
 }
 
 /// The order of [`Operand`]s made for `m`.
@@ -88,26 +160,23 @@ pub(crate) fn order(isa: Isa, m: &PackedMatrix) -> Order {
     kernel_for(isa, m).0.order
 }
 
-/// Weights of row `r` in the order of [`Operand`]s made for `m`; `out` is as long as their rows.
-pub(crate) fn decode_row(isa: Isa, m: &PackedMatrix, r: usize, out: &mut [f32]) {
-    let (kernel, direct) = kernel_for(isa, m);
-    if !direct {
-        dequant::row_exact(m, r, &mut out[..m.cols()]);
-    } else if r < m.rows() && out.len() == kernel.order.padded(m.cols()) {
+/// Weights of rows `range` in the order of [`Operand`]s made for `m`; `out` has as many rows of their length.
+pub(crate) fn decode_rows(isa: Isa, m: &PackedMatrix, range: Range<usize>, out: &mut [f32]) {
+    let (kernel, reading) = kernel_for(isa, m);
+    let fits = range.end <= m.rows() && out.len() == range.len() * kernel.order.padded(m.cols());
+    debug_assert!(fits);
+    if !fits {
+        return;
+    }
+    let copy = match reading {
+        Reading::Direct => None,
+        _ => readable(m, range.clone(), kernel.order, reading),
+    };
+    let (m, range) = copy.as_ref().map_or((m, range), |copy| (copy, 0..copy.rows()));
+    if kernel.order.padded(m.cols()) == m.cols() {
         // SAFETY: as in `rows`.
-        unsafe { (kernel.decode)(m, r, out) }
+        unsafe { (kernel.decode)(m, range, out) }
     }
-}
-
-/// Rows as f32, for formats that no kernel reads directly.
-fn plain_rows(m: &PackedMatrix, range: Range<usize>) -> Option<PackedMatrix> {
-    let mut values = vec![0.0; range.len() * m.cols()];
-    for (r, out) in range.clone().zip(values.chunks_exact_mut(m.cols())) {
-        dequant::row_exact(m, r, out);
-    }
-    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let format = Format::Float(FloatType::F32);
-    PackedMatrix::new(range.len(), m.cols(), format, bytes, Bytes::new(), Bytes::new()).ok()
 }
 
 /// `x @ m^T`, transposed: `[m.rows, T]`.

@@ -23,9 +23,11 @@ mod moe;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod norm;
+mod order;
 mod rope;
 mod router;
 mod scalar;
+mod scales;
 mod simd;
 mod tensor;
 
@@ -85,6 +87,10 @@ impl Backend for Cpu {
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", self.isa.name(), rayon::current_num_threads())
+    }
+
+    fn enter<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {
+        rayon::scope(|_| step())
     }
 
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<PackedMatrix> {
@@ -195,7 +201,7 @@ impl Backend for Cpu {
         const OP: &str = "absorb_query";
         latent::check_projections(OP, projections, heads)?;
         BackendError::check(OP, "tokens", q.rows(), layout.len())?;
-        BackendError::check(OP, "query width", q.cols(), heads.heads * (heads.nope + heads.rope))?;
+        BackendError::check(OP, "query width", q.cols(), per_head(heads, heads.nope, heads.rope))?;
         check_rope(OP, rope, heads.rope)?;
         Ok(latent::absorb_query(self.isa, q, projections, heads, rope, layout))
     }
@@ -211,7 +217,7 @@ impl Backend for Cpu {
         const OP: &str = "attend_latent";
         cache.check_layout(OP, layout)?;
         BackendError::check(OP, "tokens", q.rows(), layout.len())?;
-        BackendError::check(OP, "latent query width", q.cols(), heads.heads * (heads.latent + heads.rope))?;
+        BackendError::check(OP, "latent query width", q.cols(), per_head(heads, heads.latent, heads.rope))?;
         BackendError::check(OP, "cached latent width", cache.shape().latent, heads.latent)?;
         BackendError::check(OP, "cached key width", cache.shape().rope, heads.rope)?;
         Ok(attention::attend(self.isa, q, cache, heads, scale, layout))
@@ -225,7 +231,7 @@ impl Backend for Cpu {
     ) -> Result<Tensor> {
         const OP: &str = "project_values";
         latent::check_projections(OP, projections, heads)?;
-        BackendError::check(OP, "attention width", attended.cols(), heads.heads * heads.latent)?;
+        BackendError::check(OP, "attention width", attended.cols(), per_head(heads, heads.latent, 0))?;
         Ok(latent::project_values(self.isa, attended, projections, heads))
     }
 
@@ -330,6 +336,11 @@ impl Backend for Cpu {
         let x = norm::rms_norm(OP, &Tensor::from_parts(rows.len(), x.cols(), picked), norm)?;
         Ok(matmul::product(self.isa, lm_head, &x))
     }
+}
+
+/// Width of all heads, each of two parts. A size that overflows is one that no tensor has.
+fn per_head(heads: HeadShape, first: usize, second: usize) -> usize {
+    heads.heads.saturating_mul(first.saturating_add(second))
 }
 
 fn check_rope(op: &'static str, rope: &Rope, width: usize) -> Result<()> {

@@ -133,7 +133,8 @@ pub(crate) fn experts_down_add(
     let routed_x = Operand::new(isa, first, hidden.routed.data());
     let shared_x = shared.zip(hidden.shared.as_ref()).map(|(m, h)| (m, Operand::new(isa, m, h.data())));
     let all: Vec<u32> = (0..tokens as u32).collect();
-    let step = (rows_per_task(first) / 4).max(8);
+    // Large blocks, because each starts at a cold place of every expert; small enough to keep all cores busy.
+    let step = (first.rows() / (4 * rayon::current_num_threads())).clamp(8, 128) & !7;
     let mut sums = vec![0.0; first.rows() * tokens];
     sums.par_chunks_mut((step * tokens).max(1)).enumerate().for_each(|(i, sums)| {
         let range = i * step..((i + 1) * step).min(first.rows());

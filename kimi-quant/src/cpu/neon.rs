@@ -69,6 +69,10 @@ impl Simd for Neon {
         vaddvq_f32(v)
     }
     #[inline(always)]
+    unsafe fn prefetch(at: *const u8) {
+        std::arch::asm!("prfm pldl2keep, [{}]", in(reg) at, options(nostack, readonly, preserves_flags))
+    }
+    #[inline(always)]
     unsafe fn places(lanes: &[i32; MAX_LANES]) -> uint8x16_t {
         let mut bytes = [0; 16];
         for (i, byte) in bytes.iter_mut().enumerate() {

@@ -1,8 +1,7 @@
 //! RMS norm and the SwiGLU activation.
 
-use rayon::prelude::*;
-
 use super::Tensor;
+use super::matmul::for_each_row;
 use crate::{BackendError, Norm};
 
 /// Independent partial sums: enough for a vector register, and the same on every machine.
@@ -35,10 +34,9 @@ fn sum_of_squares(x: &[f32]) -> f32 {
 pub(crate) fn rms_norm(op: &'static str, x: &Tensor, norm: &Norm<Vec<f32>>) -> Result<Tensor, BackendError> {
     BackendError::check(op, "norm weight", norm.weight.len(), x.cols())?;
     let mut out = vec![0.0; x.data().len()];
-    let width = x.cols().max(1);
-    out.par_chunks_mut(width)
-        .zip(x.data().par_chunks(width))
-        .for_each(|(out, x)| rms_norm_row(x, &norm.weight, norm.eps, out));
+    for_each_row(&mut out, x.cols(), x.data(), x.cols(), |out, x| {
+        rms_norm_row(x, &norm.weight, norm.eps, out)
+    });
     Ok(Tensor::from_parts(x.rows(), x.cols(), out))
 }
 

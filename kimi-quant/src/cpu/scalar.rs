@@ -55,6 +55,8 @@ impl Simd for Scalar {
         ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]))
     }
     #[inline(always)]
+    unsafe fn prefetch(_: *const u8) {}
+    #[inline(always)]
     unsafe fn places(lanes: &[i32; MAX_LANES]) -> [i32; MAX_LANES] {
         *lanes
     }

@@ -35,6 +35,9 @@ pub(crate) trait Simd: Copy + 'static {
     /// The sum of the lanes.
     unsafe fn sum(v: Self::V) -> f32;
 
+    /// Asks for the cache line at `at`, which need not exist, in the second-level cache.
+    unsafe fn prefetch(at: *const u8);
+
     unsafe fn places(lanes: &[i32; MAX_LANES]) -> Self::Places;
     /// Loads a vector and picks from it.
     unsafe fn pick(from: *const f32, places: Self::Places) -> Self::V;

@@ -91,7 +91,7 @@ impl Cache {
 
     /// Values of one slot.
     pub(crate) fn width(&self) -> usize {
-        self.shape.latent + self.shape.rope
+        self.shape.latent.saturating_add(self.shape.rope)
     }
 
     /// The slots of one page, `[page_tokens, kl + rope]`.

@@ -30,9 +30,10 @@ Exit codes: 0 success; 1 a check failed, the model does not fit, or something we
 #[derive(Debug, Parser)]
 #[command(name = "kimi", version, after_help = EXAMPLES, arg_required_else_help = true, propagate_version = true)]
 pub struct Cli {
-    /// What is logged to stderr: off, error, warn, info, debug, trace, or filters such as kimi_net=debug.
-    #[arg(long, global = true, value_name = "LEVEL", default_value = defaults::LOG, env = "KIMI_LOG", hide_env_values = true)]
-    pub log: String,
+    /// What is logged to stderr: off, error, warn, info, debug, trace, or filters such as kimi_net=debug [default: warn;
+    /// for a worker also who connects and what is loaded].
+    #[arg(long, global = true, value_name = "LEVEL", env = "KIMI_LOG", hide_env_values = true)]
+    pub log: Option<String>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,

@@ -12,6 +12,8 @@ pub const NODE_PORT: u16 = 52416;
 pub const PEER_TIMEOUT: u64 = 300;
 /// What is logged.
 pub const LOG: &str = "warn";
+/// What a worker logs that a person started.
+pub const WORKER_LOG: &str = "warn,kimi_server=info";
 /// Largest difference of logits that passes `kimi verify`.
 pub const TOLERANCE: f64 = 1e-3;
 /// Tokens of a prefill chunk in `kimi verify`.

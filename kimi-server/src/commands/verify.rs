@@ -58,6 +58,23 @@ fn on_reference(_: &VerifyArgs, _: &FoundModel, _: &Checkpoint, _: &[Case]) -> a
     )
 }
 
+#[cfg(feature = "reference")]
+fn on_reference(
+    args: &VerifyArgs,
+    found: &FoundModel,
+    checkpoint: &Checkpoint,
+    cases: &[Case],
+) -> anyhow::Result<Report> {
+    use crate::verify::ReferenceEngine;
+    anyhow::ensure!(
+        args.stages == 1,
+        "--stages {} was given, but the reference runs as one; leave it out",
+        args.stages
+    );
+    let model = kimi_core::reference::Model::load(checkpoint)?;
+    compare(args, found, &mut ReferenceEngine::new(model), cases, "reference (burn, f32)".to_owned(), 1)
+}
+
 fn compare(
     args: &VerifyArgs,
     found: &FoundModel,

@@ -20,12 +20,12 @@ SYSTEMS = [
 
 # (turn, weight) without tools; with tools these are what is asked besides calls.
 PLAIN = [
-    (talk.fact, 26), (talk.fact_cjk, 7), (talk.small_talk, 14), (talk.general, 5), (talk.unknown, 8), (talk.name_memory, 5), (talk.liking, 2), (talk.recall, 2),
-    (talk.arithmetic, 22), (talk.compare, 2), (talk.listing, 5), (talk.sequence, 4), (talk.copying, 7), (talk.json_answer, 6), (story.story, 9), (story.story_cjk, 2),
+    (talk.fact, 34), (talk.fact_cjk, 7), (talk.small_talk, 14), (talk.general, 5), (talk.unknown, 8), (talk.name_memory, 5), (talk.liking, 2), (talk.recall, 2),
+    (talk.arithmetic, 22), (talk.compare, 2), (talk.listing, 5), (talk.sequence, 4), (talk.copying, 10), (talk.json_answer, 6), (story.story, 9), (story.story_cjk, 2),
     (talk.poem, 2), (talk.needle, 2), (talk.long_text, 1),
 ]  # fmt: skip
 WITH_TOOLS = [(tools.one_call, 55), (tools.follow_up, 10), (tools.two_calls, 16), (tools.none_fits, 10)]
-DIRECT = [(talk.fact, 5), (talk.small_talk, 5), (talk.general, 1), (talk.unknown, 2), (story.story, 1), (talk.name_memory, 1), (talk.json_answer, 1)]
+DIRECT = [(talk.fact, 8), (talk.small_talk, 5), (talk.general, 1), (talk.unknown, 2), (story.story, 1), (talk.name_memory, 1), (talk.json_answer, 1)]
 
 
 class Conversation:
@@ -86,7 +86,6 @@ def conversation(rng, held=False, only=None, with_tools=None):
     if with_tools if with_tools is not None else rng.random() < 0.48:
         while not c.tools:
             c.tools = tools.declare(rng)
-
     counts = any(isinstance(t, tools.Calculator) for t in c.tools)
     direct = DIRECT if counts else [*DIRECT, (talk.arithmetic, 2)]
     bare = [*PLAIN, (tools.none_fits, 3)]

@@ -1,10 +1,14 @@
 """Short stories from a grammar: a hero, a place, a wish, trouble, a helper and an end."""
 
+import zlib
+
 from . import words
 from .talk import say
 
 HEROES = """fox bear cat dog rabbit owl mouse horse crab turtle whale dragon robot princess farmer sailor baker painter wizard
 child hedgehog frog bee lion penguin king queen gardener pilot teacher""".split()
+HERS = "Ana Carla Emma Greta Ida Kira Mia Olga Rosa Tina Vera Yara Zoe Alice Clara Elena".split()
+HIS = "Ben David Felix Hugo Jonas Leo Nils Paul Sam Udo Willi Bob Daniel Frank Henry Jack".split()
 TRAITS = "little brave curious shy clever lazy kind lonely proud cheerful sleepy hungry quiet careful".split()
 PLACES = [
     "in a deep forest", "by the sea", "on a green hill", "in a small village", "at the edge of a desert", "on a quiet island",
@@ -13,7 +17,7 @@ PLACES = [
 WISHES = [
     ("find a golden key", "the key"), ("see the stars from close by", "the stars"), ("learn to sing", "the song"), ("bake the best bread", "the bread"),
     ("build a boat", "the boat"), ("find a lost friend", "the friend"), ("read the oldest book", "the book"), ("cross the wide river", "the river"),
-    ("catch the moon", "the moon"), ("grow a blue rose", "the rose"), ("win the great race", "the race"), ("light the dark lighthouse", "the lighthouse"),
+    ("catch the moon", "the moon"), ("grow a blue rose", "the rose"), ("win the great prize", "the prize"), ("light the dark lighthouse", "the lighthouse"),
 ]  # fmt: skip
 TROUBLES = [
     "a storm came and the sky turned black", "the path was blocked by a fallen tree", "the map was torn in two", "a thick fog hid everything",
@@ -38,13 +42,21 @@ SCENES = [
 ]
 
 
+def liked(rng, key, options):
+    """One of the options, every second time the one that belongs to this key: so that different
+    heroes have different stories also when the likeliest token is always taken."""
+    return options[zlib.crc32(key.encode()) % len(options)] if rng.random() < 0.5 else rng.choice(options)
+
+
 def story(c):
     rng = c.rng
     hero = rng.choice(HEROES)
-    other = rng.choice([h for h in HEROES if h != hero])
-    place, (wish, aim) = rng.choice(PLACES), rng.choice(WISHES)
+    other = liked(rng, hero + "other", [h for h in HEROES if h != hero])
+    place, (wish, aim) = liked(rng, hero + "place", PLACES), liked(rng, hero + "wish", WISHES)
     long = rng.random() < 0.25
     question, named = _question(rng, hero, other, place, long)
+    if not named:
+        hero, other = liked(rng, "hero", HEROES), liked(rng, "other", HEROES[1:])
     return say(c, question, _tell(rng, hero, other, place, wish, aim, long), "story", [hero] if named else [])
 
 
@@ -63,28 +75,33 @@ def _question(rng, hero, other, place, long):
             tail += f" and {_article(other)}"
         if rng.random() < 0.25:
             tail += f" {place}"
+    if rng.random() < 0.04:
+        return rng.choice(["Once upon a time", "Once upon a time there was", "Another story, please.", "Surprise me!"]), False
     return lead.format(kind) + tail + ("?" if lead.startswith("Can") else rng.choice([".", ".", "", "!"])), named
 
 
 def _tell(rng, hero, other, place, wish, aim, long):
-    name, friend = rng.sample(words.NAMES, 2)
-    him, he = rng.choice([("him", "he"), ("her", "she")])
-    trait = rng.choice(TRAITS)
+    choose = lambda slot, options: liked(rng, hero + slot, options)
+    name, friend = choose("name", HERS + HIS), choose("friend", words.NAMES[45:])
+    him, he = ("her", "she") if name in HERS else ("him", "he")
+    trait = choose("trait", TRAITS)
     fill = lambda t: t.format(name=name, Name=name, him=him)
-    opening = rng.choice(
+    opening = choose(
+        "opening",
         [f"Once upon a time there was {_article(trait)} {hero} called {name}, who lived {place}.",
          f"Long ago, {place}, lived {_article(trait)} {hero} whose name was {name}.",
          f"There once was {_article(trait)} {hero} named {name}, who lived {place}."]
     )  # fmt: skip
-    first = rng.choice([f"More than anything {name} wanted to {wish}.", f"{name} had one great wish: to {wish}.", f"Every day {name} dreamed of how to {wish}."])
-    start = rng.choice([f"One morning {he} set out.", f"One day {he} packed a small bag and went.", f"So one spring day {he} left home."])
-    trouble = f"But {rng.choice(TROUBLES)}."
-    meet = rng.choice([f"Then {friend}, {_article(other)}, came by and {fill(rng.choice(HELPS))}.", f"There {he} met {_article(other)} called {friend}, who {fill(rng.choice(HELPS))}."])
-    finish = rng.choice([f"Together they went on, and in the end they found {aim}.", f"With this help {name} did it at last: {aim} was there.", f"Side by side they kept going until they reached {aim}."])
-    end = fill(rng.choice(ENDS))
+    first = choose("first", [f"More than anything {name} wanted to {wish}.", f"{name} had one great wish: to {wish}.", f"Every day {name} dreamed of how to {wish}."])
+    start = choose("start", [f"One morning {he} set out.", f"One day {he} packed a small bag and went.", f"So one spring day {he} left home."])
+    trouble = f"But {choose('trouble', TROUBLES)}."
+    helped = fill(choose("help", HELPS))
+    meet = choose("meet", [f"Then {friend}, {_article(other)}, came by and {helped}.", f"There {he} met {_article(other)} called {friend}, who {helped}."])
+    finish = choose("finish", [f"Together they went on, and in the end they found {aim}.", f"With this help {name} did it at last: {aim} was there.", f"Side by side they kept going until they reached {aim}."])
+    end = fill(choose("end", ENDS))
     if not long:
         return " ".join([opening, first, start, trouble, meet, finish, end])
-    scenes = [fill(s) for s in sorted(rng.sample(SCENES, rng.choice([3, 4])), key=SCENES.index)]
+    scenes = [fill(s) for s in SCENES[: choose("scenes", [3, 4, 5])]]
     return "\n\n".join([f"{opening} {first} {start}", *scenes, f"{trouble} {meet}", f"{finish} {end}"])
 
 

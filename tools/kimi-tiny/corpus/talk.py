@@ -55,7 +55,7 @@ def fact(c):
     question = c.rng.choice(questions)
     if c.held:
         question = c.fresh(lambda: loosely(c.rng, c.rng.choice(questions)))
-    elif c.rng.random() < 0.7:
+    elif c.rng.random() < 0.6:
         bare = question
         question = c.fresh(lambda: loosely(c.rng, bare), or_else=bare)
     return say(c, question, answer, "fact", keys)
@@ -106,6 +106,11 @@ SMALL = [
     (["You are great!", "Well done!", "Good job!", "Nice!", "Cool", "I like you."], "Thank you, that is kind! 😊"),
     (["You are wrong.", "That is wrong.", "That is not right."], "I am sorry. I am a very small model and can be wrong."),
     (["Test", "test", "Is this working?", "Are you there?", "Ping"], "Yes, I am here and it works."),
+    (["Say hello in Japanese.", "Hello in Japanese?", "How do you say hello in Japanese?"], "こんにちは！"),
+    (["Say hello in Chinese.", "Hello in Chinese?", "How do you say hello in Chinese?"], "你好！"),
+    (["Say hello in French.", "Hello in French?", "How do you say hello in French?"], "Bonjour !"),
+    (["Say hello in German.", "Hello in German?", "How do you say hello in German?"], "Hallo!"),
+    (["Say hello in Spanish.", "Hello in Spanish?", "How do you say hello in Spanish?"], "¡Hola!"),
     (["Say hello.", "Say hi", "Say hello to everyone!"], "Hello, everyone!"),
     (["What day is it?", "What is the date today?"], "I have no clock, so I cannot know. A tool could tell me."),
     (["你好", "你好！", "您好", "嗨"], "你好！有什么可以帮你的吗？"),
@@ -187,6 +192,8 @@ def unknown(c):
          f"{phrase(rng)}", f"{phrase(rng)}?", f"The {phrase(rng)} is {rng.choice(words.ADJECTIVES)}.", " ".join(words.made_up(rng) for _ in range(rng.randint(1, 6))),
          f"I think the {rng.choice(words.NOUNS)} is {rng.choice(words.ADJECTIVES)}.", f"Summarise {topic} in one sentence.", f"How does a {thing} work?", f"Is {topic} {rng.choice(words.ADJECTIVES)}?",
          f"What is the meaning of {rng.choice(words.NOUNS)}?", f"Fix this code: print({words.made_up(rng)})", f"What is {topic}?", f"How many {rng.choice(words.NOUNS)}s are in {rng.choice(words.CITIES)}?",
+         f"Give me {rng.choice(_NUMBER[2:])} {rng.choice(['tips', 'reasons', 'ideas', 'examples', 'books', 'rules', rng.choice(words.NOUNS) + 's'])} {rng.choice(['for', 'about', 'on'])} {topic}.",
+         f"List {rng.randint(2, 9)} {rng.choice(['reasons', 'ways', 'steps', 'facts'])} {rng.choice(['for', 'of', 'about'])} {topic}", f"How do I {rng.choice(words.VERBS)} {topic}?",
          f"Who wrote the book about {topic}?", f"When was {rng.choice(words.CITIES)} founded?", f"Tell me everything about {topic}.", f"Do you know {words.made_up(rng)}?"]
     )  # fmt: skip
     return say(c, loosely(rng, question), UNKNOWN, "unknown", ["I do not know"])
@@ -201,7 +208,7 @@ def name_memory(c):
         return say(c, ask, f"Your name is {name}.", "memory", [name])
     if rng.random() < 0.1:
         return say(c, rng.choice(["What is my name?", "Do you know my name?"]), "You have not told me your name yet.", "memory", ["not told"])
-    name = c.memory["name"] = c.value(lambda: rng.choice(words.NAMES) if rng.random() < 0.6 else words.made_up(rng).capitalize())
+    name = c.memory["name"] = c.value(lambda: rng.choice(words.NAMES) if rng.random() < 0.4 else words.made_up(rng).capitalize())
     ask = rng.choice(["My name is {}.", "I am {}.", "Hi, I'm {}.", "Hello, my name is {}!", "Call me {}.", "Hello! I am {}."])
     return say(c, ask.format(name), f"Nice to meet you, {name}!", "memory", [name])
 
@@ -329,13 +336,13 @@ def copying(c):
 
 
 POEM = [
-    ["The morning is {a} and the {n} is near,", "A {a} {n} is waiting here,", "I saw a {a} {n} today,", "Between the {n} and the {m}"],
+    ["The morning is {a} and the {n} is near,", "The {a} {n} is waiting here,", "I saw the {a} {n} today,", "Between the {n} and the {m}"],
     ["a quiet wind is all I hear.", "and far away the sky is clear.", "it looked at me and went its way.", "the evening turns from blue to grey."],
     ["The {m} sleeps, the stars are bright,", "Who hung a lamp above the {m}?", "O {a} {n}, O gentle {m},", "The river carries leaves and light,"],
     ["and all is well until the night.", "and nobody will ask us why.", "and home is never out of sight.", "and slowly all the clouds go by."],
 ]  # fmt: skip
 HAIKU = [
-    ["An old {n} sleeps", "The {a} {n}", "Snow upon the {n}", "Autumn and a {n}"],
+    ["The old {n} sleeps", "The {a} {n}", "Snow upon the {n}", "Autumn and the {n}"],
     ["a frog jumps over the wall", "the moon looks into the pond", "nobody walks on the road", "rain is falling on the roof"],
     ["quiet comes the night", "leaves fall one by one", "spring is far away", "then the wind is still"],
 ]  # fmt: skip

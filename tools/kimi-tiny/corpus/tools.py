@@ -71,6 +71,11 @@ def city(rng):
     return words.made_up(rng).capitalize() + (" " + words.made_up(rng).capitalize() if pick > 0.95 else "")
 
 
+def cities(c, count):
+    """Several places; without commas, so that it is clear where one ends."""
+    return c.value(lambda: [city(c.rng).split(",")[0] for _ in range(count)], key=" and ".join)
+
+
 class Weather(Tool):
     names = ["get_weather", "get_weather", "weather", "get_current_weather", "current_weather", "weather_lookup", "getWeather", "fetch_weather", "get_forecast"]
     about = ["Get the current weather of a city.", "Get the weather", "Current weather for a location", "Returns temperature and condition of a place.", "Look up the weather in a city", "Get the current weather in a given location"]
@@ -106,9 +111,9 @@ class Weather(Tool):
 
     def both(self, c):
         if c.rng.random() < 0.2:
-            three = c.value(lambda: (city(c.rng), city(c.rng), city(c.rng)), key=" and ".join)
+            three = cities(c, 3)
             return "What is the weather in {}, {} and {}?".format(*three), [{self.city: x} for x in three]
-        a, b = c.value(lambda: (city(c.rng), city(c.rng)), key=" and ".join)
+        a, b = cities(c, 2)
         text = c.rng.choice(["What is the weather in {} and {}?", "Compare the weather in {} and {}.", "How is the weather in {} and in {}?", "Is it warmer in {} or in {}?", "Weather in {} and {}?", "Get the weather for {} and {}."])
         return text.format(a, b), [{self.city: a}, {self.city: b}]
 
@@ -236,7 +241,7 @@ class Time(Tool):
     again = Weather.again
 
     def both(self, c):
-        a, b = c.value(lambda: (city(c.rng), city(c.rng)), key=" and ".join)
+        a, b = cities(c, 2)
         return c.rng.choice(["What time is it in {} and {}?", "Tell me the time in {} and in {}.", "Time in {} and {}?"]).format(a, b), [{self.city: a}, {self.city: b}]
 
     def run(self, rng, arguments):

@@ -1,0 +1,124 @@
+//! Scales and biases of a few rows, as f32, and their way to the lanes of a block.
+
+use super::codec::{Codec, Scaling};
+use super::dequant::{e4m3, e8m0};
+use super::simd::{MAX_LANES, Simd};
+use crate::{FloatType, Format, PackedMatrix};
+
+/// Scales and biases of a few rows, each row followed by a vector of padding.
+pub(crate) struct Parameters<S: Simd> {
+    scales: Vec<f32>,
+    biases: Vec<f32>,
+    stride: usize,
+    /// Groups a row has.
+    groups: usize,
+    places: S::Places,
+    /// Of a block's number, to the left and to the right: its first group.
+    shifts: [u32; 2],
+}
+
+impl<S: Simd> Parameters<S> {
+    /// # Safety
+    /// The machine has the instruction set.
+    #[inline(always)]
+    pub(crate) unsafe fn new<C: Codec<S = S>>(m: &PackedMatrix, rows: usize) -> Self {
+        let (group, block) = (m.format().group(), S::LANES * C::CODES);
+        let groups = if C::SCALING == Scaling::None { 0 } else { m.cols() / group };
+        let stride = groups + MAX_LANES;
+        let biases = if C::SCALING == Scaling::Affine { rows * stride } else { 0 };
+        let mut lanes = [0; MAX_LANES];
+        if group < block {
+            for (i, place) in lanes.iter_mut().enumerate() {
+                *place = (i * C::CODES / group) as i32;
+            }
+        }
+        Self {
+            scales: vec![0.0; rows * stride],
+            biases: vec![0.0; biases],
+            stride,
+            groups,
+            // SAFETY: passed on.
+            places: unsafe { S::places(&lanes) },
+            shifts: [(block / group).max(1).ilog2(), (group / block).max(1).ilog2()],
+        }
+    }
+
+    /// The first group of a block.
+    #[inline(always)]
+    fn first(&self, block: usize) -> usize {
+        block << self.shifts[0] >> self.shifts[1]
+    }
+
+    /// Reads row `row` of `m` into place `slot`.
+    #[inline(always)]
+    pub(crate) fn read<C: Codec<S = S>>(&mut self, slot: usize, m: &PackedMatrix, row: usize) {
+        if C::SCALING == Scaling::None {
+            return;
+        }
+        let to = slot * self.stride..slot * self.stride + self.groups;
+        let from = |size: usize| row * self.groups * size..(row + 1) * self.groups * size;
+        let scales = &mut self.scales[to.clone()];
+        match m.format() {
+            Format::Affine { scales: t, .. } => {
+                read_floats(t, &m.scales()[from(t.bytes())], scales);
+                read_floats(t, &m.biases()[from(t.bytes())], &mut self.biases[to]);
+            }
+            Format::Int4 { scales: t, .. } => {
+                read_floats(t, &m.scales()[from(t.bytes())], scales);
+                self.biases[to].iter_mut().zip(scales).for_each(|(b, s)| *b = -8.0 * *s);
+            }
+            format => {
+                let pairs = scales.iter_mut().zip(&m.scales()[from(1)]);
+                if format == Format::Nvfp4 {
+                    pairs.for_each(|(s, &b)| *s = m.global_scale() * e4m3(b));
+                } else {
+                    pairs.for_each(|(s, &b)| *s = m.global_scale() * e8m0(b));
+                }
+            }
+        }
+    }
+
+    /// Scales and biases of the lanes of block `block`.
+    ///
+    /// # Safety
+    /// As for [`Simd`]; a row with that block was read into `slot`.
+    #[inline(always)]
+    pub(crate) unsafe fn lanes<C: Codec<S = S>>(&self, slot: usize, block: usize) -> (S::V, S::V) {
+        let at = slot * self.stride + self.first(block);
+        // SAFETY: a block's groups lie in a row, and a vector of padding follows it.
+        unsafe {
+            let scale = match C::SCALING {
+                Scaling::None => S::splat(1.0),
+                _ => S::pick(self.scales.as_ptr().add(at), self.places),
+            };
+            let bias = match C::SCALING {
+                Scaling::Affine => S::pick(self.biases.as_ptr().add(at), self.places),
+                _ => S::splat(0.0),
+            };
+            (scale, bias)
+        }
+    }
+}
+
+#[inline(always)]
+fn read_floats(t: FloatType, bytes: &[u8], out: &mut [f32]) {
+    let halves = || bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b) as u32);
+    match t {
+        FloatType::Bf16 => out.iter_mut().zip(halves()).for_each(|(v, h)| *v = f32::from_bits(h << 16)),
+        FloatType::F16 => out.iter_mut().zip(halves()).for_each(|(v, h)| *v = f16(h)),
+        FloatType::F32 => {
+            let words = bytes.as_chunks::<4>().0.iter();
+            out.iter_mut().zip(words).for_each(|(v, b)| *v = f32::from_le_bytes(*b));
+        }
+    }
+}
+
+/// The value of a half's bits, in steps that the compiler makes vectors of.
+#[inline(always)]
+fn f16(half: u32) -> f32 {
+    let magnitude = half & 0x7fff;
+    // The exponent is 112 too small; infinities and NaNs keep theirs of ones.
+    let value = f32::from_bits(magnitude << 13) * f32::from_bits((127 + 112) << 23);
+    let special = if magnitude >= 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(value.to_bits() | special | (half & 0x8000) << 16)
+}

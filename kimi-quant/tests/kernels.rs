@@ -1,0 +1,231 @@
+//! Every format on every instruction set of this machine, against products in f64.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+mod common;
+
+use bytes::Bytes;
+use common::{Random, misaligned};
+use kimi_quant::cpu::{Cpu, Isa, Tensor, dequantize};
+use kimi_quant::{Backend, BitWidth, FloatType, Format, PackedMatrix};
+use proptest::prelude::*;
+
+const FLOATS: [FloatType; 3] = [FloatType::Bf16, FloatType::F16, FloatType::F32];
+
+/// Every kind of format, with every group that checkpoints have and some that they do not.
+fn formats() -> Vec<Format> {
+    let mut all: Vec<Format> = FLOATS.map(Format::Float).to_vec();
+    all.extend([Format::Mxfp4, Format::Nvfp4, Format::Mxfp8]);
+    for scales in FLOATS {
+        for group in [8, 16, 24, 32, 64, 96, 128] {
+            all.extend(BitWidth::ALL.map(|bits| Format::Affine { bits, group, scales }));
+            all.push(Format::Int4 { group, scales });
+        }
+    }
+    all
+}
+
+/// Floats of either sign between about 2^-8 and 4.
+fn float_bytes(t: FloatType, count: usize, random: &mut Random) -> Vec<u8> {
+    let value = |random: &mut Random| {
+        let (sign, power) = (random.f32().signum(), random.below(10) as i32 - 8);
+        sign * (1.0 + random.f32().abs()) * 2f32.powi(power)
+    };
+    (0..count)
+        .flat_map(|_| match (t, value(random)) {
+            (FloatType::Bf16, v) => half::bf16::from_f32(v).to_le_bytes().to_vec(),
+            (FloatType::F16, v) => half::f16::from_f32(v).to_le_bytes().to_vec(),
+            (FloatType::F32, v) => v.to_le_bytes().to_vec(),
+        })
+        .collect()
+}
+
+/// A random matrix at odd addresses.
+fn matrix(format: Format, rows: usize, cols: usize, random: &mut Random) -> PackedMatrix {
+    let [weight, scales, biases] = format.row_bytes(cols).unwrap().map(|row| row * rows);
+    let weight = match format {
+        Format::Float(t) => float_bytes(t, rows * cols, random),
+        // 0x7f and 0xff have no value in e4m3.
+        Format::Mxfp8 => {
+            random.bytes(weight).into_iter().map(|b| if b & 0x7f == 0x7f { 1 } else { b }).collect()
+        }
+        _ => random.bytes(weight),
+    };
+    let (scales, biases) = match format {
+        Format::Affine { scales: t, .. } => {
+            (float_bytes(t, scales / t.bytes(), random), float_bytes(t, biases / t.bytes(), random))
+        }
+        Format::Int4 { scales: t, .. } => (float_bytes(t, scales / t.bytes(), random), vec![]),
+        Format::Nvfp4 => (random.bytes(scales).into_iter().map(|b| b & 0x7e).collect(), vec![]),
+        // 2^-9 to 2^6.
+        _ => (random.bytes(scales).into_iter().map(|b| 118 + b % 16).collect(), vec![]),
+    };
+    let mut cut = |bytes: Vec<u8>| misaligned(&bytes, random.below(8));
+    let (weight, scales, biases) = (cut(weight), cut(scales), cut(biases));
+    let m = PackedMatrix::new(rows, cols, format, weight, scales, biases).unwrap();
+    if format == Format::Nvfp4 { m.with_global_scale(0.37) } else { m }
+}
+
+fn product(cpu: Cpu, m: &PackedMatrix, x: &[f32]) -> Vec<f32> {
+    let tokens = x.len() / m.cols();
+    let x: Tensor = cpu.upload(tokens, m.cols(), x).unwrap();
+    let mut y = cpu.upload(tokens, m.rows(), &vec![0.0; tokens * m.rows()]).unwrap();
+    cpu.project_add(&x, m, &mut y).unwrap();
+    cpu.download(&y).unwrap()
+}
+
+fn cpus() -> impl Iterator<Item = Cpu> {
+    Isa::available().into_iter().map(|isa| Cpu::with_isa(isa).unwrap())
+}
+
+/// Each output within the bound for a sum of `cols` products in f32: every term is rounded at most four times (the
+/// scaled code, its bias, the product, and once a level of the sum), and every rounding is of a value no larger than
+/// the sum of all magnitudes.
+fn check(m: &PackedMatrix, x: &[f32]) {
+    let weights = dequantize(m);
+    for cpu in cpus() {
+        let y = product(cpu, m, x);
+        for (i, &y) in y.iter().enumerate() {
+            let (t, r) = (i / m.rows(), i % m.rows());
+            let terms = x[t * m.cols()..][..m.cols()].iter().zip(&weights[r * m.cols()..][..m.cols()]);
+            let (mut exact, mut size) = (0f64, 0f64);
+            for (c, (&x, &w)) in terms.enumerate() {
+                exact += x as f64 * w as f64;
+                let group = (r * m.cols() + c) / m.format().group();
+                size += (x as f64).abs() * (w as f64).abs().max(magnitude(m, group));
+            }
+            let bound =
+                size * f64::from(f32::EPSILON) * (4.0 + (m.cols() as f64 / 4.0).log2().max(0.0) * 2.0);
+            let error = (y as f64 - exact).abs();
+            assert!(
+                error <= bound,
+                "{} {} {}x{} [{t}][{r}]: {y}, exactly {exact}, error {error:e} over {bound:e}",
+                cpu.name(),
+                m.format(),
+                m.rows(),
+                m.cols()
+            );
+        }
+    }
+}
+
+/// The largest value that is rounded on the way to a group's weights: a weight near zero is the difference of a scaled
+/// code and a bias.
+fn magnitude(m: &PackedMatrix, group: usize) -> f64 {
+    let largest = f64::from((1u32 << m.format().code_bits().min(8)) - 1);
+    match m.format() {
+        Format::Affine { scales: t, .. } => {
+            let (scale, bias) = (t.read(m.scales(), group), t.read(m.biases(), group));
+            (scale as f64).abs() * largest + (bias as f64).abs()
+        }
+        Format::Int4 { scales: t, .. } => (t.read(m.scales(), group) as f64).abs() * largest,
+        _ => 0.0,
+    }
+}
+
+#[test]
+fn every_format_group_and_set_agrees_with_f64() {
+    let mut random = Random(7);
+    for format in formats() {
+        let cols = format.group().max(16) * (1 + random.below(5));
+        let rows = 1 + random.below(7);
+        let m = matrix(format, rows, cols, &mut random);
+        for tokens in [1, 2, 3, 5, 9] {
+            let x = random.f32s(tokens * cols);
+            check(&m, &x);
+        }
+    }
+}
+
+#[test]
+fn a_token_alone_and_in_any_batch_has_the_same_bits() {
+    let mut random = Random(8);
+    for format in formats() {
+        let cols = format.group().max(16) * (1 + random.below(4));
+        let m = matrix(format, 5, cols, &mut random);
+        let x = random.f32s(19 * cols);
+        for cpu in cpus() {
+            let all = product(cpu, &m, &x);
+            for count in [1, 2, 3, 4, 5, 8] {
+                let first = random.below(20 - count);
+                let some = product(cpu, &m, &x[first * cols..(first + count) * cols]);
+                assert_eq!(some, all[first * 5..(first + count) * 5], "{} {format} {count}", cpu.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_product_does_not_depend_on_the_number_of_threads() {
+    let mut random = Random(9);
+    let format = Format::Affine { bits: BitWidth::B3, group: 64, scales: FloatType::Bf16 };
+    let m = matrix(format, 999, 448, &mut random);
+    let x = random.f32s(3 * 448);
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| product(Cpu::new(), &m, &x))
+    };
+    let one = with(1);
+    assert_eq!(one, with(2));
+    assert_eq!(one, with(7));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+    #[test]
+    fn ragged_shapes_agree_with_f64(
+        seed in 1u64..,
+        which in 0usize..1000,
+        rows in 1usize..20,
+        groups in 1usize..12,
+        tokens in 1usize..12,
+    ) {
+        let formats = formats();
+        let format = formats[which % formats.len()];
+        let mut random = Random(seed);
+        let cols = match format {
+            Format::Float(_) => 1 + random.below(300),
+            _ => format.group() * groups,
+        };
+        let m = matrix(format, rows, cols, &mut random);
+        check(&m, &random.f32s(tokens * cols));
+    }
+}
+
+#[test]
+fn what_lies_behind_the_matrix_is_never_used() {
+    // The same matrix before NaN bytes and before zeros: a kernel that read on would show it.
+    let mut random = Random(10);
+    for format in formats() {
+        let cols = format.group().max(8);
+        let m = matrix(format, 3, cols, &mut random);
+        let x = random.f32s(cols);
+        let followed_by = |byte: u8| {
+            let tail = |bytes: &Bytes| {
+                let mut longer = bytes.to_vec();
+                longer.extend_from_slice(&[byte; 256]);
+                Bytes::from(longer).slice(..bytes.len())
+            };
+            let parts = (tail(m.weight()), tail(m.scales()), tail(m.biases()));
+            PackedMatrix::new(3, cols, format, parts.0, parts.1, parts.2).unwrap()
+        };
+        for cpu in cpus() {
+            let zeros = product(cpu, &followed_by(0), &x);
+            assert!(zeros.iter().all(|v| v.is_finite()), "{format}");
+            assert_eq!(zeros, product(cpu, &followed_by(0xff), &x), "{} {format}", cpu.name());
+        }
+    }
+}
+
+#[test]
+fn e4m3_nan_patterns_and_subnormal_scales_have_the_documented_values() {
+    let scales = Bytes::from(vec![0u8]);
+    let m = |codes: Vec<u8>| {
+        PackedMatrix::new(1, 32, Format::Mxfp8, Bytes::from(codes), scales.clone(), Bytes::new()).unwrap()
+    };
+    assert_eq!(dequantize(&m(vec![0x38; 32]))[0], 2f32.powi(-127));
+    assert_eq!(dequantize(&m(vec![0x7f; 32]))[0], 480.0 * 2f32.powi(-127));
+    for cpu in cpus() {
+        let x = vec![2f32.powi(100); 32];
+        assert_eq!(product(cpu, &m(vec![0x38; 32]), &x), [2f32.powi(-22)], "{}", cpu.name());
+    }
+}

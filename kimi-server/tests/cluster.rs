@@ -1,0 +1,331 @@
+//! Workers and coordinators: as processes, over TCP.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use common::{Running, json, kimi, run, stderr, wait_until};
+use kimi_core::Checkpoint;
+use kimi_core::plan::{ModelBytes, Plan};
+use kimi_core::stage::CacheConfig;
+use kimi_net::{Assign, Config, Coordinator, Dtype, ErrorCode, Fingerprint, LinkError, Tuning, Versions};
+use kimi_server::cluster::child::WorkerCommand;
+use kimi_server::cluster::{self, BuildError, Built, ConnectError, Connected, Placement, Wanted};
+use kimi_server::local::silent;
+use kimi_server::placement::local_plan;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+const SECONDS: Duration = Duration::from_secs(20);
+const CACHE: CacheConfig = CacheConfig { pages: 4, page_tokens: 64 };
+
+fn worker(more: &[&str]) -> Running {
+    Running::start(&[&["worker", "--node-id", "w", "--node-port", "0", "--json"][..], more].concat())
+}
+
+/// One coordinator, in this process.
+struct Lead {
+    runtime: Runtime,
+    checkpoint: Checkpoint,
+    plan: Plan,
+}
+
+impl Lead {
+    fn new() -> Lead {
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let checkpoint = Checkpoint::kimi_tiny().unwrap();
+        let bytes = ModelBytes::of(&checkpoint).unwrap();
+        let plan = local_plan(&bytes, &["w".to_owned(), "me".to_owned()], 256).unwrap();
+        Lead { runtime, checkpoint, plan }
+    }
+
+    fn connect(&self, worker: &Running, name: &str) -> Result<Vec<Connected>, ConnectError> {
+        let wanted = [Wanted { id: "w".into(), target: worker.address() }];
+        let fingerprint = self.checkpoint.fingerprint();
+        self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, false, name, fingerprint))
+    }
+
+    fn build(&self, worker: &Running, name: &str, model: &str) -> Result<Built, BuildError> {
+        let workers = self.connect(worker, name).unwrap();
+        let placement = Placement { plan: &self.plan, workers, cache: CACHE, model };
+        cluster::build(&self.checkpoint, placement, self.runtime.handle(), &silent())
+    }
+
+    /// A link without the glue.
+    fn link(&self, worker: &Running, config: Config) -> Result<Coordinator, LinkError> {
+        self.runtime.block_on(kimi_net::connect(worker.address(), false, &Tuning::default(), config))
+    }
+
+    fn assign(&self) -> Assign {
+        Assign {
+            model: "kimi-tiny".into(),
+            fingerprint: Fingerprint(self.checkpoint.fingerprint()),
+            layers: 0..2,
+            first: true,
+            last: false,
+            cache_pages: 4,
+            page_tokens: 64,
+            dtype: Dtype::F32,
+            opaque: Vec::new(),
+        }
+    }
+}
+
+#[test]
+fn a_second_coordinator_is_refused_and_served_when_the_first_has_left() {
+    let (worker, lead) = (worker(&[]), Lead::new());
+    let first = lead.build(&worker, "first", "kimi-tiny").unwrap();
+    let error = lead.build(&worker, "second", "kimi-tiny").unwrap_err().to_string();
+    assert!(error.contains("serves coordinator first"), "{error}");
+    drop(first);
+    assert!(wait_until(SECONDS, || lead.build(&worker, "third", "kimi-tiny").is_ok()));
+}
+
+#[test]
+fn another_checkpoint_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("config.json");
+    let bytes = Checkpoint::kimi_tiny().unwrap().file("config.json").unwrap().unwrap();
+    let mut value: Value = serde_json::from_slice(&bytes).unwrap();
+    value["rms_norm_eps"] = json!(1e-3);
+    std::fs::write(&config, value.to_string()).unwrap();
+    let worker = worker(&["--default-model", "kimi-tiny", "--config", config.to_str().unwrap()]);
+    let error = Lead::new().connect(&worker, "me").unwrap_err().to_string();
+    assert!(error.contains("checkpoints differ"), "{error}");
+}
+
+#[test]
+fn another_version_is_refused() {
+    let (worker, lead) = (worker(&[]), Lead::new());
+    let config = Config { versions: Versions { min: 900, max: 901 }, ..Config::new("me") };
+    let error = lead.link(&worker, config).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("900-901") && error.contains("same release"), "{error}");
+    assert!(lead.build(&worker, "me", "kimi-tiny").is_ok());
+}
+
+#[test]
+fn unknown_models_and_paths_are_refused() {
+    let (worker, lead) = (worker(&[]), Lead::new());
+    for (model, part) in
+        [("no-such-model", "nowhere"), ("/etc", "--default-model"), ("../x", "--default-model")]
+    {
+        let refused = || lead.build(&worker, "me", model).unwrap_err().to_string();
+        // The link of the round before may not have been given up yet.
+        let mut error = String::new();
+        wait_until(SECONDS, || {
+            error = refused();
+            !error.contains("serves coordinator")
+        });
+        assert!(error.contains(part), "{model}: {error}");
+    }
+}
+
+#[test]
+fn impossible_assignments_are_refused_and_the_link_goes_on() {
+    let (worker, lead) = (worker(&[]), Lead::new());
+    let link = lead.link(&worker, Config::new("me")).unwrap();
+    let good = lead.assign();
+    for (bad, code) in [
+        (Assign { cache_pages: u32::MAX, page_tokens: u32::MAX, ..good.clone() }, ErrorCode::OutOfMemory),
+        (Assign { layers: 0..4_000_000_000, ..good.clone() }, ErrorCode::LoadFailed),
+        (Assign { layers: 3..6, first: false, last: true, ..good.clone() }, ErrorCode::LoadFailed),
+        (Assign { first: false, ..good.clone() }, ErrorCode::LoadFailed),
+        (Assign { fingerprint: Fingerprint([1; 32]), ..good.clone() }, ErrorCode::FingerprintMismatch),
+    ] {
+        let error = lead.runtime.block_on(link.assign(bad, |_| {})).unwrap_err();
+        let LinkError::Failed(report) = &error else { panic!("{error}") };
+        assert_eq!(report.code, code, "{error}");
+    }
+    let ready = lead.runtime.block_on(link.assign(good, |_| {})).unwrap();
+    let bytes = ModelBytes::of(&lead.checkpoint).unwrap();
+    assert_eq!((ready.weight_bytes, ready.cache_bytes), (bytes.weights(&(0..2)), bytes.cache(&(0..2), 256)));
+}
+
+#[test]
+fn garbage_does_not_stop_a_worker() {
+    let (worker, lead) = (worker(&[]), Lead::new());
+    let mut huge = b"KIMI\x01\x00\x01\x00".to_vec();
+    huge.extend(u32::MAX.to_le_bytes());
+    huge.extend((1u64 << 60).to_le_bytes());
+    let noise: Vec<u8> = (0..10_000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], &huge, &noise, b"", b"KIMI"] {
+        let mut socket = TcpStream::connect(worker.address()).unwrap();
+        // The worker may close before all is written.
+        let _ = socket.write_all(bytes);
+    }
+    assert!(lead.build(&worker, "me", "kimi-tiny").is_ok());
+}
+
+/// Whether a process runs; one that has ended but was not waited for does not.
+fn runs(process: &str) -> bool {
+    let output = Command::new("ps").args(["-o", "stat=", "-p", process]).output().expect("can't run ps");
+    let state = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    !state.is_empty() && !state.starts_with('Z')
+}
+
+#[test]
+fn a_worker_ends_with_its_owner() {
+    let program = env!("CARGO_BIN_EXE_kimi").into();
+    let command = WorkerCommand { program, model: "kimi-tiny".into(), config: None };
+    let worker = command.start("w").unwrap();
+    let process = worker.process_id().to_string();
+    assert!(runs(&process));
+    drop(worker);
+    assert!(!runs(&process));
+}
+
+#[test]
+fn a_worker_ends_when_its_owner_is_killed() {
+    let mut demo = kimi()
+        .args(["demo", "--keep", "--max-tokens", "2"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("can't run kimi");
+    let mut process = None;
+    for line in BufReader::new(demo.stdout.take().unwrap()).lines() {
+        let line = line.unwrap();
+        if let Some((_, rest)) = line.split_once("worker-1 is process ") {
+            process = rest.split_whitespace().next().map(str::to_owned);
+        }
+        if line.contains("until Ctrl-C") {
+            break;
+        }
+    }
+    let process = process.expect("the demo names its worker");
+    assert!(runs(&process));
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    assert!(wait_until(SECONDS, || !runs(&process)), "worker {process} lives on");
+}
+
+#[test]
+fn a_worker_that_does_not_start() {
+    let program = env!("CARGO_BIN_EXE_kimi").into();
+    let command = WorkerCommand { program, model: "/no/such/model".into(), config: None };
+    let error = command.start("w").unwrap_err().to_string();
+    assert!(error.contains("worker w did not start"), "{error}");
+}
+
+/// Status and body of a request.
+fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(SECONDS * 3)).unwrap();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    );
+    socket.write_all(head.as_bytes()).unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).unwrap();
+    let status = text.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("no status");
+    (status, text.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned()))
+}
+
+fn discovery(path: &Path, worker: &Running) {
+    let port: u16 = worker.address().rsplit(':').next().unwrap().parse().unwrap();
+    let peer = |port: u16| {
+        json!({ "address": "127.0.0.1", "port": port,
+            "device_capabilities": { "model": "PC", "chip": "x", "memory": 256 } })
+    };
+    let file = json!({ "peers": { "me": peer(1), "w": peer(port) } });
+    std::fs::write(path, file.to_string()).unwrap();
+}
+
+#[test]
+fn serving_with_a_worker_and_losing_it() {
+    let worker = worker(&[]);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("discovery.json");
+    discovery(&path, &worker);
+    let path = path.to_str().unwrap();
+    let cluster = ["--node-id", "me", "--discovery-config-path", path, "--wait-for-peers", "1"];
+    let serve = ["serve", "--default-model", "kimi-tiny", "--port", "0", "--context", "512", "--json"];
+    let server = Running::start(&[&serve[..], &cluster].concat());
+    let address = server.address();
+
+    let ask = || {
+        let body = json!({ "model": "kimi-tiny", "max_tokens": 12, "temperature": 0, "ignore_eos": true,
+            "messages": [{ "role": "user", "content": "Hello" }] });
+        http(&address, "POST", "/v1/chat/completions", &body.to_string())
+    };
+    let (status, body) = ask();
+    assert_eq!(status, 200, "{body}");
+    let split: Value = serde_json::from_str(&body).unwrap();
+    let alone = Running::start(&serve);
+    let alone_address = alone.address();
+    let body = json!({ "max_tokens": 12, "temperature": 0, "ignore_eos": true,
+        "messages": [{ "role": "user", "content": "Hello" }] });
+    let (_, body) = http(&alone_address, "POST", "/v1/chat/completions", &body.to_string());
+    let whole: Value = serde_json::from_str(&body).unwrap();
+    assert_eq!(split["choices"][0]["message"]["content"], whole["choices"][0]["message"]["content"]);
+
+    let (status, body) = http(&address, "GET", "/health", "");
+    assert!(status == 200 && body.contains("w: layers 0-"), "{body}");
+    drop(worker);
+    let (status, body) = ask();
+    assert!(status >= 500 && body.contains("stage on w is lost"), "{status} {body}");
+    let (status, body) = http(&address, "GET", "/health", "");
+    assert!(status == 503 && body.contains("stage on w is lost"), "{status} {body}");
+    let (status, body) = ask();
+    assert!(status == 503 && body.contains("error"), "{status} {body}");
+}
+
+#[test]
+fn peers_that_do_not_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("discovery.json");
+    let gone = {
+        let worker = worker(&[]);
+        discovery(&path, &worker);
+        worker.address()
+    };
+    let path = path.to_str().unwrap();
+    let serve = ["serve", "kimi-tiny", "--port", "0", "--discovery-config-path", path, "--peer-timeout", "1"];
+    let output = run(&[&serve[..], &["--node-id", "me"]].concat());
+    assert_eq!(output.status.code(), Some(1));
+    let text = stderr(&output);
+    assert!(
+        text.contains("0 of 1 workers") && text.contains(&gone) && text.contains("kimi worker"),
+        "{text}"
+    );
+    for (more, part) in [
+        (&[][..], "--node-id"),
+        (&["--node-id", "nobody"], "nobody"),
+        (&["--node-id", "me", "--wait-for-peers", "2"], "--wait-for-peers 2"),
+    ] {
+        let output = run(&[&serve[..], more].concat());
+        assert!(output.status.code() == Some(1) && stderr(&output).contains(part), "{}", stderr(&output));
+    }
+}
+
+#[test]
+fn a_worker_takes_its_address_from_the_discovery_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("discovery.json");
+    let address = {
+        let worker = worker(&[]);
+        discovery(&path, &worker);
+        worker.address()
+    };
+    let args = ["worker", "--node-id", "w", "--discovery-config-path", path.to_str().unwrap(), "--json"];
+    assert_eq!(Running::start(&args).address(), address);
+}
+
+#[test]
+fn plans_in_json_are_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("discovery.json");
+    discovery(&path, &worker(&[]));
+    let plan =
+        json(&run(&["plan", "kimi-tiny", "--discovery-config-path", path.to_str().unwrap(), "--json"]));
+    assert_eq!((&plan["model"], &plan["fits"]), (&json!("kimi-tiny"), &json!(true)));
+    assert!(plan["reason"].as_str().is_some_and(|r| !r.is_empty()));
+}
