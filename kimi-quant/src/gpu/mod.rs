@@ -5,6 +5,7 @@
 //! rounding.
 
 mod attention;
+mod bandwidth;
 mod device;
 mod layout;
 mod moe;
@@ -17,7 +18,7 @@ mod tests;
 mod tuning;
 mod weights;
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use device::{GpuOptions, adapters};
 pub use tuning::Tuning;
@@ -39,7 +40,7 @@ type Result<T> = std::result::Result<T, BackendError>;
 /// Runs the model on one GPU.
 pub struct Gpu {
     recorder: Arc<Recorder>,
-    tuning: Option<Tuning>,
+    tuning: Mutex<Option<Tuning>>,
     /// Stands in where a binding is not used.
     nothing: Arc<Buffer>,
     last_layout: Mutex<Option<DeviceLayout>>,
@@ -98,7 +99,8 @@ impl Gpu {
     pub fn new(options: &GpuOptions) -> Result<Self> {
         let recorder = Arc::new(Recorder::new(Device::open(options)?));
         let nothing = recorder.pool.keep("nothing", 256)?;
-        Ok(Self { recorder, tuning: options.tuning, nothing, last_layout: Mutex::default() })
+        let tuning = Mutex::new(options.tuning);
+        Ok(Self { recorder, tuning, nothing, last_layout: Mutex::default() })
     }
 
     /// Waits until all recorded work is done.
@@ -107,6 +109,11 @@ impl Gpu {
     /// [`BackendError::Device`] if the device failed.
     pub fn wait(&self) -> Result<()> {
         self.recorder.flush()
+    }
+
+    /// Sizes of the product kernels from now on; chosen by format and shape for `None`. For measurements.
+    pub fn set_tuning(&self, tuning: Option<Tuning>) {
+        *self.tuning.lock().unwrap_or_else(PoisonError::into_inner) = tuning;
     }
 
     /// A routing from the host: `ids` and `weights` are `[tokens, chosen]`. For measurements and tests.

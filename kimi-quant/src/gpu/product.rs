@@ -1,5 +1,7 @@
 //! Products of activations with packed rows: which specialisation, which bindings, which grid.
 
+use std::sync::PoisonError;
+
 use super::recorder::{Dispatch, Recorder};
 use super::shader::{GRID_Y, PRODUCT, Packing, Spec};
 use super::tuning::{self, Shape, Tuning};
@@ -68,7 +70,8 @@ impl Gpu {
             Mode::Sum(routing, _) => (2, 1, tokens, routing.chosen),
         };
         let shape = Shape { packing, rows: rows * lines, pair: product.up.is_some(), tokens: at_once };
-        let tuning = Tuning::choose(device, self.tuning, &shape);
+        let given = *self.tuning.lock().unwrap_or_else(PoisonError::into_inner);
+        let tuning = Tuning::choose(device, given, &shape);
         let spec = Spec::new(
             &PRODUCT,
             vec![

@@ -44,6 +44,7 @@ op!(ATTEND_MERGE, "attend_merge", [false, true], 0, false, 2);
 op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 2);
 op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
+op!(READ, "read", [false, true], 0, false, 1);
 op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 1);
 
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");

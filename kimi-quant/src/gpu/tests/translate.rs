@@ -4,7 +4,7 @@ use naga::back::{msl, spv};
 use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::super::shader::{
-    ABSORB, ATTEND, ATTEND_MERGE, EMBED, GATHER_ROWS, Op, PRODUCT, Packing, RMS_NORM, ROTATE, ROUTE,
+    ABSORB, ATTEND, ATTEND_MERGE, EMBED, GATHER_ROWS, Op, PRODUCT, Packing, READ, RMS_NORM, ROTATE, ROUTE,
     STORE_LATENT, SWIGLU, Spec,
 };
 use crate::{BitWidth, FloatType, Format};
@@ -59,6 +59,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     }
     let group = ("WORKGROUP", 64);
     let sums = || vec![group, ("LANES", 32)];
+    all.push((&READ, Spec::new(&READ, vec![group, ("CELLS", 8)])));
     all.push((&ROTATE, Spec::new(&ROTATE, vec![group])));
     all.push((&STORE_LATENT, Spec::new(&STORE_LATENT, sums())));
     all.push((&RMS_NORM, Spec::new(&RMS_NORM, sums())));

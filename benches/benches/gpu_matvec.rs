@@ -1,0 +1,222 @@
+//! How fast the GPU backend reads weights: gigabytes of weights, scales and biases a second, for one token, at the shapes
+//! of Kimi-K2, beside the read bandwidth measured in the same run.
+//!
+//! `cargo bench --features gpu --bench gpu_matvec` prints the table; `-- --search` tries many kernel sizes for each line
+//! and prints the best ones; `--quick` shrinks everything for a software adapter; `--seconds N` stops after that time.
+//! Weights rotate through more memory than the caches hold, as they do in the model.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use kimi_quant::gpu::{GpuOptions, GpuRouting, GpuTensor, GpuVector, Tuning};
+use kimi_quant::{Backend, BitWidth, ExpertHidden, FloatType, Format, Gpu, Norm, PackedMatrix};
+
+type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+struct Bench {
+    gpu: Gpu,
+    bandwidth: f64,
+    search: bool,
+    quick: bool,
+    deadline: Instant,
+    random: Bytes,
+}
+
+fn main() -> Outcome<()> {
+    let args: Vec<String> = std::env::args().collect();
+    let has = |name: &str| args.iter().any(|a| a == name);
+    let seconds = args.iter().position(|a| a == "--seconds").and_then(|i| args.get(i + 1));
+    let seconds = seconds.map_or(Ok(3600), |s| s.parse())?;
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    let quick = has("--quick");
+    let gpu = Gpu::new(&GpuOptions::default())?;
+    let bandwidth = gpu.read_bandwidth(if quick { 64 << 20 } else { 1 << 30 })?;
+    println!("{}; reading memory: {:.0} GB/s", gpu.name(), bandwidth / 1e9);
+    let random = random_bytes(if quick { 8 << 20 } else { 64 << 20 });
+    let bench = Bench { gpu, bandwidth, search: has("--search"), quick, deadline, random };
+    println!("{:<26} {:>4} {:>9} {:>9} {:>8} {:>7}", "one token through", "bits", "MB", "us", "GB/s", "of read");
+    for bits in [BitWidth::B4, BitWidth::B3, BitWidth::B2, BitWidth::B6, BitWidth::B8, BitWidth::B5] {
+        bench.width(Format::Affine { bits, group: 64, scales: FloatType::Bf16 })?;
+    }
+    Ok(())
+}
+
+/// Uniform bytes with every exponent of a bf16 kept small, so that scales are sane numbers.
+fn random_bytes(count: usize) -> Bytes {
+    let mut state = 0x9e37_79b9_7f4a_7c15u64;
+    let words = (0..count / 8).map(|_| {
+        state ^= state >> 12;
+        state ^= state << 25;
+        state ^= state >> 27;
+        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    });
+    words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>().into()
+}
+
+impl Bench {
+    fn matrix(&self, rows: usize, cols: usize, format: Format, seed: usize) -> Outcome<PackedMatrix> {
+        let [weight, scales, biases] = format.row_bytes(cols)?;
+        let codes = if weight * rows <= self.random.len() {
+            let start = (seed * 7919 * 64) % (self.random.len() - weight * rows + 1);
+            self.random.slice(start..start + weight * rows)
+        } else {
+            let mut all = Vec::with_capacity(weight * rows);
+            while all.len() < weight * rows {
+                all.extend_from_slice(&self.random[..self.random.len().min(weight * rows - all.len())]);
+            }
+            all.into()
+        };
+        // bf16 of about 2^-6, both signs.
+        let parameters = |bytes: usize, seed: usize| -> Bytes {
+            let random = &self.random[seed % 4096..];
+            let values = (0..bytes / 2).map(|i| [random[i % 65536], 0x3c | (random[(i + 1) % 65536] & 0x80)]);
+            values.flatten().collect::<Vec<u8>>().into()
+        };
+        let (scales, biases) = (parameters(scales * rows, seed), parameters(biases * rows, seed + 1));
+        Ok(PackedMatrix::new(rows, cols, format, codes, scales, biases)?)
+    }
+
+    fn norm(&self, width: usize) -> Outcome<Norm<GpuVector>> {
+        Ok(Norm { weight: self.gpu.load_vector(vec![1.0; width])?, eps: 1e-6 })
+    }
+
+    fn activations(&self, rows: usize, cols: usize) -> Outcome<GpuTensor> {
+        let values: Vec<f32> = (0..rows * cols).map(|i| self.random[i % 65536] as f32 / 128.0 - 1.0).collect();
+        Ok(self.gpu.upload(rows, cols, &values)?)
+    }
+
+    fn width(&self, format: Format) -> Outcome<()> {
+        let small = |n: usize| if self.quick { n / 16 } else { n };
+        let (experts, hidden, width) = (64, small(7168).next_multiple_of(64), small(2048));
+        self.experts(format, experts, hidden, width)?;
+        for (what, rows, cols) in [
+            ("q_a 1536x7168", 1536, hidden),
+            ("q_b 12288x1536", small(12288), 1536),
+            ("kv_a 576x7168", 576, hidden),
+            ("o_proj 7168x8192", hidden, small(8192)),
+            ("head 163840x7168", small(163840), hidden),
+        ] {
+            self.dense(what, format, rows, cols)?;
+        }
+        Ok(())
+    }
+
+    fn experts(&self, format: Format, experts: usize, hidden: usize, width: usize) -> Outcome<()> {
+        const CHOSEN: usize = 8;
+        let load = |rows, cols, seed| -> Outcome<_> {
+            let all = (0..experts).map(|e| self.matrix(rows, cols, format, seed + e));
+            Ok(self.gpu.load_experts(all.collect::<Outcome<Vec<_>>>()?)?)
+        };
+        let (gate, up, down) = (load(width, hidden, 1)?, load(width, hidden, 1000)?, load(hidden, width, 2000)?);
+        let routings: Vec<GpuRouting> = (0..experts / CHOSEN)
+            .map(|r| {
+                let ids: Vec<u32> = (0..CHOSEN).map(|j| ((j * 23 + r * CHOSEN * 7 + j * r) % experts) as u32).collect();
+                self.gpu.upload_routing(1, &distinct(ids, experts), &[0.125; CHOSEN])
+            })
+            .collect::<Result<_, _>>()?;
+        let x = self.activations(1, hidden)?;
+        let bytes = CHOSEN * self.matrix(width, hidden, format, 0)?.bytes() as usize;
+        self.line("8 experts, gate+up", format, 2 * bytes, routings.len(), &mut |i| {
+            Ok(drop(self.gpu.experts_swiglu(&x, &routings[i], &gate, &up, None)?))
+        })?;
+        let h = ExpertHidden { routed: self.activations(CHOSEN, width)?, shared: None };
+        let mut residual = self.activations(1, hidden)?;
+        self.line("8 experts, down", format, bytes, routings.len(), &mut |i| {
+            Ok(self.gpu.experts_down_add(&h, &routings[i], &down, None, &mut residual)?)
+        })
+    }
+
+    fn dense(&self, what: &str, format: Format, rows: usize, cols: usize) -> Outcome<()> {
+        let bytes = self.matrix(rows, cols, format, 0)?.bytes() as usize;
+        let copies = ((200 << 20) / bytes).clamp(1, 96);
+        let copies = if self.quick { copies.min(2) } else { copies };
+        let load = |seed| -> Outcome<_> { Ok(self.gpu.load_matrix(self.matrix(rows, cols, format, seed)?)?) };
+        let matrices = (0..copies).map(load).collect::<Outcome<Vec<_>>>()?;
+        let (x, norm) = (self.activations(1, cols)?, self.norm(cols)?);
+        self.line(what, format, bytes, copies, &mut |i| {
+            Ok(drop(self.gpu.norm_project(&x, &norm, [&matrices[i]])?))
+        })
+    }
+
+    /// One line, or with `--search` the best of many kernel sizes.
+    fn line(
+        &self,
+        what: &str,
+        format: Format,
+        bytes: usize,
+        copies: usize,
+        run: &mut dyn FnMut(usize) -> Outcome<()>,
+    ) -> Outcome<()> {
+        let mut results = Vec::new();
+        let mut tunings = vec![None];
+        if self.search {
+            for workgroup in [128, 256, 512, 1024] {
+                for (rows, block_rows) in [(1, 1), (2, 2), (4, 4), (8, 8), (2, 4), (4, 8)] {
+                    tunings.push(Some(Tuning { workgroup, rows, block_rows, share: 2 }));
+                }
+            }
+            tunings.push(Some(Tuning { workgroup: 256, rows: 4, block_rows: 4, share: 1 }));
+            tunings.push(Some(Tuning { workgroup: 256, rows: 4, block_rows: 4, share: 4 }));
+        }
+        for tuning in tunings {
+            if Instant::now() > self.deadline {
+                break;
+            }
+            self.gpu.set_tuning(tuning);
+            results.push((self.time(bytes, copies, run)?, tuning));
+        }
+        self.gpu.set_tuning(None);
+        let mut show = |(seconds, tuning): &(f64, Option<Tuning>)| {
+            let rate = bytes as f64 / seconds;
+            let sizes = tuning.map_or("as chosen".to_owned(), |t| {
+                format!("{} threads, rows {} of {}, share {}", t.workgroup, t.rows, t.block_rows, t.share)
+            });
+            println!(
+                "{what:<26} {:>4} {:>9.1} {:>9.1} {:>8.0} {:>6.1}%  {sizes}",
+                format.code_bits(),
+                bytes as f64 / 1e6,
+                seconds * 1e6,
+                rate / 1e9,
+                100.0 * rate / self.bandwidth,
+            );
+        };
+        results.iter().take(1).for_each(&mut show);
+        let mut rest: Vec<_> = results.into_iter().skip(1).collect();
+        rest.sort_by(|a, b| a.0.total_cmp(&b.0));
+        rest.iter().take(4).for_each(&mut show);
+        Ok(())
+    }
+
+    /// Seconds of one call, the best of three rounds.
+    fn time(&self, bytes: usize, copies: usize, run: &mut dyn FnMut(usize) -> Outcome<()>) -> Outcome<f64> {
+        // Enough for about 10 ms at the measured bandwidth: the submission's own time does not count then.
+        let calls = ((0.010 * self.bandwidth / bytes as f64) as usize).clamp(copies.min(8), 2000);
+        let calls = if self.quick { 2 } else { calls };
+        let mut best = f64::INFINITY;
+        for round in 0..4 {
+            let start = Instant::now();
+            for i in 0..calls {
+                run(i % copies)?;
+            }
+            self.gpu.wait()?;
+            if round > 0 {
+                best = best.min(start.elapsed().as_secs_f64() / calls as f64);
+            }
+        }
+        Ok(best)
+    }
+}
+
+fn distinct(ids: Vec<u32>, experts: usize) -> Vec<u32> {
+    let mut seen = vec![false; experts];
+    ids.into_iter()
+        .map(|id| {
+            let mut id = id as usize;
+            while seen[id] {
+                id = (id + 1) % experts;
+            }
+            seen[id] = true;
+            id as u32
+        })
+        .collect()
+}
