@@ -150,13 +150,13 @@ impl Bench {
         let mut results = Vec::new();
         let mut tunings = vec![None];
         if self.search {
-            for workgroup in [128, 256, 512, 1024] {
-                for (rows, block_rows) in [(1, 1), (2, 2), (4, 4), (8, 8), (2, 4), (4, 8)] {
-                    tunings.push(Some(Tuning { workgroup, rows, block_rows, share: 2 }));
+            for workgroup in [256, 512, 1024] {
+                for (rows, block_rows) in [(1, 1), (2, 2), (4, 4), (4, 8)] {
+                    tunings.push(Some(Tuning { workgroup, rows, block_rows, share: 4 }));
                 }
             }
             tunings.push(Some(Tuning { workgroup: 256, rows: 4, block_rows: 4, share: 1 }));
-            tunings.push(Some(Tuning { workgroup: 256, rows: 4, block_rows: 4, share: 4 }));
+            tunings.push(Some(Tuning { workgroup: 128, rows: 2, block_rows: 2, share: 4 }));
         }
         for tuning in tunings {
             if Instant::now() > self.deadline {
