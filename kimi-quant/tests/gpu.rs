@@ -399,3 +399,23 @@ fn wrong_operands_are_refused() {
     assert!(gpu.load_experts(Vec::new()).is_err());
     assert!(gpu.head(&x, &[1], &norm, &m).is_err());
 }
+
+#[test]
+fn an_input_does_not_overwrite_pending_work() {
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let mut both = Both::new(&gpu, 9);
+    let (m, gm) = both.matrix(64, 64, FOUR_BITS);
+    let (norm, gnorm) = both.norm(64);
+    let x = both.random.f32s(64);
+    let (cx, gx) = (both.cpu.upload(1, 64, &x).unwrap(), gpu.upload(1, 64, &x).unwrap());
+    let [c] = both.cpu.norm_project(&cx, &norm, [&m]).unwrap();
+    let [expected] = both.cpu.norm_project(&c, &norm, [&m]).unwrap();
+    // Nothing is submitted before the first result comes out; the first product's buffer is free by then.
+    let [g] = gpu.norm_project(&gx, &gnorm, [&gm]).unwrap();
+    let [found] = gpu.norm_project(&g, &gnorm, [&gm]).unwrap();
+    drop(g);
+    let values: Vec<f32> = (0..64).map(|i| i as f32).collect();
+    let input = gpu.upload(1, 64, &values).unwrap();
+    assert_eq!(gpu.download(&input).unwrap(), values);
+    close("two products", &gpu.download(&found).unwrap(), expected.data());
+}

@@ -111,6 +111,15 @@ impl Gpu {
         self.recorder.flush()
     }
 
+    /// Nanoseconds that the device spends on what `work` records; `None` where the adapter has no clock. Waits. Nothing else
+    /// may use the device meanwhile, and `work` must bring nothing out. For measurements.
+    ///
+    /// # Errors
+    /// Those of `work`, and [`BackendError::Device`] if the device failed.
+    pub fn timed(&self, mut work: impl FnMut() -> Result<()>) -> Result<Option<f64>> {
+        self.recorder.timed(&mut work)
+    }
+
     /// Sizes of the product kernels from now on; chosen by format and shape for `None`. For measurements.
     pub fn set_tuning(&self, tuning: Option<Tuning>) {
         *self.tuning.lock().unwrap_or_else(PoisonError::into_inner) = tuning;

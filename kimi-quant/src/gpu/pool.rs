@@ -2,7 +2,8 @@
 //!
 //! A buffer given back is handed out again in the order that makes the same calls get the same buffers, so that bind
 //! groups can be kept. Reuse needs no waiting: work runs in the order in which it was recorded. The exception is a buffer
-//! that the host wrote, since such writes run before all recorded work; it rests until that work is submitted.
+//! that the host writes, since such writes run before all work that is recorded and not submitted: those buffers are
+//! shelved apart from the others, and rest until the work that read them is submitted.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,22 +24,23 @@ pub(crate) struct Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let Some(home) = &self.home else { return };
-        let entry = (self.class, self.id, self.raw.clone());
         let mut shelves = home.lock();
-        if self.written_by_host { shelves.resting.push(entry) } else { shelves.put(entry) }
+        if self.written_by_host {
+            shelves.resting.push((self.class, self.id, self.raw.clone()));
+        } else {
+            shelves.scratch.entry(self.class).or_default().push((self.id, self.raw.clone()));
+        }
     }
 }
 
 #[derive(Debug, Default)]
 struct Shelves {
-    free: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
+    /// By class; only the device writes them.
+    scratch: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
+    /// By class; the host writes them.
+    inputs: HashMap<u64, Vec<(u64, wgpu::Buffer)>>,
+    /// Inputs that recorded work may read: class, id, buffer.
     resting: Vec<(u64, u64, wgpu::Buffer)>,
-}
-
-impl Shelves {
-    fn put(&mut self, (class, id, raw): (u64, u64, wgpu::Buffer)) {
-        self.free.entry(class).or_default().push((id, raw));
-    }
 }
 
 /// All buffers for activations of one device.
@@ -73,7 +75,11 @@ impl Pool {
         written_by_host: bool,
     ) -> Result<Arc<Buffer>, BackendError> {
         let class = size_class(bytes);
-        let found = self.lock().free.get_mut(&class).and_then(Vec::pop);
+        let found = {
+            let mut shelves = self.lock();
+            let shelf = if written_by_host { &mut shelves.inputs } else { &mut shelves.scratch };
+            shelf.get_mut(&class).and_then(Vec::pop)
+        };
         let (id, raw) = match found {
             Some(found) => found,
             None => self.create("activations", class, bytes)?,
@@ -107,8 +113,8 @@ impl Pool {
     /// Makes buffers that the host wrote free again: the work that reads them is submitted.
     pub(crate) fn submitted(&self) {
         let mut shelves = self.lock();
-        for entry in std::mem::take(&mut shelves.resting) {
-            shelves.put(entry);
+        for (class, id, raw) in std::mem::take(&mut shelves.resting) {
+            shelves.inputs.entry(class).or_default().push((id, raw));
         }
     }
 }

@@ -14,7 +14,7 @@ type Result<T> = std::result::Result<T, BackendError>;
 const BIND_GROUPS: usize = 16384;
 
 /// Dispatches of one submission before the device starts on them.
-const DISPATCHES: usize = 4096;
+const DISPATCHES: usize = 8192;
 
 struct Pipeline {
     number: usize,
@@ -171,6 +171,57 @@ impl Recorder {
     pub(crate) fn flush(&self) -> Result<()> {
         self.submit(&mut self.lock());
         self.wait()
+    }
+
+    /// Nanoseconds that the device spends on what `work` records, from its first dispatch to the end of its last; `None`
+    /// where the adapter has no clock. Everything else waits.
+    pub(crate) fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<f64>> {
+        if !self.device.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
+            work()?;
+            return self.flush().map(|()| None);
+        }
+        self.flush()?;
+        let device = &self.device.device;
+        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
+            label: Some("time"),
+            ty: wgpu::QueryType::Timestamp,
+            count: 2,
+        });
+        let resolved = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("time"),
+            size: 256,
+            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: false,
+        });
+        {
+            let mut state = self.lock();
+            let mut encoder = device.create_command_encoder(&Default::default());
+            let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
+                label: Some("timed"),
+                timestamp_writes: Some(wgpu::ComputePassTimestampWrites {
+                    query_set: &queries,
+                    beginning_of_pass_write_index: Some(0),
+                    end_of_pass_write_index: Some(1),
+                }),
+            });
+            state.pass = Some(pass.forget_lifetime());
+            state.encoder = Some(encoder);
+        }
+        work()?;
+        let out = self.pool.take(256, false)?;
+        {
+            let mut state = self.lock();
+            state.pass = None;
+            let encoder = state.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
+            encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
+            encoder.copy_buffer_to_buffer(&resolved, 0, &out.raw, 0, Some(16));
+        }
+        let ticks: Vec<u64> = self.read(&[(&out, 16)])?.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
+        let period = f64::from(self.device.queue.get_timestamp_period());
+        Ok(match ticks.as_slice() {
+            [start, end] => Some(end.wrapping_sub(*start) as f64 * period),
+            _ => None,
+        })
     }
 
     fn wait(&self) -> Result<()> {

@@ -27,7 +27,10 @@ pub(crate) struct Shape {
 }
 
 /// Workgroups that keep a large GPU busy.
-const ENOUGH_WORKGROUPS: usize = 256;
+const ENOUGH_WORKGROUPS: usize = 100;
+
+/// PCI vendor.
+const NVIDIA: u32 = 0x10de;
 
 impl Tuning {
     /// Chosen by format and shape.
@@ -56,11 +59,15 @@ impl Tuning {
         if device.lanes < 32 {
             return Self { workgroup: 64, rows: 1, block_rows: 1, share };
         }
-        let workgroup = 256;
+        // Measured on an H100 (benches/gpu_matvec.rs --search). Elsewhere smaller workgroups: a compiler may refuse the
+        // registers of 1024 threads.
+        let workgroup = if device.info.vendor == NVIDIA { 1024 } else { 256 };
         let teams = (workgroup / device.lanes) as usize;
-        let rows = [4usize, 2].into_iter().find(|r| shape.rows / (teams * r) >= ENOUGH_WORKGROUPS).unwrap_or(1);
-        let rows = if shape.pair { rows.min(2) } else { rows } as u32;
-        Self { workgroup, rows, block_rows: rows, share }
+        let most = if bits >= 8 || shape.pair { 2 } else { 4 };
+        let busy = |block: usize| shape.rows / (teams * block) >= ENOUGH_WORKGROUPS;
+        let sizes = [(4, 8), (4, 4), (2, 2)].into_iter().filter(|(rows, _)| *rows <= most);
+        let (rows, block_rows) = sizes.into_iter().find(|(_, b)| busy(*b as usize)).unwrap_or((1, 1));
+        Self { workgroup, rows, block_rows, share }
     }
 }
 
