@@ -34,7 +34,10 @@ fn main() -> Outcome<()> {
     println!("{}; reading memory: {:.0} GB/s", gpu.name(), bandwidth / 1e9);
     let random = random_bytes(if quick { 8 << 20 } else { 64 << 20 });
     let bench = Bench { gpu, bandwidth, search: has("--search"), quick, deadline, random };
-    println!("{:<26} {:>4} {:>9} {:>9} {:>8} {:>7}", "one token through", "bits", "MB", "us", "GB/s", "of read");
+    println!(
+        "{:<26} {:>4} {:>9} {:>9} {:>8} {:>7}",
+        "one token through", "bits", "MB", "us", "GB/s", "of read"
+    );
     for bits in [BitWidth::B4, BitWidth::B3, BitWidth::B2, BitWidth::B6, BitWidth::B8, BitWidth::B5] {
         bench.width(Format::Affine { bits, group: 64, scales: FloatType::Bf16 })?;
     }
@@ -81,7 +84,8 @@ impl Bench {
     }
 
     fn activations(&self, rows: usize, cols: usize) -> Outcome<GpuTensor> {
-        let values: Vec<f32> = (0..rows * cols).map(|i| self.random[i % 65536] as f32 / 128.0 - 1.0).collect();
+        let values: Vec<f32> =
+            (0..rows * cols).map(|i| self.random[i % 65536] as f32 / 128.0 - 1.0).collect();
         Ok(self.gpu.upload(rows, cols, &values)?)
     }
 
@@ -107,10 +111,12 @@ impl Bench {
             let all = (0..experts).map(|e| self.matrix(rows, cols, format, seed + e));
             Ok(self.gpu.load_experts(all.collect::<Outcome<Vec<_>>>()?)?)
         };
-        let (gate, up, down) = (load(width, hidden, 1)?, load(width, hidden, 1000)?, load(hidden, width, 2000)?);
+        let (gate, up, down) =
+            (load(width, hidden, 1)?, load(width, hidden, 1000)?, load(hidden, width, 2000)?);
         let routings: Vec<GpuRouting> = (0..experts / CHOSEN)
             .map(|r| {
-                let ids: Vec<u32> = (0..CHOSEN).map(|j| ((j * 23 + r * CHOSEN * 7 + j * r) % experts) as u32).collect();
+                let ids: Vec<u32> =
+                    (0..CHOSEN).map(|j| ((j * 23 + r * CHOSEN * 7 + j * r) % experts) as u32).collect();
                 self.gpu.upload_routing(1, &distinct(ids, experts), &[0.125; CHOSEN])
             })
             .collect::<Result<_, _>>()?;
@@ -188,7 +194,12 @@ impl Bench {
     }
 
     /// Seconds of one call, the best of three rounds.
-    fn time(&self, bytes: usize, copies: usize, run: &mut dyn FnMut(usize) -> Result<(), BackendError>) -> Outcome<f64> {
+    fn time(
+        &self,
+        bytes: usize,
+        copies: usize,
+        run: &mut dyn FnMut(usize) -> Result<(), BackendError>,
+    ) -> Outcome<f64> {
         // Enough for about 10 ms at the measured bandwidth: the submission's own time does not count then.
         let calls = ((0.010 * self.bandwidth / bytes as f64) as usize).clamp(copies.min(8), 2000);
         let calls = if self.quick { 2 } else { calls };

@@ -70,7 +70,8 @@ impl Model {
 }
 
 fn argmax(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, &x)| if x > b.1 { (i, x) } else { b });
+    let best =
+        logits.iter().enumerate().fold((0, f32::NEG_INFINITY), |b, (i, &x)| if x > b.1 { (i, x) } else { b });
     best.0 as u32
 }
 
@@ -81,14 +82,15 @@ fn verify(model: &Path, golden: &Path, parts: usize) {
         golden.names().iter().filter_map(|n| n.strip_suffix(".ids").map(str::to_owned)).collect();
     cases.sort_by_key(|case| golden.ids(&format!("{case}.ids")).len());
     assert!(!cases.is_empty());
-    let lengths = cases.iter().map(|case| {
-        golden.ids(&format!("{case}.ids")).len() + golden.ids(&format!("{case}.greedy")).len()
-    });
+    let lengths = cases
+        .iter()
+        .map(|case| golden.ids(&format!("{case}.ids")).len() + golden.ids(&format!("{case}.greedy")).len());
     let mut engine = Model::load(model, &gpu, parts, lengths.max().unwrap());
     for case in cases {
         let what = format!("{} {case} in {parts} stages", model.display());
         let ids = golden.ids(&format!("{case}.ids"));
-        let (logits, greedy) = (golden.floats(&format!("{case}.logits")), golden.ids(&format!("{case}.greedy")));
+        let (logits, greedy) =
+            (golden.floats(&format!("{case}.logits")), golden.ids(&format!("{case}.greedy")));
         let config = Checkpoint::open(model).unwrap().config().clone();
         let vocab = config.vocab_size;
         let all = logits.len() > vocab;

@@ -24,8 +24,8 @@ pub use backend::{
 };
 pub use cpu::Cpu;
 pub use error::{BackendError, FormatError};
+pub use format::{BitWidth, FloatType, Format};
 #[cfg(feature = "gpu")]
 pub use gpu::Gpu;
-pub use format::{BitWidth, FloatType, Format};
 pub use layout::TokenLayout;
 pub use matrix::PackedMatrix;

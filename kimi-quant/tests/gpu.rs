@@ -11,8 +11,8 @@ use bytes::Bytes;
 use common::{Random, misaligned};
 use kimi_quant::gpu::{GpuOptions, Tuning};
 use kimi_quant::{
-    Backend, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape, LatentProjections, Norm, PackedMatrix, Rope,
-    Router, RouterShape, TokenLayout,
+    Backend, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape, LatentProjections, Norm,
+    PackedMatrix, Rope, Router, RouterShape, TokenLayout,
 };
 
 /// The device with subgroups, if it has them.
@@ -92,7 +92,8 @@ fn close(what: &str, found: &[f32], expected: &[f32]) {
 /// Uses up buffers full of a sentinel, so that a value that is not written shows.
 fn spoil(gpu: &Gpu, sizes: &[usize]) {
     for &size in sizes {
-        let all: Vec<_> = (0..3).map(|_| gpu.upload(1, size.max(1), &vec![1e30; size.max(1)]).unwrap()).collect();
+        let all: Vec<_> =
+            (0..3).map(|_| gpu.upload(1, size.max(1), &vec![1e30; size.max(1)]).unwrap()).collect();
         gpu.wait().unwrap();
         drop(all);
         gpu.wait().unwrap();
@@ -116,7 +117,12 @@ impl<'a> Both<'a> {
         (Norm { weight, eps: 1e-5 }, Norm { weight: on_gpu, eps: 1e-5 })
     }
 
-    fn matrix(&mut self, rows: usize, cols: usize, format: Format) -> (PackedMatrix, <Gpu as Backend>::Matrix) {
+    fn matrix(
+        &mut self,
+        rows: usize,
+        cols: usize,
+        format: Format,
+    ) -> (PackedMatrix, <Gpu as Backend>::Matrix) {
         let m = matrix(&mut self.random, rows, cols, format);
         let on_gpu = self.gpu.load_matrix(m.clone()).unwrap();
         (m, on_gpu)
@@ -163,7 +169,10 @@ impl<'a> Both<'a> {
     fn experts(&mut self, formats: [Format; 3], tokens: usize, shape: RouterShape, count: usize) {
         let (hidden, width) = (256, 128);
         let what = format!("{} experts of {}, {tokens} tokens", count, formats[0]);
-        spoil(self.gpu, &[tokens * shape.chosen * width, tokens * hidden, tokens * count, tokens * shape.chosen]);
+        spoil(
+            self.gpu,
+            &[tokens * shape.chosen * width, tokens * hidden, tokens * count, tokens * shape.chosen],
+        );
         let (cpu, gpu) = (self.cpu, self.gpu);
         let load = |random: &mut Random, rows, cols, format| {
             let all: Vec<_> = (0..count).map(|_| matrix(random, rows, cols, format)).collect();
@@ -206,7 +215,14 @@ impl<'a> Both<'a> {
     }
 
     /// Cache, absorbed queries, attention, values; sequences are (start, count).
-    fn attention(&mut self, heads: HeadShape, format: Format, split: bool, page_tokens: usize, sequences: &[(u32, usize)]) {
+    fn attention(
+        &mut self,
+        heads: HeadShape,
+        format: Format,
+        split: bool,
+        page_tokens: usize,
+        sequences: &[(u32, usize)],
+    ) {
         let what = format!("{heads:?} {format} {sequences:?}");
         let (cpu, gpu) = (self.cpu, self.gpu);
         let width = heads.latent + heads.rope;
@@ -223,7 +239,8 @@ impl<'a> Both<'a> {
         let shape = CacheShape { pages: next as usize, page_tokens, latent: heads.latent, rope: heads.rope };
         let (mut cache, mut gcache) = (cpu.new_cache(shape).unwrap(), gpu.new_cache(shape).unwrap());
         let (norm, gnorm) = self.norm(heads.latent);
-        let rope = Rope { inv_freq: (0..heads.rope / 2).map(|i| 0.7f32.powi(i as i32)).collect(), mscale: 1.25 };
+        let rope =
+            Rope { inv_freq: (0..heads.rope / 2).map(|i| 0.7f32.powi(i as i32)).collect(), mscale: 1.25 };
         for layout in [&history, &layout] {
             let kv = self.random.f32s(layout.len() * width);
             let ckv = cpu.upload(layout.len(), width, &kv).unwrap();
@@ -248,7 +265,14 @@ impl<'a> Both<'a> {
             (LatentProjections::Joint(m), LatentProjections::Joint(gm))
         };
         let tokens = layout.len();
-        spoil(gpu, &[tokens * heads.heads * width, tokens * heads.heads * heads.latent, tokens * heads.heads * heads.value]);
+        spoil(
+            gpu,
+            &[
+                tokens * heads.heads * width,
+                tokens * heads.heads * heads.latent,
+                tokens * heads.heads * heads.value,
+            ],
+        );
         let q = self.random.f32s(tokens * heads.heads * (heads.nope + heads.rope));
         let cq = cpu.upload(tokens, heads.heads * (heads.nope + heads.rope), &q).unwrap();
         let gq = gpu.upload(tokens, heads.heads * (heads.nope + heads.rope), &q).unwrap();
@@ -337,21 +361,27 @@ fn experts_of_every_format() {
 fn routers_with_groups_and_ties() {
     let Some(gpu) = gpu() else { return };
     let mut both = Both::new(gpu, 6);
-    for (experts, chosen, groups, kept_groups, normalize) in
-        [(384, 8, 1, 1, true), (64, 8, 8, 3, true), (6, 1, 6, 2, true), (16, 16, 1, 1, false), (300, 5, 3, 1, false)]
-    {
+    for (experts, chosen, groups, kept_groups, normalize) in [
+        (384, 8, 1, 1, true),
+        (64, 8, 8, 3, true),
+        (6, 1, 6, 2, true),
+        (16, 16, 1, 1, false),
+        (300, 5, 3, 1, false),
+    ] {
         let shape = RouterShape { chosen, groups, kept_groups, normalize, scale: 2.827 };
         if experts <= 64 {
             both.experts([FOUR_BITS; 3], 3, shape, experts);
         }
         // All weights zero: every score is a tie, broken by the bias, and that has ties too.
         let zeros = Bytes::from(vec![0; 2 * 64 * experts]);
-        let gate = PackedMatrix::new(experts, 64, Format::Float(FloatType::Bf16), zeros, Bytes::new(), Bytes::new());
+        let gate =
+            PackedMatrix::new(experts, 64, Format::Float(FloatType::Bf16), zeros, Bytes::new(), Bytes::new());
         let gate = gate.unwrap();
         let bias: Vec<f32> = (0..experts).map(|e| ((e * 7) % 5) as f32 * 0.25 - 0.75).collect();
         let (norm, gnorm) = both.norm(64);
         let router = Router { gate: gate.clone(), bias: bias.clone(), shape };
-        let grouter = Router { gate: gpu.load_matrix(gate).unwrap(), bias: gpu.load_vector(bias).unwrap(), shape };
+        let grouter =
+            Router { gate: gpu.load_matrix(gate).unwrap(), bias: gpu.load_vector(bias).unwrap(), shape };
         let x = both.random.f32s(64);
         let (_, expected) = both.cpu.route(&both.cpu.upload(1, 64, &x).unwrap(), &norm, &router).unwrap();
         let (_, found) = gpu.route(&gpu.upload(1, 64, &x).unwrap(), &gnorm, &grouter).unwrap();

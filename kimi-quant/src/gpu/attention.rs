@@ -26,8 +26,7 @@ impl Gpu {
         layout: &TokenLayout,
     ) -> Result<()> {
         let (turns, slots) = (self.turns(layout, rope)?, self.layout(layout)?.slots);
-        let spec =
-            Spec::new(&STORE_LATENT, vec![("WORKGROUP", 64), ("LANES", self.recorder.device.lanes)]);
+        let spec = Spec::new(&STORE_LATENT, vec![("WORKGROUP", 64), ("LANES", self.recorder.device.lanes)]);
         self.recorder.dispatch(Dispatch {
             op: &STORE_LATENT,
             spec,
@@ -135,7 +134,8 @@ impl Gpu {
         let segments = longest.div_ceil(segment.max(1)).max(1);
         let out = self.tensor(q.rows, heads.heads * heads.latent)?;
         let lines = q.rows * heads.heads;
-        let parts = if segments > 1 { Some(self.tensor(lines, segments * (heads.latent + 2))?) } else { None };
+        let parts =
+            if segments > 1 { Some(self.tensor(lines, segments * (heads.latent + 2))?) } else { None };
         let constants = vec![
             ("WORKGROUP", WORKGROUP),
             ("LATENT", heads.latent as u32),

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
+use super::Gpu;
 use super::recorder::Dispatch;
 use super::shader::{READ, Spec};
-use super::Gpu;
 use crate::BackendError;
 
 /// Loads of a thread.
@@ -19,7 +19,8 @@ impl Gpu {
         const WORKGROUP: u32 = 256;
         const READS: u32 = 8;
         let largest = self.recorder.device.limits.max_compute_workgroups_per_dimension as usize;
-        let bytes = bytes.min(self.recorder.pool.largest() as usize).min(largest * 16 * (WORKGROUP * CELLS) as usize);
+        let bytes =
+            bytes.min(self.recorder.pool.largest() as usize).min(largest * 16 * (WORKGROUP * CELLS) as usize);
         let buffer = self.recorder.pool.keep("data to read", bytes as u64)?;
         let out = self.tensor(1, WORKGROUP as usize)?;
         let mut state = 0x9e37_79b9_7f4a_7c15u64;

@@ -81,10 +81,11 @@ impl Device {
         let has = adapter.features();
         let refuse = |what: String| BackendError::Device(format!("{}: {what}", describe(&info)));
         if !has.contains(wgpu::Features::IMMEDIATES) {
-            return Err(refuse("the adapter has no immediates (push constants), which the kernels need".into()));
+            return Err(refuse(
+                "the adapter has no immediates (push constants), which the kernels need".into(),
+            ));
         }
-        let wanted =
-            wgpu::Features::IMMEDIATES | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+        let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
         let features = has & wanted;
         let limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
         let descriptor = wgpu::DeviceDescriptor {

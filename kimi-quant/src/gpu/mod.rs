@@ -216,7 +216,8 @@ impl Backend for Gpu {
     fn download_cache(&self, cache: &GpuCache, layout: &TokenLayout) -> Result<Vec<f32>> {
         check_layout("download_cache", cache, layout)?;
         let width = cache.shape.latent + cache.shape.rope;
-        let out = self.gather_rows(&cache.buffer, width, self.layout(layout)?.slots.as_ref(), layout.len())?;
+        let out =
+            self.gather_rows(&cache.buffer, width, self.layout(layout)?.slots.as_ref(), layout.len())?;
         self.download(&out)
     }
 
@@ -226,7 +227,8 @@ impl Backend for Gpu {
         let out = self.tensor(ids.len(), table.cols())?;
         let ids_buffer = upload_words(self, ids)?;
         for part in &table.parts {
-            let spec = Spec::new(&EMBED, vec![("WORKGROUP", 64), ("SHARE", 1)]).with_matrices(table.packing, 1);
+            let spec =
+                Spec::new(&EMBED, vec![("WORKGROUP", 64), ("SHARE", 1)]).with_matrices(table.packing, 1);
             let params = [
                 ids.len() as u32,
                 part.range.start as u32,

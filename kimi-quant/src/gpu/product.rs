@@ -97,8 +97,7 @@ impl Gpu {
         };
         let norm = product.norm.map_or(none, |n| &*n.weight.buffer);
         let first = product.weights;
-        let mut buffers =
-            vec![&*x.buffer, &*out.buffer, norm, ids, weights, &*first.codes, &*first.scales];
+        let mut buffers = vec![&*x.buffer, &*out.buffer, norm, ids, weights, &*first.codes, &*first.scales];
         buffers.extend(product.up.iter().flat_map(|up| [&*up.codes, &*up.scales]));
         let heads = if let Mode::Heads(heads) = product.mode { heads } else { Heads::ONE };
         let experts = match product.mode {

@@ -87,8 +87,9 @@ impl Recorder {
         let key = (pipeline.number, buffers.iter().map(|b| b.id).collect());
         let bind_group =
             state.bind_groups.entry(key).or_insert_with(|| self.bind_group(op, &pipeline, buffers));
-        let encoder =
-            state.encoder.get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
+        let encoder = state
+            .encoder
+            .get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
         let pass = state
             .pass
             .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
@@ -212,11 +213,13 @@ impl Recorder {
         {
             let mut state = self.lock();
             state.pass = None;
-            let encoder = state.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
+            let encoder =
+                state.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
             encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
             encoder.copy_buffer_to_buffer(&resolved, 0, &out.raw, 0, Some(16));
         }
-        let ticks: Vec<u64> = self.read(&[(&out, 16)])?.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
+        let ticks: Vec<u64> =
+            self.read(&[(&out, 16)])?.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
         let period = f64::from(self.device.queue.get_timestamp_period());
         Ok(match ticks.as_slice() {
             [start, end] => Some(end.wrapping_sub(*start) as f64 * period),
@@ -245,8 +248,9 @@ impl Recorder {
             }),
         };
         state.pass = None;
-        let encoder =
-            state.encoder.get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
+        let encoder = state
+            .encoder
+            .get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
         let mut offset = 0;
         for (buffer, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
             encoder.copy_buffer_to_buffer(&buffer.raw, 0, &readback, offset, Some(*bytes));
