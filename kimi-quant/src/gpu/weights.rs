@@ -198,7 +198,9 @@ impl Writer<'_> {
                 let take = bytes.len().min(CHUNK - self.pending.len());
                 self.pending.extend_from_slice(&bytes[..take]);
                 bytes = &bytes[take..];
-                if self.pending.len() >= CHUNK || (self.pending.len() % 4 == 0 && bytes.len() >= 4096) {
+                if self.pending.len() >= CHUNK
+                    || (self.pending.len().is_multiple_of(4) && bytes.len() >= 4096)
+                {
                     self.send_pending()?;
                 }
             }
