@@ -297,7 +297,7 @@ impl<'a> Both<'a> {
 fn shapes(format: Format, random: &mut Random) -> (usize, usize) {
     let step = match format {
         Format::Float(_) => 1,
-        _ => format.group().max(if format.code_bits() % 4 == 0 { 1 } else { 8 }),
+        _ => format.group().max(if format.code_bits().is_multiple_of(4) { 1 } else { 8 }),
     };
     (1 + random.below(70), step * (1 + random.below(600 / step.max(8) + 2)))
 }
