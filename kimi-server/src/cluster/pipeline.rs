@@ -48,7 +48,7 @@ pub enum BuildError {
         workers: usize,
     },
     /// A worker could not load its layers.
-    #[error("worker {id} can't take layers {first}-{last}: {source}")]
+    #[error("worker {id} can't take layers {first}-{last}: {cause}")]
     Worker {
         /// The worker.
         id: String,
@@ -57,7 +57,7 @@ pub enum BuildError {
         /// Last of its layers.
         last: usize,
         /// Why.
-        source: LinkError,
+        cause: LinkError,
     },
     /// This process could not load its layers.
     #[error(transparent)]
@@ -97,11 +97,11 @@ pub fn build(
     let (mut devices, mut meters) = (Vec::new(), Vec::new());
     for (stage, task) in loading {
         let result = runtime.block_on(task).map_err(|e| BuildError::Interrupted(e.to_string()))?;
-        let (link, device) = result.map_err(|source| BuildError::Worker {
+        let (link, device) = result.map_err(|cause| BuildError::Worker {
             id: stage.node.clone(),
             first: stage.first_layer,
             last: stage.last_layer,
-            source,
+            cause,
         })?;
         let span = StageSpan { layers: stage.layers(), first: stage.first_layer == 0, last: false };
         let meter = Arc::new(StageMeter::default());

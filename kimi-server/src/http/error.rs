@@ -164,7 +164,7 @@ impl From<EngineError> for ApiError {
         let message = error.to_string();
         match error {
             EngineError::Busy { .. } => Self::busy(message),
-            EngineError::Down { .. } => Self::unavailable(message),
+            EngineError::Down { .. } => Self::unavailable(format!("{message}; restart `kimi serve`")),
             EngineError::Sequence(_) | EngineError::Config { .. } | EngineError::Thread { .. } => {
                 Self::internal(message)
             }
