@@ -93,8 +93,7 @@ impl WorkerCommand {
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let spawned = command.spawn();
-        let child =
-            spawned.map_err(|cause| StartError::Program { program: self.program.clone(), cause })?;
+        let child = spawned.map_err(|cause| StartError::Program { program: self.program.clone(), cause })?;
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut worker = WorkerProcess { id: id.to_owned(), address, child }; // ends with this scope on error
         worker.address = worker.read_address()?;
