@@ -8,9 +8,9 @@ use super::defaults;
 
 const EXAMPLES: &str = "\
 Examples:
-  kimi demo                                      all at once, on a built-in model
+  kimi demo                                      all at once, on a small model
   kimi run kimi-tiny --prompt 'Tell me a story'  text in the terminal
-  kimi serve ~/models/Kimi-K2                    OpenAI-compatible API, port 52415
+  kimi serve ~/models/Kimi-K2                    the HTTP API, port 52415
   kimi inspect ~/models/Kimi-K2                  bits and bytes of every module
 
 Two machines, A with the API and B with most of the layers; both have the checkpoint and the same discovery.json:
