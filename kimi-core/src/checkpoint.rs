@@ -16,6 +16,10 @@ use serde_json::{Map, Value};
 
 use crate::config::{ConfigError, ModelConfig, token_ids};
 
+/// The architecture.
+const CONFIG: &str = "config.json";
+/// When to stop.
+const GENERATION_CONFIG: &str = "generation_config.json";
 /// Name of the index of a checkpoint of several shards.
 const INDEX: &str = "model.safetensors.index.json";
 /// Largest JSON file read whole (index, config, tokenizer settings).
@@ -55,12 +59,12 @@ enum Files {
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// A file could not be read.
-    #[error("can't read {path}: {source}")]
+    #[error("can't read {path}: {cause}")]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// There is no checkpoint here.
     #[error("{path} holds no {what}; a checkpoint is a folder with config.json and model*.safetensors")]
@@ -70,13 +74,13 @@ pub enum CheckpointError {
         /// What was looked for.
         what: &'static str,
     },
-    /// `config.json` can't be used.
-    #[error("{name}: {source}")]
+    /// `config.json` or `generation_config.json` can't be used.
+    #[error("{path}: {cause}")]
     Config {
-        /// The checkpoint.
-        name: String,
+        /// The file.
+        path: PathBuf,
         /// Why.
-        source: ConfigError,
+        cause: ConfigError,
     },
     /// The index is not what it should be.
     #[error("{INDEX}: {0}")]
@@ -132,9 +136,9 @@ impl Checkpoint {
     }
 
     fn from_files(name: String, files: Files) -> Result<Self, CheckpointError> {
-        let config = files.require("config.json")?;
+        let config = files.require(CONFIG)?;
         let config = ModelConfig::from_json(&config)
-            .map_err(|source| CheckpointError::Config { name: name.clone(), source })?;
+            .map_err(|cause| CheckpointError::Config { path: files.path(CONFIG), cause })?;
         let index = files.index()?;
         let shards = match &index {
             Some(index) => index.shards()?,
@@ -184,10 +188,9 @@ impl Checkpoint {
     /// The same checkpoint under another `config.json`.
     ///
     /// # Errors
-    /// [`CheckpointError::Config`].
-    pub fn with_config_json(mut self, json: &[u8]) -> Result<Self, CheckpointError> {
-        self.config = ModelConfig::from_json(json)
-            .map_err(|source| CheckpointError::Config { name: self.name.clone(), source })?;
+    /// [`ConfigError`].
+    pub fn with_config_json(mut self, json: &[u8]) -> Result<Self, ConfigError> {
+        self.config = ModelConfig::from_json(json)?;
         Ok(self)
     }
 
@@ -225,9 +228,8 @@ impl Checkpoint {
     /// If `generation_config.json` is not JSON or names no ids there.
     pub fn eos_ids(&self) -> Result<Vec<u32>, CheckpointError> {
         let mut ids = self.config.eos_token_id.clone();
-        if let Some(bytes) = self.file("generation_config.json")? {
-            let config =
-                |source| CheckpointError::Config { name: "generation_config.json".to_owned(), source };
+        if let Some(bytes) = self.file(GENERATION_CONFIG)? {
+            let config = |cause| CheckpointError::Config { path: self.files.path(GENERATION_CONFIG), cause };
             let json: Map<String, Value> =
                 serde_json::from_slice(&bytes).map_err(|e| config(ConfigError::Json(e.to_string())))?;
             ids.extend(token_ids(json.get("eos_token_id")).map_err(config)?);
@@ -273,7 +275,7 @@ impl Files {
             Self::Embedded(files) => Ok(embedded(files, name)),
             Self::Folder(_) => {
                 let path = self.path(name);
-                let io = |source| CheckpointError::Io { path: path.clone(), source };
+                let io = |cause| CheckpointError::Io { path: path.clone(), cause };
                 match std::fs::metadata(&path) {
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
                     Err(e) => Err(io(e)),
@@ -305,7 +307,7 @@ impl Files {
                 files.iter().map(|(n, _)| (*n).to_owned()).filter(|n| is_shard(n)).collect()
             }
             Self::Folder(folder) => {
-                let io = |source| CheckpointError::Io { path: folder.clone(), source };
+                let io = |cause| CheckpointError::Io { path: folder.clone(), cause };
                 let entries = std::fs::read_dir(folder).map_err(io)?;
                 let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
                 names.filter(|n| is_shard(n)).collect()
@@ -325,7 +327,7 @@ impl Files {
             Self::Embedded(files) => Ok(embedded(files, shard)),
             Self::Folder(_) => {
                 let path = self.path(shard);
-                let io = |source| CheckpointError::Io { path: path.clone(), source };
+                let io = |cause| CheckpointError::Io { path: path.clone(), cause };
                 let file = match std::fs::File::open(&path) {
                     Ok(file) => file,
                     Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),

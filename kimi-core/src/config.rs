@@ -113,15 +113,15 @@ impl Quantization {
     }
 }
 
-/// A `config.json` that can't be used.
+/// A `config.json` that can't be used. Who knows which file it was names it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
     /// Not JSON, or not an object.
-    #[error("config.json is not a JSON object: {0}")]
+    #[error("not a JSON object: {0}")]
     Json(String),
     /// Another architecture.
     #[error(
-        "config.json says model_type {found:?}; kimi runs kimi_k2, deepseek_v3 and kimi_k25 (its text part). \
+        "model_type is {found:?}; kimi runs kimi_k2, deepseek_v3 and kimi_k25 (its text part). \
          Point it at a Kimi-K2 checkpoint"
     )]
     Architecture {
@@ -129,10 +129,10 @@ pub enum ConfigError {
         found: String,
     },
     /// A key is missing.
-    #[error("config.json has no {0:?}, which a {1} model needs")]
+    #[error("{0:?} is missing, which a {1} model needs")]
     Missing(&'static str, String),
     /// A value is of the wrong type or out of range.
-    #[error("config.json: {key} is {found}, expected {expected}")]
+    #[error("{key} is {found}, expected {expected}")]
     Value {
         /// The key.
         key: &'static str,

@@ -144,7 +144,7 @@ pub struct Usage {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EngineError {
     /// The engine has stopped for good.
-    #[error("the engine is down: {reason}; load the model again")]
+    #[error("the engine is down: {reason}")]
     Down {
         /// What stopped it.
         reason: String,

@@ -79,7 +79,7 @@ pub enum PipelineError {
         reason: String,
     },
     /// A stage's thread has ended, though it should not.
-    #[error("a stage of the pipeline has stopped; restart the model")]
+    #[error("a stage of the pipeline has stopped; start the model again")]
     Stopped,
 }
 

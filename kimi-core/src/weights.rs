@@ -74,12 +74,12 @@ pub enum WeightError {
         what: String,
     },
     /// The bytes do not fit.
-    #[error("{module}: {source}")]
+    #[error("{module}: {cause}")]
     Format {
         /// The module.
         module: String,
         /// Why.
-        source: FormatError,
+        cause: FormatError,
     },
 }
 
@@ -437,7 +437,7 @@ fn packed(
 ) -> Result<PackedMatrix, WeightError> {
     let [weight, scales, biases] = parts;
     PackedMatrix::new(rows, cols, format, weight, scales, biases)
-        .map_err(|source| WeightError::Format { module: module.to_owned(), source })
+        .map_err(|cause| WeightError::Format { module: module.to_owned(), cause })
 }
 
 fn float_type(module: &str, dtype: Dtype) -> Result<FloatType, WeightError> {

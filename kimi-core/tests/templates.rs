@@ -60,10 +60,18 @@ const TOOLS_JSON: &str = concat!(
     r#""type": "function"}]<|im_end|>"#,
 );
 
-const TOOLS_TYPESCRIPT: &str = "# Tools\n\n## functions\nnamespace functions {\n// Current weather.\n\
-    // In <b>°C</b>.\ntype weather = (_: {\n  // Name & country\n  city: string,\n  // minimum: 1.0\n  //
-    // Default: 1\n  \
-    days?: number\n}) => any;\n}\n";
+const TOOLS_TYPESCRIPT: &str = concat!(
+    "# Tools\n\n## functions\nnamespace functions {\n",
+    "// Current weather.\n",
+    "// In <b>°C</b>.\n",
+    "type weather = (_: {\n",
+    "  // Name & country\n",
+    "  city: string,\n",
+    "  // minimum: 1.0\n",
+    "  // Default: 1\n",
+    "  days?: number\n",
+    "}) => any;\n}\n",
+);
 
 #[test]
 fn the_default_template_has_k2_instructs_form() {

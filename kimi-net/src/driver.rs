@@ -114,6 +114,16 @@ impl Coordinator {
         self.link.shared.reason.get().cloned()
     }
 
+    /// Waits until the link is over and returns why. The future does not keep the link open.
+    pub fn closed(&self) -> impl Future<Output = LinkError> + Send + use<> {
+        let (mut ended, shared) = (self.link.ended.clone(), self.link.shared.clone());
+        async move {
+            // An error: nothing is ever sent, the sender is dropped when the link's task ends.
+            let _ = ended.changed().await;
+            shared.reason.get().cloned().unwrap_or(LinkError::Closed)
+        }
+    }
+
     /// Has the worker load a stage, and waits until it is ready. `progress` is called on the link's task and must
     /// return at once. [`LinkError::Failed`] if the worker could not load it; another stage may be assigned then.
     pub async fn assign(

@@ -129,12 +129,12 @@ pub enum FrameError {
         detail: String,
     },
     /// The header can be decoded but contradicts itself, its payload or a bound.
-    #[error("{kind:?} message: {source}")]
+    #[error("{kind:?} message: {cause}")]
     Invalid {
         /// Kind of the frame.
         kind: Kind,
         /// What is wrong with it.
-        source: MessageError,
+        cause: MessageError,
     },
 }
 

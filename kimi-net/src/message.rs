@@ -115,7 +115,7 @@ impl Message {
     /// Appends the postcard encoding to `out`, after the same checks as on receipt.
     pub(crate) fn encode(&self, out: Vec<u8>, payload: u64) -> Result<Vec<u8>, FrameError> {
         let kind = self.kind();
-        self.check(payload).map_err(|source| FrameError::Invalid { kind, source })?;
+        self.check(payload).map_err(|cause| FrameError::Invalid { kind, cause })?;
         self.encode_onto(out).map_err(|error| FrameError::Malformed {
             kind,
             bytes: 0,
@@ -132,7 +132,7 @@ impl Message {
         if !rest.is_empty() && !matches!(kind, Kind::Hello | Kind::Welcome) {
             return Err(malformed(format!("{} bytes are left over", rest.len())));
         }
-        message.check(payload).map_err(|source| FrameError::Invalid { kind, source })?;
+        message.check(payload).map_err(|cause| FrameError::Invalid { kind, cause })?;
         Ok(message)
     }
 

@@ -10,8 +10,8 @@
 //!                                "flops": { "fp32": 57.0, "fp16": 114.0, "int8": 228.0 } } } } }
 //! ```
 //!
-//! Every machine has the same file, with itself in it. `memory` is in MiB. `flops` may be left out: kimi splits by
-//! bytes.
+//! Every machine has the same file, with itself in it. `memory` is in MiB. `model`, `chip` and `flops` may be left
+//! out: kimi splits by bytes.
 
 use std::path::{Path, PathBuf};
 
@@ -45,10 +45,12 @@ pub struct Peer {
 /// What a machine is.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Device {
-    /// Such as `Mac Studio`.
-    pub model: String,
-    /// Such as `Apple M3 Ultra`.
-    pub chip: String,
+    /// Such as `Mac Studio`; not used.
+    #[serde(default)]
+    pub model: Option<String>,
+    /// Such as `Apple M3 Ultra`; not used.
+    #[serde(default)]
+    pub chip: Option<String>,
     /// Memory in MiB.
     pub memory: u64,
     /// Arithmetic speed; not used.
@@ -71,15 +73,15 @@ pub struct Flops {
 #[derive(Debug, thiserror::Error)]
 pub enum DiscoveryError {
     /// Not readable.
-    #[error("can't read the discovery file {path}: {source}", path = path.display())]
+    #[error("can't read the discovery file {path}: {cause}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Not of the right form.
-    #[error("{path}: {reason}. Expected {{\"peers\": {{\"node-id\": {{\"address\": \"10.0.0.2\", \"port\": 52416, \"device_capabilities\": {{\"model\": .., \"chip\": .., \"memory\": MiB, \"flops\": {{..}}}}}}}}}}", path = path.display())]
+    #[error("{path}: {reason}. Expected {{\"peers\": {{\"node-id\": {{\"address\": \"10.0.0.2\", \"port\": 52416, \"device_capabilities\": {{\"memory\": MiB}}}}}}}}", path = path.display())]
     Form {
         /// The file.
         path: PathBuf,
@@ -140,7 +142,7 @@ impl Discovery {
     /// # Errors
     /// [`DiscoveryError`] names the file, the peer and the key.
     pub fn read(path: &Path) -> Result<Self, DiscoveryError> {
-        let io = |source| DiscoveryError::Io { path: path.to_owned(), source };
+        let io = |cause| DiscoveryError::Io { path: path.to_owned(), cause };
         let size = std::fs::metadata(path).map_err(io)?.len();
         if size > MAX_BYTES {
             return Err(io(std::io::Error::other(format!("{size} bytes, expected at most {MAX_BYTES}"))));

@@ -29,12 +29,12 @@ pub struct Case {
 #[derive(Debug, thiserror::Error)]
 pub enum GoldenError {
     /// Not readable.
-    #[error("can't read the golden file {path}: {source}", path = path.display())]
+    #[error("can't read the golden file {path}: {cause}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Not of the right form.
     #[error("golden file {path}: {reason}. Expected CASE.ids I32[T], CASE.logits F32[T or 1, V], CASE.greedy I32[G]", path = path.display())]
@@ -51,7 +51,7 @@ pub enum GoldenError {
 /// # Errors
 /// [`GoldenError`] names the tensor, what was found and what was expected.
 pub fn read(path: &Path, vocab: usize) -> Result<Vec<Case>, GoldenError> {
-    let io = |source| GoldenError::Io { path: path.to_owned(), source };
+    let io = |cause| GoldenError::Io { path: path.to_owned(), cause };
     let size = std::fs::metadata(path).map_err(io)?.len();
     if size > MAX_BYTES {
         return Err(io(std::io::Error::other(format!("{size} bytes, expected at most {MAX_BYTES}"))));

@@ -79,8 +79,22 @@ impl fmt::Display for PlanTable<'_> {
                 false => table.row([name, layers, bytes(s.weight_bytes), bytes(s.cache_bytes)]),
             }
         }
-        writeln!(f, "{table}{}", plan.reason)
+        writeln!(f, "{table}{}", wrapped(&plan.reason, 80))
     }
+}
+
+/// Text in lines of at most `width` characters, broken at spaces.
+fn wrapped(text: &str, width: usize) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                *line += &format!(" {word}")
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
 }
 
 /// `0-43`, both ends included.

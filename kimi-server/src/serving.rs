@@ -5,9 +5,10 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use kimi_core::chat_model::{ChatError, ChatModel, ChatRequest};
-use kimi_core::engine::EngineStats;
+use kimi_core::engine::{EngineError, EngineStats};
 use kimi_core::plan::Plan;
 
+use crate::cluster::Lost;
 use crate::http::{self, ChatEngine, EventSink, HttpConfig, Running, ServedModel};
 use crate::placement::layer_text;
 
@@ -15,6 +16,13 @@ use crate::placement::layer_text;
 struct Named {
     id: String,
     model: ChatModel,
+    lost: Lost,
+}
+
+impl Named {
+    fn lost(&self) -> Option<EngineError> {
+        self.lost.get().map(|reason| EngineError::Down { reason: reason.clone() })
+    }
 }
 
 impl ChatEngine for Named {
@@ -31,20 +39,24 @@ impl ChatEngine for Named {
     }
 
     fn down(&self) -> Option<String> {
-        ChatEngine::down(&self.model)
+        self.lost().or_else(|| self.model.engine().down()).map(|error| http::down_text(&error))
     }
 
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
+        if let Some(error) = self.lost() {
+            return Err(error.into());
+        }
         ChatEngine::chat(&self.model, request, sink)
     }
 }
 
 /// The model as the API serves it: under `id` and its folder's name, with its stages as `/health` shows them.
-pub fn served(id: &str, model: ChatModel, plan: &Plan) -> ServedModel {
+/// `lost` takes it down.
+pub fn served(id: &str, model: ChatModel, plan: &Plan, lost: Lost) -> ServedModel {
     let folder = model.id().to_owned();
     let stages = plan.stages.iter().map(|s| format!("{}: layers {}", s.node, layer_text(&s.layers())));
     let aliases = if folder == id { Vec::new() } else { vec![folder] };
-    ServedModel::new(Named { id: id.to_owned(), model }).with_aliases(aliases).with_stages(stages)
+    ServedModel::new(Named { id: id.to_owned(), model, lost }).with_aliases(aliases).with_stages(stages)
 }
 
 /// A socket that listens for the API, before a model is loaded: a port in use shows at once.

@@ -248,7 +248,10 @@ fn serving_with_a_worker_and_losing_it() {
     let path = path.to_str().unwrap();
     let cluster = ["--node-id", "me", "--discovery-config-path", path, "--wait-for-peers", "1"];
     let serve = ["serve", "--default-model", "kimi-tiny", "--port", "0", "--context", "512", "--json"];
-    let server = Running::start(&[&serve[..], &cluster].concat());
+    let log = folder.path().join("log");
+    let server = Running::spawn(
+        kimi().args([&serve[..], &cluster].concat()).stderr(std::fs::File::create(&log).unwrap()),
+    );
     let address = server.address();
 
     let ask = || {
@@ -270,12 +273,15 @@ fn serving_with_a_worker_and_losing_it() {
     let (status, body) = http(&address, "GET", "/health", "");
     assert!(status == 200 && body.contains("w: layers 0-"), "{body}");
     drop(worker);
-    let (status, body) = ask();
-    assert!(status >= 500 && body.contains("stage on w is lost"), "{status} {body}");
-    let (status, body) = http(&address, "GET", "/health", "");
-    assert!(status == 503 && body.contains("stage on w is lost"), "{status} {body}");
+    let noticed = wait_until(Duration::from_secs(5), || {
+        let (status, body) = http(&address, "GET", "/health", "");
+        status == 503 && body.contains("stage on w is lost") && body.contains("restart `kimi serve`")
+    });
+    assert!(noticed, "the lost worker is not in /health, though nobody has chatted");
     let (status, body) = ask();
     assert!(status == 503 && body.contains("error"), "{status} {body}");
+    let log = std::fs::read_to_string(&log).unwrap();
+    assert_eq!(log.matches("stage on w is lost").count(), 1, "{log}");
 }
 
 #[test]

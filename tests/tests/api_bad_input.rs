@@ -188,6 +188,23 @@ fn models_paths_and_methods_that_are_not_there() {
 }
 
 #[test]
+fn hosts_that_are_not_this_machine() {
+    let server = Server::tiny();
+    let get = |host: &str| {
+        let head = format!("GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        Reply::read(server.send(head.as_bytes()))
+    };
+    for host in
+        ["evil.example", "localhost.evil.example:80", "10.0.0.1", "127.0.0.1.evil.example", "[::2]", ""]
+    {
+        check(&get(host), 403, "host_not_allowed", "", host);
+    }
+    for host in ["localhost", "LOCALHOST:1", "127.0.0.1:52415", "127.9.9.9", "[::1]:8080"] {
+        assert_eq!(get(host).status, 200, "{host}");
+    }
+}
+
+#[test]
 fn bodies_over_the_limit() {
     let server = Server::tiny();
     let mut socket = server.send(
@@ -200,7 +217,7 @@ fn bodies_over_the_limit() {
 
     // Without a length, it is noticed on the way.
     let mut socket = server.send(
-        format!("POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
+        format!("POST {PATH} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n")
             .as_bytes(),
     );
     let chunk = [b"100000\r\n".as_slice(), &vec![b' '; 1 << 20], b"\r\n"].concat();

@@ -124,7 +124,7 @@ fn slow_clients_are_given_up() {
         server.get("/health").ok();
     }
     // A connection that is kept open after a request.
-    let mut socket = server.send(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut socket = server.send(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n");
     socket.read_to_end(&mut rest).unwrap();
     // A body that never comes.
     let whole = request("/v1/chat/completions", body(json!({})).to_string().as_bytes());
@@ -136,11 +136,11 @@ fn slow_clients_are_given_up() {
 #[test]
 fn a_connection_serves_several_requests() {
     let server = serve(Script::default(), HttpConfig::default());
-    let mut socket = server.send(b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n");
+    let mut socket = server.send(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n");
     let mut first = [0; 15];
     socket.read_exact(&mut first).unwrap();
     assert_eq!(&first, b"HTTP/1.1 200 OK");
-    socket.write_all(b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    socket.write_all(b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").unwrap();
     let mut rest = String::new();
     socket.read_to_string(&mut rest).unwrap();
     assert!(rest.contains("HTTP/1.1 404 "), "{rest}");

@@ -8,15 +8,17 @@ use super::defaults;
 
 const EXAMPLES: &str = "\
 Examples:
-  kimi demo                                            everything at once, on a model that is part of the program
-  kimi run kimi-tiny --prompt 'Tell me a story'        text in the terminal
-  kimi serve ~/models/Kimi-K2                          OpenAI-compatible API on http://127.0.0.1:52415/v1
-  kimi inspect ~/models/Kimi-K2                        bits, groups and bytes of every module
+  kimi demo                                      all at once, on a small model
+  kimi run kimi-tiny --prompt 'Tell me a story'  text in the terminal
+  kimi serve ~/models/Kimi-K2                    the HTTP API, port 52415
+  kimi inspect ~/models/Kimi-K2                  bits and bytes of every module
 
 Two machines, A with the API and B with most of the layers; both have the checkpoint and the same discovery.json:
-  B$ kimi worker --node-id b --discovery-config-path discovery.json --default-model kimi-k2-4bit --insecure
+  B$ kimi worker --node-id b --default-model kimi-k2-4bit --insecure \\
+          --discovery-config-path discovery.json
   A$ kimi plan kimi-k2-4bit --node-id a --discovery-config-path discovery.json
-  A$ kimi serve kimi-k2-4bit --node-id a --discovery-config-path discovery.json --insecure
+  A$ kimi serve kimi-k2-4bit --node-id a --insecure \\
+          --discovery-config-path discovery.json
 
 MODEL is kimi-tiny, a path, a hub id (org/name) that is in ~/models or in Hugging Face's cache, or a short name such as
 kimi-k2-4bit. Own short names go into ~/.config/kimi/models.toml:
@@ -136,7 +138,7 @@ pub struct DemoArgs {
 Examples:
   kimi run kimi-tiny --prompt 'Tell me a story' --stats
   echo 'Tell me a story' | kimi run kimi-tiny
-  kimi run kimi-tiny                              chat; /new starts again, /quit or Ctrl-D leaves")]
+  kimi run kimi-tiny              chat; /new starts again, /quit or Ctrl-D leaves")]
 pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -169,10 +171,12 @@ pub struct RunArgs {
 
 /// Arguments of `kimi serve`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+// A worker may have a name without a discovery file; here it would say nothing.
+#[command(mut_arg("node_id", |arg| arg.requires("discovery_config_path")), after_help = "\
 Examples:
   kimi serve kimi-tiny
-  kimi serve kimi-k2-4bit --node-id a --discovery-config-path discovery.json --wait-for-peers 1 --insecure
+  kimi serve kimi-k2-4bit --node-id a --discovery-config-path discovery.json \\
+       --wait-for-peers 1 --insecure
   curl http://127.0.0.1:52415/v1/chat/completions -H 'content-type: application/json' \\
        -d '{\"model\": \"kimi-tiny\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
 pub struct ServeArgs {
@@ -195,7 +199,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "PORT")]
     pub node_port: Option<u16>,
     /// Start when this many workers have answered, with those that have [default: all of the discovery file].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "discovery_config_path")]
     pub wait_for_peers: Option<usize>,
     /// How long to wait for them.
     #[arg(long, value_name = "SECONDS", default_value_t = defaults::PEER_TIMEOUT)]
@@ -218,7 +222,8 @@ pub struct ServeArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kimi worker --node-id b --discovery-config-path discovery.json --default-model kimi-k2-4bit --insecure
+  kimi worker --node-id b --discovery-config-path discovery.json \\
+       --default-model kimi-k2-4bit --insecure
   kimi worker --node-host 10.0.0.2 --node-port 52416 --insecure
 
 The coordinator names the model; the worker looks for it on this machine and checks that it is the same. With
@@ -331,7 +336,7 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub stages: u16,
     /// Largest difference of logits that passes.
-    #[arg(long, value_name = "X", default_value_t = defaults::TOLERANCE)]
+    #[arg(long, value_name = "X", default_value_t = defaults::TOLERANCE, value_parser = tolerance)]
     pub tolerance: f64,
     /// Print JSON.
     #[arg(long)]
@@ -342,6 +347,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(n) if (1..=1 << 24).contains(&n) => Ok(n),
         _ => Err("expected a number of tokens from 1 to 16777216".to_owned()),
+    }
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
+        _ => Err("expected a finite number of at least 0".to_owned()),
     }
 }
 

@@ -41,12 +41,12 @@ pub struct WorkerCommand {
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The program can't be run.
-    #[error("can't start {program}: {source}", program = program.display())]
+    #[error("can't start {program}: {cause}", program = program.display())]
     Program {
         /// The program.
         program: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// It ended, said something else or nothing.
     #[error("worker {id} did not start: {reason}")]
@@ -93,8 +93,7 @@ impl WorkerCommand {
         }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let spawned = command.spawn();
-        let child =
-            spawned.map_err(|source| StartError::Program { program: self.program.clone(), source })?;
+        let child = spawned.map_err(|cause| StartError::Program { program: self.program.clone(), cause })?;
         let address = SocketAddr::from(([127, 0, 0, 1], 0));
         let mut worker = WorkerProcess { id: id.to_owned(), address, child }; // ends with this scope on error
         worker.address = worker.read_address()?;

@@ -34,14 +34,14 @@ impl std::fmt::Debug for Connected {
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
     /// A worker that will not do, however long one waits.
-    #[error("worker {id} at {target}: {source}")]
+    #[error("worker {id} at {target}: {cause}")]
     Refused {
         /// The worker.
         id: String,
         /// Its address.
         target: String,
         /// Why.
-        source: LinkError,
+        cause: LinkError,
     },
     /// Too few have answered in time.
     #[error(
@@ -87,11 +87,11 @@ pub async fn connect(
                     tracing::info!(worker = peer.id, target = peer.target, "connected");
                     links[i] = Some(link);
                 }
-                Err(source) if is_final(&source) => {
+                Err(cause) if is_final(&cause) => {
                     return Err(ConnectError::Refused {
                         id: peer.id.clone(),
                         target: peer.target.clone(),
-                        source,
+                        cause,
                     });
                 }
                 Err(error) => {

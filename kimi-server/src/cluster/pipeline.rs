@@ -1,11 +1,11 @@
 //! A pipeline from a plan: workers load the first layers, this process the last.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::pipeline::{Pipeline, PipelineError};
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
-use kimi_core::stage::{CacheConfig, LoadError, Stage, StageRunner, StageSpan};
+use kimi_core::stage::{CacheConfig, LoadError, Stage, StageError, StageRunner, StageSpan};
 use kimi_net::{Assign, Coordinator, Dtype, Fingerprint, LinkError};
 use kimi_quant::{Backend, Cpu};
 use tokio::runtime::Handle;
@@ -34,7 +34,12 @@ pub struct Built {
     pub devices: Vec<String>,
     /// Meters of the remote stages, in order.
     pub meters: Vec<Arc<StageMeter>>,
+    /// The first worker that was lost, if one was: the model can't answer any more, even if no step has shown it.
+    pub lost: Lost,
 }
+
+/// Why a worker was lost; empty while all are there.
+pub type Lost = Arc<OnceLock<String>>;
 
 /// Why there is no pipeline.
 #[derive(Debug, thiserror::Error)]
@@ -48,7 +53,7 @@ pub enum BuildError {
         workers: usize,
     },
     /// A worker could not load its layers.
-    #[error("worker {id} can't take layers {first}-{last}: {source}")]
+    #[error("worker {id} can't take layers {first}-{last}: {cause}")]
     Worker {
         /// The worker.
         id: String,
@@ -57,7 +62,7 @@ pub enum BuildError {
         /// Last of its layers.
         last: usize,
         /// Why.
-        source: LinkError,
+        cause: LinkError,
     },
     /// This process could not load its layers.
     #[error(transparent)]
@@ -94,19 +99,20 @@ pub fn build(
     let local = load_local(checkpoint, first.len(), last, cache, watch);
     let hidden_size = checkpoint.config().hidden_size;
     let mut stages: Vec<Box<dyn StageRunner>> = Vec::with_capacity(plan.stages.len());
-    let (mut devices, mut meters) = (Vec::new(), Vec::new());
+    let (mut devices, mut meters, lost) = (Vec::new(), Vec::new(), Lost::default());
     for (stage, task) in loading {
         let result = runtime.block_on(task).map_err(|e| BuildError::Interrupted(e.to_string()))?;
-        let (link, device) = result.map_err(|source| BuildError::Worker {
+        let (link, device) = result.map_err(|cause| BuildError::Worker {
             id: stage.node.clone(),
             first: stage.first_layer,
             last: stage.last_layer,
-            source,
+            cause,
         })?;
         let span = StageSpan { layers: stage.layers(), first: stage.first_layer == 0, last: false };
         let meter = Arc::new(StageMeter::default());
         meters.push(meter.clone());
         devices.push(device);
+        runtime.spawn(watch_link(stage.node.clone(), link.closed(), lost.clone()));
         stages.push(Box::new(RemoteStage::new(
             stage.node.clone(),
             span,
@@ -119,7 +125,19 @@ pub fn build(
     let local = local?;
     devices.push(local.backend().name());
     stages.push(Box::new(local));
-    Ok(Built { pipeline: Pipeline::new(stages)?, devices, meters })
+    Ok(Built { pipeline: Pipeline::new(stages)?, devices, meters, lost })
+}
+
+/// Reports a link that ends without our having closed it, computing or idle.
+async fn watch_link(node: String, closed: impl Future<Output = LinkError>, lost: Lost) {
+    let reason = closed.await;
+    if reason == LinkError::Closed {
+        return;
+    }
+    let error = StageError::Lost { node, reason: reason.to_string() };
+    tracing::error!("{error}");
+    // Only the first loss is kept.
+    let _ = lost.set(error.to_string());
 }
 
 fn assignment(model: &str, fingerprint: Fingerprint, stage: &PlannedStage, cache: CacheConfig) -> Assign {

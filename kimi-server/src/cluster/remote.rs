@@ -82,7 +82,14 @@ impl RemoteStage {
                 span: self.span.clone(),
                 what: format!("on {}: {}", self.node, report.message),
             },
-            other => StageError::Lost { node: self.node.clone(), reason: other.to_string() },
+            other => {
+                let error = StageError::Lost { node: self.node.clone(), reason: other.to_string() };
+                // The end of a link is reported where links are watched.
+                if self.link.closed_reason().is_none() {
+                    tracing::error!("{error}");
+                }
+                error
+            }
         }
     }
 }

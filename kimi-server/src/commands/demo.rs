@@ -53,7 +53,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     }
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
     let watch = Watch { model: model.clone(), meters: built.meters };
-    let served = serving::served(EMBEDDED, model, cluster.plan());
+    let served = serving::served(EMBEDDED, model, cluster.plan(), built.lost);
     let (stop, stopped) = oneshot::channel::<()>();
     let runtime = cluster.runtime();
     let server = runtime.spawn(serving::serve(listener, served, async {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use kimi_core::ChatModel;
 use kimi_core::checkpoint::Checkpoint;
+use kimi_core::engine::Engine;
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
 use serde_json::json;
@@ -40,10 +41,29 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     };
     eprintln!("loaded in {:.1} s on {}", started.elapsed().as_secs_f64(), built.devices.join(", "));
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    if let Some(asked) = args.cache.context.filter(|asked| *asked > model.context_tokens()) {
+        eprintln!("note: --context {asked} is cut to {}, the model's limit", model.context_tokens());
+    }
     announce(args, addr, &found.id, model.context_tokens())?;
-    let served = serving::served(&found.id, model, &plan);
-    runtime.block_on(serving::serve(listener, served, super::asked_to_stop()))?;
+    let stop = stop(model.engine().clone());
+    let served = serving::served(&found.id, model, &plan, built.lost);
+    runtime.block_on(serving::serve(listener, served, stop))?;
     Ok(Outcome::Success)
+}
+
+/// Waits for Ctrl-C. Answers under way may end after it; a second Ctrl-C ends the program at once.
+async fn stop(engine: Engine) {
+    super::asked_to_stop().await;
+    let scheduler = engine.stats().scheduler;
+    let answers = scheduler.running + scheduler.waiting;
+    if answers > 0 {
+        let noun = if answers == 1 { "answer" } else { "answers" };
+        eprintln!("finishing {answers} {noun}; Ctrl-C again ends now");
+    }
+    tokio::spawn(async {
+        super::asked_to_stop().await;
+        std::process::exit(130); // as after SIGINT
+    });
 }
 
 /// All layers in this process.

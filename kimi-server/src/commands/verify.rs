@@ -107,7 +107,8 @@ fn text(report: &Report) -> String {
     }
     let Report { model, backend, stages, tolerance, .. } = report;
     format!(
-        "{model} on {backend}, {stages} stages, tolerance {tolerance:e}\n{table}{}\n",
+        "{model} on {backend}, {stages} {}, tolerance {tolerance:e}\n{table}{}\n",
+        if *stages == 1 { "stage" } else { "stages" },
         verdict(report.pass)
     )
 }

@@ -53,7 +53,7 @@ impl ChatEngine for ChatModel {
     }
 
     fn down(&self) -> Option<String> {
-        self.engine().down().map(|error| error.to_string())
+        self.engine().down().map(|error| super::down_text(&error))
     }
 
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {

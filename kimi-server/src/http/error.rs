@@ -52,6 +52,14 @@ impl ApiError {
         Self { param: Some(path.to_owned()), ..error }
     }
 
+    /// 403: a request for another host than this machine, as a web page makes whose name was bound to our address.
+    pub fn host(found: &str) -> Self {
+        let message = format!(
+            "the request is for host {found:?}, but this server answers to this machine only; use localhost"
+        );
+        Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, "host_not_allowed", message)
+    }
+
     /// 404: nothing is served at a path.
     pub fn no_route(method: &str, path: &str) -> Self {
         let what = "the API has /v1/chat/completions, /v1/models, /v1/models/{id} and /health";
@@ -159,12 +167,17 @@ impl From<RequestError> for ApiError {
     }
 }
 
+/// Why a model can't answer, and what to do.
+pub(crate) fn down_text(error: &EngineError) -> String {
+    format!("{error}; restart `kimi serve`")
+}
+
 impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let message = error.to_string();
         match error {
             EngineError::Busy { .. } => Self::busy(message),
-            EngineError::Down { .. } => Self::unavailable(message),
+            EngineError::Down { .. } => Self::unavailable(down_text(&error)),
             EngineError::Sequence(_) | EngineError::Config { .. } | EngineError::Thread { .. } => {
                 Self::internal(message)
             }

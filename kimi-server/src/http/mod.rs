@@ -29,6 +29,7 @@ mod stream;
 
 pub use config::{Cors, HttpConfig};
 pub use engine::{ChatEngine, EventSink, Running, ServedModel};
+pub(crate) use error::down_text;
 pub use server::serve;
 
 /// Body of every response.

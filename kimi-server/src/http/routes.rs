@@ -1,13 +1,15 @@
 //! Which path and method lead where.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::{HeaderMap, Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
@@ -22,6 +24,8 @@ use super::{Body, chat};
 pub(super) struct App {
     pub(super) models: Vec<ServedModel>,
     pub(super) config: HttpConfig,
+    /// Whether only this machine can reach the server.
+    pub(super) loopback: bool,
 }
 
 impl App {
@@ -57,6 +61,9 @@ pub(super) async fn handle(app: Arc<App>, request: Request<Incoming>) -> Result<
 }
 
 async fn route(app: &Arc<App>, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    if app.loopback {
+        check_host(&request)?;
+    }
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/v1/chat/completions" => {
@@ -81,6 +88,19 @@ async fn route(app: &Arc<App>, request: Request<Incoming>) -> Result<Response<Bo
             None => Err(ApiError::no_route(request.method().as_str(), path)),
         },
     }
+}
+
+/// Refuses names that are not this machine's, against DNS rebinding: a browser sends the page's own name. A request
+/// without a host comes from no browser.
+fn check_host<B>(request: &Request<B>) -> Result<(), ApiError> {
+    let Some(value) = request.headers().get(HOST) else { return Ok(()) };
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let is_here = text.parse::<Authority>().is_ok_and(|authority| {
+        let host = authority.host();
+        let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+    });
+    if is_here { Ok(()) } else { Err(ApiError::host(&text)) }
 }
 
 fn check_method<B>(request: &Request<B>, methods: &[Method], allow: &'static str) -> Result<(), ApiError> {

@@ -34,7 +34,8 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let slots = Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-    let app = Arc::new(App { models, config: config.clone() });
+    let loopback = listener.local_addr().is_ok_and(|addr| addr.ip().to_canonical().is_loopback());
+    let app = Arc::new(App { models, config: config.clone(), loopback });
     let service = ServiceBuilder::new()
         .layer(option_layer(config.cors.layer()))
         .service_fn(move |request| handle(app.clone(), request));

@@ -54,12 +54,12 @@ struct File {
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
     /// Not readable.
-    #[error("can't read the model registry {path}: {source}", path = path.display())]
+    #[error("can't read the model registry {path}: {cause}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// Why.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// Not TOML of the right form.
     #[error("{path}: {reason}\nExpected sections such as\n  [models.my-k2]\n  hub = \"org/name\"   # or path = \"/a/folder\"\n  layers = 61        # optional", path = path.display())]
@@ -100,7 +100,7 @@ impl Registry {
     pub fn with_file(mut self, path: &Path) -> Result<Self, RegistryError> {
         let owned = || path.to_owned();
         let text =
-            std::fs::read_to_string(path).map_err(|source| RegistryError::Io { path: owned(), source })?;
+            std::fs::read_to_string(path).map_err(|cause| RegistryError::Io { path: owned(), cause })?;
         let file: File = toml::from_str(&text)
             .map_err(|e| RegistryError::Form { path: owned(), reason: e.to_string() })?;
         for (name, entry) in file.models {
