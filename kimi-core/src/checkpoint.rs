@@ -240,7 +240,7 @@ impl Checkpoint {
     }
 
     /// A hash of the architecture, of every tensor's name, type and shape, and of the first bytes of some tensors
-    /// spread over the model: two machines with the same fingerprint hold the same checkpoint.
+    /// spread over the model: two machines with the same fingerprint very likely hold the same checkpoint.
     pub fn fingerprint(&self) -> [u8; 32] {
         const SAMPLES: usize = 256;
         const SAMPLE_BYTES: usize = 256;

@@ -196,6 +196,8 @@ struct Keys<'a> {
 }
 
 impl Keys<'_> {
+    const DEFAULT_Q_LORA_RANK: usize = 1536;
+
     fn config(&self) -> Result<ModelConfig, ConfigError> {
         self.fixed("hidden_act", "silu")?;
         self.fixed("scoring_func", "sigmoid")?;
@@ -217,7 +219,8 @@ impl Keys<'_> {
             routed_scaling_factor: self.number_or("routed_scaling_factor", 1.0)? as f32,
             kv_lora_rank: self.size("kv_lora_rank")?,
             q_lora_rank: match self.value("q_lora_rank") {
-                None | Some(Value::Null) => None,
+                None => Some(Self::DEFAULT_Q_LORA_RANK), // as in mlx-lm
+                Some(Value::Null) => None,
                 Some(_) => Some(self.size("q_lora_rank")?),
             },
             qk_rope_head_dim: self.size("qk_rope_head_dim")?,
@@ -289,7 +292,8 @@ impl Keys<'_> {
 
     fn rope_theta(&self) -> Result<f64, ConfigError> {
         let inner = self.rope_object().and_then(|r| r.get("rope_theta"));
-        let theta = number(self.value("rope_theta").or(inner), "rope_theta", 10_000.0)?;
+        let outer = self.value("rope_theta").filter(|v| !v.is_null());
+        let theta = number(outer.or(inner), "rope_theta", 10_000.0)?;
         if theta > 1.0 { Ok(theta) } else { Err(wrong("rope_theta", theta, "a number above 1")) }
     }
 

@@ -113,7 +113,8 @@ impl<'a> Weights<'a> {
     /// As [`Weights::embedding`].
     pub fn head(&self) -> Result<HostHead, WeightError> {
         let c = self.config;
-        let lm_head = match c.tie_word_embeddings {
+        // A head that is stored counts, whatever the config says; so does mlx-lm.
+        let lm_head = match c.tie_word_embeddings && !self.has_module("lm_head") {
             true => self.embedding()?,
             false => self.matrix("lm_head", c.vocab_size, c.hidden_size)?,
         };
@@ -398,10 +399,12 @@ impl<'a> Weights<'a> {
                 format!("[{rows}, {}] for groups of 32", cols / 32),
             ));
         }
-        if self.tensor(&format!("{module}.weight_zero_point")).is_some() {
-            let what =
-                "has zero points; kimi reads symmetric INT4 only. Convert the checkpoint with mlx_lm.convert";
-            return Err(WeightError::Unsupported { module: module.to_owned(), what: what.to_owned() });
+        let odd = ["weight_zero_point", "weight_g_idx"];
+        if let Some(odd) = odd.iter().find(|s| self.tensor(&format!("{module}.{s}")).is_some()) {
+            let what = format!(
+                "has {odd}; kimi reads symmetric INT4 in plain order only. Convert it with mlx_lm.convert"
+            );
+            return Err(WeightError::Unsupported { module: module.to_owned(), what });
         }
         let format = Format::Int4 { group: cols / groups, scales: float_type(module, scales.dtype)? };
         packed(module, rows, cols, format, [weight.data.clone(), scales.data.clone(), Bytes::new()])

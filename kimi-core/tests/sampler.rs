@@ -161,7 +161,7 @@ fn damaged_logits_are_errors() {
 #[test]
 fn parameters_out_of_range_name_their_field() {
     type Change = fn(&mut RawSamplingParams);
-    let cases: [(&str, Change); 17] = [
+    let cases: [(&str, Change); 18] = [
         ("temperature", |p| p.temperature = -0.1),
         ("temperature", |p| p.temperature = f32::NAN),
         ("temperature", |p| p.temperature = 2.1),
@@ -171,6 +171,7 @@ fn parameters_out_of_range_name_their_field() {
         ("top_k", |p| p.top_k = i64::MAX),
         ("min_p", |p| p.min_p = -0.5),
         ("repetition_penalty", |p| p.repetition_penalty = 0.0),
+        ("repetition_penalty", |p| p.repetition_penalty = 1e-40),
         ("repetition_penalty", |p| p.repetition_penalty = f32::INFINITY),
         ("presence_penalty", |p| p.presence_penalty = 2.5),
         ("frequency_penalty", |p| p.frequency_penalty = -2.5),

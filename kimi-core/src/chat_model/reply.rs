@@ -91,7 +91,14 @@ impl ReplyStream {
                     continue;
                 }
                 ReplyEvent::Reasoning(text) => ChatEvent::Reasoning(text),
-                ReplyEvent::CallBegin { index, id, name } => ChatEvent::ToolCallBegin { index, id, name },
+                ReplyEvent::CallBegin { index, id, name } => {
+                    // Text that was held back for a stop string stands before the call.
+                    let held = self.stop.finish();
+                    if !held.is_empty() {
+                        sink(ChatEvent::Content(held));
+                    }
+                    ChatEvent::ToolCallBegin { index, id, name }
+                }
                 ReplyEvent::CallArguments { index, text } => {
                     ChatEvent::ToolCallArguments { index, fragment: text }
                 }

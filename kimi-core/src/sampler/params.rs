@@ -79,12 +79,10 @@ impl SamplingParams {
         in_range("temperature", raw.temperature, 0.0, 2.0)?;
         in_range("top_p", raw.top_p, 0.0, 1.0)?;
         in_range("min_p", raw.min_p, 0.0, 1.0)?;
-        in_range("repetition_penalty", raw.repetition_penalty, 0.0, 10.0)?;
+        // Near 0 it would drive logits to infinity.
+        in_range("repetition_penalty", raw.repetition_penalty, 0.01, 10.0)?;
         in_range("presence_penalty", raw.presence_penalty, -2.0, 2.0)?;
         in_range("frequency_penalty", raw.frequency_penalty, -2.0, 2.0)?;
-        if raw.repetition_penalty <= 0.0 {
-            return fail("repetition_penalty", "a number above 0", raw.repetition_penalty);
-        }
         if !(-1..=i64::from(u32::MAX)).contains(&raw.top_k) {
             return fail("top_k", "a whole number from 0, or -1 for off", raw.top_k);
         }

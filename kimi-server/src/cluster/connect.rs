@@ -81,6 +81,7 @@ pub async fn connect(
             if links[i].as_ref().is_some_and(|link| link.closed_reason().is_none()) {
                 continue;
             }
+            links[i] = None; // a link that has ended is no worker found
             let config = Config { fingerprint: Some(Fingerprint(fingerprint)), ..Config::new(node_id) };
             match kimi_net::connect(peer.target.as_str(), insecure, &Tuning::default(), config).await {
                 Ok(link) => {
