@@ -33,6 +33,7 @@ mod tensor;
 
 pub use dequant::{dequantize, dequantize_row};
 pub use isa::Isa;
+#[cfg(feature = "gpu")]
 pub(crate) use router::check as check_router;
 pub use tensor::{Cache, Experts, Routing, Tensor};
 
