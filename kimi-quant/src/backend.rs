@@ -122,6 +122,17 @@ pub trait Backend: Send + Sync + 'static {
     /// A name for people: device and instruction set.
     fn name(&self) -> String;
 
+    /// Bytes that weights and caches may take; `None` where there is no such limit (the CPU's weights are pages of a file)
+    /// or it is unknown.
+    fn memory(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether loaded weights are copies, so that the pages that they were read from can be given back.
+    fn copies_weights(&self) -> bool {
+        false
+    }
+
     /// Runs a step of many operations where they are cheapest to start. `Cpu` goes onto a thread of its pool once, instead
     /// of handing every operation over to it.
     fn enter<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {

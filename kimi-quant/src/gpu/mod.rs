@@ -4,6 +4,7 @@
 //! submission and one wait. Activations are f32. Sums run in another order than on the CPU, so results differ from it by
 //! rounding.
 
+mod adapter;
 mod attention;
 mod bandwidth;
 mod device;
@@ -16,11 +17,13 @@ mod shader;
 #[cfg(test)]
 mod tests;
 mod tuning;
+mod upload;
 mod weights;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use device::{GpuOptions, adapters};
+pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
+pub use device::GpuOptions;
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
 
@@ -103,6 +106,22 @@ impl Gpu {
         Ok(Self { recorder, tuning, nothing, last_layout: Mutex::default() })
     }
 
+    /// The adapter it runs on.
+    pub fn adapter(&self) -> &Adapter {
+        &self.recorder.device.about
+    }
+
+    /// Bytes of device memory that are allocated, staging included; `None` where the driver does not say.
+    pub fn allocated(&self) -> Option<u64> {
+        let report = self.recorder.device.device.generate_allocator_report()?;
+        Some(report.total_reserved_bytes)
+    }
+
+    /// Loses the device, as a reset of the driver would: for tests of what follows.
+    pub fn destroy(&self) {
+        self.recorder.device.device.destroy();
+    }
+
     /// Waits until all recorded work is done.
     ///
     /// # Errors
@@ -167,6 +186,14 @@ impl Backend for Gpu {
 
     fn name(&self) -> String {
         self.recorder.device.name()
+    }
+
+    fn memory(&self) -> Option<u64> {
+        self.recorder.device.memory
+    }
+
+    fn copies_weights(&self) -> bool {
+        true
     }
 
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<GpuMatrix> {

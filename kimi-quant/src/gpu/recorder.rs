@@ -1,6 +1,8 @@
 //! Work is recorded into one command encoder; only bringing results out submits it, and waits.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
 use super::device::Device;
@@ -37,6 +39,8 @@ pub(crate) struct Recorder {
     pub(crate) device: Device,
     pub(crate) pool: Arc<Pool>,
     state: Mutex<State>,
+    /// Bytes written since the last wait: their staging memory is not free yet.
+    staged: AtomicUsize,
 }
 
 /// One dispatch.
@@ -53,7 +57,7 @@ pub(crate) struct Dispatch<'a> {
 impl Recorder {
     pub(crate) fn new(device: Device) -> Self {
         let pool = Pool::new(device.device.clone());
-        Self { device, pool, state: Mutex::default() }
+        Self { device, pool, state: Mutex::default(), staged: AtomicUsize::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -166,6 +170,12 @@ impl Recorder {
     /// Writes `bytes`, a multiple of 4, before all work that is recorded and not submitted.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
         self.device.queue.write_buffer(&buffer.raw, offset, bytes);
+        self.staged.fetch_add(bytes.len(), Ordering::Relaxed);
+    }
+
+    /// Bytes whose staging memory is not free yet.
+    pub(crate) fn staged(&self) -> usize {
+        self.staged.load(Ordering::Relaxed)
     }
 
     /// Waits until everything written so far has arrived, so that its staging memory is free again.
@@ -228,9 +238,10 @@ impl Recorder {
     }
 
     fn wait(&self) -> Result<()> {
-        let waited = self.device.device.poll(wgpu::PollType::wait_indefinitely());
+        let waited = survive(|| self.device.device.poll(wgpu::PollType::wait_indefinitely()));
         self.device.check()?;
-        waited.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
+        self.staged.store(0, Ordering::Relaxed);
+        waited?.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
     }
 
     /// Submits, waits, and returns the first `bytes` bytes of some buffers.
@@ -278,6 +289,12 @@ impl Recorder {
     }
 }
 
+/// wgpu 30 panics where a wait finds the device lost (after it has told so), and offers no other way to wait.
+fn survive<R>(wait: impl FnOnce() -> R) -> Result<R> {
+    catch_unwind(AssertUnwindSafe(wait))
+        .map_err(|_| BackendError::Device("the device was lost while it was waited for".to_owned()))
+}
+
 fn layout_entry(binding: usize, written: bool) -> wgpu::BindGroupLayoutEntry {
     wgpu::BindGroupLayoutEntry {
         binding: binding as u32,
@@ -288,5 +305,18 @@ fn layout_entry(binding: usize, written: bool) -> wgpu::BindGroupLayoutEntry {
             min_binding_size: None,
         },
         count: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::survive;
+    use crate::BackendError;
+
+    #[test]
+    fn a_panic_while_waiting_is_a_lost_device() {
+        assert_eq!(survive(|| 1), Ok(1));
+        let lost = survive(|| std::panic::resume_unwind(Box::new("Parent device is lost")));
+        assert!(matches!(lost, Err::<(), _>(BackendError::Device(what)) if what.contains("lost")));
     }
 }
