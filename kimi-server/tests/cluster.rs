@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Running, json, kimi, run, stderr, wait_until};
-use kimi_core::Checkpoint;
+use kimi_core::{Checkpoint, DeviceChoice};
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
 use kimi_net::{Assign, Config, Coordinator, Dtype, ErrorCode, Fingerprint, LinkError, Tuning, Versions};
@@ -53,7 +53,8 @@ impl Lead {
 
     fn build(&self, worker: &Running, name: &str, model: &str) -> Result<Built, BuildError> {
         let workers = self.connect(worker, name).unwrap();
-        let placement = Placement { plan: &self.plan, workers, cache: CACHE, model };
+        let device = &DeviceChoice::cpu();
+        let placement = Placement { plan: &self.plan, workers, cache: CACHE, model, device };
         cluster::build(&self.checkpoint, placement, self.runtime.handle(), &silent())
     }
 
@@ -172,7 +173,8 @@ fn runs(process: &str) -> bool {
 #[test]
 fn a_worker_ends_with_its_owner() {
     let program = env!("CARGO_BIN_EXE_kimi").into();
-    let command = WorkerCommand { program, model: "kimi-tiny".into(), config: None };
+    let command =
+        WorkerCommand { program, model: "kimi-tiny".into(), config: None, device: DeviceChoice::cpu() };
     let worker = command.start("w").unwrap();
     let process = worker.process_id().to_string();
     assert!(runs(&process));
@@ -208,7 +210,8 @@ fn a_worker_ends_when_its_owner_is_killed() {
 #[test]
 fn a_worker_that_does_not_start() {
     let program = env!("CARGO_BIN_EXE_kimi").into();
-    let command = WorkerCommand { program, model: "/no/such/model".into(), config: None };
+    let command =
+        WorkerCommand { program, model: "/no/such/model".into(), config: None, device: DeviceChoice::cpu() };
     let error = command.start("w").unwrap_err().to_string();
     assert!(error.contains("worker w did not start"), "{error}");
 }

@@ -12,6 +12,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bandwidth;
 mod codec;
 mod dense;
 mod dequant;
@@ -31,6 +32,7 @@ mod scales;
 mod simd;
 mod tensor;
 
+pub use bandwidth::read_bandwidth;
 pub use dequant::{dequantize, dequantize_row};
 pub use isa::Isa;
 #[cfg(feature = "gpu")]
