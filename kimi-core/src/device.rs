@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use kimi_quant::{Backend, Cpu};
+use kimi_quant::{Backend, BackendError, Cpu};
 
 use crate::checkpoint::Checkpoint;
 use crate::stage::{CacheConfig, LoadError, Stage, StageRunner};
@@ -75,7 +75,7 @@ impl DeviceChoice {
             DeviceKind::Cpu => on_cpu(&source, progress),
             DeviceKind::Gpu => self.on_gpu(&source, progress),
             DeviceKind::Auto => match self.on_gpu(&source, progress) {
-                Err(LoadError::NoGpu(reason)) => {
+                Err(reason @ LoadError::Backend(BackendError::NoAdapter { .. })) => {
                     tracing::info!("running on the CPU: {reason}");
                     on_cpu(&source, progress)
                 }
@@ -90,39 +90,21 @@ impl DeviceChoice {
 
     #[cfg(feature = "gpu")]
     fn on_gpu(&self, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
-        use kimi_quant::gpu::{Gpu, GpuOptions, adapters};
-        let hardware_only = self.kind == DeviceKind::Auto;
-        let named = self.adapter.as_deref();
-        let all = adapters();
-        if !all.iter().any(|a| a.is_named(named) && (a.is_hardware() || !hardware_only)) {
-            return Err(LoadError::NoGpu(no_adapter(&all, named, hardware_only)));
-        }
-        let adapter = self.adapter.clone();
-        let options = GpuOptions { adapter, hardware_only, memory: self.memory, ..GpuOptions::default() };
-        loaded(Arc::new(Gpu::new(&options)?), source, progress)
+        use kimi_quant::gpu::{Gpu, GpuOptions};
+        let gpu = Gpu::new(&GpuOptions {
+            adapter: self.adapter.clone(),
+            hardware_only: self.kind == DeviceKind::Auto,
+            memory: self.memory,
+            ..GpuOptions::default()
+        })?;
+        loaded(Arc::new(gpu), source, progress)
     }
 
     #[cfg(not(feature = "gpu"))]
     fn on_gpu(&self, _: &Source<'_>, _: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
-        Err(LoadError::NoGpu("this program was built without the feature `gpu`".to_owned()))
-    }
-}
-
-#[cfg(feature = "gpu")]
-fn no_adapter(all: &[kimi_quant::gpu::Adapter], named: Option<&str>, hardware_only: bool) -> String {
-    let wanted = match named {
-        Some(name) => format!("no GPU with {name:?} in its name"),
-        None => "no GPU".to_owned(),
-    };
-    let seen: Vec<_> = all.iter().map(ToString::to_string).collect();
-    match all {
-        [] => format!(
-            "there is {wanted}, nor any other (on Linux, is a Vulkan driver with its loader installed?)"
-        ),
-        _ if hardware_only && all.iter().all(|a| !a.is_hardware()) => {
-            format!("there is {wanted}, only software: {}", seen.join(", "))
-        }
-        _ => format!("there is {wanted}, but {}", seen.join(", ")),
+        let asked = self.adapter.clone().unwrap_or_else(|| "any".to_owned());
+        let seen = "none in this program: it was built without the feature `gpu`".to_owned();
+        Err(BackendError::NoAdapter { asked, seen }.into())
     }
 }
 

@@ -113,9 +113,6 @@ pub enum LoadError {
     /// The device has no room, or failed.
     #[error(transparent)]
     Backend(#[from] kimi_quant::BackendError),
-    /// There is no GPU, or none that was asked for.
-    #[error("{0}; use another backend")]
-    NoGpu(String),
     /// The device's memory is too small.
     #[error(
         "layers {first}-{last} do not fit {device}: {weights} of weights and {cache} of cache need {needed} with what it \

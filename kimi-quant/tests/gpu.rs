@@ -12,8 +12,8 @@ use bytes::Bytes;
 use common::{Random, misaligned};
 use kimi_quant::gpu::{GpuOptions, Tuning};
 use kimi_quant::{
-    Backend, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape, LatentProjections, Norm,
-    PackedMatrix, Rope, Router, RouterShape, TokenLayout,
+    Backend, BackendError, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape, LatentProjections,
+    Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
 };
 
 /// The device with subgroups, if it has them.
@@ -453,4 +453,50 @@ fn an_input_does_not_overwrite_pending_work() {
     let input = gpu.upload(1, 64, &values).unwrap();
     assert_eq!(gpu.download(&input).unwrap(), values);
     close("two products", &gpu.download(&found).unwrap(), expected.data());
+}
+
+/// Three layers of Kimi-K2 with 18 of its experts, in zeros.
+#[test]
+fn device_memory_is_what_is_stored_and_little_more() {
+    const EXPERTS: usize = 18;
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let zeros = |rows: usize, cols: usize| {
+        let part = |bytes: usize| Bytes::from(vec![0; rows * bytes]);
+        let [weight, scales, biases] = FOUR_BITS.row_bytes(cols).unwrap().map(part);
+        PackedMatrix::new(rows, cols, FOUR_BITS, weight, scales, biases).unwrap()
+    };
+    let mut stored = 0;
+    let mut held = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        for (rows, cols) in [(1536, 7168), (12288, 1536), (576, 7168), (16384, 512), (7168, 8192)] {
+            let m = zeros(rows, cols);
+            stored += m.bytes();
+            held.0.push(gpu.load_matrix(m).unwrap());
+        }
+        for (rows, cols) in [(2048, 7168), (2048, 7168), (7168, 2048)] {
+            let experts = vec![zeros(rows, cols); EXPERTS];
+            stored += experts.iter().map(PackedMatrix::bytes).sum::<u64>();
+            held.1.push(gpu.load_experts(experts).unwrap());
+        }
+    }
+    gpu.wait().unwrap();
+    if let Some(allocated) = gpu.allocated() {
+        println!("{allocated} bytes allocated for {stored} bytes of weights");
+        assert!(allocated as f64 <= stored as f64 * 1.03, "{allocated} for {stored}");
+    }
+}
+
+#[test]
+fn a_lost_device_is_an_error_from_then_on() {
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let x = gpu.upload(1, 4, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    assert_eq!(gpu.download(&x).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    gpu.destroy();
+    for _ in 0..2 {
+        let lost = gpu.upload(1, 4, &[1.0; 4]).and_then(|x| gpu.download(&x));
+        assert!(matches!(&lost, Err(BackendError::Device(what)) if what.contains("lost")), "{lost:?}");
+        assert!(matches!(gpu.wait(), Err(BackendError::Device(_))));
+    }
+    assert!(gpu.load_vector(vec![1.0; 8]).and_then(|_| gpu.wait()).is_err());
+    drop(x);
 }

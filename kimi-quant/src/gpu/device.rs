@@ -55,13 +55,13 @@ impl Device {
             about.is_named(options.adapter.as_deref()) && (about.is_hardware() || !options.hardware_only)
         };
         let found = all.into_iter().find(|(_, about)| fits(about));
-        let (adapter, about) = found.ok_or_else(|| {
-            let seen = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            let asked = options.adapter.as_deref().unwrap_or("any");
-            BackendError::Device(format!(
-                "no GPU adapter: asked for {asked}, there is {seen}; install a Vulkan driver and loader, \
-                 or use the CPU backend"
-            ))
+        let (adapter, about) = found.ok_or_else(|| BackendError::NoAdapter {
+            asked: match (&options.adapter, options.hardware_only) {
+                (Some(name), _) => format!("{name:?}"),
+                (None, true) => "one that is not software".to_owned(),
+                (None, false) => "any".to_owned(),
+            },
+            seen: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
         })?;
         Self::from_adapter(&adapter, about, options)
     }
