@@ -117,7 +117,8 @@ fn devices_show_what_they_are() {
     let name = gpu["name"].as_str().unwrap();
     let text = common::stdout(&run(&["devices"]));
     assert!(text.contains(name) && text.contains("subgroups"), "{text}");
-    let output = kimi().args(["run", "kimi-tiny", "--prompt", "Hi", "--max-tokens", "2", "--log", "info"]);
-    let output = output.env("KIMI_BACKEND", "gpu").env("KIMI_ADAPTER", name).output().unwrap();
+    let mut by_environment = kimi();
+    by_environment.args(["run", "kimi-tiny", "--prompt", "Hi", "--max-tokens", "2", "--log", "info"]);
+    let output = by_environment.env("KIMI_BACKEND", "gpu").env("KIMI_ADAPTER", name).output().unwrap();
     assert!(output.status.success() && stderr(&output).contains(name), "{}", stderr(&output));
 }
