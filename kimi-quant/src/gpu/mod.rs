@@ -12,6 +12,7 @@ mod moe;
 mod pool;
 mod product;
 mod recorder;
+mod sample;
 mod shader;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ mod weights;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use device::{GpuOptions, adapters};
+pub use sample::PendingTokens;
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
 
@@ -32,7 +34,7 @@ use shader::{EMBED, GATHER_ROWS, Spec};
 
 use crate::{
     Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, PackedMatrix, Rope,
-    Router, TokenLayout,
+    Router, SampleError, SampleRequest, Sampled, TokenLayout,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -430,6 +432,15 @@ impl Backend for Gpu {
         let picked = self.gather_rows(&x.buffer, x.cols, &*upload_words(self, rows)?, rows.len())?;
         let [logits] = self.norm_project(&picked, norm, [lm_head])?;
         Ok(logits)
+    }
+
+    fn sample(
+        &self,
+        logits: &GpuTensor,
+        requests: &[SampleRequest<'_>],
+    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
+        let pending = self.start_sample(logits, requests)?;
+        self.finish_sample(pending)
     }
 }
 
