@@ -1,6 +1,6 @@
 //! The seam between the model and the devices that run it.
 
-use crate::{BackendError, PackedMatrix, TokenLayout};
+use crate::{BackendError, PackedMatrix, SampleError, SampleRequest, Sampled, TokenLayout};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -102,8 +102,8 @@ pub struct ExpertHidden<T> {
 
 /// A device that runs the model.
 ///
-/// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only the
-/// `download_*` functions wait. Every function checks its operands' shapes and returns
+/// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only
+/// `download`, the `download_*` functions and `sample` wait. Every function checks its operands' shapes and returns
 /// [`BackendError::Shape`] where they do not fit.
 pub trait Backend: Send + Sync + 'static {
     /// A packed matrix on the device.
@@ -257,4 +257,12 @@ pub trait Backend: Send + Sync + 'static {
         norm: &Norm<Self::Vector>,
         lm_head: &Self::Matrix,
     ) -> Result<Self::Tensor>;
+
+    /// Waits, and chooses a token for each request from its row of the logits `[S, V]`, which stay as they are. A
+    /// request that fails, fails alone.
+    fn sample(
+        &self,
+        logits: &Self::Tensor,
+        requests: &[SampleRequest<'_>],
+    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>>;
 }

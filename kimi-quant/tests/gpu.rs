@@ -6,32 +6,14 @@
 
 mod common;
 
-use std::sync::OnceLock;
-
 use bytes::Bytes;
+use common::device::{gpu, open, spoil};
 use common::{Random, misaligned};
 use kimi_quant::gpu::{GpuOptions, Tuning};
 use kimi_quant::{
     Backend, BackendError, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape, LatentProjections,
     Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
 };
-
-/// The device with subgroups, if it has them.
-fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    GPU.get_or_init(|| open(GpuOptions::default())).as_ref()
-}
-
-fn open(options: GpuOptions) -> Option<Gpu> {
-    match Gpu::new(&options) {
-        Ok(gpu) => Some(gpu),
-        Err(e) if std::env::var_os("KIMI_REQUIRE_GPU").is_none() => {
-            println!("skipped: no adapter ({e})");
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
-}
 
 /// Random weights: any codes, scales of about 1/16 of both signs.
 fn matrix(random: &mut Random, rows: usize, cols: usize, format: Format) -> PackedMatrix {
@@ -87,21 +69,6 @@ fn close(what: &str, found: &[f32], expected: &[f32]) {
     let size = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
         assert!((f - e).abs() <= 2e-5 * size, "{what}: value {i} is {f}, expected {e} (largest {size})");
-    }
-}
-
-/// Fills free buffers of these sizes with a sentinel, so that a value that is not written shows: results of the device
-/// get what the last results of their size gave back.
-fn spoil(gpu: &Gpu, sizes: &[usize]) {
-    for &size in sizes {
-        let sentinel: Vec<u8> = (0..size.max(1)).flat_map(|_| 1e30f32.to_le_bytes()).collect();
-        let float = Format::Float(FloatType::F32);
-        let row =
-            PackedMatrix::new(1, size.max(1), float, sentinel.into(), Bytes::new(), Bytes::new()).unwrap();
-        let table = gpu.load_matrix(row).unwrap();
-        let all: Vec<_> = (0..4).map(|_| gpu.embed(&table, &[0]).unwrap()).collect();
-        drop(all);
-        gpu.wait().unwrap();
     }
 }
 

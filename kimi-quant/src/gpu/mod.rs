@@ -13,6 +13,7 @@ mod moe;
 mod pool;
 mod product;
 mod recorder;
+mod sample;
 mod shader;
 #[cfg(test)]
 mod tests;
@@ -24,6 +25,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
 pub use device::GpuOptions;
+pub use sample::PendingTokens;
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
 
@@ -35,7 +37,7 @@ use shader::{EMBED, GATHER_ROWS, Spec};
 
 use crate::{
     Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, PackedMatrix, Rope,
-    Router, TokenLayout,
+    Router, SampleError, SampleRequest, Sampled, TokenLayout,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -458,6 +460,15 @@ impl Backend for Gpu {
         let picked = self.gather_rows(&x.buffer, x.cols, &*upload_words(self, rows)?, rows.len())?;
         let [logits] = self.norm_project(&picked, norm, [lm_head])?;
         Ok(logits)
+    }
+
+    fn sample(
+        &self,
+        logits: &GpuTensor,
+        requests: &[SampleRequest<'_>],
+    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
+        let pending = self.start_sample(logits, requests)?;
+        self.finish_sample(pending)
     }
 }
 

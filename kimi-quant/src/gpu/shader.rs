@@ -22,10 +22,13 @@ pub(crate) struct Op {
 }
 
 macro_rules! op {
-    ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal) => {
+    ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal $(, $included:literal)*) => {
         pub(crate) static $constant: Op = Op {
             name: $file,
-            text: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
+            text: concat!(
+                $(include_str!(concat!("../../../shaders/", $included, ".wgsl")),)*
+                include_str!(concat!("../../../shaders/", $file, ".wgsl")),
+            ),
             writes: &$writes,
             matrices: $matrices,
             sums: $sums,
@@ -46,6 +49,10 @@ op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
 op!(READ, "read", [false, true], 0, false, 1);
 op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 1);
+op!(SAMPLE_SCAN, "sample_scan", [false, true, true, true, false, false], 0, false, 4, "sample");
+op!(SAMPLE_DIGIT, "sample_digit", [false, true, false], 0, false, 4, "sample", "sample_search");
+op!(SAMPLE_WEIGH, "sample_weigh", [false, true, false, true], 0, false, 4, "sample", "sample_search");
+op!(SAMPLE_CHOOSE, "sample_choose", [false, false, false, false, false, true], 0, false, 4, "sample");
 
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
 const MATRIX: &str = include_str!("../../../shaders/matrix.wgsl");

@@ -5,7 +5,7 @@ use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator
 
 use super::super::shader::{
     ABSORB, ATTEND, ATTEND_MERGE, EMBED, GATHER_ROWS, Op, PRODUCT, Packing, READ, RMS_NORM, ROTATE, ROUTE,
-    STORE_LATENT, SWIGLU, Spec,
+    SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, STORE_LATENT, SWIGLU, Spec,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -74,6 +74,12 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     for (experts, groups) in [(384, 1), (256, 8), (7, 7)] {
         let sizes = vec![("EXPERTS", experts), ("GROUPS", groups), ("KEPT", 1), ("CHOSEN", 2)];
         all.push((&ROUTE, Spec::new(&ROUTE, [vec![group], sizes].concat())));
+    }
+    for (radix, sampled) in [(0, 0), (0, 1), (1, 1)] {
+        let sizes = vec![("WORKGROUP", 256), ("EACH", 8), ("RADIX", radix), ("SAMPLED", sampled)];
+        for op in [&SAMPLE_SCAN, &SAMPLE_DIGIT, &SAMPLE_WEIGH, &SAMPLE_CHOOSE] {
+            all.push((op, Spec::new(op, sizes.clone())));
+        }
     }
     let without = all.clone();
     all.iter_mut().for_each(|(_, spec)| spec.subgroups = true);
