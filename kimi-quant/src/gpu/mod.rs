@@ -6,7 +6,9 @@
 
 mod attention;
 mod bandwidth;
+mod batched;
 mod device;
+mod grouped;
 mod layout;
 mod moe;
 mod pool;
@@ -20,11 +22,13 @@ mod weights;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use batched::BatchKernel;
 pub use device::{GpuOptions, adapters};
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
 
 use device::Device;
+use grouped::Groups;
 use layout::DeviceLayout;
 use pool::Buffer;
 use recorder::{Dispatch, Recorder};
@@ -41,6 +45,7 @@ type Result<T> = std::result::Result<T, BackendError>;
 pub struct Gpu {
     recorder: Arc<Recorder>,
     tuning: Mutex<Option<Tuning>>,
+    batch_kernel: Mutex<Option<BatchKernel>>,
     /// Stands in where a binding is not used.
     nothing: Arc<Buffer>,
     last_layout: Mutex<Option<DeviceLayout>>,
@@ -65,6 +70,7 @@ pub struct GpuRouting {
     chosen: usize,
     ids: Arc<Buffer>,
     weights: Arc<Buffer>,
+    groups: Mutex<Option<Groups>>,
 }
 
 /// The latent cache of one layer on the device.
@@ -100,7 +106,7 @@ impl Gpu {
         let recorder = Arc::new(Recorder::new(Device::open(options)?));
         let nothing = recorder.pool.keep("nothing", 256)?;
         let tuning = Mutex::new(options.tuning);
-        Ok(Self { recorder, tuning, nothing, last_layout: Mutex::default() })
+        Ok(Self { recorder, tuning, batch_kernel: Mutex::default(), nothing, last_layout: Mutex::default() })
     }
 
     /// Waits until all recorded work is done.
@@ -134,7 +140,8 @@ impl Gpu {
         BackendError::check("upload", "number of expert ids", ids.len(), tokens * chosen)?;
         BackendError::check("upload", "number of expert weights", weights.len(), ids.len())?;
         let weights = upload_words(self, bytemuck::cast_slice(weights))?;
-        Ok(GpuRouting { tokens, chosen, ids: upload_words(self, ids)?, weights })
+        let ids = upload_words(self, ids)?;
+        Ok(GpuRouting { tokens, chosen, ids, weights, groups: Mutex::default() })
     }
 
     /// Activations with any contents.

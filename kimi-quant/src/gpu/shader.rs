@@ -11,6 +11,8 @@ pub(crate) struct Op {
     /// The file's name.
     pub(crate) name: &'static str,
     text: &'static str,
+    /// What it shares with others, before its text.
+    include: &'static str,
     /// Of each binding of its own whether it is written.
     writes: &'static [bool],
     /// Packed matrices; their bindings follow its own, two each.
@@ -23,9 +25,13 @@ pub(crate) struct Op {
 
 macro_rules! op {
     ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal) => {
+        op!($constant, $file, $writes, $matrices, $sums, $params, "");
+    };
+    ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal, $include:expr) => {
         pub(crate) static $constant: Op = Op {
             name: $file,
             text: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
+            include: $include,
             writes: &$writes,
             matrices: $matrices,
             sums: $sums,
@@ -35,6 +41,10 @@ macro_rules! op {
 }
 
 op!(PRODUCT, "product", [false, true, false, false, false], 2, true, 15);
+op!(FEW, "few", [false, true, false, false, false], 2, true, 14, LINES);
+op!(TILED, "tiled", [false, true, false, false, false], 2, false, 14, LINES);
+op!(GROUP, "group", [false, true, true], 0, false, 2);
+op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 5);
 op!(ABSORB, "absorb", [false, true], 1, false, 10);
 op!(ROTATE, "rotate", [false, true, false], 0, false, 8);
@@ -47,6 +57,7 @@ op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
 op!(READ, "read", [false, true], 0, false, 1);
 op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 1);
 
+const LINES: &str = include_str!("../../../shaders/lines.wgsl");
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
 const MATRIX: &str = include_str!("../../../shaders/matrix.wgsl");
 const NO_MATRIX: &str = include_str!("../../../shaders/no_matrix.wgsl");
@@ -196,6 +207,7 @@ impl Spec {
         if op.sums {
             text.push_str(if self.subgroups { REDUCE_SUBGROUP } else { REDUCE_SHARED });
         }
+        text.push_str(op.include);
         text.push_str(op.text);
         text
     }
