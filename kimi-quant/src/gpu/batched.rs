@@ -97,6 +97,9 @@ impl Tile {
 }
 
 impl BatchKernel {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Few, Self::Tiled];
+
     /// For `tokens` tokens and `rows` outputs in all.
     fn dense(tokens: usize, rows: usize) -> Self {
         // Below this, tiles are too few to keep a GPU busy, or mostly empty.
