@@ -78,21 +78,30 @@ impl Tile {
         self.lines / self.block_lines * (self.rows / self.block_rows)
     }
 
-    /// For `lines` lines of at most `all` altogether; with `pair` a workgroup has these rows of both matrices.
-    fn choose(lines: usize, rows: usize, pair: bool) -> Self {
-        let (tile_rows, block_rows) = if pair { (64, 4) } else { (128, 8) };
+    /// For `tokens` tokens; with `pair` a workgroup has these rows of both matrices.
+    fn choose(device: &Device, tokens: usize, rows: usize, pair: bool) -> Self {
+        let (tile_rows, block_rows) = Self::rows(device, pair);
         let sizes = [(64, 8), (32, 4), (16, 4)];
         let blocks = rows.div_ceil(tile_rows as usize);
-        let busy = |tile: usize| blocks * lines.div_ceil(tile) >= ENOUGH_WORKGROUPS;
-        let (lines, block_lines) =
-            sizes.into_iter().find(|(tile, _)| busy(*tile as usize)).unwrap_or((16, 4));
+        let busy = |lines: u32| blocks * tokens.div_ceil(lines as usize) >= ENOUGH_WORKGROUPS;
+        let fits = |&(lines, _): &(u32, u32)| device.lanes >= 32 && busy(lines);
+        let (lines, block_lines) = sizes.into_iter().find(fits).unwrap_or((16, 4));
         Self { lines, block_lines, rows: tile_rows, block_rows }
     }
 
     /// For experts: blocks of lines that a workgroup does not have are skipped.
-    fn of_groups(lines: u32, pair: bool) -> Self {
-        let (rows, block_rows) = if pair { (64, 4) } else { (128, 8) };
+    fn of_groups(device: &Device, lines: u32, pair: bool) -> Self {
+        let (rows, block_rows) = Self::rows(device, pair);
         Self { lines, block_lines: lines / 4, rows, block_rows }
+    }
+
+    /// Rows of a workgroup and of a thread.
+    fn rows(device: &Device, pair: bool) -> (u32, u32) {
+        match (device.lanes, pair) {
+            (..32, _) => (32, 4),
+            (_, true) => (64, 4),
+            (_, false) => (128, 8),
+        }
     }
 }
 
@@ -154,8 +163,8 @@ impl Gpu {
             }
             BatchKernel::Tiled => {
                 let tile = match product.lines {
-                    Lines::Tokens(heads) => Tile::choose(x.rows, rows * heads.count, pair == 1),
-                    Lines::Experts { groups, .. } => Tile::of_groups(groups.lines as u32, pair == 1),
+                    Lines::Tokens(heads) => Tile::choose(device, x.rows, rows * heads.count, pair == 1),
+                    Lines::Experts { groups, .. } => Tile::of_groups(device, groups.lines as u32, pair == 1),
                 };
                 (&TILED, tile.constants(), tile.rows, tile.lines)
             }

@@ -13,6 +13,8 @@ pub struct GpuOptions {
     pub adapter: Option<String>,
     /// Uses plain shared memory even where the adapter has subgroups.
     pub no_subgroups: bool,
+    /// Bytes of the largest binding, where that is less than the adapter's limit: weights above it are split.
+    pub max_binding: Option<u64>,
     /// Sizes of the product kernels; chosen by format and shape where it is `None`.
     pub tuning: Option<Tuning>,
 }
@@ -87,7 +89,9 @@ impl Device {
         }
         let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
         let features = has & wanted;
-        let limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
+        let mut limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
+        let binding = &mut limits.max_storage_buffer_binding_size;
+        *binding = options.max_binding.unwrap_or(u64::MAX).min(*binding);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("kimi"),
             required_features: features,
