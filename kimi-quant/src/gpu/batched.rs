@@ -188,6 +188,11 @@ impl Gpu {
                 if few { [blocks, tiles, heads.count] } else { [tiles, blocks, heads.count] }
             }
         };
+        let met = match product.lines {
+            Lines::Tokens(heads) => x.rows * heads.count,
+            Lines::Experts { routing, .. } => routing.tokens * routing.chosen,
+        };
+        self.recorder.count((1 + pair) as f64 * met as f64 * rows as f64 * packing.cols as f64);
         self.recorder.dispatch(Dispatch {
             op,
             spec: Spec::new(op, constants).with_matrices(packing, 1 + pair),

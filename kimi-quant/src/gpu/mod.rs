@@ -11,6 +11,7 @@ mod device;
 mod grouped;
 mod layout;
 mod moe;
+mod pace;
 mod pool;
 mod product;
 mod recorder;
