@@ -9,7 +9,7 @@ mod common;
 use bytes::Bytes;
 use common::device::{gpu, open, spoil};
 use common::{Random, misaligned};
-use kimi_quant::gpu::{GpuOptions, Tuning};
+use kimi_quant::gpu::{BatchKernel, GpuOptions, Tuning};
 use kimi_quant::{
     Backend, BackendError, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape, LatentProjections,
     Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
@@ -327,6 +327,61 @@ fn experts_of_every_format() {
     }
     let eight = Format::Affine { bits: BitWidth::B8, group: 64, scales: FloatType::Bf16 };
     both.experts([FOUR_BITS, eight, Format::Mxfp4], 4, shape, 5);
+}
+
+#[test]
+fn batches_through_every_kernel() {
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let mut both = Both::new(&gpu, 10);
+    let bits = |bits, group| Format::Affine { bits, group, scales: FloatType::Bf16 };
+    let mixed = [FOUR_BITS, bits(BitWidth::B3, 64), Format::Nvfp4, Format::Float(FloatType::F32)];
+    // Every kind, and every number of scales a unit; `projections_of_every_format` has all formats of few tokens.
+    let mut kinds = vec![Format::Mxfp4, Format::Mxfp8, Format::Float(FloatType::Bf16), bits(BitWidth::B4, 8)];
+    kinds.extend([bits(BitWidth::B2, 128), bits(BitWidth::B5, 32), bits(BitWidth::B6, 16)]);
+    kinds.extend([bits(BitWidth::B8, 64), Format::Int4 { group: 32, scales: FloatType::F16 }]);
+    for kernel in BatchKernel::ALL {
+        gpu.set_batch_kernel(Some(kernel));
+        for &format in mixed.iter().chain(kinds.iter().filter(|_| kernel != BatchKernel::Few)) {
+            let (rows, cols) = shapes(format, &mut both.random);
+            let tokens = 2 + both.random.below(40);
+            both.projections(format, tokens, rows, cols);
+        }
+        // More than one tile of lines and of rows.
+        both.projections(FOUR_BITS, 75, 300, 96);
+        let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+        for (i, tokens) in [2, 5, 33, 90].into_iter().enumerate() {
+            both.experts([mixed[i]; 3], tokens, shape, 7);
+        }
+        both.experts([FOUR_BITS, bits(BitWidth::B8, 64), Format::Mxfp4], 21, shape, 5);
+    }
+}
+
+#[test]
+fn weights_are_split_over_bindings() {
+    let Some(gpu) = open(GpuOptions { max_binding: Some(48 << 10), ..Default::default() }) else { return };
+    let mut both = Both::new(&gpu, 11);
+    let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+    for kernel in BatchKernel::ALL {
+        gpu.set_batch_kernel(Some(kernel));
+        for tokens in [1, 2, 30] {
+            // 18 KiB an expert: two to a binding. The results of 90 pairs fit 128 columns at a time.
+            both.experts([FOUR_BITS; 3], tokens, shape, 7);
+            // 100 KiB: three bindings.
+            let (rows, cols) = (100, 256);
+            let (m, gm) = both.matrix(rows, cols, Format::Float(FloatType::F32));
+            let (up, gup) = both.matrix(rows, cols, Format::Float(FloatType::F32));
+            let (norm, gnorm) = both.norm(cols);
+            let x = both.random.f32s(tokens * cols);
+            let cx = both.cpu.upload(tokens, cols, &x).unwrap();
+            let gx = gpu.upload(tokens, cols, &x).unwrap();
+            let [c] = both.cpu.norm_project(&cx, &norm, [&m]).unwrap();
+            let [g] = gpu.norm_project(&gx, &gnorm, [&gm]).unwrap();
+            close("norm_project", &gpu.download(&g).unwrap(), c.data());
+            let c = both.cpu.norm_swiglu(&cx, &norm, &m, &up).unwrap();
+            let g = gpu.norm_swiglu(&gx, &gnorm, &gm, &gup).unwrap();
+            close("norm_swiglu", &gpu.download(&g).unwrap(), c.data());
+        }
+    }
 }
 
 #[test]

@@ -7,9 +7,12 @@
 mod adapter;
 mod attention;
 mod bandwidth;
+mod batched;
 mod device;
+mod grouped;
 mod layout;
 mod moe;
+mod pace;
 mod pool;
 mod product;
 mod recorder;
@@ -24,12 +27,14 @@ mod weights;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
+pub use batched::BatchKernel;
 pub use device::GpuOptions;
 pub use sample::PendingTokens;
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
 
 use device::Device;
+use grouped::Groups;
 use layout::DeviceLayout;
 use pool::Buffer;
 use recorder::{Dispatch, Recorder};
@@ -46,6 +51,7 @@ type Result<T> = std::result::Result<T, BackendError>;
 pub struct Gpu {
     recorder: Arc<Recorder>,
     tuning: Mutex<Option<Tuning>>,
+    batch_kernel: Mutex<Option<BatchKernel>>,
     /// Stands in where a binding is not used.
     nothing: Arc<Buffer>,
     last_layout: Mutex<Option<DeviceLayout>>,
@@ -70,6 +76,7 @@ pub struct GpuRouting {
     chosen: usize,
     ids: Arc<Buffer>,
     weights: Arc<Buffer>,
+    groups: Mutex<Option<Groups>>,
 }
 
 /// The latent cache of one layer on the device.
@@ -105,7 +112,7 @@ impl Gpu {
         let recorder = Arc::new(Recorder::new(Device::open(options)?));
         let nothing = recorder.pool.keep("nothing", 256)?;
         let tuning = Mutex::new(options.tuning);
-        Ok(Self { recorder, tuning, nothing, last_layout: Mutex::default() })
+        Ok(Self { recorder, tuning, batch_kernel: Mutex::default(), nothing, last_layout: Mutex::default() })
     }
 
     /// The adapter it runs on.
@@ -156,7 +163,8 @@ impl Gpu {
         BackendError::check("upload", "number of expert ids", ids.len(), tokens * chosen)?;
         BackendError::check("upload", "number of expert weights", weights.len(), ids.len())?;
         let weights = upload_words(self, bytemuck::cast_slice(weights))?;
-        Ok(GpuRouting { tokens, chosen, ids: upload_words(self, ids)?, weights })
+        let ids = upload_words(self, ids)?;
+        Ok(GpuRouting { tokens, chosen, ids, weights, groups: Mutex::default() })
     }
 
     /// Activations with any contents.

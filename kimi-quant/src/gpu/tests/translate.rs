@@ -4,8 +4,9 @@ use naga::back::{msl, spv};
 use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::super::shader::{
-    ABSORB, ATTEND, ATTEND_MERGE, EMBED, GATHER_ROWS, Op, PRODUCT, Packing, READ, RMS_NORM, ROTATE, ROUTE,
-    SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, STORE_LATENT, SWIGLU, Spec,
+    ABSORB, ATTEND, ATTEND_MERGE, COMBINE, EMBED, FEW, GATHER_ROWS, GROUP, Op, PRODUCT, Packing, READ,
+    RMS_NORM, ROTATE, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, STORE_LATENT, SWIGLU,
+    Spec, TILED,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -41,6 +42,27 @@ fn product(packing: Packing, numbers: [u32; 6], share: u32) -> Spec {
     Spec::new(&PRODUCT, constants).with_matrices(packing, 1 + pair)
 }
 
+/// `few` and `tiled`; numbers: mode, pair, down, add.
+fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 2] {
+    let [mode, pair, down, add] = numbers;
+    let common = vec![
+        ("MODE", mode),
+        ("COUNTED", mode),
+        ("CHOSEN", 8),
+        ("PER_PAIR", down),
+        ("WEIGHTED", down),
+        ("PAIR", pair),
+        ("ADD", add),
+        ("SHARE", 1),
+    ];
+    let few = vec![("LINES", 3), ("WORKGROUP", 64), ("LANES", 32), ("ROWS", 2), ("TILE", 8)];
+    let tiled =
+        vec![("LINES", 32), ("WORKGROUP", 64), ("TILE_ROWS", 64), ("BLOCK_ROWS", 8), ("BLOCK_LINES", 4)];
+    let few = Spec::new(&FEW, [common.clone(), few].concat()).with_matrices(packing, 1 + pair);
+    let tiled = Spec::new(&TILED, [common, tiled].concat()).with_matrices(packing, 1 + pair);
+    [(&FEW, few), (&TILED, tiled)]
+}
+
 /// Of every operation all that differ in more than a number.
 fn specialisations() -> Vec<(&'static Op, Spec)> {
     let mut all = Vec::new();
@@ -52,6 +74,9 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         all.push((&PRODUCT, product(packing, [0, 8, 0, 0, 1, 1], share)));
         all.push((&PRODUCT, product(packing, [1, 1, 1, 0, 0, 8], share)));
         all.push((&PRODUCT, product(packing, [2, 1, 0, 0, 1, 8], share)));
+        all.extend(
+            [[0, 0, 0, 1], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]].map(|n| batched(packing, n)).concat(),
+        );
         let one = vec![("WORKGROUP", 64), ("SHARE", 1)];
         all.push((&EMBED, Spec::new(&EMBED, one.clone()).with_matrices(packing, 1)));
         let absorb = [one, vec![("TOKENS", 2)]].concat();
@@ -66,6 +91,8 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     all.push((&SWIGLU, Spec::new(&SWIGLU, vec![group])));
     all.push((&GATHER_ROWS, Spec::new(&GATHER_ROWS, vec![group])));
     all.push((&ATTEND_MERGE, Spec::new(&ATTEND_MERGE, vec![group, ("LATENT", 512)])));
+    all.push((&GROUP, Spec::new(&GROUP, vec![group, ("EXPERTS", 384)])));
+    all.push((&COMBINE, Spec::new(&COMBINE, vec![group, ("CHOSEN", 8)])));
     for (heads, positions) in [(8, 8), (1, 1)] {
         let sizes = vec![("WORKGROUP", 128), ("LATENT", 512), ("ROPE", 64), ("PAGE", 16)];
         let tile = vec![("HEADS", heads), ("POSITIONS", positions)];
