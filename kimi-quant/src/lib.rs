@@ -20,7 +20,8 @@ mod layout;
 mod matrix;
 
 pub use backend::{
-    Backend, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, Rope, Router, RouterShape,
+    AttentionInputs, Backend, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, Rope, Router,
+    RouterShape,
 };
 pub use cpu::Cpu;
 pub use error::{BackendError, FormatError};

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use common::{Random, misaligned};
 use kimi_quant::gpu::{GpuOptions, Tuning};
 use kimi_quant::{
-    Backend, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape, LatentProjections, Norm,
-    PackedMatrix, Rope, Router, RouterShape, TokenLayout,
+    AttentionInputs, Backend, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape,
+    LatentProjections, Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
 };
 
 /// The device with subgroups, if it has them.
@@ -246,18 +246,6 @@ impl<'a> Both<'a> {
         let (norm, gnorm) = self.norm(heads.latent);
         let rope =
             Rope { inv_freq: (0..heads.rope / 2).map(|i| 0.7f32.powi(i as i32)).collect(), mscale: 1.25 };
-        for layout in [&history, &layout] {
-            let kv = self.random.f32s(layout.len() * width);
-            let ckv = cpu.upload(layout.len(), width, &kv).unwrap();
-            let gkv = gpu.upload(layout.len(), width, &kv).unwrap();
-            cpu.store_latent(&mut cache, &ckv, &norm, &rope, layout).unwrap();
-            gpu.store_latent(&mut gcache, &gkv, &gnorm, &rope, layout).unwrap();
-        }
-        close(
-            &format!("{what}: cache"),
-            &gpu.download_cache(&gcache, &layout).unwrap(),
-            &cpu.download_cache(&cache, &layout).unwrap(),
-        );
         let (projections, gprojections) = if split {
             let (q, gq) = self.matrix(heads.heads * heads.latent, heads.nope, format);
             let (v, gv) = self.matrix(heads.heads * heads.value, heads.latent, format);
@@ -269,27 +257,34 @@ impl<'a> Both<'a> {
             let (m, gm) = self.matrix(heads.heads * (heads.nope + heads.value), heads.latent, format);
             (LatentProjections::Joint(m), LatentProjections::Joint(gm))
         };
-        let tokens = layout.len();
-        spoil(
-            gpu,
-            &[
-                tokens * heads.heads * width,
-                tokens * heads.heads * heads.latent,
-                tokens * heads.heads * heads.value,
-            ],
-        );
-        let q = self.random.f32s(tokens * heads.heads * (heads.nope + heads.rope));
-        let cq = cpu.upload(tokens, heads.heads * (heads.nope + heads.rope), &q).unwrap();
-        let gq = gpu.upload(tokens, heads.heads * (heads.nope + heads.rope), &q).unwrap();
-        let cq = cpu.absorb_query(&cq, &projections, heads, &rope, &layout).unwrap();
-        let gq = gpu.absorb_query(&gq, &gprojections, heads, &rope, &layout).unwrap();
-        close(&format!("{what}: absorbed"), &gpu.download(&gq).unwrap(), cq.data());
-        let ca = cpu.attend_latent(&cq, &cache, heads, 0.11, &layout).unwrap();
-        let ga = gpu.attend_latent(&gq, &gcache, heads, 0.11, &layout).unwrap();
-        close(&format!("{what}: attended"), &gpu.download(&ga).unwrap(), ca.data());
-        let cv = cpu.project_values(&ca, &projections, heads).unwrap();
-        let gv = gpu.project_values(&ga, &gprojections, heads).unwrap();
-        close(&format!("{what}: values"), &gpu.download(&gv).unwrap(), cv.data());
+        // What is there before the batch is a batch too: a prompt.
+        for layout in [&history, &layout] {
+            let tokens = layout.len();
+            let per_head = heads.nope + heads.rope;
+            let partials = tokens * heads.heads;
+            spoil(gpu, &[partials * width, partials * heads.latent, partials * heads.value]);
+            let kv = self.random.f32s(tokens * width);
+            let q = self.random.f32s(tokens * heads.heads * per_head);
+            let [ckv, cq] = [(&kv, width), (&q, heads.heads * per_head)]
+                .map(|(values, cols)| cpu.upload(tokens, cols, values).unwrap());
+            let [gkv, gq] = [(&kv, width), (&q, heads.heads * per_head)]
+                .map(|(values, cols)| gpu.upload(tokens, cols, values).unwrap());
+            let inputs = AttentionInputs { q: &cq, kv: &ckv, norm: &norm, rope: &rope };
+            let cq = cpu.latent_query(inputs, &mut cache, &projections, heads, layout).unwrap();
+            let inputs = AttentionInputs { q: &gq, kv: &gkv, norm: &gnorm, rope: &rope };
+            let gq = gpu.latent_query(inputs, &mut gcache, &gprojections, heads, layout).unwrap();
+            close(&format!("{what}: absorbed"), &gpu.download(&gq).unwrap(), cq.data());
+            close(
+                &format!("{what}: cache"),
+                &gpu.download_cache(&gcache, layout).unwrap(),
+                &cpu.download_cache(&cache, layout).unwrap(),
+            );
+            let ca = cpu.attend_latent(&cq, &cache, heads, 0.11, layout).unwrap();
+            let ga = gpu.attend_latent(&gq, &gcache, heads, 0.11, layout).unwrap();
+            let cv = cpu.project_values(&ca, &projections, heads).unwrap();
+            let gv = gpu.project_values(&ga, &gprojections, heads).unwrap();
+            close(&format!("{what}: values"), &gpu.download(&gv).unwrap(), cv.data());
+        }
     }
 }
 
