@@ -41,7 +41,7 @@ impl RandomWeights {
         let [weight, scales, biases] = format.row_bytes(cols)?;
         let cut = |from: &Bytes, bytes: usize, seed: usize| {
             let room = from.len().checked_sub(bytes).ok_or(FormatError::TooLarge { rows, cols })?;
-            let start = (seed * 7919 * 64) % (room + 1) & !1;
+            let start = ((seed * 7919 * 64) % (room + 1)) & !1;
             Ok::<_, FormatError>(from.slice(start..start + bytes))
         };
         let codes = if matches!(format, Format::Float(FloatType::F16 | FloatType::Bf16)) {

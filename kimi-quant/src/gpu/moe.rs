@@ -41,7 +41,10 @@ impl Gpu {
         self.project(&normed, None, &router.gate, &logits, false)?;
         let (experts, shape) = (router.gate.rows, router.shape);
         let room = self.recorder.device.limits.max_compute_workgroup_storage_size as usize;
-        BackendError::check_range("route", "experts (for the shared memory)", 8 * experts + 4096, room + 1)?;
+        // Scores, keys, the best of each block of 32, and the chosen.
+        let best = experts.div_ceil(32) * shape.chosen.min(32);
+        let needed = 8 * (experts + 32) + 8 * best + 4 * (shape.chosen + shape.groups) + 64;
+        BackendError::check_range("route", "shared memory for the experts", needed, room + 1)?;
         let pairs = x.rows * shape.chosen;
         let routing = GpuRouting {
             tokens: x.rows,
@@ -53,8 +56,9 @@ impl Gpu {
         if shape.chosen == 0 {
             return Ok((normed, routing));
         }
+        let most = self.recorder.device.limits.max_compute_invocations_per_workgroup;
         let constants = vec![
-            ("WORKGROUP", 128),
+            ("WORKGROUP", (experts as u32).next_multiple_of(32).min(most)),
             ("EXPERTS", experts as u32),
             ("GROUPS", shape.groups as u32),
             ("KEPT", shape.kept_groups as u32),

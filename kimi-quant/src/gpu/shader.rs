@@ -44,11 +44,12 @@ op!(TILED, "tiled", [false, true, false, false, false], 2, false, 14, with "line
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 5);
-op!(ABSORB, "absorb", [false, true], 1, false, 10);
-op!(ROTATE, "rotate", [false, true, false], 0, false, 8);
-op!(STORE_LATENT, "store_latent", [false, true, false, false, false], 0, true, 4);
-op!(ATTEND, "attend", [false, true, false, false, false], 0, false, 4);
-op!(ATTEND_MERGE, "attend_merge", [false, true], 0, false, 2);
+op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "input_rows");
+op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "output_rows");
+op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 11, with "tile", with "tiled_rows");
+op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 4, with "tile");
+op!(VALUES, "values", [false, true, false, false], 1, false, 8, with "output_rows");
+op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 8, with "tile", with "tiled_rows");
 op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 2);
 op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
@@ -58,6 +59,8 @@ op!(SAMPLE_SCAN, "sample_scan", [false, true, true, true, false, false], 0, fals
 op!(SAMPLE_DIGIT, "sample_digit", [false, true, false], 0, false, 4, with "sample", with "sample_search");
 op!(SAMPLE_WEIGH, "sample_weigh", [false, true, false, true], 0, false, 4, with "sample", with "sample_search");
 op!(SAMPLE_CHOOSE, "sample_choose", [false, false, false, false, false, true], 0, false, 4, with "sample");
+
+const LATENT_QUERY: [bool; 6] = [false, true, false, true, false, false];
 
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
 const MATRIX: &str = include_str!("../../../shaders/matrix.wgsl");
