@@ -198,13 +198,13 @@ impl Recorder {
     }
 
     /// Nanoseconds that the device spends on what `work` records, from its first dispatch to the end of its last; `None`
-    /// where the adapter has no clock. Everything else waits.
+    /// where the adapter has no clock. What was recorded before goes first.
     pub(crate) fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<f64>> {
         if !self.device.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             work()?;
             return self.flush().map(|()| None);
         }
-        self.flush()?;
+        self.submit(&mut self.lock());
         let device = &self.device.device;
         let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
             label: Some("time"),
