@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
 use crate::plan::{Bytes as Size, ModelBytes};
-use crate::sampler::{self, Draw, Sampled};
+use crate::sampler::{SampleError, Sampled};
 use crate::weights::{WeightError, Weights};
 
 /// Which part of the model a stage holds.
@@ -50,8 +50,8 @@ pub enum StageOutput {
 pub struct SequenceOutput {
     /// Whose.
     pub id: SequenceId,
-    /// The sampled token, if one was asked for.
-    pub sampled: Option<Sampled>,
+    /// The sampled token, if one was asked for, or why there is none: a sequence fails alone.
+    pub sampled: Option<Result<Sampled, SampleError>>,
     /// Logits `[rows, V]`, if they were asked for.
     pub logits: Vec<f32>,
 }
@@ -84,9 +84,6 @@ pub enum StageError {
     /// The device failed.
     #[error(transparent)]
     Backend(#[from] kimi_quant::BackendError),
-    /// Sampling failed.
-    #[error(transparent)]
-    Sample(#[from] crate::sampler::SampleError),
     /// The stage's machine is gone.
     #[error("the stage on {node} is lost: {reason}")]
     Lost {
@@ -303,10 +300,43 @@ impl<B: Backend> Stage<B> {
                     return Ok(StageOutput::Sequences(Vec::new()));
                 }
                 let logits = self.backend.head(&x, &rows, &head.norm, &head.lm_head)?; // [S, V]
-                let logits = self.backend.download(&logits)?;
-                Ok(StageOutput::Sequences(outputs(batch, logits, self.config.vocab_size)?))
+                Ok(StageOutput::Sequences(self.outputs(batch, &logits)?))
             }
         }
+    }
+
+    /// Deals the logits `[S, V]` out to the sequences that asked for them, and samples where they are: only where a
+    /// sequence wants logits do they leave the device.
+    fn outputs(&self, batch: &Batch, logits: &B::Tensor) -> Result<Vec<SequenceOutput>, StageError> {
+        let vocabulary = self.config.vocab_size;
+        let (mut requests, mut wanted) = (Vec::new(), Vec::new()); // sequences that sample; rows of the others
+        let mut row = 0;
+        for s in &batch.sequences {
+            let rows = match &s.output {
+                Output::None => continue,
+                Output::Sample(sampling) => {
+                    requests.push(sampling.params.request(row as u32, &sampling.draw()));
+                    1
+                }
+                Output::LastLogits => 1,
+                Output::AllLogits => s.tokens.len(),
+            };
+            wanted.push((s.id, row..row + rows, matches!(s.output, Output::Sample(_))));
+            row += rows;
+        }
+        let sampled =
+            if requests.is_empty() { Vec::new() } else { self.backend.sample(logits, &requests)? };
+        let values = if requests.len() < wanted.len() { self.backend.download(logits)? } else { Vec::new() };
+        let mut sampled = sampled.into_iter();
+        let outputs = wanted.into_iter().map(|(id, rows, samples)| {
+            let own = values.get(rows.start * vocabulary..rows.end * vocabulary);
+            if samples {
+                SequenceOutput { id, sampled: sampled.next(), logits: Vec::new() }
+            } else {
+                SequenceOutput { id, sampled: None, logits: own.unwrap_or_default().to_vec() }
+            }
+        });
+        Ok(outputs.collect())
     }
 
     fn input(&self, batch: &Batch, input: Option<Hidden>) -> Result<B::Tensor, StageError> {
@@ -360,35 +390,6 @@ impl<B: Backend> StageRunner for Stage<B> {
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
         self.forward(batch, input, None)
     }
-}
-
-/// Deals the logits `[S, V]` out to the sequences that asked for them, and samples.
-fn outputs(batch: &Batch, mut logits: Vec<f32>, vocab: usize) -> Result<Vec<SequenceOutput>, StageError> {
-    let mut rest = logits.as_mut_slice();
-    let mut outputs = Vec::with_capacity(batch.sequences.len());
-    for s in &batch.sequences {
-        let rows = match s.output {
-            Output::None => continue,
-            Output::Sample(_) | Output::LastLogits => 1,
-            Output::AllLogits => s.tokens.len(),
-        };
-        let (own, others) = rest.split_at_mut((rows * vocab).min(rest.len()));
-        rest = others;
-        outputs.push(match &s.output {
-            Output::Sample(sampling) => {
-                let draw = Draw {
-                    history: &sampling.history,
-                    uniform: sampling.uniform,
-                    top_logprobs: sampling.top_logprobs.into(),
-                    allowed: None,
-                };
-                let sampled = sampler::sample(own, &sampling.params, &draw)?;
-                SequenceOutput { id: s.id, sampled: Some(sampled), logits: Vec::new() }
-            }
-            _ => SequenceOutput { id: s.id, sampled: None, logits: own.to_vec() },
-        });
-    }
-    Ok(outputs)
 }
 
 /// Little-endian bytes of floats, without a copy where the machine is little-endian.

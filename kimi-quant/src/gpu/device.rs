@@ -18,6 +18,8 @@ pub struct GpuOptions {
     pub memory: Option<u64>,
     /// Uses plain shared memory even where the adapter has subgroups.
     pub no_subgroups: bool,
+    /// Bytes of the largest binding, where that is less than the adapter's limit: weights above it are split.
+    pub max_binding: Option<u64>,
     /// Sizes of the product kernels; chosen by format and shape where it is `None`.
     pub tuning: Option<Tuning>,
 }
@@ -78,7 +80,9 @@ impl Device {
         if !about.unified_memory {
             features.remove(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS); // slow on a card of its own
         }
-        let limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
+        let mut limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
+        let binding = &mut limits.max_storage_buffer_binding_size;
+        *binding = options.max_binding.unwrap_or(u64::MAX).min(*binding);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("kimi"),
             required_features: features,

@@ -74,7 +74,7 @@ impl Pool {
         bytes: u64,
         written_by_host: bool,
     ) -> Result<Arc<Buffer>, BackendError> {
-        let class = size_class(bytes);
+        let class = size_class(bytes).min(self.largest.max(bytes));
         let found = {
             let mut shelves = self.lock();
             let shelf = if written_by_host { &mut shelves.inputs } else { &mut shelves.scratch };

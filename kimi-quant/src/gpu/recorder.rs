@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Instant;
 
 use super::device::Device;
+use super::pace::Pace;
 use super::pool::{Buffer, Pool};
 use super::shader::{Op, Spec};
 use crate::BackendError;
@@ -29,6 +31,9 @@ struct State {
     pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
     encoder: Option<wgpu::CommandEncoder>,
     recorded: usize,
+    pace: Pace,
+    /// Whether what is recorded must stay in one submission.
+    whole: bool,
     pipelines: HashMap<Spec, Arc<Pipeline>>,
     bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
     readback: Option<wgpu::Buffer>,
@@ -62,6 +67,11 @@ impl Recorder {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the multiply-adds of the next dispatch: a submission holds only so many. For work that may take long.
+    pub(crate) fn count(&self, products: f64) {
+        self.lock().pace.record(products);
     }
 
     /// Records one dispatch; an empty grid is nothing.
@@ -103,7 +113,7 @@ impl Recorder {
         let [x, y, z] = grid.map(|n| n as u32);
         pass.dispatch_workgroups(x, y, z);
         state.recorded += 1;
-        if state.recorded >= DISPATCHES {
+        if !state.whole && (state.recorded >= DISPATCHES || state.pace.is_full()) {
             self.submit(state);
         }
         Ok(())
@@ -159,6 +169,7 @@ impl Recorder {
         state.pass = None;
         self.device.queue.submit(state.encoder.take().map(wgpu::CommandEncoder::finish));
         state.recorded = 0;
+        state.pace.submit(Instant::now());
         self.pool.submitted();
     }
 
@@ -180,8 +191,9 @@ impl Recorder {
 
     /// Waits until everything written so far has arrived, so that its staging memory is free again.
     pub(crate) fn flush(&self) -> Result<()> {
-        self.submit(&mut self.lock());
-        self.wait()
+        let mut state = self.lock();
+        self.submit(&mut state);
+        self.wait(&mut state)
     }
 
     /// Nanoseconds that the device spends on what `work` records, from its first dispatch to the end of its last; `None`
@@ -217,8 +229,11 @@ impl Recorder {
             });
             state.pass = Some(pass.forget_lifetime());
             state.encoder = Some(encoder);
+            state.whole = true;
         }
-        work()?;
+        let recorded = work();
+        self.lock().whole = false;
+        recorded?;
         let out = self.pool.take(256, false)?;
         {
             let mut state = self.lock();
@@ -237,8 +252,9 @@ impl Recorder {
         })
     }
 
-    fn wait(&self) -> Result<()> {
+    fn wait(&self, state: &mut State) -> Result<()> {
         let waited = survive(|| self.device.device.poll(wgpu::PollType::wait_indefinitely()));
+        state.pace.done(Instant::now());
         self.device.check()?;
         self.staged.store(0, Ordering::Relaxed);
         waited?.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
@@ -270,7 +286,7 @@ impl Recorder {
         self.submit(state);
         let (send, arrived) = mpsc::channel();
         readback.slice(..).map_async(wgpu::MapMode::Read, move |result| drop(send.send(result)));
-        self.wait()?;
+        self.wait(state)?;
         let failed = |what: String| BackendError::Device(format!("can't read results: {what}"));
         let mapped = arrived.try_recv().map_err(|e| failed(e.to_string()))?;
         mapped.map_err(|e| failed(e.to_string()))?;

@@ -22,10 +22,14 @@ pub(crate) struct Op {
 }
 
 macro_rules! op {
-    ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal) => {
+    ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal
+     $(, with $piece:literal)*) => {
         pub(crate) static $constant: Op = Op {
             name: $file,
-            text: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
+            text: concat!(
+                $(include_str!(concat!("../../../shaders/", $piece, ".wgsl")),)*
+                include_str!(concat!("../../../shaders/", $file, ".wgsl"))
+            ),
             writes: &$writes,
             matrices: $matrices,
             sums: $sums,
@@ -35,17 +39,28 @@ macro_rules! op {
 }
 
 op!(PRODUCT, "product", [false, true, false, false, false], 2, true, 15);
+op!(FEW, "few", [false, true, false, false, false], 2, true, 14, with "lines");
+op!(TILED, "tiled", [false, true, false, false, false], 2, false, 14, with "lines");
+op!(GROUP, "group", [false, true, true], 0, false, 2);
+op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 5);
-op!(ABSORB, "absorb", [false, true], 1, false, 10);
-op!(ROTATE, "rotate", [false, true, false], 0, false, 8);
-op!(STORE_LATENT, "store_latent", [false, true, false, false, false], 0, true, 4);
-op!(ATTEND, "attend", [false, true, false, false, false], 0, false, 4);
-op!(ATTEND_MERGE, "attend_merge", [false, true], 0, false, 2);
+op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "input_rows");
+op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "output_rows");
+op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 11, with "tile", with "tiled_rows");
+op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 4, with "tile");
+op!(VALUES, "values", [false, true, false, false], 1, false, 8, with "output_rows");
+op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 8, with "tile", with "tiled_rows");
 op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 2);
 op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
 op!(READ, "read", [false, true], 0, false, 1);
 op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 1);
+op!(SAMPLE_SCAN, "sample_scan", [false, true, true, true, false, false], 0, false, 4, with "sample");
+op!(SAMPLE_DIGIT, "sample_digit", [false, true, false], 0, false, 4, with "sample", with "sample_search");
+op!(SAMPLE_WEIGH, "sample_weigh", [false, true, false, true], 0, false, 4, with "sample", with "sample_search");
+op!(SAMPLE_CHOOSE, "sample_choose", [false, false, false, false, false, true], 0, false, 4, with "sample");
+
+const LATENT_QUERY: [bool; 6] = [false, true, false, true, false, false];
 
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
 const MATRIX: &str = include_str!("../../../shaders/matrix.wgsl");

@@ -30,7 +30,7 @@ pub(crate) struct Shape {
 const ENOUGH_WORKGROUPS: usize = 100;
 
 /// PCI vendor.
-const NVIDIA: u32 = 0x10de;
+pub(crate) const NVIDIA: u32 = 0x10de;
 
 impl Tuning {
     /// Chosen by format and shape.

@@ -4,8 +4,9 @@ use naga::back::{msl, spv};
 use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::super::shader::{
-    ABSORB, ATTEND, ATTEND_MERGE, EMBED, GATHER_ROWS, Op, PRODUCT, Packing, READ, RMS_NORM, ROTATE, ROUTE,
-    STORE_LATENT, SWIGLU, Spec,
+    ATTEND, COMBINE, EMBED, FEW, GATHER_ROWS, GROUP, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS,
+    LATENT_QUERY_TILED, Op, PRODUCT, Packing, READ, RMS_NORM, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT,
+    SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, VALUES, VALUES_TILED,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -41,6 +42,49 @@ fn product(packing: Packing, numbers: [u32; 6], share: u32) -> Spec {
     Spec::new(&PRODUCT, constants).with_matrices(packing, 1 + pair)
 }
 
+/// `few` and `tiled`; numbers: mode, pair, down, add.
+fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 2] {
+    let [mode, pair, down, add] = numbers;
+    let common = vec![
+        ("MODE", mode),
+        ("COUNTED", mode),
+        ("CHOSEN", 8),
+        ("PER_PAIR", down),
+        ("WEIGHTED", down),
+        ("PAIR", pair),
+        ("ADD", add),
+        ("SHARE", 1),
+    ];
+    let few = vec![("LINES", 3), ("WORKGROUP", 64), ("LANES", 32), ("ROWS", 2), ("TILE", 8)];
+    let tiled =
+        vec![("LINES", 32), ("WORKGROUP", 64), ("TILE_ROWS", 64), ("BLOCK_ROWS", 8), ("BLOCK_LINES", 4)];
+    let few = Spec::new(&FEW, [common.clone(), few].concat()).with_matrices(packing, 1 + pair);
+    let tiled = Spec::new(&TILED, [common, tiled].concat()).with_matrices(packing, 1 + pair);
+    [(&FEW, few), (&TILED, tiled)]
+}
+
+/// Queries and values by heads, for one token, a few and many.
+fn head_products(packing: Packing) -> Vec<(&'static Op, Spec)> {
+    let spec = |op: &'static Op, constants: &[(&'static str, u32)]| {
+        let sizes = [("NOPE", 128), ("ROPE", 64), ("VALUE", 128), ("LATENT", packing.cols as u32)];
+        let more = [("LANES", 32), ("MOST_SEGMENTS", 64), ("SHARE", 1)];
+        (op, Spec::new(op, [&sizes[..], &more, constants].concat()).with_matrices(packing, 1))
+    };
+    let group = ("WORKGROUP", 128);
+    let few = [group, ("TOKENS", 1), ("BLOCK_UNITS", 4), ("BLOCK_ROWS", 64)];
+    let slices = [("SLICES", 2), ("DEPTH", 8)];
+    let tile = [group, ("TILE_ROWS", 8), ("TILE_COLUMNS", 64), ("SLAB", 8), ("TOKENS", 8)];
+    let whole = [("SLICES", 1), ("DEPTH", 1)];
+    vec![
+        spec(&LATENT_QUERY_BY_INPUTS, &few),
+        spec(&LATENT_QUERY_BY_OUTPUTS, &few),
+        spec(&LATENT_QUERY_TILED, &[&tile[..], &[("INPUT_ROWS", 0)]].concat()),
+        spec(&LATENT_QUERY_TILED, &[&tile[..], &[("INPUT_ROWS", 1)]].concat()),
+        spec(&VALUES, &[&few[..], &slices].concat()),
+        spec(&VALUES_TILED, &[&tile[..], &whole, &[("INPUT_ROWS", 0)]].concat()),
+    ]
+}
+
 /// Of every operation all that differ in more than a number.
 fn specialisations() -> Vec<(&'static Op, Spec)> {
     let mut all = Vec::new();
@@ -52,28 +96,36 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         all.push((&PRODUCT, product(packing, [0, 8, 0, 0, 1, 1], share)));
         all.push((&PRODUCT, product(packing, [1, 1, 1, 0, 0, 8], share)));
         all.push((&PRODUCT, product(packing, [2, 1, 0, 0, 1, 8], share)));
+        all.extend(
+            [[0, 0, 0, 1], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]].map(|n| batched(packing, n)).concat(),
+        );
         let one = vec![("WORKGROUP", 64), ("SHARE", 1)];
-        all.push((&EMBED, Spec::new(&EMBED, one.clone()).with_matrices(packing, 1)));
-        let absorb = [one, vec![("TOKENS", 2)]].concat();
-        all.push((&ABSORB, Spec::new(&ABSORB, absorb).with_matrices(packing, 1)));
+        all.push((&EMBED, Spec::new(&EMBED, one).with_matrices(packing, 1)));
+        all.extend(head_products(packing));
     }
     let group = ("WORKGROUP", 64);
     let sums = || vec![group, ("LANES", 32)];
     all.push((&READ, Spec::new(&READ, vec![group, ("CELLS", 8)])));
-    all.push((&ROTATE, Spec::new(&ROTATE, vec![group])));
-    all.push((&STORE_LATENT, Spec::new(&STORE_LATENT, sums())));
     all.push((&RMS_NORM, Spec::new(&RMS_NORM, sums())));
     all.push((&SWIGLU, Spec::new(&SWIGLU, vec![group])));
     all.push((&GATHER_ROWS, Spec::new(&GATHER_ROWS, vec![group])));
-    all.push((&ATTEND_MERGE, Spec::new(&ATTEND_MERGE, vec![group, ("LATENT", 512)])));
-    for (heads, positions) in [(8, 8), (1, 1)] {
-        let sizes = vec![("WORKGROUP", 128), ("LATENT", 512), ("ROPE", 64), ("PAGE", 16)];
-        let tile = vec![("HEADS", heads), ("POSITIONS", positions)];
-        all.push((&ATTEND, Spec::new(&ATTEND, [sizes, tile].concat())));
+    all.push((&GROUP, Spec::new(&GROUP, vec![group, ("EXPERTS", 384)])));
+    all.push((&COMBINE, Spec::new(&COMBINE, vec![group, ("CHOSEN", 8)])));
+    for (tile, rope) in [([256, 32, 64, 16], 64), ([64, 8, 32, 8], 6)] {
+        let names = ["WORKGROUP", "TILE_ROWS", "TILE_COLUMNS", "SLAB"];
+        let sizes = vec![("LATENT", 512), ("ROPE", rope), ("SPAN", tile[0].min(128)), ("PAGE", 16)];
+        let constants = [names.into_iter().zip(tile).collect(), sizes].concat();
+        all.push((&ATTEND, Spec::new(&ATTEND, constants)));
     }
     for (experts, groups) in [(384, 1), (256, 8), (7, 7)] {
         let sizes = vec![("EXPERTS", experts), ("GROUPS", groups), ("KEPT", 1), ("CHOSEN", 2)];
         all.push((&ROUTE, Spec::new(&ROUTE, [vec![group], sizes].concat())));
+    }
+    for (radix, sampled) in [(0, 0), (0, 1), (1, 1)] {
+        let sizes = vec![("WORKGROUP", 256), ("EACH", 8), ("RADIX", radix), ("SAMPLED", sampled)];
+        for op in [&SAMPLE_SCAN, &SAMPLE_DIGIT, &SAMPLE_WEIGH, &SAMPLE_CHOOSE] {
+            all.push((op, Spec::new(op, sizes.clone())));
+        }
     }
     let without = all.clone();
     all.iter_mut().for_each(|(_, spec)| spec.subgroups = true);
