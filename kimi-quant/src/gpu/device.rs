@@ -19,6 +19,8 @@ pub struct GpuOptions {
 
 /// A device and what of it the kernels must know.
 pub(crate) struct Device {
+    pub(crate) instance: wgpu::Instance,
+    pub(crate) adapter: wgpu::Adapter,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
@@ -31,14 +33,14 @@ pub(crate) struct Device {
 
 /// Names of all adapters, best first.
 pub fn adapters() -> Vec<String> {
-    list().iter().map(|a| describe(&a.get_info())).collect()
+    list().1.iter().map(|a| describe(&a.get_info())).collect()
 }
 
 fn describe(info: &wgpu::AdapterInfo) -> String {
     format!("{} ({})", info.name, info.backend)
 }
 
-fn list() -> Vec<wgpu::Adapter> {
+fn list() -> (wgpu::Instance, Vec<wgpu::Adapter>) {
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
     descriptor.flags = wgpu::InstanceFlags::empty();
@@ -52,7 +54,7 @@ fn list() -> Vec<wgpu::Adapter> {
         wgpu::DeviceType::Cpu => 3,
         wgpu::DeviceType::Other => 4,
     });
-    adapters
+    (instance, adapters)
 }
 
 /// Words of immediate data that the kernels take.
@@ -60,7 +62,7 @@ const IMMEDIATE_BYTES: u32 = 64;
 
 impl Device {
     pub(crate) fn open(options: &GpuOptions) -> Result<Self, BackendError> {
-        let all = list();
+        let (instance, all) = list();
         let names: Vec<String> = all.iter().map(|a| describe(&a.get_info())).collect();
         let wanted = options.adapter.as_ref().map(|w| w.to_lowercase());
         let fits = |name: &String| wanted.as_ref().is_none_or(|w| name.to_lowercase().contains(w));
@@ -73,10 +75,14 @@ impl Device {
                  or use the CPU backend"
             ))
         })?;
-        Self::from_adapter(&adapter, options)
+        Self::from_adapter(instance, adapter, options)
     }
 
-    fn from_adapter(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Self, BackendError> {
+    fn from_adapter(
+        instance: wgpu::Instance,
+        adapter: wgpu::Adapter,
+        options: &GpuOptions,
+    ) -> Result<Self, BackendError> {
         let info = adapter.get_info();
         let has = adapter.features();
         let refuse = |what: String| BackendError::Device(format!("{}: {what}", describe(&info)));
@@ -108,7 +114,7 @@ impl Device {
             }
         });
         let (lanes, subgroups) = subgroup_lanes(&info, features, options);
-        Ok(Self { device, queue, info, limits, lanes, subgroups, failure })
+        Ok(Self { instance, adapter, device, queue, info, limits, lanes, subgroups, failure })
     }
 
     /// The first error that the device reported outside of a call's own result.

@@ -7,6 +7,7 @@
 mod attention;
 mod bandwidth;
 mod device;
+mod interop;
 mod layout;
 mod moe;
 mod pool;
@@ -22,9 +23,11 @@ mod weights;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use device::{GpuOptions, adapters};
+pub use interop::Handles;
 pub use sample::PendingTokens;
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
+pub use wgpu;
 
 use device::Device;
 use layout::DeviceLayout;
