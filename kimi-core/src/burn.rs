@@ -22,8 +22,10 @@
 
 use std::sync::Arc;
 
-use burn::backend::{Wgpu, wgpu::CubeTensor};
-use burn::cubecl::wgpu::{AutoCompiler, WgpuServer};
+use burn::backend::Wgpu;
+use burn::backend::wgpu::{AutoCompiler, CubeTensor, WgpuResource};
+use burn::cubecl::server::ServerError;
+use burn::cubecl::wgpu::WgpuServer;
 use burn::tensor::wgpu::{WgpuInitError, WgpuSetup};
 use burn::tensor::{Device, Tensor};
 use kimi_quant::gpu::{GpuTensor, Handles};
@@ -111,9 +113,7 @@ impl SharedGpu {
     pub fn export(&self, activations: &GpuTensor) -> Result<Tensor<2>, BurnError> {
         let tensor = Tensor::<2>::empty([activations.rows(), activations.cols()], &self.device);
         let cube = self.cube(tensor.clone())?;
-        let memory = self.memory(&cube)?;
-        let place = memory.resource();
-        self.gpu.copy_to(activations, &place.buffer, place.offset)?;
+        self.at_rest(&cube, |to| self.gpu.copy_to(activations, &to.buffer, to.offset))?;
         Ok(tensor)
     }
 
@@ -129,9 +129,7 @@ impl SharedGpu {
             let whole = Tensor::<2>::zeros([rows, cols], &self.device);
             cube = self.cube(whole.slice_assign([0..rows, 0..cols], tensor))?;
         }
-        let memory = self.memory(&cube)?;
-        let place = memory.resource();
-        Ok(self.gpu.copy_from(rows, cols, &place.buffer, place.offset)?)
+        self.at_rest(&cube, |from| self.gpu.copy_from(rows, cols, &from.buffer, from.offset))
     }
 
     fn cube(&self, tensor: Tensor<2>) -> Result<CubeTensor, BurnError> {
@@ -141,16 +139,18 @@ impl SharedGpu {
         tensor.try_into_primitive::<Wgpu>().map_err(|e| BurnError::Burn(format!("{e:?}")))
     }
 
-    /// Where a tensor's values lie, after burn has submitted all that it had recorded: later work of ours finds the
-    /// values, and earlier work of burn's on the same memory comes first.
-    fn memory(&self, cube: &CubeTensor) -> Result<Memory, BurnError> {
-        let failed = |e: burn::cubecl::server::ServerError| BurnError::Burn(e.to_string());
+    /// Runs `copy` with where a tensor's values lie, after burn has submitted all that it had recorded: later work of ours
+    /// finds the values, and earlier work of burn's on the same memory comes first. Meanwhile burn gives the memory to
+    /// nobody else.
+    fn at_rest<R>(
+        &self,
+        cube: &CubeTensor,
+        copy: impl FnOnce(&WgpuResource) -> Result<R, BackendError>,
+    ) -> Result<R, BurnError> {
+        let failed = |e: ServerError| BurnError::Burn(e.to_string());
         let memory =
             cube.client.get_resource::<WgpuServer<AutoCompiler>>(cube.handle.clone()).map_err(failed)?;
         cube.client.flush().map_err(failed)?;
-        Ok(memory)
+        Ok(copy(memory.resource())?)
     }
 }
-
-/// Memory of a burn tensor, which burn gives to no other while this is held.
-type Memory = burn::cubecl::storage::ManagedResource<burn::backend::wgpu::WgpuResource>;

@@ -60,6 +60,13 @@ fn list() -> (wgpu::Instance, Vec<wgpu::Adapter>) {
 /// Words of immediate data that the kernels take.
 const IMMEDIATE_BYTES: u32 = 64;
 
+/// Not used by the kernels: burn, where the device is shared with it, uses all of these that the adapter has, whatever the
+/// device was made with.
+const BURN_FEATURES: wgpu::Features = wgpu::Features::SHADER_F16
+    .union(wgpu::Features::SHADER_F64)
+    .union(wgpu::Features::SHADER_INT64)
+    .union(wgpu::Features::SHADER_FLOAT32_ATOMIC);
+
 impl Device {
     pub(crate) fn open(options: &GpuOptions) -> Result<Self, BackendError> {
         let (instance, all) = list();
@@ -92,7 +99,7 @@ impl Device {
             ));
         }
         let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
-        let features = has & wanted;
+        let features = has & (wanted | BURN_FEATURES);
         let limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("kimi"),
