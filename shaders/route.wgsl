@@ -17,10 +17,15 @@ var<immediate> p: Params;
 
 const GROUP_SIZE = EXPERTS / GROUPS;
 
+// The best of each block of neighbouring experts come into the second round.
+const BLOCK = 32u;
+const BLOCKS = (EXPERTS + BLOCK - 1u) / BLOCK;
+const SURVIVORS = min(CHOSEN, BLOCK);
+
 var<workgroup> scores: array<f32, EXPERTS>;
-var<workgroup> keys: array<u32, EXPERTS>;
+var<workgroup> keys: array<u32, BLOCKS * BLOCK>; // 0 past the end: no value has it
 var<workgroup> group_keys: array<u32, GROUPS>;
-var<workgroup> best: array<vec2<u32>, WORKGROUP>; // key, id
+var<workgroup> best: array<vec2<u32>, BLOCKS * SURVIVORS>; // key, id
 var<workgroup> chosen: array<u32, CHOSEN>;
 
 fn key(value: f32) -> u32 {
@@ -35,10 +40,13 @@ fn value_of(key: u32) -> f32 {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let token = group.x;
-    for (var e = thread; e < EXPERTS; e += WORKGROUP) {
-        let score = 1.0 / (1.0 + exp(-logits[token * EXPERTS + e]));
-        scores[e] = score;
-        keys[e] = key(score + bias[e]);
+    for (var e = thread; e < BLOCKS * BLOCK; e += WORKGROUP) {
+        keys[e] = 0u;
+        if (e < EXPERTS) {
+            let score = 1.0 / (1.0 + exp(-logits[token * EXPERTS + e]));
+            scores[e] = score;
+            keys[e] = key(score + bias[e]);
+        }
     }
     workgroupBarrier();
     if (GROUPS > 1u) {
@@ -74,32 +82,33 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
     }
-    for (var k = 0u; k < CHOSEN; k++) {
-        var mine = vec2(0u, 0xffffffffu);
-        for (var e = thread; e < EXPERTS; e += WORKGROUP) {
-            // A chosen expert has the key 0; no value has.
-            if (keys[e] > mine.x) {
-                mine = vec2(keys[e], e);
-            }
+    // An expert's place is the number of those that are better: first in its block, then among all blocks' best. Of equal
+    // ones the first is better, and both rounds keep their order.
+    for (var e = thread; e < BLOCKS * BLOCK; e += WORKGROUP) {
+        let first = e & ~(BLOCK - 1u);
+        let own = keys[e];
+        var rank = 0u;
+        for (var i = 0u; i < BLOCK; i++) {
+            // Neighbouring threads read neighbouring keys.
+            let other = first + ((e + i) & (BLOCK - 1u));
+            rank += u32(keys[other] > own || (keys[other] == own && other < e));
         }
-        best[thread] = mine;
-        workgroupBarrier();
-        for (var half = WORKGROUP / 2u; half > 0u; half = half / 2u) {
-            if (thread < half) {
-                let other = best[thread + half];
-                if (other.x > best[thread].x || (other.x == best[thread].x && other.y < best[thread].y)) {
-                    best[thread] = other;
-                }
-            }
-            workgroupBarrier();
+        if (rank < SURVIVORS) {
+            best[e / BLOCK * SURVIVORS + rank] = vec2(own, e);
         }
-        if (thread == 0u) {
-            let id = min(best[0].y, EXPERTS - 1u);
-            chosen[k] = id;
-            keys[id] = 0u;
-        }
-        workgroupBarrier();
     }
+    workgroupBarrier();
+    for (var s = thread; s < BLOCKS * SURVIVORS; s += WORKGROUP) {
+        let own = best[s];
+        var rank = 0u;
+        for (var i = 0u; i < BLOCKS * SURVIVORS; i++) {
+            rank += u32(best[i].x > own.x || (best[i].x == own.x && i < s));
+        }
+        if (rank < CHOSEN) {
+            chosen[rank] = own.y;
+        }
+    }
+    workgroupBarrier();
     var divisor = 1.0;
     if (p.normalize == 1u && CHOSEN > 1u) {
         divisor = 0.0;

@@ -156,13 +156,13 @@ impl Bench {
         let mut results = Vec::new();
         let mut tunings = vec![None];
         if self.search {
-            for workgroup in [256, 512, 1024] {
-                for (rows, block_rows) in [(1, 1), (2, 2), (4, 4), (4, 8)] {
-                    tunings.push(Some(Tuning { workgroup, rows, block_rows, share: 4 }));
+            for integer in [true, false] {
+                for values in [2, 4, 8] {
+                    for steps in [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16] {
+                        tunings.push(Some(Tuning { values, steps, integer }));
+                    }
                 }
             }
-            tunings.push(Some(Tuning { workgroup: 256, rows: 4, block_rows: 4, share: 1 }));
-            tunings.push(Some(Tuning { workgroup: 128, rows: 2, block_rows: 2, share: 4 }));
         }
         for tuning in tunings {
             if Instant::now() > self.deadline {
@@ -175,7 +175,12 @@ impl Bench {
         let mut show = |(seconds, tuning): &(f64, Option<Tuning>)| {
             let rate = bytes as f64 / seconds;
             let sizes = tuning.map_or("as chosen".to_owned(), |t| {
-                format!("{} threads, rows {} of {}, share {}", t.workgroup, t.rows, t.block_rows, t.share)
+                format!(
+                    "{} values, {} steps, {}",
+                    t.values,
+                    t.steps,
+                    if t.integer { "integer" } else { "float" }
+                )
             });
             println!(
                 "{what:<26} {:>4} {:>9.1} {:>9.1} {:>8.0} {:>6.1}%  {sizes}",

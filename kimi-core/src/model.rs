@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use kimi_quant::{
-    Backend, BackendError, CacheShape, FloatType, HeadShape, LatentProjections, Norm, PackedMatrix, Rope,
-    Router, TokenLayout,
+    AttentionInputs, Backend, BackendError, CacheShape, FloatType, HeadShape, LatentProjections, Norm,
+    PackedMatrix, Rope, Router, TokenLayout,
 };
 
 use crate::config::ModelConfig;
@@ -242,8 +242,8 @@ fn attend<B: Backend>(
             (q, kv)
         }
     };
-    backend.store_latent(cache, &kv, &attention.kv_a_norm, rope, layout)?;
-    let q = backend.absorb_query(&q, &attention.latent, *heads, rope, layout)?; // [T, nh * (kl + rope)]
+    let inputs = AttentionInputs { q: &q, kv: &kv, norm: &attention.kv_a_norm, rope };
+    let q = backend.latent_query(inputs, cache, &attention.latent, *heads, layout)?; // [T, nh * (kl + rope)]
     let attended = backend.attend_latent(&q, cache, *heads, *softmax_scale, layout)?; // [T, nh * kl]
     let values = backend.project_values(&attended, &attention.latent, *heads)?; // [T, nh * vd]
     backend.project_add(&values, &attention.output, x)

@@ -10,6 +10,7 @@ use crate::batch::{Batch, Output, SequenceId};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
+use crate::plan::{Bytes as Size, ModelBytes};
 use crate::sampler::{SampleError, Sampled};
 use crate::weights::{WeightError, Weights};
 
@@ -65,7 +66,7 @@ pub trait StageRunner: Send {
     /// Computes one batch. `input` is `None` for the first stage and the previous stage's output for any other.
     ///
     /// # Errors
-    /// [`StageError`]; [`StageError::Lost`] means that the stage will not come back by itself.
+    /// [`StageError`]; [`StageError::is_lost`] tells whether the stage will come back by itself.
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError>;
 }
 
@@ -93,6 +94,13 @@ pub enum StageError {
     },
 }
 
+impl StageError {
+    /// Whether the stage will not come back by itself: its machine or its device is gone.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::Backend(kimi_quant::BackendError::Device(_)))
+    }
+}
+
 /// Why a stage could not be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -102,6 +110,27 @@ pub enum LoadError {
     /// The device has no room, or failed.
     #[error(transparent)]
     Backend(#[from] kimi_quant::BackendError),
+    /// The device's memory is too small.
+    #[error(
+        "layers {first}-{last} do not fit {device}: {weights} of weights and {cache} of cache need {needed} with what it \
+         takes to compute, but {available} are free, {missing} too little. Give it fewer layers (add a machine), \
+         shorten the context or the cache, or use the CPU",
+        last = layers.end.saturating_sub(1), first = layers.start, weights = Size(*weights), cache = Size(*cache),
+        needed = Size(device_bytes(*weights, *cache)), available = Size(*available),
+        missing = Size(device_bytes(*weights, *cache).saturating_sub(*available))
+    )]
+    DoesNotFit {
+        /// The device.
+        device: String,
+        /// Layers asked for.
+        layers: Range<usize>,
+        /// Bytes of their weights.
+        weights: u64,
+        /// Bytes of their cache.
+        cache: u64,
+        /// Bytes that the device has free.
+        available: u64,
+    },
     /// A range that the model does not have.
     #[error("layers {found:?} were asked for, the model has layers 0..{layers}")]
     Layers {
@@ -110,6 +139,12 @@ pub enum LoadError {
         /// Layers of the model.
         layers: usize,
     },
+}
+
+/// Bytes that a device needs for weights and cache: 3 % more, for activations and the ends of buffers.
+pub fn device_bytes(weights: u64, cache: u64) -> u64 {
+    let held = weights.saturating_add(cache);
+    held.saturating_add(held / 100 * 3)
 }
 
 /// How many cache pages a stage holds, and how large they are.
@@ -158,6 +193,7 @@ impl<B: Backend> Stage<B> {
         if layers.is_empty() || layers.end > count {
             return Err(LoadError::Layers { found: layers, layers: count });
         }
+        check_memory(checkpoint, backend.as_ref(), &layers, cache)?;
         let weights = Weights::new(checkpoint);
         let geometry = Geometry::new(&config);
         let span = StageSpan { first: layers.start == 0, last: layers.end == count, layers };
@@ -181,6 +217,9 @@ impl<B: Backend> Stage<B> {
             let table = weights.embedding()?;
             report(table.bytes());
             stage.embedding = Some(stage.backend.load_matrix(table)?);
+            if stage.backend.copies_weights() {
+                weights.give_back("model.embed_tokens.");
+            }
         }
         for index in stage.span.layers.clone() {
             let layer = weights.layer(index)?;
@@ -188,12 +227,18 @@ impl<B: Backend> Stage<B> {
             stage.layers.push(layer.load(stage.backend.as_ref())?);
             let shape = stage.geometry.cache_shape(cache.pages, cache.page_tokens);
             stage.caches.push(stage.backend.new_cache(shape)?);
+            if stage.backend.copies_weights() {
+                weights.give_layer_back(index);
+            }
             report(bytes);
         }
         if stage.span.last {
             let head = weights.head()?;
             report(head.lm_head.bytes());
             stage.head = Some(head.load(stage.backend.as_ref())?);
+            if stage.backend.copies_weights() {
+                weights.give_back("lm_head.");
+            }
         }
         Ok(stage)
     }
@@ -361,6 +406,23 @@ impl<B: Backend> Stage<B> {
     fn wrong(&self, what: String) -> StageError {
         StageError::Input { span: self.span.clone(), what }
     }
+}
+
+/// Compares weights and cache with the device's memory, before anything is loaded.
+fn check_memory<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+    layers: &Range<usize>,
+    cache: CacheConfig,
+) -> Result<(), LoadError> {
+    let Some(available) = backend.memory() else { return Ok(()) };
+    let bytes = ModelBytes::of(checkpoint)?;
+    let weights = bytes.weights(layers);
+    let cache = bytes.cache(layers, cache.pages.saturating_mul(cache.page_tokens));
+    if device_bytes(weights, cache) <= available {
+        return Ok(());
+    }
+    Err(LoadError::DoesNotFit { device: backend.name(), layers: layers.clone(), weights, cache, available })
 }
 
 impl<B: Backend> StageRunner for Stage<B> {

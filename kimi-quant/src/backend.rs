@@ -100,6 +100,18 @@ pub struct ExpertHidden<T> {
     pub shared: Option<T>,
 }
 
+/// What a layer's attention begins with.
+pub struct AttentionInputs<'a, B: Backend + ?Sized> {
+    /// Queries before any position, `[T, nh * (nope + rope)]`.
+    pub q: &'a B::Tensor,
+    /// Latents and shared keys before norm and position, `[T, kl + rope]`.
+    pub kv: &'a B::Tensor,
+    /// Norm of the latent, `[kl]`.
+    pub norm: &'a Norm<B::Vector>,
+    /// Rotary embedding of the positional parts.
+    pub rope: &'a Rope,
+}
+
 /// A device that runs the model.
 ///
 /// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only
@@ -118,9 +130,22 @@ pub trait Backend: Send + Sync + 'static {
     type Routing: Send;
     /// The latent cache of one layer.
     type Cache: Send;
+    /// Results of attention `[T, nh * kl]`, in whatever form `project_values` takes.
+    type Attended: Send;
 
     /// A name for people: device and instruction set.
     fn name(&self) -> String;
+
+    /// Bytes that weights and caches may take; `None` where there is no such limit (the CPU's weights are pages of a file)
+    /// or it is unknown.
+    fn memory(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether loaded weights are copies, so that the pages that they were read from can be given back.
+    fn copies_weights(&self) -> bool {
+        false
+    }
 
     /// Runs a step of many operations where they are cheapest to start. `Cpu` goes onto a thread of its pool once, instead
     /// of handing every operation over to it.
@@ -156,24 +181,14 @@ pub trait Backend: Send + Sync + 'static {
         projections: [&Self::Matrix; N],
     ) -> Result<[Self::Tensor; N]>;
 
-    /// Stores each token's key: `kv [T, kl + rope]` with its latent part normalised and its positional part rotated.
-    fn store_latent(
+    /// Stores each token's key, its latent part normalised and its positional part rotated, and turns the queries into
+    /// latent queries `[T, nh * (kl + rope)]`: the first part through `W_UK`, the second rotated.
+    fn latent_query(
         &self,
+        inputs: AttentionInputs<'_, Self>,
         cache: &mut Self::Cache,
-        kv: &Self::Tensor,
-        norm: &Norm<Self::Vector>,
-        rope: &Rope,
-        layout: &TokenLayout,
-    ) -> Result<()>;
-
-    /// Turns queries `[T, nh * (nope + rope)]` into latent queries `[T, nh * (kl + rope)]`: the first part through
-    /// `W_UK`, the second rotated.
-    fn absorb_query(
-        &self,
-        q: &Self::Tensor,
         projections: &LatentProjections<Self::Matrix>,
         heads: HeadShape,
-        rope: &Rope,
         layout: &TokenLayout,
     ) -> Result<Self::Tensor>;
 
@@ -185,12 +200,12 @@ pub trait Backend: Send + Sync + 'static {
         heads: HeadShape,
         scale: f32,
         layout: &TokenLayout,
-    ) -> Result<Self::Tensor>;
+    ) -> Result<Self::Attended>;
 
     /// Attention results `[T, nh * kl]` through `W_UV`: `[T, nh * vd]`.
     fn project_values(
         &self,
-        attended: &Self::Tensor,
+        attended: &Self::Attended,
         projections: &LatentProjections<Self::Matrix>,
         heads: HeadShape,
     ) -> Result<Self::Tensor>;

@@ -22,7 +22,8 @@ mod matrix;
 pub mod sample;
 
 pub use backend::{
-    Backend, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, Rope, Router, RouterShape,
+    AttentionInputs, Backend, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, Rope, Router,
+    RouterShape,
 };
 pub use cpu::Cpu;
 pub use error::{BackendError, FormatError};

@@ -9,10 +9,10 @@ mod common;
 use bytes::Bytes;
 use common::device::{gpu, open, spoil};
 use common::{Random, misaligned};
-use kimi_quant::gpu::{GpuOptions, Tuning};
+use kimi_quant::gpu::{BatchKernel, GpuOptions, Tuning};
 use kimi_quant::{
-    Backend, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape, LatentProjections, Norm,
-    PackedMatrix, Rope, Router, RouterShape, TokenLayout,
+    AttentionInputs, Backend, BackendError, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape,
+    LatentProjections, Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
 };
 
 /// Random weights: any codes, scales of about 1/16 of both signs.
@@ -200,31 +200,20 @@ impl<'a> Both<'a> {
         let width = heads.latent + heads.rope;
         let mut layout = TokenLayout::new(page_tokens);
         let mut history = TokenLayout::new(page_tokens);
-        let mut next = 0;
-        for &(start, count) in sequences {
-            let pages = (start as usize + count).div_ceil(page_tokens);
-            let table: Vec<u32> = (next..next + pages as u32).rev().collect();
-            next += pages as u32;
+        let lengths = sequences.iter().map(|&(start, count)| (start as usize + count).div_ceil(page_tokens));
+        let next = lengths.clone().sum::<usize>();
+        let mut pages: Vec<u32> = (0..next as u32).collect();
+        (1..next).for_each(|i| pages.swap(i, self.random.below(i + 1)));
+        for (&(start, count), length) in sequences.iter().zip(lengths) {
+            let table = pages.split_off(pages.len() - length);
             layout.push(start, count, &table).unwrap();
             history.push(0, start as usize, &table).unwrap();
         }
-        let shape = CacheShape { pages: next as usize, page_tokens, latent: heads.latent, rope: heads.rope };
+        let shape = CacheShape { pages: next, page_tokens, latent: heads.latent, rope: heads.rope };
         let (mut cache, mut gcache) = (cpu.new_cache(shape).unwrap(), gpu.new_cache(shape).unwrap());
         let (norm, gnorm) = self.norm(heads.latent);
         let rope =
             Rope { inv_freq: (0..heads.rope / 2).map(|i| 0.7f32.powi(i as i32)).collect(), mscale: 1.25 };
-        for layout in [&history, &layout] {
-            let kv = self.random.f32s(layout.len() * width);
-            let ckv = cpu.upload(layout.len(), width, &kv).unwrap();
-            let gkv = gpu.upload(layout.len(), width, &kv).unwrap();
-            cpu.store_latent(&mut cache, &ckv, &norm, &rope, layout).unwrap();
-            gpu.store_latent(&mut gcache, &gkv, &gnorm, &rope, layout).unwrap();
-        }
-        close(
-            &format!("{what}: cache"),
-            &gpu.download_cache(&gcache, &layout).unwrap(),
-            &cpu.download_cache(&cache, &layout).unwrap(),
-        );
         let (projections, gprojections) = if split {
             let (q, gq) = self.matrix(heads.heads * heads.latent, heads.nope, format);
             let (v, gv) = self.matrix(heads.heads * heads.value, heads.latent, format);
@@ -236,27 +225,37 @@ impl<'a> Both<'a> {
             let (m, gm) = self.matrix(heads.heads * (heads.nope + heads.value), heads.latent, format);
             (LatentProjections::Joint(m), LatentProjections::Joint(gm))
         };
-        let tokens = layout.len();
-        spoil(
-            gpu,
-            &[
-                tokens * heads.heads * width,
-                tokens * heads.heads * heads.latent,
-                tokens * heads.heads * heads.value,
-            ],
-        );
-        let q = self.random.f32s(tokens * heads.heads * (heads.nope + heads.rope));
-        let cq = cpu.upload(tokens, heads.heads * (heads.nope + heads.rope), &q).unwrap();
-        let gq = gpu.upload(tokens, heads.heads * (heads.nope + heads.rope), &q).unwrap();
-        let cq = cpu.absorb_query(&cq, &projections, heads, &rope, &layout).unwrap();
-        let gq = gpu.absorb_query(&gq, &gprojections, heads, &rope, &layout).unwrap();
-        close(&format!("{what}: absorbed"), &gpu.download(&gq).unwrap(), cq.data());
-        let ca = cpu.attend_latent(&cq, &cache, heads, 0.11, &layout).unwrap();
-        let ga = gpu.attend_latent(&gq, &gcache, heads, 0.11, &layout).unwrap();
-        close(&format!("{what}: attended"), &gpu.download(&ga).unwrap(), ca.data());
-        let cv = cpu.project_values(&ca, &projections, heads).unwrap();
-        let gv = gpu.project_values(&ga, &gprojections, heads).unwrap();
-        close(&format!("{what}: values"), &gpu.download(&gv).unwrap(), cv.data());
+        // What is there before the batch is a batch too: a prompt.
+        for layout in [&history, &layout] {
+            let tokens = layout.len();
+            let per_head = heads.nope + heads.rope;
+            let partials = tokens * heads.heads;
+            spoil(gpu, &[partials * width, partials * heads.latent, partials * heads.value]);
+            let kv = self.random.f32s(tokens * width);
+            let q = self.random.f32s(tokens * heads.heads * per_head);
+            let [ckv, cq] = [(&kv, width), (&q, heads.heads * per_head)]
+                .map(|(values, cols)| cpu.upload(tokens, cols, values).unwrap());
+            let [gkv, gq] = [(&kv, width), (&q, heads.heads * per_head)]
+                .map(|(values, cols)| gpu.upload(tokens, cols, values).unwrap());
+            let inputs = AttentionInputs { q: &cq, kv: &ckv, norm: &norm, rope: &rope };
+            let cq = cpu.latent_query(inputs, &mut cache, &projections, heads, layout).unwrap();
+            let inputs = AttentionInputs { q: &gq, kv: &gkv, norm: &gnorm, rope: &rope };
+            let gq = gpu.latent_query(inputs, &mut gcache, &gprojections, heads, layout).unwrap();
+            close(&format!("{what}: absorbed"), &gpu.download(&gq).unwrap(), cq.data());
+            if tokens > 1000 {
+                continue; // the attention of so long a prompt takes minutes
+            }
+            close(
+                &format!("{what}: cache"),
+                &gpu.download_cache(&gcache, layout).unwrap(),
+                &cpu.download_cache(&cache, layout).unwrap(),
+            );
+            let ca = cpu.attend_latent(&cq, &cache, heads, 0.11, layout).unwrap();
+            let ga = gpu.attend_latent(&gq, &gcache, heads, 0.11, layout).unwrap();
+            let cv = cpu.project_values(&ca, &projections, heads).unwrap();
+            let gv = gpu.project_values(&ga, &gprojections, heads).unwrap();
+            close(&format!("{what}: values"), &gpu.download(&gv).unwrap(), cv.data());
+        }
     }
 }
 
@@ -305,14 +304,20 @@ fn without_subgroups() {
 
 #[test]
 fn tunings_agree() {
-    for (rows, block_rows, share) in [(1, 1, 1), (2, 4, 2), (4, 4, 1), (4, 8, 2)] {
-        let tuning = Some(Tuning { workgroup: 128, rows, block_rows, share });
+    for (values, steps, integer) in
+        [(1, 1, true), (2, 3, true), (4, 2, true), (8, 2, true), (1, 5, false), (8, 1, false)]
+    {
+        let tuning = Some(Tuning { values, steps, integer });
         let Some(gpu) = open(GpuOptions { tuning, ..Default::default() }) else { return };
         let mut both = Both::new(&gpu, 4);
         for bits in BitWidth::ALL {
-            let format = Format::Affine { bits, group: 64, scales: FloatType::Bf16 };
-            both.projections(format, 1, 75, 1024);
+            for group in [32, 64, 128] {
+                let format = Format::Affine { bits, group, scales: FloatType::Bf16 };
+                both.projections(format, 1, 72, 1024);
+                both.projections(format, 1, 75, 384);
+            }
         }
+        both.projections(Format::Int4 { group: 32, scales: FloatType::F16 }, 1, 40, 96);
     }
 }
 
@@ -327,6 +332,61 @@ fn experts_of_every_format() {
     }
     let eight = Format::Affine { bits: BitWidth::B8, group: 64, scales: FloatType::Bf16 };
     both.experts([FOUR_BITS, eight, Format::Mxfp4], 4, shape, 5);
+}
+
+#[test]
+fn batches_through_every_kernel() {
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let mut both = Both::new(&gpu, 10);
+    let bits = |bits, group| Format::Affine { bits, group, scales: FloatType::Bf16 };
+    let mixed = [FOUR_BITS, bits(BitWidth::B3, 64), Format::Nvfp4, Format::Float(FloatType::F32)];
+    // Every kind, and every number of scales a unit; `projections_of_every_format` has all formats of few tokens.
+    let mut kinds = vec![Format::Mxfp4, Format::Mxfp8, Format::Float(FloatType::Bf16), bits(BitWidth::B4, 8)];
+    kinds.extend([bits(BitWidth::B2, 128), bits(BitWidth::B5, 32), bits(BitWidth::B6, 16)]);
+    kinds.extend([bits(BitWidth::B8, 64), Format::Int4 { group: 32, scales: FloatType::F16 }]);
+    for kernel in BatchKernel::ALL {
+        gpu.set_batch_kernel(Some(kernel));
+        for &format in mixed.iter().chain(kinds.iter().filter(|_| kernel != BatchKernel::Few)) {
+            let (rows, cols) = shapes(format, &mut both.random);
+            let tokens = 2 + both.random.below(40);
+            both.projections(format, tokens, rows, cols);
+        }
+        // More than one tile of lines and of rows.
+        both.projections(FOUR_BITS, 75, 300, 96);
+        let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+        for (i, tokens) in [2, 5, 33, 90].into_iter().enumerate() {
+            both.experts([mixed[i]; 3], tokens, shape, 7);
+        }
+        both.experts([FOUR_BITS, bits(BitWidth::B8, 64), Format::Mxfp4], 21, shape, 5);
+    }
+}
+
+#[test]
+fn weights_are_split_over_bindings() {
+    let Some(gpu) = open(GpuOptions { max_binding: Some(48 << 10), ..Default::default() }) else { return };
+    let mut both = Both::new(&gpu, 11);
+    let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+    for kernel in BatchKernel::ALL {
+        gpu.set_batch_kernel(Some(kernel));
+        for tokens in [1, 2, 30] {
+            // 18 KiB an expert: two to a binding. The results of 90 pairs fit 128 columns at a time.
+            both.experts([FOUR_BITS; 3], tokens, shape, 7);
+            // 100 KiB: three bindings.
+            let (rows, cols) = (100, 256);
+            let (m, gm) = both.matrix(rows, cols, Format::Float(FloatType::F32));
+            let (up, gup) = both.matrix(rows, cols, Format::Float(FloatType::F32));
+            let (norm, gnorm) = both.norm(cols);
+            let x = both.random.f32s(tokens * cols);
+            let cx = both.cpu.upload(tokens, cols, &x).unwrap();
+            let gx = gpu.upload(tokens, cols, &x).unwrap();
+            let [c] = both.cpu.norm_project(&cx, &norm, [&m]).unwrap();
+            let [g] = gpu.norm_project(&gx, &gnorm, [&gm]).unwrap();
+            close("norm_project", &gpu.download(&g).unwrap(), c.data());
+            let c = both.cpu.norm_swiglu(&cx, &norm, &m, &up).unwrap();
+            let g = gpu.norm_swiglu(&gx, &gnorm, &gm, &gup).unwrap();
+            close("norm_swiglu", &gpu.download(&g).unwrap(), c.data());
+        }
+    }
 }
 
 #[test]
@@ -389,6 +449,35 @@ fn attention_over_pages() {
 }
 
 #[test]
+fn attention_of_batches() {
+    let Some(gpu) = gpu() else { return };
+    let mut both = Both::new(gpu, 10);
+    // Whatever the segments are: no result of the first runs may be an old value.
+    let sizes: Vec<usize> = (6..20).flat_map(|power| [1 << power, 3 << (power - 1)]).collect();
+    spoil(gpu, &sizes);
+    let small = HeadShape { heads: 3, nope: 32, rope: 16, value: 24, latent: 64 };
+    let many = HeadShape { heads: 20, nope: 40, rope: 8, value: 70, latent: 72 };
+    let lengths: Vec<(u32, usize)> = (0..32).map(|i| (i * i * 37 % 301, 1)).collect();
+    for (heads, format, split, sequences) in [
+        (small, FOUR_BITS, false, &lengths[..9]),
+        (small, FOUR_BITS, true, &lengths),
+        (many, Format::Float(FloatType::Bf16), false, &[(0, 260)]), // a prompt: 32 heads a tile
+        (many, Format::Float(FloatType::F32), true, &[(90, 70), (500, 1), (0, 4)]),
+    ] {
+        both.attention(heads, format, split, 16, sequences);
+    }
+}
+
+#[test]
+fn attention_at_the_end_of_a_long_context() {
+    let Some(gpu) = gpu() else { return };
+    let mut both = Both::new(gpu, 11);
+    let heads = HeadShape { heads: 2, nope: 32, rope: 8, value: 8, latent: 32 };
+    both.attention(heads, FOUR_BITS, false, 64, &[(131_071, 1)]);
+    both.attention(heads, FOUR_BITS, false, 64, &[(131_050, 22), (3, 2)]);
+}
+
+#[test]
 fn wrong_operands_are_refused() {
     let Some(gpu) = gpu() else { return };
     let mut both = Both::new(gpu, 8);
@@ -420,4 +509,50 @@ fn an_input_does_not_overwrite_pending_work() {
     let input = gpu.upload(1, 64, &values).unwrap();
     assert_eq!(gpu.download(&input).unwrap(), values);
     close("two products", &gpu.download(&found).unwrap(), expected.data());
+}
+
+/// Three layers of Kimi-K2 with 18 of its experts, in zeros.
+#[test]
+fn device_memory_is_what_is_stored_and_little_more() {
+    const EXPERTS: usize = 18;
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let zeros = |rows: usize, cols: usize| {
+        let part = |bytes: usize| Bytes::from(vec![0; rows * bytes]);
+        let [weight, scales, biases] = FOUR_BITS.row_bytes(cols).unwrap().map(part);
+        PackedMatrix::new(rows, cols, FOUR_BITS, weight, scales, biases).unwrap()
+    };
+    let mut stored = 0;
+    let mut held = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        for (rows, cols) in [(1536, 7168), (12288, 1536), (576, 7168), (16384, 512), (7168, 8192)] {
+            let m = zeros(rows, cols);
+            stored += m.bytes();
+            held.0.push(gpu.load_matrix(m).unwrap());
+        }
+        for (rows, cols) in [(2048, 7168), (2048, 7168), (7168, 2048)] {
+            let experts = vec![zeros(rows, cols); EXPERTS];
+            stored += experts.iter().map(PackedMatrix::bytes).sum::<u64>();
+            held.1.push(gpu.load_experts(experts).unwrap());
+        }
+    }
+    gpu.wait().unwrap();
+    if let Some(allocated) = gpu.allocated() {
+        println!("{allocated} bytes allocated for {stored} bytes of weights");
+        assert!(allocated as f64 <= stored as f64 * 1.03, "{allocated} for {stored}");
+    }
+}
+
+#[test]
+fn a_lost_device_is_an_error_from_then_on() {
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let x = gpu.upload(1, 4, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    assert_eq!(gpu.download(&x).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    gpu.destroy();
+    for _ in 0..2 {
+        let lost = gpu.upload(1, 4, &[1.0; 4]).and_then(|x| gpu.download(&x));
+        assert!(matches!(&lost, Err(BackendError::Device(what)) if what.contains("lost")), "{lost:?}");
+        assert!(matches!(gpu.wait(), Err(BackendError::Device(_))));
+    }
+    assert!(gpu.load_vector(vec![1.0; 8]).and_then(|_| gpu.wait()).is_err());
+    drop(x);
 }

@@ -12,6 +12,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bandwidth;
 mod codec;
 mod dense;
 mod dequant;
@@ -31,6 +32,7 @@ mod scales;
 mod simd;
 mod tensor;
 
+pub use bandwidth::read_bandwidth;
 pub use dequant::{dequantize, dequantize_row};
 pub use isa::Isa;
 #[cfg(feature = "gpu")]
@@ -40,8 +42,8 @@ pub use tensor::{Cache, Experts, Routing, Tensor};
 use rayon::prelude::*;
 
 use crate::{
-    Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, PackedMatrix, Rope,
-    Router, SampleError, SampleRequest, Sampled, TokenLayout, sample,
+    AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
+    PackedMatrix, Rope, Router, SampleError, SampleRequest, Sampled, TokenLayout, sample,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -78,6 +80,49 @@ impl Cpu {
     pub fn isa(&self) -> Isa {
         self.isa
     }
+
+    /// Stores each token's key: `kv [T, kl + rope]` with its latent part normalised and its positional part rotated.
+    ///
+    /// # Errors
+    /// [`BackendError`] where the operands do not fit.
+    pub fn store_latent(
+        &self,
+        cache: &mut Cache,
+        kv: &Tensor,
+        norm: &Norm<Vec<f32>>,
+        rope: &Rope,
+        layout: &TokenLayout,
+    ) -> Result<()> {
+        const OP: &str = "store_latent";
+        cache.check_layout(OP, layout)?;
+        BackendError::check(OP, "tokens", kv.rows(), layout.len())?;
+        BackendError::check(OP, "key width", kv.cols(), cache.width())?;
+        BackendError::check(OP, "norm weight", norm.weight.len(), cache.shape().latent)?;
+        check_rope(OP, rope, cache.shape().rope)?;
+        attention::store_latent(cache, kv, norm, rope, layout);
+        Ok(())
+    }
+
+    /// Turns queries `[T, nh * (nope + rope)]` into latent queries `[T, nh * (kl + rope)]`: the first part through
+    /// `W_UK`, the second rotated.
+    ///
+    /// # Errors
+    /// [`BackendError`] where the operands do not fit.
+    pub fn absorb_query(
+        &self,
+        q: &Tensor,
+        projections: &LatentProjections<PackedMatrix>,
+        heads: HeadShape,
+        rope: &Rope,
+        layout: &TokenLayout,
+    ) -> Result<Tensor> {
+        const OP: &str = "absorb_query";
+        latent::check_projections(OP, projections, heads)?;
+        BackendError::check(OP, "tokens", q.rows(), layout.len())?;
+        BackendError::check(OP, "query width", q.cols(), per_head(heads, heads.nope, heads.rope))?;
+        check_rope(OP, rope, heads.rope)?;
+        Ok(latent::absorb_query(self.isa, q, projections, heads, rope, layout))
+    }
 }
 
 impl Backend for Cpu {
@@ -87,6 +132,7 @@ impl Backend for Cpu {
     type Tensor = Tensor;
     type Routing = Routing;
     type Cache = Cache;
+    type Attended = Tensor;
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", self.isa.name(), rayon::current_num_threads())
@@ -175,38 +221,17 @@ impl Backend for Cpu {
         Ok(projections.map(|m| matmul::product(self.isa, m, &x)))
     }
 
-    fn store_latent(
+    fn latent_query(
         &self,
+        inputs: AttentionInputs<'_, Self>,
         cache: &mut Cache,
-        kv: &Tensor,
-        norm: &Norm<Vec<f32>>,
-        rope: &Rope,
-        layout: &TokenLayout,
-    ) -> Result<()> {
-        const OP: &str = "store_latent";
-        cache.check_layout(OP, layout)?;
-        BackendError::check(OP, "tokens", kv.rows(), layout.len())?;
-        BackendError::check(OP, "key width", kv.cols(), cache.width())?;
-        BackendError::check(OP, "norm weight", norm.weight.len(), cache.shape().latent)?;
-        check_rope(OP, rope, cache.shape().rope)?;
-        attention::store_latent(cache, kv, norm, rope, layout);
-        Ok(())
-    }
-
-    fn absorb_query(
-        &self,
-        q: &Tensor,
         projections: &LatentProjections<PackedMatrix>,
         heads: HeadShape,
-        rope: &Rope,
         layout: &TokenLayout,
     ) -> Result<Tensor> {
-        const OP: &str = "absorb_query";
-        latent::check_projections(OP, projections, heads)?;
-        BackendError::check(OP, "tokens", q.rows(), layout.len())?;
-        BackendError::check(OP, "query width", q.cols(), per_head(heads, heads.nope, heads.rope))?;
-        check_rope(OP, rope, heads.rope)?;
-        Ok(latent::absorb_query(self.isa, q, projections, heads, rope, layout))
+        let AttentionInputs { q, kv, norm, rope } = inputs;
+        self.store_latent(cache, kv, norm, rope, layout)?;
+        self.absorb_query(q, projections, heads, rope, layout)
     }
 
     fn attend_latent(

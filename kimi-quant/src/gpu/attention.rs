@@ -1,120 +1,114 @@
 //! Attention over the latent cache, and the projections between heads and latent.
 
-use super::layout::DeviceLayout;
-use super::product::{Heads, Mode, Product};
+use super::layout::MOST_SEGMENTS;
 use super::recorder::Dispatch;
-use super::shader::{ABSORB, ATTEND, ATTEND_MERGE, GRID_Y, ROTATE, STORE_LATENT, Spec};
-use super::weights::GpuMatrix;
-use super::{Gpu, GpuCache, GpuTensor, GpuVector};
-use crate::{BackendError, HeadShape, LatentProjections, Norm, Rope, TokenLayout};
+use super::shader::{
+    ATTEND, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, Op, Spec, VALUES,
+    VALUES_TILED,
+};
+use super::tuning::NVIDIA;
+use super::weights::{GpuMatrix, Part};
+use super::{Gpu, GpuAttended, GpuCache, GpuTensor};
+use crate::{AttentionInputs, BackendError, HeadShape, LatentProjections, TokenLayout};
 
 type Result<T> = std::result::Result<T, BackendError>;
+type Constants = Vec<(&'static str, u32)>;
 
-/// Workgroups that are worth having before positions are no longer split.
-const ENOUGH_WORKGROUPS: usize = 512;
+/// Workgroups from which on heads share a cached key among 32 rather than 16.
+const ENOUGH_WORKGROUPS: usize = 256;
 
-/// Fewest positions of a segment.
-const SEGMENT: usize = 64;
+/// Columns of a tile of a per-head product (shaders/tiled_rows.wgsl).
+const TILE_COLUMNS: usize = 64;
 
-impl Gpu {
-    pub(crate) fn store(
-        &self,
-        cache: &GpuCache,
-        kv: &GpuTensor,
-        norm: &Norm<GpuVector>,
-        rope: &Rope,
-        layout: &TokenLayout,
-    ) -> Result<()> {
-        let (turns, slots) = (self.turns(layout, rope)?, self.layout(layout)?.slots);
-        let spec = Spec::new(&STORE_LATENT, vec![("WORKGROUP", 64), ("LANES", self.recorder.device.lanes)]);
-        self.recorder.dispatch(Dispatch {
-            op: &STORE_LATENT,
-            spec,
-            buffers: &[&kv.buffer, &cache.buffer, &norm.weight.buffer, &turns, &slots],
-            params: &[
-                cache.shape.latent as u32,
-                (cache.shape.rope / 2) as u32,
-                norm.eps.to_bits(),
-                rope.mscale.to_bits(),
-            ],
-            grid: [layout.len(), 1, 1],
-        })
+/// Tokens from which on a per-head product takes tiles of them.
+const MANY_TOKENS: usize = 5;
+
+/// A tile's sizes (shaders/tile.wgsl): threads, rows, columns, cells of a slab.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Tile {
+    workgroup: usize,
+    rows: usize,
+    columns: usize,
+    slab: usize,
+}
+
+impl Tile {
+    const fn new(workgroup: usize, rows: usize, columns: usize, slab: usize) -> Self {
+        Self { workgroup, rows, columns, slab }
     }
 
-    pub(crate) fn absorb(
+    /// Bytes of shared memory: a slab of both operands, or the teams' sums.
+    fn bytes(self) -> usize {
+        let teams = self.workgroup / (self.rows / 4 * (self.columns / 4));
+        let sums = teams * self.rows * (self.columns + 8);
+        4 * sums.max(4 * self.slab * (self.rows + 1 + self.columns + 1))
+    }
+
+    fn constants(self) -> Constants {
+        vec![
+            ("WORKGROUP", self.workgroup as u32),
+            ("TILE_ROWS", self.rows as u32),
+            ("TILE_COLUMNS", self.columns as u32),
+            ("SLAB", self.slab as u32),
+        ]
+    }
+}
+
+/// A projection of every head: rows of a packed matrix that are its inputs or its outputs.
+struct HeadProduct<'a> {
+    name: &'static str,
+    few: &'static Op,
+    tiled: &'static Op,
+    matrix: &'a GpuMatrix,
+    heads: HeadShape,
+    tokens: usize,
+    /// Columns of the result, a head.
+    outputs: usize,
+    by_inputs: bool,
+}
+
+impl Gpu {
+    /// Stores the keys and absorbs the queries. The caller has checked the shapes.
+    pub(crate) fn latent(
         &self,
-        q: &GpuTensor,
+        inputs: AttentionInputs<'_, Self>,
+        cache: &GpuCache,
         projections: &LatentProjections<GpuMatrix>,
         heads: HeadShape,
-        rope: &Rope,
         layout: &TokenLayout,
     ) -> Result<GpuTensor> {
-        let (from, to) = (heads.nope + heads.rope, heads.latent + heads.rope);
-        let out = self.tensor(q.rows, heads.heads * to)?;
-        match projections {
-            LatentProjections::Joint(kv_b) => self.absorb_joint(q, kv_b, heads, &out)?,
-            LatentProjections::Split { embed_q, .. } => self.product(&Product {
-                mode: Mode::Heads(Heads {
-                    count: heads.heads,
-                    x: from,
-                    rows: heads.latent,
-                    out: to,
-                    row_first: 0,
-                }),
-                packing: embed_q.packing,
-                rows: heads.latent,
-                x: q,
-                out: &out,
-                out_first: 0,
-                norm: None,
-                weights: embed_q.whole("absorb_query")?,
-                up: None,
-                add: false,
-            })?,
-        }
-        let half = heads.rope / 2;
-        let pairs = q.rows * heads.heads * half;
-        let turns = self.turns(layout, rope)?;
-        let numbers = [pairs, heads.heads, half, from, heads.nope, to, heads.latent];
-        let mut params = numbers.map(|n| n as u32).to_vec();
-        params.push(rope.mscale.to_bits());
-        self.recorder.dispatch(Dispatch {
-            op: &ROTATE,
-            spec: Spec::new(&ROTATE, vec![("WORKGROUP", 64)]),
-            buffers: &[&q.buffer, &out.buffer, &turns],
-            params: &params,
-            grid: lines_grid(pairs.div_ceil(64)),
-        })?;
+        let AttentionInputs { q, kv, norm, rope } = inputs;
+        let device_layout = self.layout(layout, Some(rope))?;
+        let (matrix, row_head, few, by_inputs) = match projections {
+            LatentProjections::Joint(kv_b) => (kv_b, heads.nope + heads.value, &LATENT_QUERY_BY_INPUTS, true),
+            LatentProjections::Split { embed_q, .. } => {
+                (embed_q, heads.latent, &LATENT_QUERY_BY_OUTPUTS, false)
+            }
+        };
+        let out = self.tensor(q.rows, heads.heads * (heads.latent + heads.rope))?;
+        let product = HeadProduct {
+            name: "latent_query",
+            few,
+            tiled: &LATENT_QUERY_TILED,
+            matrix,
+            heads,
+            tokens: q.rows,
+            outputs: heads.latent,
+            by_inputs,
+        };
+        let numbers = [device_layout.slots, kv.cols, 0].map(|n| n as u32);
+        let floats = [norm.eps, rope.mscale].map(f32::to_bits);
+        self.head_product(
+            &product,
+            &[&q.buffer, &out.buffer, &kv.buffer, &cache.buffer, &norm.weight.buffer, &device_layout.words],
+            [row_head, 0],
+            &[&numbers[..], &floats].concat(),
+            1,
+        )?;
         Ok(out)
     }
 
-    /// Through `W_UK` whose rows are the head's inputs.
-    fn absorb_joint(&self, q: &GpuTensor, kv_b: &GpuMatrix, heads: HeadShape, out: &GpuTensor) -> Result<()> {
-        let part = kv_b.whole("absorb_query")?;
-        let tokens = if q.rows > 1 { 2 } else { 1 };
-        let spec = Spec::new(&ABSORB, vec![("WORKGROUP", 64), ("TOKENS", tokens as u32), ("SHARE", 1)])
-            .with_matrices(kv_b.packing, 1);
-        let params = [
-            q.rows,
-            heads.nope,
-            heads.nope + heads.value,
-            heads.nope + heads.rope,
-            q.cols,
-            heads.latent + heads.rope,
-            out.cols,
-            0,
-            part.scale_base as usize,
-            part.bias_base as usize,
-        ];
-        self.recorder.dispatch(Dispatch {
-            op: &ABSORB,
-            spec,
-            buffers: &[&q.buffer, &out.buffer, &part.codes, &part.scales],
-            params: &params.map(|n| n as u32),
-            grid: [kv_b.packing.units(), heads.heads, q.rows.div_ceil(tokens)],
-        })
-    }
-
+    /// The attention itself, in segments. The caller has checked the shapes.
     pub(crate) fn attend(
         &self,
         q: &GpuTensor,
@@ -122,98 +116,196 @@ impl Gpu {
         heads: HeadShape,
         scale: f32,
         layout: &TokenLayout,
-    ) -> Result<GpuTensor> {
-        const WORKGROUP: u32 = 128;
-        let (at_once, positions) = self.attention_tile(heads, WORKGROUP)?;
-        let DeviceLayout { tokens, tables, .. } = self.layout(layout)?;
-        let longest = layout.positions().iter().max().map_or(0, |&p| p as usize + 1);
-        let blocks = heads.heads.div_ceil(at_once as usize);
-        let wanted = ENOUGH_WORKGROUPS.div_ceil((blocks * layout.len()).max(1));
-        let segments = wanted.min(longest.div_ceil(SEGMENT)).max(1);
-        let segment = longest.div_ceil(segments).next_multiple_of(positions as usize);
-        let segments = longest.div_ceil(segment.max(1)).max(1);
-        let out = self.tensor(q.rows, heads.heads * heads.latent)?;
-        let lines = q.rows * heads.heads;
-        let parts =
-            if segments > 1 { Some(self.tensor(lines, segments * (heads.latent + 2))?) } else { None };
-        let constants = vec![
-            ("WORKGROUP", WORKGROUP),
+    ) -> Result<GpuAttended> {
+        let layout = self.layout(layout, None)?;
+        let segments = layout.segment_count;
+        let tile = self.attention_tile(heads, segments)?;
+        let cells = heads.latent.div_ceil(4);
+        // At least four heads a thread: their weights are read together.
+        let span = cells.next_power_of_two().max(4 * tile.workgroup / tile.rows).min(tile.workgroup);
+        let parts = self.tensor(segments, heads.heads * 4 * cells)?.buffer;
+        let stats = self.tensor(segments, heads.heads * 2)?.buffer;
+        let mut constants = tile.constants();
+        constants.extend([
             ("LATENT", heads.latent as u32),
             ("ROPE", heads.rope as u32),
-            ("HEADS", at_once),
-            ("POSITIONS", positions),
+            ("SPAN", span as u32),
             ("PAGE", cache.shape.page_tokens as u32),
-        ];
-        let to = parts.as_ref().unwrap_or(&out);
+        ]);
         self.recorder.dispatch(Dispatch {
             op: &ATTEND,
             spec: Spec::new(&ATTEND, constants),
-            buffers: &[&q.buffer, &to.buffer, &cache.buffer, &tokens, &tables],
-            params: &[heads.heads as u32, segments as u32, segment as u32, scale.to_bits()],
-            grid: [blocks, segments, layout.len()],
+            buffers: &[&q.buffer, &parts, &stats, &cache.buffer, &layout.words],
+            params: &[heads.heads as u32, segments as u32, layout.segments as u32, scale.to_bits()],
+            grid: [
+                segments.min(GRID_Y as usize),
+                heads.heads.div_ceil(tile.rows),
+                segments.div_ceil(GRID_Y as usize),
+            ],
         })?;
-        if let Some(parts) = &parts {
-            self.recorder.dispatch(Dispatch {
-                op: &ATTEND_MERGE,
-                spec: Spec::new(&ATTEND_MERGE, vec![("WORKGROUP", 64), ("LATENT", heads.latent as u32)]),
-                buffers: &[&parts.buffer, &out.buffer],
-                params: &[lines as u32, segments as u32],
-                grid: lines_grid(lines),
-            })?;
-        }
-        Ok(out)
+        Ok(GpuAttended { tokens: q.rows, heads: heads.heads, latent: heads.latent, parts, stats, layout })
     }
 
-    /// Heads of a workgroup and positions that it reads at once: the most that fit the shared memory.
-    fn attention_tile(&self, heads: HeadShape, workgroup: u32) -> Result<(u32, u32)> {
-        let width = heads.latent + heads.rope;
-        let room = self.recorder.device.limits.max_compute_workgroup_storage_size as usize;
-        let most = (heads.heads as u32).next_power_of_two();
-        [(8, 8), (4, 8), (4, 4), (2, 4), (2, 2), (1, 2), (1, 1)]
-            .into_iter()
-            .filter(|(h, _)| *h <= most)
-            .find(|(h, p)| {
-                let spread = (workgroup / (h * p)) as usize;
-                let rows = (h + p) as usize * (width + spread);
-                4 * (rows + workgroup as usize + (h * p + 3 * h) as usize) + 64 <= room
-            })
-            .ok_or(BackendError::OutOfMemory {
-                what: "a cached key in the adapter's shared memory",
-                needed: 8 * width as u64,
+    /// Heads by positions: the largest tile that fits the shared memory, or fewer heads where there would be too few
+    /// workgroups.
+    fn attention_tile(&self, heads: HeadShape, segments: usize) -> Result<Tile> {
+        const TILES: [Tile; 9] = [
+            Tile::new(256, 32, 64, 16),
+            Tile::new(256, 32, 32, 16),
+            Tile::new(256, 16, 64, 16),
+            Tile::new(256, 16, 32, 16),
+            Tile::new(256, 8, 64, 16),
+            Tile::new(256, 8, 32, 16),
+            Tile::new(128, 16, 32, 8),
+            Tile::new(128, 8, 32, 8),
+            Tile::new(64, 8, 32, 8),
+        ];
+        let wanted = match heads.heads {
+            0..=8 => 8,
+            n if n > 16 && n.div_ceil(32) * segments >= ENOUGH_WORKGROUPS => 32,
+            _ => 16,
+        };
+        self.fitting(TILES.into_iter().filter(|tile| tile.rows <= wanted), |tile| {
+            let weights = 16 * tile.columns * (tile.rows / 4 + 1);
+            4 * (tile.columns + tile.workgroup + tile.rows) + weights
+        })
+    }
+
+    /// The first of some tiles that the adapter has the shared memory and the threads for.
+    fn fitting(&self, mut tiles: impl Iterator<Item = Tile>, more: impl Fn(Tile) -> usize) -> Result<Tile> {
+        let limits = &self.recorder.device.limits;
+        let room = limits.max_compute_workgroup_storage_size as usize;
+        let threads = limits.max_compute_invocations_per_workgroup as usize;
+        tiles.find(|tile| tile.workgroup <= threads && tile.bytes() + more(*tile) + 64 <= room).ok_or(
+            BackendError::OutOfMemory {
+                what: "a tile of attention in the adapter's shared memory",
+                needed: 16 << 10,
                 available: room as u64,
-            })
+            },
+        )
     }
 
+    /// Segments put together, and through `W_UV`. The caller has checked the shapes.
     pub(crate) fn values(
         &self,
-        attended: &GpuTensor,
+        attended: &GpuAttended,
         projections: &LatentProjections<GpuMatrix>,
         heads: HeadShape,
     ) -> Result<GpuTensor> {
-        let (matrix, rows, row_first) = match projections {
-            LatentProjections::Joint(kv_b) => (kv_b, heads.nope + heads.value, heads.nope),
-            LatentProjections::Split { unembed_out, .. } => (unembed_out, heads.value, 0),
+        let (matrix, rows) = match projections {
+            LatentProjections::Joint(kv_b) => (kv_b, [heads.nope + heads.value, heads.nope]),
+            LatentProjections::Split { unembed_out, .. } => (unembed_out, [heads.value, 0]),
         };
-        let out = self.tensor(attended.rows, heads.heads * heads.value)?;
-        self.product(&Product {
-            mode: Mode::Heads(Heads {
-                count: heads.heads,
-                x: heads.latent,
-                rows,
-                out: heads.value,
-                row_first,
-            }),
-            packing: matrix.packing,
-            rows: heads.value,
-            x: attended,
-            out: &out,
-            out_first: 0,
-            norm: None,
-            weights: matrix.whole("project_values")?,
-            up: None,
-            add: false,
-        })?;
+        let out = self.tensor(attended.tokens, heads.heads * heads.value)?;
+        let product = HeadProduct {
+            name: "project_values",
+            few: &VALUES,
+            tiled: &VALUES_TILED,
+            matrix,
+            heads,
+            tokens: attended.tokens,
+            outputs: heads.value,
+            by_inputs: false,
+        };
+        let layout = &attended.layout;
+        self.head_product(
+            &product,
+            &[&attended.parts, &out.buffer, &attended.stats, &layout.words],
+            rows,
+            &[layout.segments as u32, layout.firsts as u32],
+            0,
+        )?;
         Ok(out)
+    }
+
+    /// Records a per-head product. `rows` are those from head to head and the first of a head; `more` are the parameters
+    /// after the matrix's; `extra` are workgroups past the last head.
+    fn head_product(
+        &self,
+        product: &HeadProduct<'_>,
+        buffers: &[&super::pool::Buffer],
+        rows: [usize; 2],
+        more: &[u32],
+        extra: usize,
+    ) -> Result<()> {
+        let Part { codes, scales, scale_base, bias_base, .. } = product.matrix.whole(product.name)?;
+        let (op, constants, columns, tokens) = self.head_product_sizes(product)?;
+        let numbers = [product.tokens, product.heads.heads, rows[0], rows[1]].map(|n| n as u32);
+        self.recorder.dispatch(Dispatch {
+            op,
+            spec: Spec::new(op, constants).with_matrices(product.matrix.packing, 1),
+            buffers: &[buffers, &[&**codes, &**scales]].concat(),
+            params: &[&numbers[..], &[*scale_base, *bias_base], more].concat(),
+            grid: [
+                product.outputs.div_ceil(columns),
+                product.heads.heads + extra,
+                product.tokens.div_ceil(tokens),
+            ],
+        })
+    }
+
+    /// Kernel and constants of a per-head product; outputs and tokens of a workgroup.
+    fn head_product_sizes(
+        &self,
+        product: &HeadProduct<'_>,
+    ) -> Result<(&'static Op, Constants, usize, usize)> {
+        let (device, packing) = (&self.recorder.device, product.matrix.packing);
+        let HeadShape { nope, rope, value, latent, .. } = product.heads;
+        let sizes = [("NOPE", nope), ("ROPE", rope), ("VALUE", value), ("LATENT", latent)];
+        let mut constants: Constants = sizes.map(|(name, n)| (name, n as u32)).to_vec();
+        constants.extend([
+            ("LANES", device.lanes),
+            ("MOST_SEGMENTS", MOST_SEGMENTS as u32),
+            // Codes that share a word cost precision, a code's width in bits each.
+            ("SHARE", if packing.bits() <= 4 { 2 } else { 1 }),
+        ]);
+        if product.tokens >= MANY_TOKENS {
+            let tile = self.product_tile(product.tokens)?;
+            let input_rows = u32::from(product.by_inputs);
+            let tokens = tile.rows as u32;
+            constants.extend(tile.constants());
+            constants.extend([("TOKENS", tokens), ("INPUT_ROWS", input_rows), ("SLICES", 1), ("DEPTH", 1)]);
+            return Ok((product.tiled, constants, tile.columns, tile.rows));
+        }
+        let tokens = product.tokens.next_power_of_two().max(1);
+        constants.push(("TOKENS", tokens as u32));
+        if product.by_inputs {
+            const BLOCK_UNITS: usize = 4;
+            let room = device.limits.max_compute_workgroup_storage_size as usize;
+            let workgroup = if room < 24 << 10 { 64 } else { 128 };
+            constants.extend([("WORKGROUP", workgroup), ("BLOCK_UNITS", BLOCK_UNITS as u32)]);
+            return Ok((product.few, constants, 32 * BLOCK_UNITS, tokens));
+        }
+        const BLOCK_ROWS: usize = 64;
+        let most = device.limits.max_compute_invocations_per_workgroup as usize;
+        // Twice the threads have twice the loads on their way.
+        let workgroup = if device.info.vendor == NVIDIA { 512 } else { 256 }.min(most);
+        let span = packing.cols.div_ceil(4).next_power_of_two().min(workgroup);
+        constants.extend([
+            ("WORKGROUP", workgroup as u32),
+            ("BLOCK_ROWS", BLOCK_ROWS as u32),
+            ("SLICES", (workgroup / span) as u32),
+            ("DEPTH", 8),
+        ]);
+        Ok((product.few, constants, BLOCK_ROWS, tokens))
+    }
+
+    /// Tokens by outputs: no more tokens than there are, if a smaller tile has them all.
+    fn product_tile(&self, tokens: usize) -> Result<Tile> {
+        const TILES: [Tile; 4] = [
+            Tile::new(256, 64, TILE_COLUMNS, 16),
+            Tile::new(256, 32, TILE_COLUMNS, 16),
+            Tile::new(256, 8, TILE_COLUMNS, 16),
+            Tile::new(128, 8, TILE_COLUMNS, 8),
+        ];
+        let wanted = match tokens {
+            0..=8 => 8,
+            9..=32 => 32,
+            _ => 64,
+        };
+        self.fitting(TILES.into_iter().filter(|tile| tile.rows <= wanted), |tile| {
+            12 * (MOST_SEGMENTS + tile.rows) + 4 * tile.workgroup
+        })
     }
 }
 

@@ -1,4 +1,5 @@
-//! Positions, page tables and rotations of a batch on the device, uploaded once a batch.
+//! A batch on the device: rotations, cache slots, segments of attention and page tables, in one buffer that is written
+//! once a batch.
 
 use std::sync::{Arc, PoisonError};
 
@@ -6,78 +7,122 @@ use super::pool::Buffer;
 use super::{Gpu, upload_words};
 use crate::{BackendError, Rope, TokenLayout};
 
+/// Most segments that one token's positions are cut into, and that a batch has besides one a token.
+pub(crate) const MOST_SEGMENTS: usize = 64;
+
+/// Words of a segment: token, first position, position behind its last, start of its page table.
+const SEGMENT_WORDS: usize = 4;
+
 /// One batch's layout on the device.
-#[derive(Clone)]
 pub(crate) struct DeviceLayout {
     layout: TokenLayout,
-    /// Position and start of the page table of each token, `[T, 2]`.
-    pub(crate) tokens: Arc<Buffer>,
-    /// All page tables, one after another.
-    pub(crate) tables: Arc<Buffer>,
-    /// Cache slot of each token, `[T]`.
-    pub(crate) slots: Arc<Buffer>,
-    /// Cosine and sine of each token's rotations, `[T, rope / 2, 2]`.
-    turns: Option<(Rope, Arc<Buffer>)>,
+    rope: Rope,
+    /// Cosine and sine of each token's rotations, `[T, rope / 2, 2]`; then all that follows.
+    pub(crate) words: Arc<Buffer>,
+    /// Where the cache slot of each token begins, `[T]`.
+    pub(crate) slots: usize,
+    /// Where the first segment of each token begins, `[T + 1]`.
+    pub(crate) firsts: usize,
+    /// Where the segments begin, by token and position.
+    pub(crate) segments: usize,
+    /// Number of segments.
+    pub(crate) segment_count: usize,
 }
 
 impl DeviceLayout {
-    fn new(gpu: &Gpu, layout: &TokenLayout) -> Result<Self, BackendError> {
-        let mut starts = Vec::with_capacity(layout.tables().len());
-        let mut tables = Vec::new();
-        for table in layout.tables() {
-            starts.push(tables.len() as u32);
-            tables.extend_from_slice(table);
-        }
-        let tokens = layout.positions().iter().zip(layout.sequences());
-        let tokens: Vec<u32> = tokens.flat_map(|(p, s)| [*p, starts[*s as usize]]).collect();
-        let slots = layout.positions().iter().enumerate().map(|(t, &p)| {
-            let (page, offset) = layout.slot(t, p as usize);
-            (page * layout.page_tokens() + offset) as u32
-        });
-        Ok(Self {
-            layout: layout.clone(),
-            tokens: upload_words(gpu, &tokens)?,
-            tables: upload_words(gpu, &tables)?,
-            slots: upload_words(gpu, &slots.collect::<Vec<_>>())?,
-            turns: None,
-        })
-    }
-}
-
-impl Gpu {
-    /// The layout on the device; the last one is kept, for the next layer.
-    pub(crate) fn layout(&self, layout: &TokenLayout) -> Result<DeviceLayout, BackendError> {
-        let mut last = self.last_layout.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some(found) if found.layout == *layout => Ok(found.clone()),
-            _ => {
-                let made = DeviceLayout::new(self, layout)?;
-                *last = Some(made.clone());
-                Ok(made)
-            }
-        }
-    }
-
-    /// Cosines and sines of the layout's rotations. They are made here: shaders are imprecise at large angles.
-    pub(crate) fn turns(&self, layout: &TokenLayout, rope: &Rope) -> Result<Arc<Buffer>, BackendError> {
-        let device_layout = self.layout(layout)?;
-        if let Some((found, buffer)) = &device_layout.turns
-            && found == rope
-        {
-            return Ok(buffer.clone());
-        }
-        let mut words = Vec::with_capacity(layout.len() * rope.inv_freq.len() * 2);
+    fn new(gpu: &Gpu, layout: &TokenLayout, rope: &Rope) -> Result<Self, BackendError> {
+        let mut words = Vec::new();
+        // Made here: shaders are imprecise at large angles.
         for &position in layout.positions() {
             for frequency in &rope.inv_freq {
                 let (sin, cos) = (position as f32 * frequency).sin_cos();
                 words.extend([cos.to_bits(), sin.to_bits()]);
             }
         }
-        let buffer = upload_words(self, &words)?;
-        let mut last = self.last_layout.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kept) = last.as_mut().filter(|kept| kept.layout == *layout) {
-            kept.turns = Some((rope.clone(), buffer.clone()));
+        let slots = words.len();
+        words.extend(layout.positions().iter().enumerate().map(|(t, &p)| {
+            let (page, offset) = layout.slot(t, p as usize);
+            (page * layout.page_tokens() + offset) as u32
+        }));
+
+        let length = segment_length(layout);
+        let counts = layout.positions().iter().map(|&p| (p as usize + 1).div_ceil(length));
+        let firsts = words.len();
+        words.push(0);
+        words.extend(counts.scan(0, |sum, count| {
+            *sum += count as u32;
+            Some(*sum)
+        }));
+        let segments = words.len();
+        let segment_count = words.last().map_or(0, |&n| n as usize);
+        let mut tables = Vec::with_capacity(layout.tables().len());
+        let mut at = segments + SEGMENT_WORDS * segment_count;
+        for table in layout.tables() {
+            tables.push(at);
+            at += table.len();
         }
-        Ok(buffer)
+        for (t, (&position, &sequence)) in layout.positions().iter().zip(layout.sequences()).enumerate() {
+            let end = position as usize + 1;
+            for start in (0..end).step_by(length) {
+                let segment = [t, start, (start + length).min(end), tables[sequence as usize]];
+                words.extend(segment.map(|n| n as u32));
+            }
+        }
+        layout.tables().iter().for_each(|table| words.extend_from_slice(table));
+        let (layout, rope) = (layout.clone(), rope.clone());
+        let words = upload_words(gpu, &words)?;
+        Ok(Self { layout, rope, words, slots, firsts, segments, segment_count })
+    }
+}
+
+/// Positions of a segment. A batch has no more than [`MOST_SEGMENTS`] besides one a token, so that their results stay
+/// small; short contexts are cut into half as many, since putting a segment together costs as much as some dozen
+/// positions.
+fn segment_length(layout: &TokenLayout) -> usize {
+    let positions: usize = layout.positions().iter().map(|&p| p as usize + 1).sum();
+    positions.div_ceil(MOST_SEGMENTS).max(positions.div_ceil(MOST_SEGMENTS / 2).clamp(32, 64))
+}
+
+impl Gpu {
+    /// The layout on the device; the last one is kept, for the next layer. Without `rope` any rotations will do.
+    pub(crate) fn layout(
+        &self,
+        layout: &TokenLayout,
+        rope: Option<&Rope>,
+    ) -> Result<Arc<DeviceLayout>, BackendError> {
+        let mut last = self.last_layout.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(found) if found.layout == *layout && rope.is_none_or(|rope| found.rope == *rope) => {
+                Ok(found.clone())
+            }
+            _ => {
+                let none = Rope { inv_freq: Vec::new(), mscale: 1.0 };
+                let made = Arc::new(DeviceLayout::new(self, layout, rope.unwrap_or(&none))?);
+                *last = Some(made.clone());
+                Ok(made)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MOST_SEGMENTS, segment_length};
+    use crate::TokenLayout;
+
+    #[test]
+    fn segments_stay_few() {
+        let prompt = [(0, 512)];
+        let mixed = [(131_071, 1), (0, 500), (4096, 12)];
+        for sequences in [&[(0, 1)][..], &[(1599, 1)], &[(131_071, 1)], &[(2000, 1); 32], &prompt, &mixed] {
+            let mut layout = TokenLayout::new(64);
+            for &(start, count) in sequences {
+                layout.push(start, count, &vec![0; 2049]).unwrap();
+            }
+            let length = segment_length(&layout);
+            let counts = layout.positions().iter().map(|&p| (p as usize + 1).div_ceil(length));
+            assert!(counts.clone().all(|n| (1..=MOST_SEGMENTS).contains(&n)));
+            assert!(counts.sum::<usize>() <= MOST_SEGMENTS + layout.len());
+        }
     }
 }

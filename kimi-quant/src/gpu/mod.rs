@@ -4,25 +4,33 @@
 //! submission and one wait. Activations are f32. Sums run in another order than on the CPU, so results differ from it by
 //! rounding.
 
+mod adapter;
 mod attention;
 mod bandwidth;
+mod batched;
+mod cuts;
 mod device;
+mod grouped;
 mod interop;
 mod layout;
+mod matvec;
 mod moe;
+mod pace;
 mod pool;
-mod product;
 mod recorder;
 mod sample;
 mod shader;
 #[cfg(test)]
 mod tests;
 mod tuning;
+mod upload;
 mod weights;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use device::{GpuOptions, adapters};
+pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
+pub use batched::BatchKernel;
+pub use device::GpuOptions;
 pub use interop::Handles;
 pub use sample::PendingTokens;
 pub use tuning::Tuning;
@@ -30,14 +38,15 @@ pub use weights::{GpuExperts, GpuMatrix};
 pub use wgpu;
 
 use device::Device;
+use grouped::Groups;
 use layout::DeviceLayout;
 use pool::Buffer;
 use recorder::{Dispatch, Recorder};
 use shader::{EMBED, GATHER_ROWS, Spec};
 
 use crate::{
-    Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, PackedMatrix, Rope,
-    Router, SampleError, SampleRequest, Sampled, TokenLayout,
+    AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
+    PackedMatrix, Rope, Router, SampleError, SampleRequest, Sampled, TokenLayout,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -46,16 +55,32 @@ type Result<T> = std::result::Result<T, BackendError>;
 pub struct Gpu {
     recorder: Arc<Recorder>,
     tuning: Mutex<Option<Tuning>>,
+    batch_kernel: Mutex<Option<BatchKernel>>,
     /// Stands in where a binding is not used.
     nothing: Arc<Buffer>,
-    last_layout: Mutex<Option<DeviceLayout>>,
+    last_layout: Mutex<Option<Arc<DeviceLayout>>>,
 }
 
 /// Activations `[rows, cols]` on the device.
+#[derive(Clone)]
 pub struct GpuTensor {
     rows: usize,
     cols: usize,
+    /// Values before them in the buffer.
+    first: usize,
     buffer: Arc<Buffer>,
+}
+
+/// Results of attention on the device, in segments.
+pub struct GpuAttended {
+    tokens: usize,
+    heads: usize,
+    latent: usize,
+    /// Sums of latents `[segment, head, latent]`, a latent filled up to whole cells of four.
+    parts: Arc<Buffer>,
+    /// Largest score and sum of exponentials, `[segment, head, 2]`.
+    stats: Arc<Buffer>,
+    layout: Arc<DeviceLayout>,
 }
 
 /// An f32 vector on the device.
@@ -70,6 +95,7 @@ pub struct GpuRouting {
     chosen: usize,
     ids: Arc<Buffer>,
     weights: Arc<Buffer>,
+    groups: Mutex<Option<Groups>>,
 }
 
 /// The latent cache of one layer on the device.
@@ -105,7 +131,24 @@ impl Gpu {
         let recorder = Arc::new(Recorder::new(Device::open(options)?));
         let nothing = recorder.pool.keep("nothing", 256)?;
         let tuning = Mutex::new(options.tuning);
-        Ok(Self { recorder, tuning, nothing, last_layout: Mutex::default() })
+        Ok(Self { recorder, tuning, batch_kernel: Mutex::default(), nothing, last_layout: Mutex::default() })
+    }
+
+    /// The adapter it runs on.
+    pub fn adapter(&self) -> &Adapter {
+        &self.recorder.device.about
+    }
+
+    /// Bytes of device memory that are allocated, staging included; `None` where the driver does not say.
+    pub fn allocated(&self) -> Option<u64> {
+        let report = self.recorder.device.device.generate_allocator_report()?;
+        Some(report.total_reserved_bytes)
+    }
+
+    /// Loses the device, as a reset of the driver would: for tests of what follows.
+    pub fn destroy(&self) {
+        self.recorder.device.device.destroy();
+        let _ = self.recorder.flush(); // an error: the device tells that it is lost while it is waited for
     }
 
     /// Waits until all recorded work is done.
@@ -139,13 +182,14 @@ impl Gpu {
         BackendError::check("upload", "number of expert ids", ids.len(), tokens * chosen)?;
         BackendError::check("upload", "number of expert weights", weights.len(), ids.len())?;
         let weights = upload_words(self, bytemuck::cast_slice(weights))?;
-        Ok(GpuRouting { tokens, chosen, ids: upload_words(self, ids)?, weights })
+        let ids = upload_words(self, ids)?;
+        Ok(GpuRouting { tokens, chosen, ids, weights, groups: Mutex::default() })
     }
 
     /// Activations with any contents.
     fn tensor(&self, rows: usize, cols: usize) -> Result<GpuTensor> {
         let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(4);
-        Ok(GpuTensor { rows, cols, buffer: self.recorder.pool.take(bytes, false)? })
+        Ok(GpuTensor { rows, cols, first: 0, buffer: self.recorder.pool.take(bytes, false)? })
     }
 }
 
@@ -169,9 +213,18 @@ impl Backend for Gpu {
     type Tensor = GpuTensor;
     type Routing = GpuRouting;
     type Cache = GpuCache;
+    type Attended = GpuAttended;
 
     fn name(&self) -> String {
         self.recorder.device.name()
+    }
+
+    fn memory(&self) -> Option<u64> {
+        self.recorder.device.memory
+    }
+
+    fn copies_weights(&self) -> bool {
+        true
     }
 
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<GpuMatrix> {
@@ -200,18 +253,19 @@ impl Backend for Gpu {
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
         BackendError::check("upload", "number of values", values.len(), rows.saturating_mul(cols))?;
-        Ok(GpuTensor { rows, cols, buffer: upload_words(self, bytemuck::cast_slice(values))? })
+        Ok(GpuTensor { rows, cols, first: 0, buffer: upload_words(self, bytemuck::cast_slice(values))? })
     }
 
     fn download(&self, tensor: &GpuTensor) -> Result<Vec<f32>> {
-        let bytes = 4 * (tensor.rows * tensor.cols) as u64;
-        let read = self.recorder.read(&[(&tensor.buffer, bytes)])?;
+        let start = 4 * tensor.first as u64;
+        let end = start + 4 * (tensor.rows * tensor.cols) as u64;
+        let read = self.recorder.read(&[(&tensor.buffer, start..end)])?;
         Ok(read.first().map(|b| words(b)).unwrap_or_default())
     }
 
     fn download_routing(&self, routing: &GpuRouting) -> Result<(Vec<u32>, Vec<f32>)> {
         let bytes = 4 * (routing.tokens * routing.chosen) as u64;
-        let read = self.recorder.read(&[(&routing.ids, bytes), (&routing.weights, bytes)])?;
+        let read = self.recorder.read(&[(&routing.ids, 0..bytes), (&routing.weights, 0..bytes)])?;
         match read.as_slice() {
             [ids, weights] => Ok((words(ids), words(weights))),
             _ => Err(BackendError::Device("a routing did not come back".to_owned())),
@@ -220,10 +274,13 @@ impl Backend for Gpu {
 
     fn download_cache(&self, cache: &GpuCache, layout: &TokenLayout) -> Result<Vec<f32>> {
         check_layout("download_cache", cache, layout)?;
+        let slots = layout.positions().iter().enumerate().map(|(t, &p)| {
+            let (page, offset) = layout.slot(t, p as usize);
+            (page * layout.page_tokens() + offset) as u32
+        });
+        let slots = upload_words(self, &slots.collect::<Vec<_>>())?;
         let width = cache.shape.latent + cache.shape.rope;
-        let out =
-            self.gather_rows(&cache.buffer, width, self.layout(layout)?.slots.as_ref(), layout.len())?;
-        self.download(&out)
+        self.download(&self.gather_rows(&cache.buffer, width, &slots, layout.len())?)
     }
 
     fn embed(&self, table: &GpuMatrix, ids: &[u32]) -> Result<GpuTensor> {
@@ -265,7 +322,11 @@ impl Backend for Gpu {
             BackendError::check(OP, "input width", x.cols, m.cols())?;
             outs.push(self.tensor(x.rows, m.rows)?);
         }
-        if x.rows == 1 {
+        if let ([a, b], [first, second]) = (projections.as_slice(), outs.as_slice())
+            && self.project_both(x, norm, [a, b], [first, second])?
+        {
+            // One dispatch has done both.
+        } else if x.rows == 1 {
             for (m, out) in projections.iter().zip(&outs) {
                 self.project(x, Some(norm), m, out, false)?;
             }
@@ -278,37 +339,26 @@ impl Backend for Gpu {
         outs.try_into().map_err(|_| BackendError::Device("a projection has no result".to_owned()))
     }
 
-    fn store_latent(
+    fn latent_query(
         &self,
+        inputs: AttentionInputs<'_, Self>,
         cache: &mut GpuCache,
-        kv: &GpuTensor,
-        norm: &Norm<GpuVector>,
-        rope: &Rope,
-        layout: &TokenLayout,
-    ) -> Result<()> {
-        const OP: &str = "store_latent";
-        check_layout(OP, cache, layout)?;
-        BackendError::check(OP, "tokens", kv.rows, layout.len())?;
-        BackendError::check(OP, "key width", kv.cols, cache.shape.latent + cache.shape.rope)?;
-        BackendError::check(OP, "norm weight", norm.weight.len, cache.shape.latent)?;
-        check_rope(OP, rope, cache.shape.rope)?;
-        self.store(cache, kv, norm, rope, layout)
-    }
-
-    fn absorb_query(
-        &self,
-        q: &GpuTensor,
         projections: &LatentProjections<GpuMatrix>,
         heads: HeadShape,
-        rope: &Rope,
         layout: &TokenLayout,
     ) -> Result<GpuTensor> {
-        const OP: &str = "absorb_query";
+        const OP: &str = "latent_query";
+        let AttentionInputs { q, kv, norm, rope } = inputs;
+        check_layout(OP, cache, layout)?;
+        check_cache(OP, cache, heads)?;
         check_projections(OP, projections, heads)?;
         BackendError::check(OP, "tokens", q.rows, layout.len())?;
+        BackendError::check(OP, "tokens", kv.rows, layout.len())?;
         BackendError::check(OP, "query width", q.cols, heads.heads * (heads.nope + heads.rope))?;
+        BackendError::check(OP, "key width", kv.cols, heads.latent + heads.rope)?;
+        BackendError::check(OP, "norm weight", norm.weight.len, heads.latent)?;
         check_rope(OP, rope, heads.rope)?;
-        self.absorb(q, projections, heads, rope, layout)
+        self.latent(inputs, cache, projections, heads, layout)
     }
 
     fn attend_latent(
@@ -318,25 +368,25 @@ impl Backend for Gpu {
         heads: HeadShape,
         scale: f32,
         layout: &TokenLayout,
-    ) -> Result<GpuTensor> {
+    ) -> Result<GpuAttended> {
         const OP: &str = "attend_latent";
         check_layout(OP, cache, layout)?;
         BackendError::check(OP, "tokens", q.rows, layout.len())?;
         BackendError::check(OP, "latent query width", q.cols, heads.heads * (heads.latent + heads.rope))?;
-        BackendError::check(OP, "cached latent width", cache.shape.latent, heads.latent)?;
-        BackendError::check(OP, "cached key width", cache.shape.rope, heads.rope)?;
+        check_cache(OP, cache, heads)?;
         self.attend(q, cache, heads, scale, layout)
     }
 
     fn project_values(
         &self,
-        attended: &GpuTensor,
+        attended: &GpuAttended,
         projections: &LatentProjections<GpuMatrix>,
         heads: HeadShape,
     ) -> Result<GpuTensor> {
         const OP: &str = "project_values";
         check_projections(OP, projections, heads)?;
-        BackendError::check(OP, "attention width", attended.cols, heads.heads * heads.latent)?;
+        BackendError::check(OP, "attended heads", attended.heads, heads.heads)?;
+        BackendError::check(OP, "attended latent width", attended.latent, heads.latent)?;
         self.values(attended, projections, heads)
     }
 
@@ -472,6 +522,11 @@ fn check_rope(op: &'static str, rope: &Rope, width: usize) -> Result<()> {
 fn check_layout(op: &'static str, cache: &GpuCache, layout: &TokenLayout) -> Result<()> {
     BackendError::check(op, "tokens a page", layout.page_tokens(), cache.shape.page_tokens)?;
     layout.check_pages(cache.shape.pages)
+}
+
+fn check_cache(op: &'static str, cache: &GpuCache, heads: HeadShape) -> Result<()> {
+    BackendError::check(op, "cached latent width", cache.shape.latent, heads.latent)?;
+    BackendError::check(op, "cached key width", cache.shape.rope, heads.rope)
 }
 
 fn check_halves(op: &'static str, x: &GpuTensor, gate: &GpuMatrix, up: &GpuMatrix) -> Result<()> {

@@ -1,14 +1,20 @@
 //! The router, the experts, and the dense feed-forward part.
 
+use std::sync::{Arc, Mutex};
+
 use super::attention::lines_grid;
-use super::product::{Heads, Mode, Product};
+use super::batched::{Batched, Lines};
+use super::matvec::{Choices, Matvec, Mode, Source};
 use super::recorder::Dispatch;
-use super::shader::{RMS_NORM, ROUTE, SWIGLU, Spec};
-use super::weights::{GpuExperts, GpuMatrix};
-use super::{Gpu, GpuRouting, GpuTensor, GpuVector};
+use super::shader::{Packing, RMS_NORM, ROUTE, SWIGLU, Spec};
+use super::weights::{GpuExperts, GpuMatrix, Part};
+use super::{Gpu, GpuRouting, GpuTensor, GpuVector, upload_words};
 use crate::{BackendError, ExpertHidden, Norm, Router};
 
 type Result<T> = std::result::Result<T, BackendError>;
+
+/// Bytes for the results of (token, choice) pairs before they are summed.
+const PAIR_RESULTS: u64 = 256 << 20;
 
 impl Gpu {
     pub(crate) fn rms_norm(&self, x: &GpuTensor, norm: &Norm<GpuVector>) -> Result<GpuTensor> {
@@ -35,19 +41,24 @@ impl Gpu {
         self.project(&normed, None, &router.gate, &logits, false)?;
         let (experts, shape) = (router.gate.rows, router.shape);
         let room = self.recorder.device.limits.max_compute_workgroup_storage_size as usize;
-        BackendError::check_range("route", "experts (for the shared memory)", 8 * experts + 4096, room + 1)?;
+        // Scores, keys, the best of each block of 32, and the chosen.
+        let best = experts.div_ceil(32) * shape.chosen.min(32);
+        let needed = 8 * (experts + 32) + 8 * best + 4 * (shape.chosen + shape.groups) + 64;
+        BackendError::check_range("route", "shared memory for the experts", needed, room + 1)?;
         let pairs = x.rows * shape.chosen;
         let routing = GpuRouting {
             tokens: x.rows,
             chosen: shape.chosen,
             ids: self.recorder.pool.take(4 * pairs as u64, false)?,
             weights: self.recorder.pool.take(4 * pairs as u64, false)?,
+            groups: Mutex::default(),
         };
         if shape.chosen == 0 {
             return Ok((normed, routing));
         }
+        let most = self.recorder.device.limits.max_compute_invocations_per_workgroup;
         let constants = vec![
-            ("WORKGROUP", 128),
+            ("WORKGROUP", (experts as u32).next_multiple_of(32).min(most)),
             ("EXPERTS", experts as u32),
             ("GROUPS", shape.groups as u32),
             ("KEPT", shape.kept_groups as u32),
@@ -72,20 +83,8 @@ impl Gpu {
         out: &GpuTensor,
         add: bool,
     ) -> Result<()> {
-        w.parts.iter().try_for_each(|part| {
-            self.product(&Product {
-                mode: Mode::Heads(Heads::ONE),
-                packing: w.packing,
-                rows: part.range.len(),
-                x,
-                out,
-                out_first: part.range.start,
-                norm,
-                weights: part,
-                up: None,
-                add,
-            })
-        })
+        let pairs = w.parts.iter().map(|part| Source { weights: part, up: None });
+        self.rows(x, norm, w.packing, pairs, out, add)
     }
 
     pub(crate) fn swiglu_dense(
@@ -96,29 +95,94 @@ impl Gpu {
         up: &GpuMatrix,
     ) -> Result<GpuTensor> {
         let out = self.tensor(x.rows, gate.rows)?;
-        if gate.packing != up.packing || x.rows > 1 {
+        if gate.packing != up.packing {
             self.project(x, norm, gate, &out, false)?;
             let other = self.tensor(x.rows, up.rows)?;
             self.project(x, norm, up, &other, false)?;
             self.swiglu(&out, &other)?;
             return Ok(out);
         }
-        let packing = gate.packing;
-        for (gate, up) in gate.parts.iter().zip(&up.parts) {
-            self.product(&Product {
-                mode: Mode::Heads(Heads::ONE),
+        let pairs = gate.parts.iter().zip(&up.parts).map(|(g, u)| Source { weights: g, up: Some(u) });
+        self.rows(x, norm, gate.packing, pairs, &out, false)?;
+        Ok(out)
+    }
+
+    /// Products with the rows of one matrix, or of a pair of them, part by part.
+    fn rows<'a>(
+        &self,
+        x: &GpuTensor,
+        norm: Option<&Norm<GpuVector>>,
+        packing: Packing,
+        sources: impl Iterator<Item = Source<'a>>,
+        out: &GpuTensor,
+        add: bool,
+    ) -> Result<()> {
+        let mut moved = None;
+        for source in sources {
+            let rows = source.weights.range.len();
+            let out_first = source.weights.range.start;
+            let done = x.rows == 1
+                && self.matvec(&Matvec {
+                    mode: Mode::Rows { second: None },
+                    packing,
+                    rows,
+                    x,
+                    out,
+                    out_first,
+                    norm,
+                    sources: &[source],
+                    add,
+                })?;
+            if done {
+                continue;
+            }
+            if let (Some(norm), None) = (norm, &moved) {
+                moved = Some(self.rms_norm(x, norm)?);
+            } else if let (1.., None) = (x.first, &moved) {
+                let row = upload_words(self, &[(x.first / x.cols) as u32])?;
+                moved = Some(self.gather_rows(&x.buffer, x.cols, &row, 1)?);
+            }
+            let x = moved.as_ref().unwrap_or(x);
+            self.batched(&Batched {
+                lines: Lines::Tokens,
+                kernel: self.dense_kernel(x, rows),
                 packing,
-                rows: gate.range.len(),
+                rows,
+                row_first: 0,
                 x,
-                out: &out,
-                out_first: gate.range.start,
-                norm,
-                weights: gate,
-                up: Some(up),
-                add: false,
+                out,
+                out_first,
+                weights: source.weights,
+                up: source.up,
+                add,
             })?;
         }
-        Ok(out)
+        Ok(())
+    }
+
+    /// Two projections of one token in one dispatch; `false` if they are too different.
+    pub(crate) fn project_both(
+        &self,
+        x: &GpuTensor,
+        norm: &Norm<GpuVector>,
+        [first, second]: [&GpuMatrix; 2],
+        [out, second_out]: [&GpuTensor; 2],
+    ) -> Result<bool> {
+        let ([a], [b]) = (first.parts.as_slice(), second.parts.as_slice()) else { return Ok(false) };
+        if x.rows != 1 || first.packing != second.packing || self.most_sources(false) < 2 {
+            return Ok(false);
+        }
+        self.matvec(&Matvec {
+            mode: Mode::Rows { second: Some((second.rows, second_out)) },
+            packing: first.packing,
+            rows: first.rows,
+            x,
+            out,
+            out_first: 0,
+            norm: Some(norm),
+            sources: &[Source { weights: a, up: None }, Source { weights: b, up: None }],
+            add: false,
+        })
     }
 
     /// `gate = silu(gate) * up`.
@@ -142,42 +206,104 @@ impl Gpu {
         shared: Option<(&GpuMatrix, &GpuMatrix)>,
     ) -> Result<ExpertHidden<GpuTensor>> {
         let pairs = routing.tokens * routing.chosen;
-        let routed = self.tensor(pairs, gate.rows)?;
-        if gate.packing == up.packing {
-            for (g, u) in gate.parts.iter().zip(&up.parts) {
-                self.gathered(x, routing, gate, g, Some(u), &routed)?;
-            }
-        } else {
-            let other = self.tensor(pairs, up.rows)?;
-            gate.parts.iter().try_for_each(|part| self.gathered(x, routing, gate, part, None, &routed))?;
-            up.parts.iter().try_for_each(|part| self.gathered(x, routing, up, part, None, &other))?;
+        if gate.packing != up.packing {
+            let (routed, other) = (self.tensor(pairs, gate.rows)?, self.tensor(pairs, up.rows)?);
+            self.gathered(x, routing, (gate, None), None, &routed)?;
+            self.gathered(x, routing, (up, None), None, &other)?;
             self.swiglu(&routed, &other)?;
+            let shared = shared.map(|(gate, up)| self.swiglu_dense(x, None, gate, up)).transpose()?;
+            return Ok(ExpertHidden { routed, shared });
+        }
+        // Of one token, the shared expert is one more choice.
+        let alike = |m: &GpuMatrix| m.packing == gate.packing && m.rows == gate.rows && m.parts.len() == 1;
+        let joined = shared.filter(|(g, u)| routing.tokens == 1 && alike(g) && alike(u));
+        let all = self.tensor(pairs + usize::from(joined.is_some()), gate.rows)?;
+        let joined_parts = joined.and_then(|(g, u)| Some((g.parts.first()?, u.parts.first()?)));
+        if self.gathered(x, routing, (gate, Some(up)), joined_parts, &all)? {
+            let shared = joined.map(|_| GpuTensor { rows: 1, first: pairs * gate.rows, ..all.clone() });
+            return Ok(ExpertHidden { routed: GpuTensor { rows: pairs, ..all }, shared });
         }
         let shared = shared.map(|(gate, up)| self.swiglu_dense(x, None, gate, up)).transpose()?;
-        Ok(ExpertHidden { routed, shared })
+        Ok(ExpertHidden { routed: GpuTensor { rows: pairs, ..all }, shared })
     }
 
+    /// The chosen experts' outputs (with a second projection silu(first) * second), and whether those of the shared
+    /// expert are after them.
     fn gathered(
         &self,
         x: &GpuTensor,
         routing: &GpuRouting,
-        experts: &GpuExperts,
-        part: &super::weights::Part,
-        up: Option<&super::weights::Part>,
+        (experts, up): (&GpuExperts, Option<&GpuExperts>),
+        shared: Option<(&Part, &Part)>,
         out: &GpuTensor,
-    ) -> Result<()> {
-        self.product(&Product {
-            mode: Mode::Gather(routing, experts.rows),
-            packing: experts.packing,
-            rows: experts.rows,
-            x,
-            out,
-            out_first: 0,
-            norm: None,
-            weights: part,
-            up,
-            add: false,
-        })
+    ) -> Result<bool> {
+        let sources: Vec<_> = (0..experts.parts.len())
+            .filter_map(|i| {
+                Some(Source { weights: experts.parts.get(i)?, up: up.and_then(|u| u.parts.get(i)) })
+            })
+            .collect();
+        if routing.tokens == 1 {
+            let shared = shared.map(|(g, u)| Source { weights: g, up: Some(u) });
+            let product = Matvec {
+                mode: Mode::Rows { second: None },
+                packing: experts.packing,
+                rows: experts.rows,
+                x,
+                out,
+                out_first: 0,
+                norm: None,
+                sources: &[],
+                add: false,
+            };
+            if self.chosen(&product, routing, experts, &sources, shared, Mode::Gather)? {
+                return Ok(shared.is_some());
+            }
+        }
+        let (kernel, groups) = self.grouped(routing, experts.count)?;
+        for source in sources {
+            self.batched(&Batched {
+                lines: Lines::Experts { routing, groups: &groups, rows: experts.rows, down: false },
+                kernel,
+                packing: experts.packing,
+                rows: experts.rows,
+                row_first: 0,
+                x,
+                out,
+                out_first: 0,
+                weights: source.weights,
+                up: source.up,
+                add: false,
+            })?;
+        }
+        Ok(false)
+    }
+
+    /// One token's product with its chosen experts, as many of their parts in a dispatch as there is room for; the shared
+    /// expert is in the first one. `false` if rows are too wide.
+    fn chosen<'a>(
+        &self,
+        product: &Matvec<'a>,
+        routing: &'a GpuRouting,
+        experts: &GpuExperts,
+        sources: &[Source<'a>],
+        shared: Option<Source<'a>>,
+        mode: fn(Choices<'a>) -> Mode<'a>,
+    ) -> Result<bool> {
+        let most = self.most_sources(sources.iter().any(|s| s.up.is_some()));
+        let part_experts = experts.parts.first().map_or(1, |part| part.range.len());
+        let mut part_first = 0;
+        let mut shared = shared;
+        while part_first < sources.len() || shared.is_some() {
+            let now = shared.take();
+            let end = (part_first + most - usize::from(now.is_some())).min(sources.len());
+            let list: Vec<_> = sources[part_first..end].iter().copied().chain(now).collect();
+            let choices = Choices { routing, part_first, part_experts, shared: now.is_some() };
+            if !self.matvec(&Matvec { mode: mode(choices), sources: &list, ..*product })? {
+                return Ok(false);
+            }
+            part_first = end;
+        }
+        Ok(true)
     }
 
     pub(crate) fn experts_down(
@@ -188,23 +314,75 @@ impl Gpu {
         shared: Option<&GpuMatrix>,
         residual: &GpuTensor,
     ) -> Result<()> {
-        for part in &down.parts {
-            self.product(&Product {
-                mode: Mode::Sum(routing, down.rows),
+        let shared = shared.zip(hidden.shared.as_ref());
+        if routing.tokens == 1 {
+            // Activations of the shared expert that follow the others can be read with them.
+            let joined = shared.and_then(|(m, h)| {
+                let follows = Arc::ptr_eq(&h.buffer, &hidden.routed.buffer);
+                let alike = m.packing == down.packing && m.rows == down.rows && m.parts.len() == 1;
+                m.parts.first().filter(|_| follows && alike).map(|part| Source { weights: part, up: None })
+            });
+            let product = Matvec {
+                mode: Mode::Rows { second: None },
                 packing: down.packing,
                 rows: down.rows,
                 x: &hidden.routed,
                 out: residual,
                 out_first: 0,
                 norm: None,
-                weights: part,
-                up: None,
+                sources: &[],
                 add: true,
-            })?;
+            };
+            let sources: Vec<_> = down.parts.iter().map(|part| Source { weights: part, up: None }).collect();
+            if self.chosen(&product, routing, down, &sources, joined, Mode::Sum)? {
+                return match shared.filter(|_| joined.is_none()) {
+                    Some((matrix, h)) => self.project(h, None, matrix, residual, true),
+                    None => Ok(()),
+                };
+            }
         }
-        match shared.zip(hidden.shared.as_ref()) {
+        self.grouped_down(&hidden.routed, routing, down, residual)?;
+        match shared {
             Some((matrix, h)) => self.project(h, None, matrix, residual, true),
             None => Ok(()),
         }
+    }
+
+    /// Results of every (token, choice) pair, times its weight; then their sums. As many columns at a time as
+    /// [`PAIR_RESULTS`] bytes hold.
+    fn grouped_down(
+        &self,
+        hidden: &GpuTensor,
+        routing: &GpuRouting,
+        down: &GpuExperts,
+        residual: &GpuTensor,
+    ) -> Result<()> {
+        let pairs = routing.tokens * routing.chosen;
+        if pairs == 0 {
+            return Ok(());
+        }
+        let (kernel, groups) = self.grouped(routing, down.count)?;
+        let most = PAIR_RESULTS.min(self.recorder.pool.largest()) as usize / (4 * pairs);
+        let step = if most < 128 { most.max(1) } else { most / 128 * 128 };
+        for first in (0..down.rows).step_by(step) {
+            let parts = self.tensor(pairs, step.min(down.rows - first))?;
+            for part in &down.parts {
+                self.batched(&Batched {
+                    lines: Lines::Experts { routing, groups: &groups, rows: down.rows, down: true },
+                    kernel,
+                    packing: down.packing,
+                    rows: parts.cols,
+                    row_first: first,
+                    x: hidden,
+                    out: &parts,
+                    out_first: 0,
+                    weights: part,
+                    up: None,
+                    add: false,
+                })?;
+            }
+            self.combine(&parts, routing.chosen, residual, first)?;
+        }
+        Ok(())
     }
 }

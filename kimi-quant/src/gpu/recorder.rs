@@ -1,9 +1,14 @@
 //! Work is recorded into one command encoder; only bringing results out submits it, and waits.
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Instant;
 
 use super::device::Device;
+use super::pace::Pace;
 use super::pool::{Buffer, Pool};
 use super::shader::{Op, Spec};
 use crate::BackendError;
@@ -27,6 +32,9 @@ struct State {
     pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
     encoder: Option<wgpu::CommandEncoder>,
     recorded: usize,
+    pace: Pace,
+    /// Whether what is recorded must stay in one submission.
+    whole: bool,
     pipelines: HashMap<Spec, Arc<Pipeline>>,
     bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
     readback: Option<wgpu::Buffer>,
@@ -37,6 +45,8 @@ pub(crate) struct Recorder {
     pub(crate) device: Device,
     pub(crate) pool: Arc<Pool>,
     state: Mutex<State>,
+    /// Bytes written since the last wait: their staging memory is not free yet.
+    staged: AtomicUsize,
 }
 
 /// One dispatch.
@@ -53,11 +63,16 @@ pub(crate) struct Dispatch<'a> {
 impl Recorder {
     pub(crate) fn new(device: Device) -> Self {
         let pool = Pool::new(device.device.clone());
-        Self { device, pool, state: Mutex::default() }
+        Self { device, pool, state: Mutex::default(), staged: AtomicUsize::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the multiply-adds of the next dispatch: a submission holds only so many. For work that may take long.
+    pub(crate) fn count(&self, products: f64) {
+        self.lock().pace.record(products);
     }
 
     /// Records one dispatch; an empty grid is nothing.
@@ -99,7 +114,7 @@ impl Recorder {
         let [x, y, z] = grid.map(|n| n as u32);
         pass.dispatch_workgroups(x, y, z);
         state.recorded += 1;
-        if state.recorded >= DISPATCHES {
+        if !state.whole && (state.recorded >= DISPATCHES || state.pace.is_full()) {
             self.submit(state);
         }
         Ok(())
@@ -155,6 +170,7 @@ impl Recorder {
         state.pass = None;
         self.device.queue.submit(state.encoder.take().map(wgpu::CommandEncoder::finish));
         state.recorded = 0;
+        state.pace.submit(Instant::now());
         self.pool.submitted();
     }
 
@@ -166,6 +182,12 @@ impl Recorder {
     /// Writes `bytes`, a multiple of 4, before all work that is recorded and not submitted.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
         self.device.queue.write_buffer(&buffer.raw, offset, bytes);
+        self.staged.fetch_add(bytes.len(), Ordering::Relaxed);
+    }
+
+    /// Bytes whose staging memory is not free yet.
+    pub(crate) fn staged(&self) -> usize {
+        self.staged.load(Ordering::Relaxed)
     }
 
     /// Submits everything recorded so far and, after it, a copy of `bytes` bytes from one buffer and offset to another.
@@ -188,8 +210,9 @@ impl Recorder {
 
     /// Waits until everything written so far has arrived, so that its staging memory is free again.
     pub(crate) fn flush(&self) -> Result<()> {
-        self.submit(&mut self.lock());
-        self.wait()
+        let mut state = self.lock();
+        self.submit(&mut state);
+        self.wait(&mut state)
     }
 
     /// Nanoseconds that the device spends on what `work` records, from its first dispatch to the end of its last; `None`
@@ -225,8 +248,11 @@ impl Recorder {
             });
             state.pass = Some(pass.forget_lifetime());
             state.encoder = Some(encoder);
+            state.whole = true;
         }
-        work()?;
+        let recorded = work();
+        self.lock().whole = false;
+        recorded?;
         let out = self.pool.take(256, false)?;
         {
             let mut state = self.lock();
@@ -237,7 +263,7 @@ impl Recorder {
             encoder.copy_buffer_to_buffer(&resolved, 0, &out.raw, 0, Some(16));
         }
         let ticks: Vec<u64> =
-            self.read(&[(&out, 16)])?.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
+            self.read(&[(&out, 0..16)])?.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
         let period = f64::from(self.device.queue.get_timestamp_period());
         Ok(match ticks.as_slice() {
             [start, end] => Some(end.wrapping_sub(*start) as f64 * period),
@@ -245,17 +271,20 @@ impl Recorder {
         })
     }
 
-    fn wait(&self) -> Result<()> {
-        let waited = self.device.device.poll(wgpu::PollType::wait_indefinitely());
+    fn wait(&self, state: &mut State) -> Result<()> {
+        let waited = survive(|| self.device.device.poll(wgpu::PollType::wait_indefinitely()));
+        state.pace.done(Instant::now());
         self.device.check()?;
-        waited.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
+        self.staged.store(0, Ordering::Relaxed);
+        waited?.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
     }
 
-    /// Submits, waits, and returns the first `bytes` bytes of some buffers.
-    pub(crate) fn read(&self, parts: &[(&Buffer, u64)]) -> Result<Vec<Vec<u8>>> {
+    /// Submits, waits, and returns some bytes of some buffers; ranges begin and end at multiples of 4.
+    pub(crate) fn read(&self, parts: &[(&Buffer, Range<u64>)]) -> Result<Vec<Vec<u8>>> {
+        let length = |range: &Range<u64>| range.end - range.start;
         let mut state = self.lock();
         let state = &mut *state;
-        let total: u64 = parts.iter().map(|(_, bytes)| bytes.next_multiple_of(8)).sum();
+        let total: u64 = parts.iter().map(|(_, range)| length(range).next_multiple_of(8)).sum();
         let readback = match state.readback.take() {
             Some(buffer) if buffer.size() >= total => buffer,
             _ => self.device.device.create_buffer(&wgpu::BufferDescriptor {
@@ -270,14 +299,14 @@ impl Recorder {
             .encoder
             .get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
         let mut offset = 0;
-        for (buffer, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
-            encoder.copy_buffer_to_buffer(&buffer.raw, 0, &readback, offset, Some(*bytes));
-            offset += bytes.next_multiple_of(8);
+        for (buffer, range) in parts.iter().filter(|(_, range)| !range.is_empty()) {
+            encoder.copy_buffer_to_buffer(&buffer.raw, range.start, &readback, offset, Some(length(range)));
+            offset += length(range).next_multiple_of(8);
         }
         self.submit(state);
         let (send, arrived) = mpsc::channel();
         readback.slice(..).map_async(wgpu::MapMode::Read, move |result| drop(send.send(result)));
-        self.wait()?;
+        self.wait(state)?;
         let failed = |what: String| BackendError::Device(format!("can't read results: {what}"));
         let mapped = arrived.try_recv().map_err(|e| failed(e.to_string()))?;
         mapped.map_err(|e| failed(e.to_string()))?;
@@ -285,15 +314,22 @@ impl Recorder {
         {
             let view = readback.slice(..).get_mapped_range().map_err(|e| failed(e.to_string()))?;
             let mut offset = 0;
-            for (_, bytes) in parts {
-                out.push(view[offset..offset + *bytes as usize].to_vec());
-                offset += bytes.next_multiple_of(8) as usize;
+            for (_, range) in parts {
+                let bytes = length(range) as usize;
+                out.push(view[offset..offset + bytes].to_vec());
+                offset += bytes.next_multiple_of(8);
             }
         }
         readback.unmap();
         state.readback = Some(readback);
         Ok(out)
     }
+}
+
+/// wgpu 30 panics where a wait finds the device lost (after it has told so), and offers no other way to wait.
+fn survive<R>(wait: impl FnOnce() -> R) -> Result<R> {
+    catch_unwind(AssertUnwindSafe(wait))
+        .map_err(|_| BackendError::Device("the device was lost while it was waited for".to_owned()))
 }
 
 fn layout_entry(binding: usize, written: bool) -> wgpu::BindGroupLayoutEntry {
@@ -306,5 +342,18 @@ fn layout_entry(binding: usize, written: bool) -> wgpu::BindGroupLayoutEntry {
             min_binding_size: None,
         },
         count: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::survive;
+    use crate::BackendError;
+
+    #[test]
+    fn a_panic_while_waiting_is_a_lost_device() {
+        assert_eq!(survive(|| 1), Ok(1));
+        let lost = survive(|| std::panic::resume_unwind(Box::new("Parent device is lost")));
+        assert!(matches!(lost, Err::<(), _>(BackendError::Device(what)) if what.contains("lost")));
     }
 }

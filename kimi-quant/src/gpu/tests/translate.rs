@@ -4,8 +4,9 @@ use naga::back::{msl, spv};
 use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::super::shader::{
-    ABSORB, ATTEND, ATTEND_MERGE, EMBED, GATHER_ROWS, Op, PRODUCT, Packing, READ, RMS_NORM, ROTATE, ROUTE,
-    SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, STORE_LATENT, SWIGLU, Spec,
+    ATTEND, COMBINE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS,
+    LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED, Op, Packing, READ, RMS_NORM, ROUTE, SAMPLE_CHOOSE,
+    SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, VALUES, VALUES_TILED,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -22,54 +23,113 @@ fn formats() -> Vec<Format> {
     all
 }
 
-fn product(packing: Packing, numbers: [u32; 6], share: u32) -> Spec {
-    let [mode, tokens, pair, norm, add, chosen] = numbers;
+/// One token; numbers: mode, sources, pair, norm, add, shared.
+fn matvec(packing: Packing, numbers: [u32; 6], dot: Dot, subgroups: bool) -> (&'static Op, Spec) {
+    let [mode, sources, pair, norm, add, shared] = numbers;
+    let span = packing.units() as u32 * if mode == 2 { 3 } else { 1 };
+    let span = span.next_multiple_of(8);
     let constants = vec![
+        ("STEP_ROWS", 8 / (1 + pair)),
+        ("STEPS", 2),
+        ("SPAN", span),
+        ("SLOTS", 2),
+        ("WORKGROUP", 2 * span),
+        ("LANES", 8),
+        ("ROUNDS", 2),
+        ("SHARES", 2),
+        ("FOLD", u32::from(subgroups)),
         ("MODE", mode),
-        ("TOKENS", tokens),
-        ("TILE", 4),
-        ("WORKGROUP", 64),
-        ("LANES", 32),
-        ("ROWS", 2),
-        ("BLOCK_ROWS", 4),
-        ("SHARE", share),
         ("PAIR", pair),
         ("NORM", norm),
         ("ADD", add),
-        ("CHOSEN", chosen),
+        ("CHOICES", 3),
+        ("SHARED", shared),
+        ("SOURCES", sources),
+        ("SHARE", (8 / packing.bits() as u32).clamp(1, 4)),
     ];
-    Spec::new(&PRODUCT, constants).with_matrices(packing, 1 + pair)
+    let op = if packing.cols.is_multiple_of(4) { &MATVEC } else { &MATVEC_RAGGED };
+    let mut spec = Spec::new(op, constants).with_matrices(packing, sources * (1 + pair));
+    (spec.dot, spec.subgroups) = (Some(dot), subgroups);
+    (op, spec)
+}
+
+/// `few` and `tiled`; numbers: mode, pair, down, add.
+fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 2] {
+    let [mode, pair, down, add] = numbers;
+    let common = vec![
+        ("MODE", mode),
+        ("COUNTED", mode),
+        ("CHOSEN", 8),
+        ("PER_PAIR", down),
+        ("WEIGHTED", down),
+        ("PAIR", pair),
+        ("ADD", add),
+        ("SHARE", 1),
+    ];
+    let few = vec![("LINES", 3), ("WORKGROUP", 64), ("LANES", 32), ("ROWS", 2), ("TILE", 8)];
+    let tiled =
+        vec![("LINES", 32), ("WORKGROUP", 64), ("TILE_ROWS", 64), ("BLOCK_ROWS", 8), ("BLOCK_LINES", 4)];
+    let few = Spec::new(&FEW, [common.clone(), few].concat()).with_matrices(packing, 1 + pair);
+    let tiled = Spec::new(&TILED, [common, tiled].concat()).with_matrices(packing, 1 + pair);
+    [(&FEW, few), (&TILED, tiled)]
+}
+
+/// Queries and values by heads, for one token, a few and many.
+fn head_products(packing: Packing) -> Vec<(&'static Op, Spec)> {
+    let spec = |op: &'static Op, constants: &[(&'static str, u32)]| {
+        let sizes = [("NOPE", 128), ("ROPE", 64), ("VALUE", 128), ("LATENT", packing.cols as u32)];
+        let more = [("LANES", 32), ("MOST_SEGMENTS", 64), ("SHARE", 1)];
+        (op, Spec::new(op, [&sizes[..], &more, constants].concat()).with_matrices(packing, 1))
+    };
+    let group = ("WORKGROUP", 128);
+    let few = [group, ("TOKENS", 1), ("BLOCK_UNITS", 4), ("BLOCK_ROWS", 64)];
+    let slices = [("SLICES", 2), ("DEPTH", 8)];
+    let tile = [group, ("TILE_ROWS", 8), ("TILE_COLUMNS", 64), ("SLAB", 8), ("TOKENS", 8)];
+    let whole = [("SLICES", 1), ("DEPTH", 1)];
+    vec![
+        spec(&LATENT_QUERY_BY_INPUTS, &few),
+        spec(&LATENT_QUERY_BY_OUTPUTS, &few),
+        spec(&LATENT_QUERY_TILED, &[&tile[..], &[("INPUT_ROWS", 0)]].concat()),
+        spec(&LATENT_QUERY_TILED, &[&tile[..], &[("INPUT_ROWS", 1)]].concat()),
+        spec(&VALUES, &[&few[..], &slices].concat()),
+        spec(&VALUES_TILED, &[&tile[..], &whole, &[("INPUT_ROWS", 0)]].concat()),
+    ]
 }
 
 /// Of every operation all that differ in more than a number.
 fn specialisations() -> Vec<(&'static Op, Spec)> {
-    let mut all = Vec::new();
+    let (mut all, mut specials) = (Vec::new(), Vec::new());
+    let ragged = Packing { format: Format::Float(FloatType::Bf16), cols: 77 };
+    specials.push(matvec(ragged, [0, 1, 0, 1, 0, 0], Dot::Float, true));
     for (i, format) in formats().into_iter().enumerate() {
         let packing = Packing { format, cols: if format.group() < 32 { 272 } else { 256 } };
-        let share = [1, 2, 4][i % 3];
-        let share = if format.code_bits() == 8 { share.min(2) } else { share };
-        all.push((&PRODUCT, product(packing, [0, 1, 0, 1, 0, 1], share)));
-        all.push((&PRODUCT, product(packing, [0, 8, 0, 0, 1, 1], share)));
-        all.push((&PRODUCT, product(packing, [1, 1, 1, 0, 0, 8], share)));
-        all.push((&PRODUCT, product(packing, [2, 1, 0, 0, 1, 8], share)));
+        let modes = [[0, 1, 0, 1, 0, 0], [0, 2, 0, 1, 0, 0], [1, 3, 1, 0, 0, 1], [2, 3, 0, 0, 1, 1]];
+        for (numbers, subgroups) in modes.into_iter().zip([true, false, true, false]) {
+            specials.push(matvec(packing, numbers, Dot::Float, subgroups == (i % 2 == 0)));
+            if packing.is_integer() {
+                specials.push(matvec(packing, numbers, Dot::Integer, subgroups));
+            }
+        }
+        all.extend(
+            [[0, 0, 0, 1], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]].map(|n| batched(packing, n)).concat(),
+        );
         let one = vec![("WORKGROUP", 64), ("SHARE", 1)];
-        all.push((&EMBED, Spec::new(&EMBED, one.clone()).with_matrices(packing, 1)));
-        let absorb = [one, vec![("TOKENS", 2)]].concat();
-        all.push((&ABSORB, Spec::new(&ABSORB, absorb).with_matrices(packing, 1)));
+        all.push((&EMBED, Spec::new(&EMBED, one).with_matrices(packing, 1)));
+        all.extend(head_products(packing));
     }
     let group = ("WORKGROUP", 64);
     let sums = || vec![group, ("LANES", 32)];
     all.push((&READ, Spec::new(&READ, vec![group, ("CELLS", 8)])));
-    all.push((&ROTATE, Spec::new(&ROTATE, vec![group])));
-    all.push((&STORE_LATENT, Spec::new(&STORE_LATENT, sums())));
     all.push((&RMS_NORM, Spec::new(&RMS_NORM, sums())));
     all.push((&SWIGLU, Spec::new(&SWIGLU, vec![group])));
     all.push((&GATHER_ROWS, Spec::new(&GATHER_ROWS, vec![group])));
-    all.push((&ATTEND_MERGE, Spec::new(&ATTEND_MERGE, vec![group, ("LATENT", 512)])));
-    for (heads, positions) in [(8, 8), (1, 1)] {
-        let sizes = vec![("WORKGROUP", 128), ("LATENT", 512), ("ROPE", 64), ("PAGE", 16)];
-        let tile = vec![("HEADS", heads), ("POSITIONS", positions)];
-        all.push((&ATTEND, Spec::new(&ATTEND, [sizes, tile].concat())));
+    all.push((&GROUP, Spec::new(&GROUP, vec![group, ("EXPERTS", 384)])));
+    all.push((&COMBINE, Spec::new(&COMBINE, vec![group, ("CHOSEN", 8)])));
+    for (tile, rope) in [([256, 32, 64, 16], 64), ([64, 8, 32, 8], 6)] {
+        let names = ["WORKGROUP", "TILE_ROWS", "TILE_COLUMNS", "SLAB"];
+        let sizes = vec![("LATENT", 512), ("ROPE", rope), ("SPAN", tile[0].min(128)), ("PAGE", 16)];
+        let constants = [names.into_iter().zip(tile).collect(), sizes].concat();
+        all.push((&ATTEND, Spec::new(&ATTEND, constants)));
     }
     for (experts, groups) in [(384, 1), (256, 8), (7, 7)] {
         let sizes = vec![("EXPERTS", experts), ("GROUPS", groups), ("KEPT", 1), ("CHOSEN", 2)];
@@ -84,6 +144,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     let without = all.clone();
     all.iter_mut().for_each(|(_, spec)| spec.subgroups = true);
     all.extend(without);
+    all.extend(specials);
     all
 }
 
@@ -93,7 +154,9 @@ fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
     let capabilities =
         Capabilities::IMMEDIATES | Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
-    validator.subgroup_operations(SubgroupOperationSet::BASIC | SubgroupOperationSet::ARITHMETIC);
+    validator.subgroup_operations(
+        SubgroupOperationSet::BASIC | SubgroupOperationSet::ARITHMETIC | SubgroupOperationSet::SHUFFLE,
+    );
     validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
     let info = validator.validate(&module).map_err(|e| e.emit_to_string(&source))?;
     let options = spv::Options { lang_version: (1, 3), ..Default::default() };
