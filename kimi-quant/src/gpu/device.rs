@@ -26,6 +26,8 @@ pub struct GpuOptions {
 
 /// A device and what of it the kernels must know.
 pub(crate) struct Device {
+    pub(crate) instance: wgpu::Instance,
+    pub(crate) adapter: wgpu::Adapter,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
@@ -51,9 +53,16 @@ const WANTED: wgpu::Features = wgpu::Features::IMMEDIATES
     .union(wgpu::Features::TIMESTAMP_QUERY)
     .union(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
 
+/// Not used by the kernels: burn, where the device is shared with it, uses all of these that the adapter has, whatever the
+/// device was made with.
+const BURN: wgpu::Features = wgpu::Features::SHADER_F16
+    .union(wgpu::Features::SHADER_F64)
+    .union(wgpu::Features::SHADER_INT64)
+    .union(wgpu::Features::SHADER_FLOAT32_ATOMIC);
+
 impl Device {
     pub(crate) fn open(options: &GpuOptions) -> Result<Self, BackendError> {
-        let all = adapter::list();
+        let (instance, all) = adapter::list();
         let names: Vec<String> = all.iter().map(|(_, about)| about.to_string()).collect();
         let fits = |about: &Adapter| {
             about.is_named(options.adapter.as_deref()) && (about.is_hardware() || !options.hardware_only)
@@ -67,18 +76,19 @@ impl Device {
             },
             seen: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
         })?;
-        Self::from_adapter(&adapter, about, options)
+        Self::from_adapter(instance, adapter, about, options)
     }
 
     fn from_adapter(
-        adapter: &wgpu::Adapter,
+        instance: wgpu::Instance,
+        adapter: wgpu::Adapter,
         about: Adapter,
         options: &GpuOptions,
     ) -> Result<Self, BackendError> {
         if let Some(what) = &about.missing {
             return Err(BackendError::Device(format!("{about}: {what}")));
         }
-        let mut features = adapter.features() & WANTED;
+        let mut features = adapter.features() & (WANTED | BURN);
         if !about.unified_memory {
             features.remove(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS); // slow on a card of its own
         }
@@ -99,7 +109,20 @@ impl Device {
         let (lanes, subgroups) = subgroup_lanes(&info, features, options);
         let integer_dot = info.backend == wgpu::Backend::Vulkan && info.device_type != wgpu::DeviceType::Cpu;
         let memory = options.memory.or(about.memory.map(|m| m.available()));
-        Ok(Self { device, queue, info, about, limits, lanes, subgroups, integer_dot, memory, failure })
+        Ok(Self {
+            instance,
+            adapter,
+            device,
+            queue,
+            info,
+            about,
+            limits,
+            lanes,
+            subgroups,
+            integer_dot,
+            memory,
+            failure,
+        })
     }
 
     /// The first error that the device reported outside of a call's own result.

@@ -190,6 +190,24 @@ impl Recorder {
         self.staged.load(Ordering::Relaxed)
     }
 
+    /// Submits everything recorded so far and, after it, a copy of `bytes` bytes from one buffer and offset to another.
+    pub(crate) fn copy(
+        &self,
+        from: (&wgpu::Buffer, u64),
+        to: (&wgpu::Buffer, u64),
+        bytes: u64,
+    ) -> Result<()> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.pass = None;
+        let encoder = state
+            .encoder
+            .get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
+        encoder.copy_buffer_to_buffer(from.0, from.1, to.0, to.1, Some(bytes));
+        self.submit(state);
+        self.device.check()
+    }
+
     /// Waits until everything written so far has arrived, so that its staging memory is free again.
     pub(crate) fn flush(&self) -> Result<()> {
         let mut state = self.lock();
