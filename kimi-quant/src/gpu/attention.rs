@@ -40,8 +40,8 @@ impl Tile {
     /// Bytes of shared memory: a slab of both operands, or the teams' sums.
     fn bytes(self) -> usize {
         let teams = self.workgroup / (self.rows / 4 * (self.columns / 4));
-        let sums = teams * self.rows * (self.columns + 8);
-        4 * sums.max(4 * self.slab * (self.rows + 1 + self.columns + 1))
+        let slab = self.slab * (self.rows + 1 + self.columns + 4);
+        16 * slab.max(teams * self.rows * self.columns / 4)
     }
 
     fn constants(self) -> Constants {
@@ -122,11 +122,12 @@ impl Gpu {
         let tile = self.attention_tile(heads, segments)?;
         let cells = heads.latent.div_ceil(4);
         // At least four heads a thread: their weights are read together.
-        let span = cells.next_power_of_two().max(4 * tile.workgroup / tile.rows).min(tile.workgroup);
+        let span = cells.next_power_of_two().max(4 * tile.workgroup / tile.columns).min(tile.workgroup);
         let parts = self.tensor(segments, heads.heads * 4 * cells)?.buffer;
         let stats = self.tensor(segments, heads.heads * 2)?.buffer;
         let mut constants = tile.constants();
         constants.extend([
+            ("BY_COLUMNS", 0),
             ("LATENT", heads.latent as u32),
             ("ROPE", heads.rope as u32),
             ("SPAN", span as u32),
@@ -139,35 +140,34 @@ impl Gpu {
             params: &[heads.heads as u32, segments as u32, layout.segments as u32, scale.to_bits()],
             grid: [
                 segments.min(GRID_Y as usize),
-                heads.heads.div_ceil(tile.rows),
+                heads.heads.div_ceil(tile.columns),
                 segments.div_ceil(GRID_Y as usize),
             ],
         })?;
         Ok(GpuAttended { tokens: q.rows, heads: heads.heads, latent: heads.latent, parts, stats, layout })
     }
 
-    /// Heads by positions: the largest tile that fits the shared memory, or fewer heads where there would be too few
+    /// Positions by heads: the largest tile that fits the shared memory, or fewer heads where there would be too few
     /// workgroups.
     fn attention_tile(&self, heads: HeadShape, segments: usize) -> Result<Tile> {
         const TILES: [Tile; 9] = [
-            Tile::new(256, 32, 64, 16),
+            Tile::new(256, 64, 32, 16),
             Tile::new(256, 32, 32, 16),
-            Tile::new(256, 16, 64, 16),
-            Tile::new(256, 16, 32, 16),
-            Tile::new(256, 8, 64, 16),
-            Tile::new(256, 8, 32, 16),
-            Tile::new(128, 16, 32, 8),
-            Tile::new(128, 8, 32, 8),
-            Tile::new(64, 8, 32, 8),
+            Tile::new(256, 64, 16, 16),
+            Tile::new(256, 32, 16, 16),
+            Tile::new(256, 64, 8, 16),
+            Tile::new(256, 32, 8, 16),
+            Tile::new(128, 32, 16, 8),
+            Tile::new(128, 32, 8, 8),
+            Tile::new(64, 32, 8, 8),
         ];
         let wanted = match heads.heads {
             0..=8 => 8,
             n if n > 16 && n.div_ceil(32) * segments >= ENOUGH_WORKGROUPS => 32,
             _ => 16,
         };
-        self.fitting(TILES.into_iter().filter(|tile| tile.rows <= wanted), |tile| {
-            let weights = 16 * tile.columns * (tile.rows / 4 + 1);
-            4 * (tile.columns + tile.workgroup + tile.rows) + weights
+        self.fitting(TILES.into_iter().filter(|tile| tile.columns <= wanted), |tile| {
+            4 * tile.rows + 16 * (16 * tile.columns / 4 + tile.columns / 4)
         })
     }
 
@@ -261,10 +261,10 @@ impl Gpu {
         ]);
         if product.tokens >= MANY_TOKENS {
             let tile = self.product_tile(product.tokens)?;
-            let input_rows = u32::from(product.by_inputs);
+            let by_columns = u32::from(product.by_inputs);
             let tokens = tile.rows as u32;
             constants.extend(tile.constants());
-            constants.extend([("TOKENS", tokens), ("INPUT_ROWS", input_rows), ("SLICES", 1), ("DEPTH", 1)]);
+            constants.extend([("TOKENS", tokens), ("BY_COLUMNS", by_columns), ("SLICES", 1), ("DEPTH", 1)]);
             return Ok((product.tiled, constants, tile.columns, tile.rows));
         }
         let tokens = product.tokens.next_power_of_two().max(1);
