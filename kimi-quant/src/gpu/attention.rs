@@ -17,9 +17,6 @@ type Constants = Vec<(&'static str, u32)>;
 /// Workgroups from which on heads share a cached key among 32 rather than 16.
 const ENOUGH_WORKGROUPS: usize = 256;
 
-/// Columns of a tile of a per-head product (shaders/tiled_rows.wgsl).
-const TILE_COLUMNS: usize = 64;
-
 /// Tokens from which on a per-head product takes tiles of them.
 const MANY_TOKENS: usize = 5;
 
@@ -263,8 +260,15 @@ impl Gpu {
             let tile = self.product_tile(product.tokens)?;
             let by_columns = u32::from(product.by_inputs);
             let tokens = tile.rows as u32;
+            // Few tokens may have many segments each.
+            let depth = if product.tokens <= 32 { 4 } else { 1 };
             constants.extend(tile.constants());
-            constants.extend([("TOKENS", tokens), ("BY_COLUMNS", by_columns), ("SLICES", 1), ("DEPTH", 1)]);
+            constants.extend([
+                ("TOKENS", tokens),
+                ("BY_COLUMNS", by_columns),
+                ("SLICES", 1),
+                ("DEPTH", depth),
+            ]);
             return Ok((product.tiled, constants, tile.columns, tile.rows));
         }
         let tokens = product.tokens.next_power_of_two().max(1);
@@ -292,11 +296,13 @@ impl Gpu {
 
     /// Tokens by outputs: no more tokens than there are, if a smaller tile has them all.
     fn product_tile(&self, tokens: usize) -> Result<Tile> {
-        const TILES: [Tile; 4] = [
-            Tile::new(256, 64, TILE_COLUMNS, 16),
-            Tile::new(256, 32, TILE_COLUMNS, 16),
-            Tile::new(256, 8, TILE_COLUMNS, 16),
-            Tile::new(128, 8, TILE_COLUMNS, 8),
+        const TILES: [Tile; 6] = [
+            Tile::new(256, 64, 64, 16),
+            Tile::new(256, 32, 64, 16),
+            Tile::new(256, 8, 64, 32),
+            Tile::new(256, 8, 32, 32),
+            Tile::new(256, 8, 64, 16),
+            Tile::new(128, 8, 64, 8),
         ];
         let wanted = match tokens {
             0..=8 => 8,
