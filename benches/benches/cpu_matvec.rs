@@ -7,12 +7,11 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use kimi_quant::cpu::{Cpu, Routing, Tensor};
+use kimi_quant::cpu::{Cpu, Routing, Tensor, read_bandwidth};
 use kimi_quant::{
     Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, FormatError, Norm, PackedMatrix,
     Router, RouterShape,
 };
-use rayon::prelude::*;
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -48,7 +47,7 @@ fn measure() -> Outcome<()> {
     );
     for format in formats(quick) {
         // Anew for each format: on a shared machine it changes by the minute.
-        let bandwidth = read_bandwidth(&buffer, round)?;
+        let bandwidth = read_bandwidth(&buffer, round) / 1e9;
         for (what, rate) in rates(cpu, format, quick, round)? {
             let (format, share) = (format.to_string(), 100.0 * rate / bandwidth);
             println!("{what:<34} {format:<15} {rate:>6.1} {bandwidth:>12.1} {share:>5.0}%");
@@ -98,16 +97,6 @@ fn best_rate(round: Duration, mut step: impl FnMut(usize) -> Outcome<f64>) -> Ou
         best = best.max(done / start.elapsed().as_secs_f64());
     }
     Ok(best)
-}
-
-/// All cores summing a large buffer, in GB/s.
-fn read_bandwidth(buffer: &[u64], round: Duration) -> Outcome<f64> {
-    best_rate(round, |_| {
-        let chunks = buffer.par_chunks(1 << 16);
-        let sums = chunks.map(|c| c.iter().fold(0u64, |a, b| a.wrapping_add(*b)));
-        black_box(sums.reduce(|| 0, u64::wrapping_add));
-        Ok(size_of_val(buffer) as f64 / 1e9)
-    })
 }
 
 fn experts_up(cpu: Cpu, format: Format, round: Duration) -> Outcome<f64> {

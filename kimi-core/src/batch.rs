@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kimi_quant::{BackendError, TokenLayout};
 use serde::{Deserialize, Serialize};
 
-use crate::sampler::SamplingParams;
+use crate::sampler::{Draw, SamplingParams};
 
 /// Names a sequence (one running request) for the life of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -64,6 +64,14 @@ pub struct Sampling {
     pub uniform: f32,
     /// How many most likely tokens to report beside the sampled one.
     pub top_logprobs: u8,
+}
+
+impl Sampling {
+    /// What the sampler takes besides logits and parameters.
+    pub fn draw(&self) -> Draw<'_> {
+        let (history, top_logprobs) = (self.history.as_slice(), self.top_logprobs.into());
+        Draw { history, uniform: self.uniform, top_logprobs, allowed: None }
+    }
 }
 
 impl Batch {

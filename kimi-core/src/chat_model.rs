@@ -16,17 +16,17 @@ use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use kimi_quant::Cpu;
 use serde_json::{Map, Value};
 
 use crate::chat::{ChatTemplate, Message, PromptRequest, TemplateError, Tool, normalize_tool_call_ids};
 use crate::checkpoint::{Checkpoint, CheckpointError};
+use crate::device::DeviceChoice;
 use crate::engine::{
     Engine, EngineConfig, EngineError, EngineStats, Generation, Request, RequestError, SubmitError, Usage,
 };
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::sampler::{SamplingParams, StopError, StopStrings};
-use crate::stage::{CacheConfig, LoadError, Stage};
+use crate::stage::{CacheConfig, LoadError};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use reply::ReplyStream;
 
@@ -274,12 +274,12 @@ impl From<SubmitError> for ChatError {
 }
 
 impl ChatModel {
-    /// Loads a whole checkpoint onto the CPU.
+    /// Loads a whole checkpoint, onto a GPU if it fits one, else onto the CPU.
     ///
     /// # Errors
     /// [`ModelError`].
     pub fn load(folder: impl AsRef<Path>) -> Result<Self, ModelError> {
-        Self::on_cpu(&Checkpoint::open(folder)?, &ModelOptions::default())
+        Self::on_device(&Checkpoint::open(folder)?, &ModelOptions::default(), &DeviceChoice::default())
     }
 
     /// Runs an opened checkpoint on the CPU, in one stage.
@@ -287,10 +287,21 @@ impl ChatModel {
     /// # Errors
     /// [`ModelError`].
     pub fn on_cpu(checkpoint: &Checkpoint, options: &ModelOptions) -> Result<Self, ModelError> {
+        Self::on_device(checkpoint, options, &DeviceChoice::cpu())
+    }
+
+    /// Runs an opened checkpoint on the device of choice, in one stage.
+    ///
+    /// # Errors
+    /// [`ModelError`].
+    pub fn on_device(
+        checkpoint: &Checkpoint,
+        options: &ModelOptions,
+        device: &DeviceChoice,
+    ) -> Result<Self, ModelError> {
         let layers = 0..checkpoint.config().num_hidden_layers;
-        let cache = options.cache(checkpoint);
-        let stage = Stage::load(checkpoint, Arc::new(Cpu::new()), layers, cache, &mut |_| {})?;
-        Self::start(checkpoint, Pipeline::new(vec![Box::new(stage)])?, options)
+        let stage = device.load(checkpoint, layers, options.cache(checkpoint), &mut |_| {})?;
+        Self::start(checkpoint, Pipeline::new(vec![stage.runner])?, options)
     }
 
     /// Runs a checkpoint whose stages are loaded, wherever they are. Each must have [`ModelOptions::cache`].

@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
+use memmap2::Mmap;
 use safetensors::{Dtype, SafeTensors};
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
@@ -33,7 +35,18 @@ pub struct Checkpoint {
     config: ModelConfig,
     tensors: HashMap<String, Tensor>,
     shards: Vec<String>,
+    maps: Vec<Mapped>,
     bytes: u64,
+}
+
+/// A shard in memory.
+#[derive(Debug, Clone)]
+struct Mapped(Arc<Mmap>);
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 /// A tensor of a checkpoint, as stored.
@@ -144,8 +157,15 @@ impl Checkpoint {
             Some(index) => index.shards()?,
             None => files.glob_shards()?,
         };
-        let mut checkpoint =
-            Self { name, files, config, tensors: HashMap::new(), shards: Vec::new(), bytes: 0 };
+        let mut checkpoint = Self {
+            name,
+            files,
+            config,
+            tensors: HashMap::new(),
+            shards: Vec::new(),
+            maps: Vec::new(),
+            bytes: 0,
+        };
         for shard in shards {
             checkpoint.add_shard(shard, index.as_ref())?;
         }
@@ -156,9 +176,16 @@ impl Checkpoint {
     }
 
     fn add_shard(&mut self, shard: String, index: Option<&Index>) -> Result<(), CheckpointError> {
-        let Some(data) = self.files.map(&shard)? else {
-            let tensors = index.map_or(0, |i| i.weight_map.values().filter(|s| **s == shard).count());
-            return Err(CheckpointError::MissingShard { shard, tensors });
+        let data = match self.files.map(&shard)? {
+            Some(Shard::Static(data)) => data,
+            Some(Shard::Mapped(map)) => {
+                self.maps.push(map.clone());
+                Bytes::from_owner(map)
+            }
+            None => {
+                let tensors = index.map_or(0, |i| i.weight_map.values().filter(|s| **s == shard).count());
+                return Err(CheckpointError::MissingShard { shard, tensors });
+            }
         };
         for (name, tensor) in read_shard(&shard, &data)? {
             let elsewhere = index.and_then(|i| i.weight_map.get(&name)).filter(|s| **s != shard);
@@ -212,6 +239,19 @@ impl Checkpoint {
     /// Bytes of all tensors.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Tells the system that the memory of all tensors whose names begin with `prefix` is not needed any more. They stay
+    /// readable: the system brings a page in from the file again when it is touched.
+    pub fn give_back(&self, prefix: &str) {
+        let tensors = self.tensors.iter().filter(|(name, _)| name.starts_with(prefix));
+        for (_, tensor) in tensors.filter(|(_, tensor)| !tensor.data.is_empty()) {
+            let start = tensor.data.as_ptr() as usize;
+            let within = |map: &&Mapped| map.0.as_ptr_range().contains(&tensor.data.as_ptr());
+            if let Some(Mapped(map)) = self.maps.iter().find(within) {
+                discard(map, start - map.as_ptr() as usize, tensor.data.len());
+            }
+        }
     }
 
     /// Another file of the checkpoint, such as `tiktoken.model`; `None` if it has none.
@@ -322,9 +362,9 @@ impl Files {
     }
 
     /// Maps a shard; `None` if it is not there.
-    fn map(&self, shard: &str) -> Result<Option<Bytes>, CheckpointError> {
+    fn map(&self, shard: &str) -> Result<Option<Shard>, CheckpointError> {
         match self {
-            Self::Embedded(files) => Ok(embedded(files, shard)),
+            Self::Embedded(files) => Ok(embedded(files, shard).map(Shard::Static)),
             Self::Folder(_) => {
                 let path = self.path(shard);
                 let io = |cause| CheckpointError::Io { path: path.clone(), cause };
@@ -334,20 +374,39 @@ impl Files {
                     Err(e) => return Err(io(e)),
                 };
                 if file.metadata().map_err(io)?.len() == 0 {
-                    return Ok(Some(Bytes::new())); // an empty map is an error on some systems
+                    return Ok(Some(Shard::Static(Bytes::new()))); // an empty map is an error on some systems
                 }
                 // SAFETY: the map is read-only and private to this process's view. Another process that truncates
                 // the file while it is mapped ends us with SIGBUS, as it would any program that maps its weights.
-                let map = unsafe { memmap2::Mmap::map(&file) }.map_err(io)?;
-                Ok(Some(Bytes::from_owner(map)))
+                let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+                Ok(Some(Shard::Mapped(Mapped(Arc::new(map)))))
             }
         }
     }
 }
 
+/// A shard's bytes.
+enum Shard {
+    Static(Bytes),
+    Mapped(Mapped),
+}
+
 fn embedded(files: &'static [(&'static str, &'static [u8])], name: &str) -> Option<Bytes> {
     files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Bytes::from_static(bytes))
 }
+
+/// A refusal of the system costs memory, nothing else.
+#[cfg(unix)]
+fn discard(map: &Mmap, offset: usize, bytes: usize) {
+    // SAFETY: the map is of a file and was never written, so dropped pages come back as they were.
+    let advised = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, offset, bytes) };
+    if let Err(error) = advised {
+        tracing::debug!(%error, "can't give pages back");
+    }
+}
+
+#[cfg(not(unix))]
+fn discard(_: &Mmap, _: usize, _: usize) {}
 
 #[derive(Deserialize)]
 struct Index {

@@ -13,6 +13,7 @@ pub mod chat_model;
 pub mod checkpoint;
 pub mod config;
 pub mod detokenizer;
+pub mod device;
 pub mod engine;
 pub mod model;
 pub mod pages;
@@ -33,3 +34,4 @@ pub use chat_model::{
     ChatError, ChatEvent, ChatGeneration, ChatModel, ChatRequest, ModelError, ModelOptions,
 };
 pub use checkpoint::Checkpoint;
+pub use device::{DeviceChoice, DeviceKind};

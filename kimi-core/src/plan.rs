@@ -159,7 +159,7 @@ impl ModelBytes {
 
     /// Cache bytes of a range of layers at a context length.
     pub fn cache(&self, layers: &Range<usize>, context: usize) -> u64 {
-        self.cache_per_token_layer * layers.len() as u64 * context as u64
+        self.cache_per_token_layer.saturating_mul(layers.len() as u64).saturating_mul(context as u64)
     }
 }
 

@@ -183,7 +183,8 @@ impl Scheduler {
             let Some(sequence) = self.running.get_mut(&id) else { continue };
             if samples && sequence.state != State::Ended {
                 match outputs.remove(&id).flatten() {
-                    Some(sampled) => sequence.accept(sampled, &mut events),
+                    Some(Ok(sampled)) => sequence.accept(sampled, &mut events),
+                    Some(Err(error)) => sequence.fail(error.into(), &mut events),
                     None => sequence.fail(SequenceError::NoToken { step }, &mut events),
                 }
             }

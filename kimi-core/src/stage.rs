@@ -10,7 +10,8 @@ use crate::batch::{Batch, Output, SequenceId};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
-use crate::sampler::{self, Draw, Sampled};
+use crate::plan::{Bytes as Size, ModelBytes};
+use crate::sampler::{SampleError, Sampled};
 use crate::weights::{WeightError, Weights};
 
 /// Which part of the model a stage holds.
@@ -49,8 +50,8 @@ pub enum StageOutput {
 pub struct SequenceOutput {
     /// Whose.
     pub id: SequenceId,
-    /// The sampled token, if one was asked for.
-    pub sampled: Option<Sampled>,
+    /// The sampled token, if one was asked for, or why there is none: a sequence fails alone.
+    pub sampled: Option<Result<Sampled, SampleError>>,
     /// Logits `[rows, V]`, if they were asked for.
     pub logits: Vec<f32>,
 }
@@ -65,7 +66,7 @@ pub trait StageRunner: Send {
     /// Computes one batch. `input` is `None` for the first stage and the previous stage's output for any other.
     ///
     /// # Errors
-    /// [`StageError`]; [`StageError::Lost`] means that the stage will not come back by itself.
+    /// [`StageError`]; [`StageError::is_lost`] tells whether the stage will come back by itself.
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError>;
 }
 
@@ -83,9 +84,6 @@ pub enum StageError {
     /// The device failed.
     #[error(transparent)]
     Backend(#[from] kimi_quant::BackendError),
-    /// Sampling failed.
-    #[error(transparent)]
-    Sample(#[from] crate::sampler::SampleError),
     /// The stage's machine is gone.
     #[error("the stage on {node} is lost: {reason}")]
     Lost {
@@ -94,6 +92,13 @@ pub enum StageError {
         /// What was seen.
         reason: String,
     },
+}
+
+impl StageError {
+    /// Whether the stage will not come back by itself: its machine or its device is gone.
+    pub fn is_lost(&self) -> bool {
+        matches!(self, Self::Lost { .. } | Self::Backend(kimi_quant::BackendError::Device(_)))
+    }
 }
 
 /// Why a stage could not be loaded.
@@ -105,6 +110,27 @@ pub enum LoadError {
     /// The device has no room, or failed.
     #[error(transparent)]
     Backend(#[from] kimi_quant::BackendError),
+    /// The device's memory is too small.
+    #[error(
+        "layers {first}-{last} do not fit {device}: {weights} of weights and {cache} of cache need {needed} with what it \
+         takes to compute, but {available} are free, {missing} too little. Give it fewer layers (add a machine), \
+         shorten the context or the cache, or use the CPU",
+        last = layers.end.saturating_sub(1), first = layers.start, weights = Size(*weights), cache = Size(*cache),
+        needed = Size(device_bytes(*weights, *cache)), available = Size(*available),
+        missing = Size(device_bytes(*weights, *cache).saturating_sub(*available))
+    )]
+    DoesNotFit {
+        /// The device.
+        device: String,
+        /// Layers asked for.
+        layers: Range<usize>,
+        /// Bytes of their weights.
+        weights: u64,
+        /// Bytes of their cache.
+        cache: u64,
+        /// Bytes that the device has free.
+        available: u64,
+    },
     /// A range that the model does not have.
     #[error("layers {found:?} were asked for, the model has layers 0..{layers}")]
     Layers {
@@ -113,6 +139,12 @@ pub enum LoadError {
         /// Layers of the model.
         layers: usize,
     },
+}
+
+/// Bytes that a device needs for weights and cache: 3 % more, for activations and the ends of buffers.
+pub fn device_bytes(weights: u64, cache: u64) -> u64 {
+    let held = weights.saturating_add(cache);
+    held.saturating_add(held / 100 * 3)
 }
 
 /// How many cache pages a stage holds, and how large they are.
@@ -161,6 +193,7 @@ impl<B: Backend> Stage<B> {
         if layers.is_empty() || layers.end > count {
             return Err(LoadError::Layers { found: layers, layers: count });
         }
+        check_memory(checkpoint, backend.as_ref(), &layers, cache)?;
         let weights = Weights::new(checkpoint);
         let geometry = Geometry::new(&config);
         let span = StageSpan { first: layers.start == 0, last: layers.end == count, layers };
@@ -184,6 +217,9 @@ impl<B: Backend> Stage<B> {
             let table = weights.embedding()?;
             report(table.bytes());
             stage.embedding = Some(stage.backend.load_matrix(table)?);
+            if stage.backend.copies_weights() {
+                weights.give_back("model.embed_tokens.");
+            }
         }
         for index in stage.span.layers.clone() {
             let layer = weights.layer(index)?;
@@ -191,12 +227,18 @@ impl<B: Backend> Stage<B> {
             stage.layers.push(layer.load(stage.backend.as_ref())?);
             let shape = stage.geometry.cache_shape(cache.pages, cache.page_tokens);
             stage.caches.push(stage.backend.new_cache(shape)?);
+            if stage.backend.copies_weights() {
+                weights.give_layer_back(index);
+            }
             report(bytes);
         }
         if stage.span.last {
             let head = weights.head()?;
             report(head.lm_head.bytes());
             stage.head = Some(head.load(stage.backend.as_ref())?);
+            if stage.backend.copies_weights() {
+                weights.give_back("lm_head.");
+            }
         }
         Ok(stage)
     }
@@ -258,10 +300,43 @@ impl<B: Backend> Stage<B> {
                     return Ok(StageOutput::Sequences(Vec::new()));
                 }
                 let logits = self.backend.head(&x, &rows, &head.norm, &head.lm_head)?; // [S, V]
-                let logits = self.backend.download(&logits)?;
-                Ok(StageOutput::Sequences(outputs(batch, logits, self.config.vocab_size)?))
+                Ok(StageOutput::Sequences(self.outputs(batch, &logits)?))
             }
         }
+    }
+
+    /// Deals the logits `[S, V]` out to the sequences that asked for them, and samples where they are: only where a
+    /// sequence wants logits do they leave the device.
+    fn outputs(&self, batch: &Batch, logits: &B::Tensor) -> Result<Vec<SequenceOutput>, StageError> {
+        let vocabulary = self.config.vocab_size;
+        let (mut requests, mut wanted) = (Vec::new(), Vec::new()); // sequences that sample; rows of the others
+        let mut row = 0;
+        for s in &batch.sequences {
+            let rows = match &s.output {
+                Output::None => continue,
+                Output::Sample(sampling) => {
+                    requests.push(sampling.params.request(row as u32, &sampling.draw()));
+                    1
+                }
+                Output::LastLogits => 1,
+                Output::AllLogits => s.tokens.len(),
+            };
+            wanted.push((s.id, row..row + rows, matches!(s.output, Output::Sample(_))));
+            row += rows;
+        }
+        let sampled =
+            if requests.is_empty() { Vec::new() } else { self.backend.sample(logits, &requests)? };
+        let values = if requests.len() < wanted.len() { self.backend.download(logits)? } else { Vec::new() };
+        let mut sampled = sampled.into_iter();
+        let outputs = wanted.into_iter().map(|(id, rows, samples)| {
+            let own = values.get(rows.start * vocabulary..rows.end * vocabulary);
+            if samples {
+                SequenceOutput { id, sampled: sampled.next(), logits: Vec::new() }
+            } else {
+                SequenceOutput { id, sampled: None, logits: own.unwrap_or_default().to_vec() }
+            }
+        });
+        Ok(outputs.collect())
     }
 
     fn input(&self, batch: &Batch, input: Option<Hidden>) -> Result<B::Tensor, StageError> {
@@ -290,6 +365,23 @@ impl<B: Backend> Stage<B> {
     }
 }
 
+/// Compares weights and cache with the device's memory, before anything is loaded.
+fn check_memory<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+    layers: &Range<usize>,
+    cache: CacheConfig,
+) -> Result<(), LoadError> {
+    let Some(available) = backend.memory() else { return Ok(()) };
+    let bytes = ModelBytes::of(checkpoint)?;
+    let weights = bytes.weights(layers);
+    let cache = bytes.cache(layers, cache.pages.saturating_mul(cache.page_tokens));
+    if device_bytes(weights, cache) <= available {
+        return Ok(());
+    }
+    Err(LoadError::DoesNotFit { device: backend.name(), layers: layers.clone(), weights, cache, available })
+}
+
 impl<B: Backend> StageRunner for Stage<B> {
     fn span(&self) -> StageSpan {
         self.span.clone()
@@ -298,35 +390,6 @@ impl<B: Backend> StageRunner for Stage<B> {
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
         self.forward(batch, input, None)
     }
-}
-
-/// Deals the logits `[S, V]` out to the sequences that asked for them, and samples.
-fn outputs(batch: &Batch, mut logits: Vec<f32>, vocab: usize) -> Result<Vec<SequenceOutput>, StageError> {
-    let mut rest = logits.as_mut_slice();
-    let mut outputs = Vec::with_capacity(batch.sequences.len());
-    for s in &batch.sequences {
-        let rows = match s.output {
-            Output::None => continue,
-            Output::Sample(_) | Output::LastLogits => 1,
-            Output::AllLogits => s.tokens.len(),
-        };
-        let (own, others) = rest.split_at_mut((rows * vocab).min(rest.len()));
-        rest = others;
-        outputs.push(match &s.output {
-            Output::Sample(sampling) => {
-                let draw = Draw {
-                    history: &sampling.history,
-                    uniform: sampling.uniform,
-                    top_logprobs: sampling.top_logprobs.into(),
-                    allowed: None,
-                };
-                let sampled = sampler::sample(own, &sampling.params, &draw)?;
-                SequenceOutput { id: s.id, sampled: Some(sampled), logits: Vec::new() }
-            }
-            _ => SequenceOutput { id: s.id, sampled: None, logits: own.to_vec() },
-        });
-    }
-    Ok(outputs)
 }
 
 /// Little-endian bytes of floats, without a copy where the machine is little-endian.

@@ -140,6 +140,16 @@ impl<'a> Weights<'a> {
         })
     }
 
+    /// Gives the memory that a layer's tensors were read from back to the system: for when a device has them.
+    pub fn give_layer_back(&self, index: usize) {
+        self.give_back(&format!("model.layers.{index}."));
+    }
+
+    /// The same for all tensors whose names begin so, such as `lm_head.`.
+    pub fn give_back(&self, tensors: &str) {
+        self.checkpoint.give_back(&format!("{}{tensors}", self.prefix));
+    }
+
     fn attention(&self, path: &str) -> Result<Attention<PackedMatrix, StoredVector>, WeightError> {
         let c = self.config;
         let (h, nh, kl) = (c.hidden_size, c.num_attention_heads, c.kv_lora_rank);

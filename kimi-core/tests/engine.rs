@@ -11,7 +11,8 @@ use kimi_core::engine::{
     Engine, EngineConfig, EngineError, FinishReason, Request, RequestError, SubmitError, TokenEvent, Usage,
 };
 use kimi_core::pipeline::{Pipeline, PipelineError};
-use kimi_core::sampler::{RawSamplingParams, SamplingParams};
+use kimi_core::sampler::{RawSamplingParams, SampleError, SamplingParams};
+use kimi_core::scheduler::SequenceError;
 use kimi_core::stage::{Hidden, StageError, StageOutput, StageRunner, StageSpan};
 use toy::{ToyStage, VOCAB, span};
 
@@ -200,6 +201,42 @@ fn a_lost_stage_takes_the_engine_down() {
     assert!(matches!(refused, SubmitError::Engine(EngineError::Down { .. })), "{refused:?}");
     assert!(engine.down().is_some());
     assert!(engine.shutdown(LONG));
+}
+
+/// A stage that can choose no token for a sequence whose last token is even.
+struct Choosy(ToyStage);
+
+impl StageRunner for Choosy {
+    fn span(&self) -> StageSpan {
+        self.0.span()
+    }
+
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
+        let mut output = self.0.run(batch, input)?;
+        if let StageOutput::Sequences(outputs) = &mut output {
+            for (output, slice) in outputs.iter_mut().zip(&batch.sequences) {
+                if slice.tokens.last().is_some_and(|token| token % 2 == 0) {
+                    output.sampled = Some(Err(SampleError::NothingAllowed { vocabulary: VOCAB as usize }));
+                }
+            }
+        }
+        Ok(output)
+    }
+}
+
+#[test]
+fn a_failed_choice_fails_its_request_only() {
+    let stage = Choosy(ToyStage::new(0, 1, PAGES, PAGE_TOKENS));
+    let engine = engine(vec![Box::new(stage)]);
+    let [lucky, unlucky] = [5, 4].map(|token| engine.generate(request(&[token], 1)).unwrap());
+    let (tokens, end) = collect(unlucky);
+    assert!(tokens.is_empty());
+    let TokenEvent::Failed { error: EngineError::Sequence(SequenceError::Sample(error)) } = end else {
+        panic!("{end:?}")
+    };
+    assert_eq!(error, SampleError::NothingAllowed { vocabulary: VOCAB as usize });
+    assert_eq!(finished(&collect(lucky).1).0, FinishReason::Length);
+    assert!(engine.down().is_none());
 }
 
 /// A stage whose thread dies.

@@ -303,7 +303,7 @@ fn shares(batch: &Batch) -> Vec<(u64, usize)> {
 /// Completes a batch with token 1 for each sequence that asks for one.
 fn complete(scheduler: &mut Scheduler, batch: &Batch) -> Vec<SequenceEvent> {
     let asked = batch.sequences.iter().filter(|s| s.output != Output::None);
-    let outputs = asked.map(|s| SequenceOutput { id: s.id, sampled: Some(sampled(1)), logits: vec![] });
+    let outputs = asked.map(|s| SequenceOutput { id: s.id, sampled: Some(Ok(sampled(1))), logits: vec![] });
     scheduler.complete(batch.step, outputs.collect())
 }
 

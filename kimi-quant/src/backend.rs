@@ -1,6 +1,6 @@
 //! The seam between the model and the devices that run it.
 
-use crate::{BackendError, PackedMatrix, TokenLayout};
+use crate::{BackendError, PackedMatrix, SampleError, SampleRequest, Sampled, TokenLayout};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -114,8 +114,8 @@ pub struct AttentionInputs<'a, B: Backend + ?Sized> {
 
 /// A device that runs the model.
 ///
-/// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only the
-/// `download_*` functions wait. Every function checks its operands' shapes and returns
+/// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only
+/// `download`, the `download_*` functions and `sample` wait. Every function checks its operands' shapes and returns
 /// [`BackendError::Shape`] where they do not fit.
 pub trait Backend: Send + Sync + 'static {
     /// A packed matrix on the device.
@@ -135,6 +135,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// A name for people: device and instruction set.
     fn name(&self) -> String;
+
+    /// Bytes that weights and caches may take; `None` where there is no such limit (the CPU's weights are pages of a file)
+    /// or it is unknown.
+    fn memory(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether loaded weights are copies, so that the pages that they were read from can be given back.
+    fn copies_weights(&self) -> bool {
+        false
+    }
 
     /// Runs a step of many operations where they are cheapest to start. `Cpu` goes onto a thread of its pool once, instead
     /// of handing every operation over to it.
@@ -250,4 +261,12 @@ pub trait Backend: Send + Sync + 'static {
         norm: &Norm<Self::Vector>,
         lm_head: &Self::Matrix,
     ) -> Result<Self::Tensor>;
+
+    /// Waits, and chooses a token for each request from its row of the logits `[S, V]`, which stay as they are. A
+    /// request that fails, fails alone.
+    fn sample(
+        &self,
+        logits: &Self::Tensor,
+        requests: &[SampleRequest<'_>],
+    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>>;
 }

@@ -81,6 +81,17 @@ pub enum BackendError {
         /// Bytes free.
         available: u64,
     },
+    /// There is no GPU, or none that was asked for.
+    #[error(
+        "no GPU: asked for {asked}, there is {seen}; on Linux that takes a Vulkan driver and its loader. Install them, or use \
+         the CPU"
+    )]
+    NoAdapter {
+        /// Part of its name, or `any`.
+        asked: String,
+        /// Names of all that there are, or why there are none.
+        seen: String,
+    },
     /// The device failed or went away.
     #[error("the device failed: {0}")]
     Device(String),

@@ -1,11 +1,12 @@
 //! Packed weight formats and the kernels of Kimi-K2 that work on them.
 //!
-//! Three things live here:
+//! What lives here:
 //!
 //! * [`PackedMatrix`]: one weight matrix as a checkpoint stores it, in any [`Format`], borrowed from a memory
 //!   map without a copy;
 //! * [`Backend`]: the operations of the model, at the grain at which a GPU wants them fused;
-//! * [`Cpu`]: the backend that runs anywhere, and the truth that any other backend is tested against.
+//! * [`Cpu`]: the backend that runs anywhere, and the truth that any other backend is tested against;
+//! * [`sample`]: from logits to a token, which is an operation too.
 //!
 //! Nothing here knows a config file, a tokenizer or a socket.
 #![warn(missing_docs)]
@@ -18,6 +19,7 @@ mod format;
 pub mod gpu;
 mod layout;
 mod matrix;
+pub mod sample;
 
 pub use backend::{
     AttentionInputs, Backend, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, Rope, Router,
@@ -30,3 +32,4 @@ pub use format::{BitWidth, FloatType, Format};
 pub use gpu::Gpu;
 pub use layout::TokenLayout;
 pub use matrix::PackedMatrix;
+pub use sample::{SampleError, SampleRequest, Sampled, TokenMask};

@@ -6,32 +6,14 @@
 
 mod common;
 
-use std::sync::OnceLock;
-
 use bytes::Bytes;
+use common::device::{gpu, open, spoil};
 use common::{Random, misaligned};
-use kimi_quant::gpu::{GpuOptions, Tuning};
+use kimi_quant::gpu::{BatchKernel, GpuOptions, Tuning};
 use kimi_quant::{
-    AttentionInputs, Backend, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape,
+    AttentionInputs, Backend, BackendError, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape,
     LatentProjections, Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
 };
-
-/// The device with subgroups, if it has them.
-fn gpu() -> Option<&'static Gpu> {
-    static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    GPU.get_or_init(|| open(GpuOptions::default())).as_ref()
-}
-
-fn open(options: GpuOptions) -> Option<Gpu> {
-    match Gpu::new(&options) {
-        Ok(gpu) => Some(gpu),
-        Err(e) if std::env::var_os("KIMI_REQUIRE_GPU").is_none() => {
-            println!("skipped: no adapter ({e})");
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
-}
 
 /// Random weights: any codes, scales of about 1/16 of both signs.
 fn matrix(random: &mut Random, rows: usize, cols: usize, format: Format) -> PackedMatrix {
@@ -87,21 +69,6 @@ fn close(what: &str, found: &[f32], expected: &[f32]) {
     let size = expected.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
     for (i, (f, e)) in found.iter().zip(expected).enumerate() {
         assert!((f - e).abs() <= 2e-5 * size, "{what}: value {i} is {f}, expected {e} (largest {size})");
-    }
-}
-
-/// Fills free buffers of these sizes with a sentinel, so that a value that is not written shows: results of the device
-/// get what the last results of their size gave back.
-fn spoil(gpu: &Gpu, sizes: &[usize]) {
-    for &size in sizes {
-        let sentinel: Vec<u8> = (0..size.max(1)).flat_map(|_| 1e30f32.to_le_bytes()).collect();
-        let float = Format::Float(FloatType::F32);
-        let row =
-            PackedMatrix::new(1, size.max(1), float, sentinel.into(), Bytes::new(), Bytes::new()).unwrap();
-        let table = gpu.load_matrix(row).unwrap();
-        let all: Vec<_> = (0..4).map(|_| gpu.embed(&table, &[0]).unwrap()).collect();
-        drop(all);
-        gpu.wait().unwrap();
     }
 }
 
@@ -362,6 +329,61 @@ fn experts_of_every_format() {
 }
 
 #[test]
+fn batches_through_every_kernel() {
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let mut both = Both::new(&gpu, 10);
+    let bits = |bits, group| Format::Affine { bits, group, scales: FloatType::Bf16 };
+    let mixed = [FOUR_BITS, bits(BitWidth::B3, 64), Format::Nvfp4, Format::Float(FloatType::F32)];
+    // Every kind, and every number of scales a unit; `projections_of_every_format` has all formats of few tokens.
+    let mut kinds = vec![Format::Mxfp4, Format::Mxfp8, Format::Float(FloatType::Bf16), bits(BitWidth::B4, 8)];
+    kinds.extend([bits(BitWidth::B2, 128), bits(BitWidth::B5, 32), bits(BitWidth::B6, 16)]);
+    kinds.extend([bits(BitWidth::B8, 64), Format::Int4 { group: 32, scales: FloatType::F16 }]);
+    for kernel in BatchKernel::ALL {
+        gpu.set_batch_kernel(Some(kernel));
+        for &format in mixed.iter().chain(kinds.iter().filter(|_| kernel != BatchKernel::Few)) {
+            let (rows, cols) = shapes(format, &mut both.random);
+            let tokens = 2 + both.random.below(40);
+            both.projections(format, tokens, rows, cols);
+        }
+        // More than one tile of lines and of rows.
+        both.projections(FOUR_BITS, 75, 300, 96);
+        let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+        for (i, tokens) in [2, 5, 33, 90].into_iter().enumerate() {
+            both.experts([mixed[i]; 3], tokens, shape, 7);
+        }
+        both.experts([FOUR_BITS, bits(BitWidth::B8, 64), Format::Mxfp4], 21, shape, 5);
+    }
+}
+
+#[test]
+fn weights_are_split_over_bindings() {
+    let Some(gpu) = open(GpuOptions { max_binding: Some(48 << 10), ..Default::default() }) else { return };
+    let mut both = Both::new(&gpu, 11);
+    let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+    for kernel in BatchKernel::ALL {
+        gpu.set_batch_kernel(Some(kernel));
+        for tokens in [1, 2, 30] {
+            // 18 KiB an expert: two to a binding. The results of 90 pairs fit 128 columns at a time.
+            both.experts([FOUR_BITS; 3], tokens, shape, 7);
+            // 100 KiB: three bindings.
+            let (rows, cols) = (100, 256);
+            let (m, gm) = both.matrix(rows, cols, Format::Float(FloatType::F32));
+            let (up, gup) = both.matrix(rows, cols, Format::Float(FloatType::F32));
+            let (norm, gnorm) = both.norm(cols);
+            let x = both.random.f32s(tokens * cols);
+            let cx = both.cpu.upload(tokens, cols, &x).unwrap();
+            let gx = gpu.upload(tokens, cols, &x).unwrap();
+            let [c] = both.cpu.norm_project(&cx, &norm, [&m]).unwrap();
+            let [g] = gpu.norm_project(&gx, &gnorm, [&gm]).unwrap();
+            close("norm_project", &gpu.download(&g).unwrap(), c.data());
+            let c = both.cpu.norm_swiglu(&cx, &norm, &m, &up).unwrap();
+            let g = gpu.norm_swiglu(&gx, &gnorm, &gm, &gup).unwrap();
+            close("norm_swiglu", &gpu.download(&g).unwrap(), c.data());
+        }
+    }
+}
+
+#[test]
 fn routers_with_groups_and_ties() {
     let Some(gpu) = gpu() else { return };
     let mut both = Both::new(gpu, 6);
@@ -481,4 +503,50 @@ fn an_input_does_not_overwrite_pending_work() {
     let input = gpu.upload(1, 64, &values).unwrap();
     assert_eq!(gpu.download(&input).unwrap(), values);
     close("two products", &gpu.download(&found).unwrap(), expected.data());
+}
+
+/// Three layers of Kimi-K2 with 18 of its experts, in zeros.
+#[test]
+fn device_memory_is_what_is_stored_and_little_more() {
+    const EXPERTS: usize = 18;
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let zeros = |rows: usize, cols: usize| {
+        let part = |bytes: usize| Bytes::from(vec![0; rows * bytes]);
+        let [weight, scales, biases] = FOUR_BITS.row_bytes(cols).unwrap().map(part);
+        PackedMatrix::new(rows, cols, FOUR_BITS, weight, scales, biases).unwrap()
+    };
+    let mut stored = 0;
+    let mut held = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        for (rows, cols) in [(1536, 7168), (12288, 1536), (576, 7168), (16384, 512), (7168, 8192)] {
+            let m = zeros(rows, cols);
+            stored += m.bytes();
+            held.0.push(gpu.load_matrix(m).unwrap());
+        }
+        for (rows, cols) in [(2048, 7168), (2048, 7168), (7168, 2048)] {
+            let experts = vec![zeros(rows, cols); EXPERTS];
+            stored += experts.iter().map(PackedMatrix::bytes).sum::<u64>();
+            held.1.push(gpu.load_experts(experts).unwrap());
+        }
+    }
+    gpu.wait().unwrap();
+    if let Some(allocated) = gpu.allocated() {
+        println!("{allocated} bytes allocated for {stored} bytes of weights");
+        assert!(allocated as f64 <= stored as f64 * 1.03, "{allocated} for {stored}");
+    }
+}
+
+#[test]
+fn a_lost_device_is_an_error_from_then_on() {
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let x = gpu.upload(1, 4, &[1.0, 2.0, 3.0, 4.0]).unwrap();
+    assert_eq!(gpu.download(&x).unwrap(), [1.0, 2.0, 3.0, 4.0]);
+    gpu.destroy();
+    for _ in 0..2 {
+        let lost = gpu.upload(1, 4, &[1.0; 4]).and_then(|x| gpu.download(&x));
+        assert!(matches!(&lost, Err(BackendError::Device(what)) if what.contains("lost")), "{lost:?}");
+        assert!(matches!(gpu.wait(), Err(BackendError::Device(_))));
+    }
+    assert!(gpu.load_vector(vec![1.0; 8]).and_then(|_| gpu.wait()).is_err());
+    drop(x);
 }

@@ -50,6 +50,7 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Plan(args) => commands::plan::run(&args),
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
+        Command::Devices(args) => commands::devices::run(&args),
     }
 }
 

@@ -1,6 +1,7 @@
 //! What each command does.
 
 pub mod demo;
+pub mod devices;
 pub mod inspect;
 pub mod plan;
 pub mod run;

@@ -9,6 +9,7 @@
 //! | [`local`] | a cluster of processes on this machine |
 //! | [`models`] | from a model's name to its folder |
 //! | [`discovery`], [`placement`] | the machines, and which holds what |
+//! | [`devices`] | what this machine can compute on |
 //! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
 #![warn(missing_docs)]
 
@@ -16,6 +17,7 @@ pub mod cli;
 pub mod client;
 pub mod cluster;
 pub mod commands;
+pub mod devices;
 pub mod discovery;
 pub mod golden;
 pub mod http;

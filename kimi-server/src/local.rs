@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use kimi_core::DeviceChoice;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
@@ -25,12 +26,13 @@ pub const COORDINATOR: &str = "coordinator";
 pub struct LocalCluster {
     plan: Plan,
     model: String,
+    device: DeviceChoice,
     workers: Vec<WorkerProcess>,
     runtime: Arc<Runtime>,
 }
 
 impl LocalCluster {
-    /// Splits a model by bytes over this process and `stages - 1` new ones.
+    /// Splits a model by bytes over this process and `stages - 1` new ones, all on the same choice of device.
     ///
     /// # Errors
     /// If there are more stages than layers, or a process does not start.
@@ -41,17 +43,19 @@ impl LocalCluster {
         stages: usize,
         context: usize,
         config: Option<&Path>,
+        device: &DeviceChoice,
     ) -> anyhow::Result<Self> {
         let layers = checkpoint.config().num_hidden_layers;
         anyhow::ensure!(stages <= layers, "{stages} stages for {layers} layers; each needs one at least");
         let mut names: Vec<_> = (1..stages).map(|i| format!("worker-{i}")).collect();
-        let command =
-            WorkerCommand::new(found.local_name(), config).context("can't find this program's file")?;
+        let command = WorkerCommand::new(found.local_name(), config, device)
+            .context("can't find this program's file")?;
         let workers = names.iter().map(|id| command.start(id)).collect::<Result<Vec<_>, _>>()?;
         names.push(COORDINATOR.to_owned());
         let plan = placement::local_plan(bytes, &names, context)?;
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        Ok(Self { plan, model: found.id.clone(), workers, runtime: Arc::new(runtime) })
+        let device = device.clone();
+        Ok(Self { plan, model: found.id.clone(), device, workers, runtime: Arc::new(runtime) })
     }
 
     /// Who holds what.
@@ -84,7 +88,8 @@ impl LocalCluster {
         let connecting =
             cluster::connect(&wanted, wanted.len(), CONNECT_WAIT, false, COORDINATOR, fingerprint);
         let workers: Vec<Connected> = self.runtime.block_on(connecting)?;
-        let placement = Placement { plan: &self.plan, workers, cache, model: &self.model };
+        let placement =
+            Placement { plan: &self.plan, workers, cache, model: &self.model, device: &self.device };
         Ok(cluster::build(checkpoint, placement, self.runtime.handle(), watch)?)
     }
 }

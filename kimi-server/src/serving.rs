@@ -50,11 +50,13 @@ impl ChatEngine for Named {
     }
 }
 
-/// The model as the API serves it: under `id` and its folder's name, with its stages as `/health` shows them.
-/// `lost` takes it down.
-pub fn served(id: &str, model: ChatModel, plan: &Plan, lost: Lost) -> ServedModel {
+/// The model as the API serves it: under `id` and its folder's name, with its stages and their devices as `/health` shows
+/// them. `lost` takes it down.
+pub fn served(id: &str, model: ChatModel, plan: &Plan, devices: &[String], lost: Lost) -> ServedModel {
     let folder = model.id().to_owned();
-    let stages = plan.stages.iter().map(|s| format!("{}: layers {}", s.node, layer_text(&s.layers())));
+    let stages = plan.stages.iter().zip(devices);
+    let stages =
+        stages.map(|(s, device)| format!("{}: layers {} on {device}", s.node, layer_text(&s.layers())));
     let aliases = if folder == id { Vec::new() } else { vec![folder] };
     ServedModel::new(Named { id: id.to_owned(), model, lost }).with_aliases(aliases).with_stages(stages)
 }

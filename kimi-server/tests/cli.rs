@@ -14,10 +14,12 @@ fn help_and_version() {
     let version = run(&["--version"]);
     assert_eq!(stdout(&version), format!("kimi {}\n", env!("CARGO_PKG_VERSION")));
     let help = stdout(&run(&["--help"]));
-    for part in ["demo", "run", "serve", "worker", "plan", "inspect", "verify", "Examples:", "Exit codes:"] {
+    for part in
+        ["demo", "run", "serve", "worker", "plan", "inspect", "verify", "devices", "Examples:", "Exit codes:"]
+    {
         assert!(help.contains(part), "{part}");
     }
-    for command in ["demo", "run", "serve", "worker", "plan", "inspect", "verify"] {
+    for command in ["demo", "run", "serve", "worker", "plan", "inspect", "verify", "devices"] {
         let output = run(&[command, "--help"]);
         assert!(output.status.success() && stdout(&output).contains("Usage:"), "{command}");
     }
@@ -34,6 +36,9 @@ fn wrong_arguments_exit_with_2() {
         &["verify", "kimi-tiny", "--golden", "x", "--backend", "abacus"],
         &["verify", "kimi-tiny", "--golden", "x", "--tolerance", "NaN"],
         &["verify", "kimi-tiny", "--golden", "x", "--tolerance=-1"],
+        &["run", "kimi-tiny", "--backend", "abacus"],
+        &["run", "kimi-tiny", "--backend", "reference"],
+        &["run", "kimi-tiny", "--gpu-memory", "0"],
         &["serve", "kimi-tiny", "--node-id", "a"],
         &["serve", "kimi-tiny", "--wait-for-peers", "1"],
         &["plan", "kimi-tiny"],
@@ -162,4 +167,29 @@ fn the_demo_runs_end_to_end() {
     {
         assert!(text.contains(part), "{part} is not in {text}");
     }
+}
+
+/// A Vulkan loader that finds no driver, as on a machine without a GPU.
+#[cfg(target_os = "linux")]
+#[test]
+fn without_a_gpu_auto_is_the_cpu_and_gpu_is_refused() {
+    let run = |args: &[&str]| {
+        let mut command = kimi();
+        command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
+        command.args(args).stdin(Stdio::null()).output().unwrap()
+    };
+    let ask = ["run", "kimi-tiny", "--prompt", "Hi", "--max-tokens", "2"];
+    let auto = run(&[&ask[..], &["--log", "info"]].concat());
+    assert!(
+        auto.status.success() && stderr(&auto).contains("running on the CPU: no GPU"),
+        "{}",
+        stderr(&auto)
+    );
+    assert_eq!(stderr(&run(&ask)), "");
+    let gpu = run(&[&ask[..], &["--backend", "gpu", "--adapter", "Voodoo"]].concat());
+    assert_eq!((gpu.status.code(), gpu.stdout.is_empty()), (Some(1), true));
+    assert!(stderr(&gpu).contains("asked for \"Voodoo\", there is none"), "{}", stderr(&gpu));
+    let report = json(&run(&["devices", "--json"]));
+    assert_eq!(report["gpus"], if cfg!(feature = "gpu") { json!([]) } else { json!(null) });
+    assert!(report["cpu"]["name"].as_str().unwrap().starts_with("cpu ("), "{report}");
 }

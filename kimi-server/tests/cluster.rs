@@ -3,16 +3,16 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use common::{Running, json, kimi, run, stderr, wait_until};
-use kimi_core::Checkpoint;
+use common::{Running, http, json, kimi, run, stderr, wait_until};
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
+use kimi_core::{Checkpoint, DeviceChoice};
 use kimi_net::{Assign, Config, Coordinator, Dtype, ErrorCode, Fingerprint, LinkError, Tuning, Versions};
 use kimi_server::cluster::child::WorkerCommand;
 use kimi_server::cluster::{self, BuildError, Built, ConnectError, Connected, Placement, Wanted};
@@ -53,7 +53,8 @@ impl Lead {
 
     fn build(&self, worker: &Running, name: &str, model: &str) -> Result<Built, BuildError> {
         let workers = self.connect(worker, name).unwrap();
-        let placement = Placement { plan: &self.plan, workers, cache: CACHE, model };
+        let device = &DeviceChoice::cpu();
+        let placement = Placement { plan: &self.plan, workers, cache: CACHE, model, device };
         cluster::build(&self.checkpoint, placement, self.runtime.handle(), &silent())
     }
 
@@ -172,7 +173,8 @@ fn runs(process: &str) -> bool {
 #[test]
 fn a_worker_ends_with_its_owner() {
     let program = env!("CARGO_BIN_EXE_kimi").into();
-    let command = WorkerCommand { program, model: "kimi-tiny".into(), config: None };
+    let command =
+        WorkerCommand { program, model: "kimi-tiny".into(), config: None, device: DeviceChoice::cpu() };
     let worker = command.start("w").unwrap();
     let process = worker.process_id().to_string();
     assert!(runs(&process));
@@ -208,25 +210,10 @@ fn a_worker_ends_when_its_owner_is_killed() {
 #[test]
 fn a_worker_that_does_not_start() {
     let program = env!("CARGO_BIN_EXE_kimi").into();
-    let command = WorkerCommand { program, model: "/no/such/model".into(), config: None };
+    let command =
+        WorkerCommand { program, model: "/no/such/model".into(), config: None, device: DeviceChoice::cpu() };
     let error = command.start("w").unwrap_err().to_string();
     assert!(error.contains("worker w did not start"), "{error}");
-}
-
-/// Status and body of a request.
-fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
-    let mut socket = TcpStream::connect(address).unwrap();
-    socket.set_read_timeout(Some(SECONDS * 3)).unwrap();
-    let length = body.len();
-    let head = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
-         content-length: {length}\r\n\r\n{body}"
-    );
-    socket.write_all(head.as_bytes()).unwrap();
-    let mut text = String::new();
-    socket.read_to_string(&mut text).unwrap();
-    let status = text.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("no status");
-    (status, text.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned()))
 }
 
 fn discovery(path: &Path, worker: &Running) {

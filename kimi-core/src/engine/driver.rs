@@ -14,7 +14,6 @@ use crate::pipeline::{Pipeline, PipelineError, PipelineInput, PipelineOutput, St
 use crate::scheduler::{
     NewSequence, Scheduler, SchedulerConfig, SchedulerStats, SequenceError, SequenceEvent,
 };
-use crate::stage::StageError;
 
 /// What the engine's thread waits for.
 #[derive(Debug)]
@@ -225,7 +224,7 @@ impl Driver {
         drop(stats);
         let events = match output.result {
             Ok(outputs) => self.scheduler.complete(output.step, outputs),
-            Err(error @ StageError::Lost { .. }) => return Err(Stop(error.to_string())),
+            Err(error) if error.is_lost() => return Err(Stop(error.to_string())),
             Err(error) => {
                 tracing::error!(step = output.step, %error, "a batch failed");
                 self.scheduler.failed(output.step, &error)

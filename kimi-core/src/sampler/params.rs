@@ -3,8 +3,6 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// Most tokens whose log-probabilities a request can ask for, at each step.
-pub const MAX_TOP_LOGPROBS: usize = 20;
 /// How many tokens back penalties look unless told otherwise, as in mlx-lm.
 const DEFAULT_CONTEXT: usize = 20;
 const MAX_CONTEXT: usize = 1 << 16;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::batch::{Output, PageId, Sampling, SequenceId, SequenceSlice};
-use crate::sampler::{Sampled, SamplingParams, uniform};
+use crate::sampler::{SampleError, Sampled, SamplingParams, uniform};
 use crate::stage::StageError;
 
 /// A sequence to be generated.
@@ -79,6 +79,9 @@ pub enum SequenceError {
     /// A stage did not compute its batch.
     #[error(transparent)]
     Stage(#[from] StageError),
+    /// No token could be chosen for it.
+    #[error(transparent)]
+    Sample(#[from] SampleError),
     /// The scheduler refused it.
     #[error(transparent)]
     Refused(#[from] RequestError),

@@ -81,7 +81,7 @@ impl StageRunner for ToyStage {
             let Output::Sample(Sampling { uniform, history, .. }) = &slice.output else { panic!("logits") };
             SequenceOutput {
                 id: slice.id,
-                sampled: Some(sampled(pick(rows[row as usize], *uniform, history))),
+                sampled: Some(Ok(sampled(pick(rows[row as usize], *uniform, history)))),
                 logits: vec![],
             }
         });

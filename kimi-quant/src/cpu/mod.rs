@@ -12,6 +12,7 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bandwidth;
 mod codec;
 mod dense;
 mod dequant;
@@ -31,15 +32,18 @@ mod scales;
 mod simd;
 mod tensor;
 
+pub use bandwidth::read_bandwidth;
 pub use dequant::{dequantize, dequantize_row};
 pub use isa::Isa;
 #[cfg(feature = "gpu")]
 pub(crate) use router::check as check_router;
 pub use tensor::{Cache, Experts, Routing, Tensor};
 
+use rayon::prelude::*;
+
 use crate::{
     AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
-    PackedMatrix, Rope, Router, TokenLayout,
+    PackedMatrix, Rope, Router, SampleError, SampleRequest, Sampled, TokenLayout, sample,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -359,6 +363,18 @@ impl Backend for Cpu {
         }
         let x = norm::rms_norm(OP, &Tensor::from_parts(rows.len(), x.cols(), picked), norm)?;
         Ok(matmul::product(self.isa, lm_head, &x))
+    }
+
+    fn sample(
+        &self,
+        logits: &Tensor,
+        requests: &[SampleRequest<'_>],
+    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
+        requests
+            .iter()
+            .try_for_each(|r| BackendError::check_range("sample", "row", r.row as usize, logits.rows()))?;
+        let choose = |r: &SampleRequest<'_>| sample::sample(&mut logits.row(r.row as usize).to_vec(), r);
+        Ok(requests.par_iter().map(choose).collect())
     }
 }
 

@@ -1,7 +1,8 @@
-//! The adapter and the device made from it.
+//! The device made from an adapter.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, OnceLock};
 
+use super::adapter::{self, Adapter};
 use super::tuning::Tuning;
 use crate::BackendError;
 
@@ -11,8 +12,14 @@ pub struct GpuOptions {
     /// Part of the adapter's name, in any case. Without it the fastest kind of adapter is taken: discrete, then
     /// integrated, then software.
     pub adapter: Option<String>,
+    /// Takes no software adapter, which is slower than the CPU backend.
+    pub hardware_only: bool,
+    /// Bytes of device memory to count on, in place of what the driver says.
+    pub memory: Option<u64>,
     /// Uses plain shared memory even where the adapter has subgroups.
     pub no_subgroups: bool,
+    /// Bytes of the largest binding, where that is less than the adapter's limit: weights above it are split.
+    pub max_binding: Option<u64>,
     /// Sizes of the product kernels; chosen by format and shape where it is `None`.
     pub tuning: Option<Tuning>,
 }
@@ -22,106 +29,111 @@ pub(crate) struct Device {
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
+    pub(crate) about: Adapter,
     pub(crate) limits: wgpu::Limits,
     /// Threads that one row's sum is spread over: the size of a subgroup where there are subgroups.
     pub(crate) lanes: u32,
     pub(crate) subgroups: bool,
-    failure: Arc<Mutex<Option<String>>>,
-}
-
-/// Names of all adapters, best first.
-pub fn adapters() -> Vec<String> {
-    list().iter().map(|a| describe(&a.get_info())).collect()
-}
-
-fn describe(info: &wgpu::AdapterInfo) -> String {
-    format!("{} ({})", info.name, info.backend)
-}
-
-fn list() -> Vec<wgpu::Adapter> {
-    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
-    descriptor.backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
-    descriptor.flags = wgpu::InstanceFlags::empty();
-    let instance = wgpu::Instance::new(descriptor);
-    let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
-    let mut adapters = pollster::block_on(instance.enumerate_adapters(backends));
-    adapters.sort_by_key(|a| match a.get_info().device_type {
-        wgpu::DeviceType::DiscreteGpu => 0,
-        wgpu::DeviceType::IntegratedGpu => 1,
-        wgpu::DeviceType::VirtualGpu => 2,
-        wgpu::DeviceType::Cpu => 3,
-        wgpu::DeviceType::Other => 4,
-    });
-    adapters
+    /// Bytes that weights and caches may take, if known.
+    pub(crate) memory: Option<u64>,
+    /// What went wrong first; the device is of no use after it.
+    failure: Arc<OnceLock<String>>,
 }
 
 /// Words of immediate data that the kernels take.
 const IMMEDIATE_BYTES: u32 = 64;
 
+/// Features that are used where there are any.
+const WANTED: wgpu::Features = wgpu::Features::IMMEDIATES
+    .union(wgpu::Features::SUBGROUP)
+    .union(wgpu::Features::TIMESTAMP_QUERY)
+    .union(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
+
 impl Device {
     pub(crate) fn open(options: &GpuOptions) -> Result<Self, BackendError> {
-        let all = list();
-        let names: Vec<String> = all.iter().map(|a| describe(&a.get_info())).collect();
-        let wanted = options.adapter.as_ref().map(|w| w.to_lowercase());
-        let fits = |name: &String| wanted.as_ref().is_none_or(|w| name.to_lowercase().contains(w));
-        let found = names.iter().position(fits).and_then(|i| all.into_iter().nth(i));
-        let adapter = found.ok_or_else(|| {
-            let seen = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-            let asked = options.adapter.as_deref().unwrap_or("any");
-            BackendError::Device(format!(
-                "no GPU adapter: asked for {asked}, there is {seen}; install a Vulkan driver and loader, \
-                 or use the CPU backend"
-            ))
+        let all = adapter::list();
+        let names: Vec<String> = all.iter().map(|(_, about)| about.to_string()).collect();
+        let fits = |about: &Adapter| {
+            about.is_named(options.adapter.as_deref()) && (about.is_hardware() || !options.hardware_only)
+        };
+        let found = all.into_iter().find(|(_, about)| fits(about));
+        let (adapter, about) = found.ok_or_else(|| BackendError::NoAdapter {
+            asked: match (&options.adapter, options.hardware_only) {
+                (Some(name), _) => format!("{name:?}"),
+                (None, true) => "one that is not software".to_owned(),
+                (None, false) => "any".to_owned(),
+            },
+            seen: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
         })?;
-        Self::from_adapter(&adapter, options)
+        Self::from_adapter(&adapter, about, options)
     }
 
-    fn from_adapter(adapter: &wgpu::Adapter, options: &GpuOptions) -> Result<Self, BackendError> {
-        let info = adapter.get_info();
-        let has = adapter.features();
-        let refuse = |what: String| BackendError::Device(format!("{}: {what}", describe(&info)));
-        if !has.contains(wgpu::Features::IMMEDIATES) {
-            return Err(refuse(
-                "the adapter has no immediates (push constants), which the kernels need".into(),
-            ));
+    fn from_adapter(
+        adapter: &wgpu::Adapter,
+        about: Adapter,
+        options: &GpuOptions,
+    ) -> Result<Self, BackendError> {
+        if let Some(what) = &about.missing {
+            return Err(BackendError::Device(format!("{about}: {what}")));
         }
-        let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
-        let features = has & wanted;
-        let limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
+        let mut features = adapter.features() & WANTED;
+        if !about.unified_memory {
+            features.remove(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS); // slow on a card of its own
+        }
+        let mut limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
+        let binding = &mut limits.max_storage_buffer_binding_size;
+        *binding = options.max_binding.unwrap_or(u64::MAX).min(*binding);
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("kimi"),
             required_features: features,
             required_limits: limits.clone(),
+            memory_hints: wgpu::MemoryHints::MemoryUsage, // small blocks: large buffers have their own
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
-            .map_err(|e| refuse(format!("no device: {e}")))?;
-        let failure = Arc::new(Mutex::new(None));
-        let note = |failure: &Arc<Mutex<Option<String>>>, what: String| {
-            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(what);
-        };
-        let (on_error, on_loss) = (failure.clone(), failure.clone());
-        device.on_uncaptured_error(Arc::new(move |e| note(&on_error, e.to_string())));
-        device.set_device_lost_callback(move |reason, what| {
-            if reason != wgpu::DeviceLostReason::Destroyed {
-                note(&on_loss, format!("the device is lost: {what}"));
-            }
-        });
+            .map_err(|e| BackendError::Device(format!("{about}: no device: {e}")))?;
+        let failure = watch(&device);
+        let info = adapter.get_info();
         let (lanes, subgroups) = subgroup_lanes(&info, features, options);
-        Ok(Self { device, queue, info, limits, lanes, subgroups, failure })
+        let memory = options.memory.or(about.memory.map(|m| m.available()));
+        Ok(Self { device, queue, info, about, limits, lanes, subgroups, memory, failure })
     }
 
     /// The first error that the device reported outside of a call's own result.
     pub(crate) fn check(&self) -> Result<(), BackendError> {
-        match &*self.failure.lock().unwrap_or_else(PoisonError::into_inner) {
+        match self.failure.get() {
             None => Ok(()),
-            Some(what) => Err(BackendError::Device(what.clone())),
+            Some(what) => Err(BackendError::Device(format!("{}: {what}", self.about))),
         }
     }
 
     pub(crate) fn name(&self) -> String {
-        describe(&self.info)
+        self.about.to_string()
     }
+
+    /// Whether the host can write weights straight into the memory that the device computes in.
+    pub(crate) fn writes_in_place(&self) -> bool {
+        self.device.features().contains(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS)
+    }
+}
+
+/// Keeps the first error: wgpu's own handlers would end the process.
+fn watch(device: &wgpu::Device) -> Arc<OnceLock<String>> {
+    let failure = Arc::new(OnceLock::new());
+    let (on_error, on_loss) = (failure.clone(), failure.clone());
+    device.on_uncaptured_error(Arc::new(move |e| {
+        let _ = on_error.set(e.to_string()); // only the first is kept
+    }));
+    device.set_device_lost_callback(move |_, what| {
+        let _ = on_loss.set(format!("the device is lost: {what}"));
+    });
+    failure
+}
+
+/// What the kernels need of an adapter and it lacks.
+pub(super) fn missing(has: wgpu::Features) -> Option<String> {
+    let lacks = !has.contains(wgpu::Features::IMMEDIATES);
+    lacks.then(|| "the adapter has no immediates (push constants), which the kernels need".to_owned())
 }
 
 /// Lanes of a row, and whether they are a subgroup: only where its size is certain. Apple's GPUs have 32 lanes, though the

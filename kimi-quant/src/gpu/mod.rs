@@ -4,27 +4,37 @@
 //! submission and one wait. Activations are f32. Sums run in another order than on the CPU, so results differ from it by
 //! rounding.
 
+mod adapter;
 mod attention;
 mod bandwidth;
+mod batched;
 mod device;
+mod grouped;
 mod layout;
 mod moe;
+mod pace;
 mod pool;
 mod product;
 mod recorder;
+mod sample;
 mod shader;
 #[cfg(test)]
 mod tests;
 mod tuning;
+mod upload;
 mod weights;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use device::{GpuOptions, adapters};
+pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
+pub use batched::BatchKernel;
+pub use device::GpuOptions;
+pub use sample::PendingTokens;
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
 
 use device::Device;
+use grouped::Groups;
 use layout::DeviceLayout;
 use pool::Buffer;
 use recorder::{Dispatch, Recorder};
@@ -32,7 +42,7 @@ use shader::{EMBED, GATHER_ROWS, Spec};
 
 use crate::{
     AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
-    PackedMatrix, Rope, Router, TokenLayout,
+    PackedMatrix, Rope, Router, SampleError, SampleRequest, Sampled, TokenLayout,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -41,6 +51,7 @@ type Result<T> = std::result::Result<T, BackendError>;
 pub struct Gpu {
     recorder: Arc<Recorder>,
     tuning: Mutex<Option<Tuning>>,
+    batch_kernel: Mutex<Option<BatchKernel>>,
     /// Stands in where a binding is not used.
     nothing: Arc<Buffer>,
     last_layout: Mutex<Option<Arc<DeviceLayout>>>,
@@ -77,6 +88,7 @@ pub struct GpuRouting {
     chosen: usize,
     ids: Arc<Buffer>,
     weights: Arc<Buffer>,
+    groups: Mutex<Option<Groups>>,
 }
 
 /// The latent cache of one layer on the device.
@@ -112,7 +124,24 @@ impl Gpu {
         let recorder = Arc::new(Recorder::new(Device::open(options)?));
         let nothing = recorder.pool.keep("nothing", 256)?;
         let tuning = Mutex::new(options.tuning);
-        Ok(Self { recorder, tuning, nothing, last_layout: Mutex::default() })
+        Ok(Self { recorder, tuning, batch_kernel: Mutex::default(), nothing, last_layout: Mutex::default() })
+    }
+
+    /// The adapter it runs on.
+    pub fn adapter(&self) -> &Adapter {
+        &self.recorder.device.about
+    }
+
+    /// Bytes of device memory that are allocated, staging included; `None` where the driver does not say.
+    pub fn allocated(&self) -> Option<u64> {
+        let report = self.recorder.device.device.generate_allocator_report()?;
+        Some(report.total_reserved_bytes)
+    }
+
+    /// Loses the device, as a reset of the driver would: for tests of what follows.
+    pub fn destroy(&self) {
+        self.recorder.device.device.destroy();
+        let _ = self.recorder.flush(); // an error: the device tells that it is lost while it is waited for
     }
 
     /// Waits until all recorded work is done.
@@ -146,7 +175,8 @@ impl Gpu {
         BackendError::check("upload", "number of expert ids", ids.len(), tokens * chosen)?;
         BackendError::check("upload", "number of expert weights", weights.len(), ids.len())?;
         let weights = upload_words(self, bytemuck::cast_slice(weights))?;
-        Ok(GpuRouting { tokens, chosen, ids: upload_words(self, ids)?, weights })
+        let ids = upload_words(self, ids)?;
+        Ok(GpuRouting { tokens, chosen, ids, weights, groups: Mutex::default() })
     }
 
     /// Activations with any contents.
@@ -180,6 +210,14 @@ impl Backend for Gpu {
 
     fn name(&self) -> String {
         self.recorder.device.name()
+    }
+
+    fn memory(&self) -> Option<u64> {
+        self.recorder.device.memory
+    }
+
+    fn copies_weights(&self) -> bool {
+        true
     }
 
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<GpuMatrix> {
@@ -435,6 +473,15 @@ impl Backend for Gpu {
         let picked = self.gather_rows(&x.buffer, x.cols, &*upload_words(self, rows)?, rows.len())?;
         let [logits] = self.norm_project(&picked, norm, [lm_head])?;
         Ok(logits)
+    }
+
+    fn sample(
+        &self,
+        logits: &GpuTensor,
+        requests: &[SampleRequest<'_>],
+    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
+        let pending = self.start_sample(logits, requests)?;
+        self.finish_sample(pending)
     }
 }
 

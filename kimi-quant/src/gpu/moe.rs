@@ -1,14 +1,20 @@
 //! The router, the experts, and the dense feed-forward part.
 
+use std::sync::Mutex;
+
 use super::attention::lines_grid;
+use super::batched::{Batched, Lines};
 use super::product::{Heads, Mode, Product};
 use super::recorder::Dispatch;
 use super::shader::{RMS_NORM, ROUTE, SWIGLU, Spec};
-use super::weights::{GpuExperts, GpuMatrix};
+use super::weights::{GpuExperts, GpuMatrix, Part};
 use super::{Gpu, GpuRouting, GpuTensor, GpuVector};
 use crate::{BackendError, ExpertHidden, Norm, Router};
 
 type Result<T> = std::result::Result<T, BackendError>;
+
+/// Bytes for the results of (token, choice) pairs before they are summed.
+const PAIR_RESULTS: u64 = 256 << 20;
 
 impl Gpu {
     pub(crate) fn rms_norm(&self, x: &GpuTensor, norm: &Norm<GpuVector>) -> Result<GpuTensor> {
@@ -45,6 +51,7 @@ impl Gpu {
             chosen: shape.chosen,
             ids: self.recorder.pool.take(4 * pairs as u64, false)?,
             weights: self.recorder.pool.take(4 * pairs as u64, false)?,
+            groups: Mutex::default(),
         };
         if shape.chosen == 0 {
             return Ok((normed, routing));
@@ -100,7 +107,7 @@ impl Gpu {
         up: &GpuMatrix,
     ) -> Result<GpuTensor> {
         let out = self.tensor(x.rows, gate.rows)?;
-        if gate.packing != up.packing || x.rows > 1 {
+        if gate.packing != up.packing {
             self.project(x, norm, gate, &out, false)?;
             let other = self.tensor(x.rows, up.rows)?;
             self.project(x, norm, up, &other, false)?;
@@ -161,15 +168,32 @@ impl Gpu {
         Ok(ExpertHidden { routed, shared })
     }
 
+    /// A part of the experts' rows: each token's (for `up`, silu(gate) * up).
     fn gathered(
         &self,
         x: &GpuTensor,
         routing: &GpuRouting,
         experts: &GpuExperts,
-        part: &super::weights::Part,
-        up: Option<&super::weights::Part>,
+        part: &Part,
+        up: Option<&Part>,
         out: &GpuTensor,
     ) -> Result<()> {
+        if routing.tokens > 1 {
+            let (kernel, groups) = self.grouped(routing, experts.count)?;
+            return self.batched(&Batched {
+                lines: Lines::Experts { routing, groups: &groups, rows: experts.rows, down: false },
+                kernel,
+                packing: experts.packing,
+                rows: experts.rows,
+                row_first: 0,
+                x,
+                out,
+                out_first: 0,
+                weights: part,
+                up,
+                add: false,
+            });
+        }
         self.product(&Product {
             mode: Mode::Gather(routing, experts.rows),
             packing: experts.packing,
@@ -192,23 +216,65 @@ impl Gpu {
         shared: Option<&GpuMatrix>,
         residual: &GpuTensor,
     ) -> Result<()> {
-        for part in &down.parts {
-            self.product(&Product {
-                mode: Mode::Sum(routing, down.rows),
-                packing: down.packing,
-                rows: down.rows,
-                x: &hidden.routed,
-                out: residual,
-                out_first: 0,
-                norm: None,
-                weights: part,
-                up: None,
-                add: true,
+        if routing.tokens > 1 {
+            self.grouped_down(&hidden.routed, routing, down, residual)?;
+        } else {
+            down.parts.iter().try_for_each(|part| {
+                self.product(&Product {
+                    mode: Mode::Sum(routing, down.rows),
+                    packing: down.packing,
+                    rows: down.rows,
+                    x: &hidden.routed,
+                    out: residual,
+                    out_first: 0,
+                    norm: None,
+                    weights: part,
+                    up: None,
+                    add: true,
+                })
             })?;
         }
         match shared.zip(hidden.shared.as_ref()) {
             Some((matrix, h)) => self.project(h, None, matrix, residual, true),
             None => Ok(()),
         }
+    }
+
+    /// Results of every (token, choice) pair, times its weight; then their sums. As many columns at a time as
+    /// [`PAIR_RESULTS`] bytes hold.
+    fn grouped_down(
+        &self,
+        hidden: &GpuTensor,
+        routing: &GpuRouting,
+        down: &GpuExperts,
+        residual: &GpuTensor,
+    ) -> Result<()> {
+        let pairs = routing.tokens * routing.chosen;
+        if pairs == 0 {
+            return Ok(());
+        }
+        let (kernel, groups) = self.grouped(routing, down.count)?;
+        let most = PAIR_RESULTS.min(self.recorder.pool.largest()) as usize / (4 * pairs);
+        let step = if most < 128 { most.max(1) } else { most / 128 * 128 };
+        for first in (0..down.rows).step_by(step) {
+            let parts = self.tensor(pairs, step.min(down.rows - first))?;
+            for part in &down.parts {
+                self.batched(&Batched {
+                    lines: Lines::Experts { routing, groups: &groups, rows: down.rows, down: true },
+                    kernel,
+                    packing: down.packing,
+                    rows: parts.cols,
+                    row_first: first,
+                    x: hidden,
+                    out: &parts,
+                    out_first: 0,
+                    weights: part,
+                    up: None,
+                    add: false,
+                })?;
+            }
+            self.combine(&parts, routing.chosen, residual, first)?;
+        }
+        Ok(())
     }
 }

@@ -74,7 +74,7 @@ impl Pool {
         bytes: u64,
         written_by_host: bool,
     ) -> Result<Arc<Buffer>, BackendError> {
-        let class = size_class(bytes);
+        let class = size_class(bytes).min(self.largest.max(bytes));
         let found = {
             let mut shelves = self.lock();
             let shelf = if written_by_host { &mut shelves.inputs } else { &mut shelves.scratch };
@@ -82,26 +82,44 @@ impl Pool {
         };
         let (id, raw) = match found {
             Some(found) => found,
-            None => self.create("activations", class, bytes)?,
+            None => self.create("activations", class, bytes, false)?,
         };
         Ok(Arc::new(Buffer { id, raw, class, written_by_host, home: Some(self.clone()) }))
     }
 
     /// A buffer that lives as long as its last holder: weights and caches. It is zeroed.
     pub(crate) fn keep(&self, what: &'static str, bytes: u64) -> Result<Arc<Buffer>, BackendError> {
+        self.long_lived(what, bytes, false)
+    }
+
+    /// The same, mapped so that the host writes it in place. The device must have mappable buffers.
+    pub(crate) fn keep_mapped(&self, what: &'static str, bytes: u64) -> Result<Arc<Buffer>, BackendError> {
+        self.long_lived(what, bytes, true)
+    }
+
+    fn long_lived(&self, what: &'static str, bytes: u64, mapped: bool) -> Result<Arc<Buffer>, BackendError> {
         let class = bytes.max(4).next_multiple_of(16);
-        let (id, raw) = self.create(what, class, bytes)?;
+        let (id, raw) = self.create(what, class, bytes, mapped)?;
         Ok(Arc::new(Buffer { id, raw, class, written_by_host: false, home: None }))
     }
 
-    fn create(&self, what: &'static str, size: u64, asked: u64) -> Result<(u64, wgpu::Buffer), BackendError> {
+    fn create(
+        &self,
+        what: &'static str,
+        size: u64,
+        asked: u64,
+        mapped: bool,
+    ) -> Result<(u64, wgpu::Buffer), BackendError> {
         let refused = |available| BackendError::OutOfMemory { what, needed: asked, available };
         if size > self.largest {
             return Err(refused(self.largest));
         }
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let usage = wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
-        let descriptor = wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: false };
+        let mut usage =
+            wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        usage.set(wgpu::BufferUsages::MAP_WRITE, mapped);
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: mapped };
         let raw = self.device.create_buffer(&descriptor);
         if pollster::block_on(scope.pop()).is_some() {
             return Err(refused(0));

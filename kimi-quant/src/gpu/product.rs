@@ -2,6 +2,7 @@
 
 use std::sync::PoisonError;
 
+use super::batched::{Batched, Lines};
 use super::recorder::{Dispatch, Recorder};
 use super::shader::{GRID_Y, PRODUCT, Packing, Spec};
 use super::tuning::{self, Shape, Tuning};
@@ -69,6 +70,23 @@ impl Gpu {
             Mode::Gather(routing, _) => (1, 1, tokens * routing.chosen, routing.chosen),
             Mode::Sum(routing, _) => (2, 1, tokens, routing.chosen),
         };
+        if let Mode::Heads(heads) = product.mode
+            && tokens > 1
+        {
+            return self.batched(&Batched {
+                lines: Lines::Tokens(heads),
+                kernel: self.dense_kernel(x, rows, heads.count),
+                packing,
+                rows,
+                row_first: 0,
+                x,
+                out,
+                out_first: product.out_first,
+                weights: product.weights,
+                up: product.up,
+                add: product.add,
+            });
+        }
         let shape = Shape { packing, rows: rows * lines, pair: product.up.is_some(), tokens: at_once };
         let given = *self.tuning.lock().unwrap_or_else(PoisonError::into_inner);
         let tuning = Tuning::choose(device, given, &shape);

@@ -1,9 +1,13 @@
 //! Work is recorded into one command encoder; only bringing results out submits it, and waits.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::Instant;
 
 use super::device::Device;
+use super::pace::Pace;
 use super::pool::{Buffer, Pool};
 use super::shader::{Op, Spec};
 use crate::BackendError;
@@ -27,6 +31,9 @@ struct State {
     pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
     encoder: Option<wgpu::CommandEncoder>,
     recorded: usize,
+    pace: Pace,
+    /// Whether what is recorded must stay in one submission.
+    whole: bool,
     pipelines: HashMap<Spec, Arc<Pipeline>>,
     bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
     readback: Option<wgpu::Buffer>,
@@ -37,6 +44,8 @@ pub(crate) struct Recorder {
     pub(crate) device: Device,
     pub(crate) pool: Arc<Pool>,
     state: Mutex<State>,
+    /// Bytes written since the last wait: their staging memory is not free yet.
+    staged: AtomicUsize,
 }
 
 /// One dispatch.
@@ -53,11 +62,16 @@ pub(crate) struct Dispatch<'a> {
 impl Recorder {
     pub(crate) fn new(device: Device) -> Self {
         let pool = Pool::new(device.device.clone());
-        Self { device, pool, state: Mutex::default() }
+        Self { device, pool, state: Mutex::default(), staged: AtomicUsize::new(0) }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the multiply-adds of the next dispatch: a submission holds only so many. For work that may take long.
+    pub(crate) fn count(&self, products: f64) {
+        self.lock().pace.record(products);
     }
 
     /// Records one dispatch; an empty grid is nothing.
@@ -99,7 +113,7 @@ impl Recorder {
         let [x, y, z] = grid.map(|n| n as u32);
         pass.dispatch_workgroups(x, y, z);
         state.recorded += 1;
-        if state.recorded >= DISPATCHES {
+        if !state.whole && (state.recorded >= DISPATCHES || state.pace.is_full()) {
             self.submit(state);
         }
         Ok(())
@@ -155,6 +169,7 @@ impl Recorder {
         state.pass = None;
         self.device.queue.submit(state.encoder.take().map(wgpu::CommandEncoder::finish));
         state.recorded = 0;
+        state.pace.submit(Instant::now());
         self.pool.submitted();
     }
 
@@ -166,12 +181,19 @@ impl Recorder {
     /// Writes `bytes`, a multiple of 4, before all work that is recorded and not submitted.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
         self.device.queue.write_buffer(&buffer.raw, offset, bytes);
+        self.staged.fetch_add(bytes.len(), Ordering::Relaxed);
+    }
+
+    /// Bytes whose staging memory is not free yet.
+    pub(crate) fn staged(&self) -> usize {
+        self.staged.load(Ordering::Relaxed)
     }
 
     /// Waits until everything written so far has arrived, so that its staging memory is free again.
     pub(crate) fn flush(&self) -> Result<()> {
-        self.submit(&mut self.lock());
-        self.wait()
+        let mut state = self.lock();
+        self.submit(&mut state);
+        self.wait(&mut state)
     }
 
     /// Nanoseconds that the device spends on what `work` records, from its first dispatch to the end of its last; `None`
@@ -207,8 +229,11 @@ impl Recorder {
             });
             state.pass = Some(pass.forget_lifetime());
             state.encoder = Some(encoder);
+            state.whole = true;
         }
-        work()?;
+        let recorded = work();
+        self.lock().whole = false;
+        recorded?;
         let out = self.pool.take(256, false)?;
         {
             let mut state = self.lock();
@@ -227,10 +252,12 @@ impl Recorder {
         })
     }
 
-    fn wait(&self) -> Result<()> {
-        let waited = self.device.device.poll(wgpu::PollType::wait_indefinitely());
+    fn wait(&self, state: &mut State) -> Result<()> {
+        let waited = survive(|| self.device.device.poll(wgpu::PollType::wait_indefinitely()));
+        state.pace.done(Instant::now());
         self.device.check()?;
-        waited.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
+        self.staged.store(0, Ordering::Relaxed);
+        waited?.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
     }
 
     /// Submits, waits, and returns the first `bytes` bytes of some buffers.
@@ -259,7 +286,7 @@ impl Recorder {
         self.submit(state);
         let (send, arrived) = mpsc::channel();
         readback.slice(..).map_async(wgpu::MapMode::Read, move |result| drop(send.send(result)));
-        self.wait()?;
+        self.wait(state)?;
         let failed = |what: String| BackendError::Device(format!("can't read results: {what}"));
         let mapped = arrived.try_recv().map_err(|e| failed(e.to_string()))?;
         mapped.map_err(|e| failed(e.to_string()))?;
@@ -278,6 +305,12 @@ impl Recorder {
     }
 }
 
+/// wgpu 30 panics where a wait finds the device lost (after it has told so), and offers no other way to wait.
+fn survive<R>(wait: impl FnOnce() -> R) -> Result<R> {
+    catch_unwind(AssertUnwindSafe(wait))
+        .map_err(|_| BackendError::Device("the device was lost while it was waited for".to_owned()))
+}
+
 fn layout_entry(binding: usize, written: bool) -> wgpu::BindGroupLayoutEntry {
     wgpu::BindGroupLayoutEntry {
         binding: binding as u32,
@@ -288,5 +321,18 @@ fn layout_entry(binding: usize, written: bool) -> wgpu::BindGroupLayoutEntry {
             min_binding_size: None,
         },
         count: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::survive;
+    use crate::BackendError;
+
+    #[test]
+    fn a_panic_while_waiting_is_a_lost_device() {
+        assert_eq!(survive(|| 1), Ok(1));
+        let lost = survive(|| std::panic::resume_unwind(Box::new("Parent device is lost")));
+        assert!(matches!(lost, Err::<(), _>(BackendError::Device(what)) if what.contains("lost")));
     }
 }

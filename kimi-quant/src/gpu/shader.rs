@@ -39,6 +39,10 @@ macro_rules! op {
 }
 
 op!(PRODUCT, "product", [false, true, false, false, false], 2, true, 15);
+op!(FEW, "few", [false, true, false, false, false], 2, true, 14, with "lines");
+op!(TILED, "tiled", [false, true, false, false, false], 2, false, 14, with "lines");
+op!(GROUP, "group", [false, true, true], 0, false, 2);
+op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 5);
 op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "input_rows");
 op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "output_rows");
@@ -51,6 +55,10 @@ op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
 op!(READ, "read", [false, true], 0, false, 1);
 op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 1);
+op!(SAMPLE_SCAN, "sample_scan", [false, true, true, true, false, false], 0, false, 4, with "sample");
+op!(SAMPLE_DIGIT, "sample_digit", [false, true, false], 0, false, 4, with "sample", with "sample_search");
+op!(SAMPLE_WEIGH, "sample_weigh", [false, true, false, true], 0, false, 4, with "sample", with "sample_search");
+op!(SAMPLE_CHOOSE, "sample_choose", [false, false, false, false, false, true], 0, false, 4, with "sample");
 
 const LATENT_QUERY: [bool; 6] = [false, true, false, true, false, false];
 

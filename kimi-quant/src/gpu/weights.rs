@@ -6,14 +6,10 @@ use std::sync::{Arc, Weak};
 use super::pool::Buffer;
 use super::recorder::Recorder;
 use super::shader::Packing;
+use super::upload::Writer;
 use crate::{BackendError, PackedMatrix};
 
 type Result<T> = std::result::Result<T, BackendError>;
-
-/// Bytes written at once.
-const CHUNK: usize = 16 << 20;
-/// Bytes written before the staging memory is given back.
-const IN_FLIGHT: usize = 256 << 20;
 
 /// Some rows of a matrix, or some experts: as much as one binding holds.
 pub(crate) struct Part {
@@ -139,8 +135,7 @@ fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatri
     };
     let packing = packing(first);
     let rows: usize = matrices.iter().map(PackedMatrix::rows).sum();
-    let codes = recorder.pool.keep("weights", (rows * row_bytes(packing)) as u64)?;
-    let mut writer = Writer { recorder, buffer: &codes, offset: 0, pending: Vec::new(), in_flight: 0 };
+    let mut writer = Writer::new(recorder, "weights", (rows * row_bytes(packing)) as u64)?;
     for matrix in matrices {
         let stored = matrix.weight().len().checked_div(matrix.rows()).unwrap_or(0);
         if stored == row_bytes(packing) {
@@ -152,14 +147,13 @@ fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatri
             }
         }
     }
-    writer.finish()?;
+    let codes = writer.finish()?;
 
     let globals = if packing.has_global() { matrices.len() } else { 0 };
     let scale_words = matrices.iter().map(|m| m.scales().len()).sum::<usize>().div_ceil(4);
     let bias_words = matrices.iter().map(|m| m.biases().len()).sum::<usize>().div_ceil(4);
     let (scale_base, bias_base) = (globals, globals + scale_words);
-    let scales = recorder.pool.keep("scales", 4 * (bias_base + bias_words) as u64)?;
-    let mut writer = Writer { recorder, buffer: &scales, offset: 0, pending: Vec::new(), in_flight: 0 };
+    let mut writer = Writer::new(recorder, "scales", 4 * (bias_base + bias_words) as u64)?;
     if packing.has_global() {
         for matrix in matrices {
             writer.write(&matrix.global_scale().to_le_bytes())?;
@@ -173,70 +167,7 @@ fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatri
         }
         writer.zeros(written.next_multiple_of(4) - written)?;
     }
-    writer.finish()?;
+    let scales = writer.finish()?;
     let (scale_base, bias_base) = (scale_base as u32, bias_base as u32);
     Ok(Part { range, codes, scales, scale_base, bias_base, owner: Arc::downgrade(recorder) })
-}
-
-/// Writes bytes of any length and alignment one after another.
-struct Writer<'a> {
-    recorder: &'a Recorder,
-    buffer: &'a Buffer,
-    offset: u64,
-    pending: Vec<u8>,
-    in_flight: usize,
-}
-
-impl Writer<'_> {
-    fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            if self.pending.is_empty() && bytes.len() >= 4096 {
-                let whole = bytes.len().min(CHUNK) & !3;
-                self.send(&bytes[..whole])?;
-                bytes = &bytes[whole..];
-            } else {
-                let take = bytes.len().min(CHUNK - self.pending.len());
-                self.pending.extend_from_slice(&bytes[..take]);
-                bytes = &bytes[take..];
-                if self.pending.len() >= CHUNK
-                    || (self.pending.len().is_multiple_of(4) && bytes.len() >= 4096)
-                {
-                    self.send_pending()?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    fn zeros(&mut self, count: usize) -> Result<()> {
-        self.write(&[0; 256][..count.min(256)])?;
-        if count > 256 { self.zeros(count - 256) } else { Ok(()) }
-    }
-
-    fn send_pending(&mut self) -> Result<()> {
-        let mut pending = std::mem::take(&mut self.pending);
-        let rest = pending.split_off(pending.len() & !3);
-        let sent = self.send(&pending);
-        self.pending = rest;
-        sent
-    }
-
-    fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        if bytes.is_empty() {
-            return Ok(());
-        }
-        self.recorder.write(self.buffer, self.offset, bytes);
-        self.offset += bytes.len() as u64;
-        self.in_flight += bytes.len();
-        if self.in_flight >= IN_FLIGHT {
-            self.in_flight = 0;
-            self.recorder.flush()?;
-        }
-        Ok(())
-    }
-
-    fn finish(mut self) -> Result<()> {
-        self.pending.resize(self.pending.len().next_multiple_of(4), 0);
-        self.send_pending()
-    }
 }

@@ -1,6 +1,9 @@
 //! What the tests share: golden files and small random numbers.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
+#[cfg(feature = "gpu")]
+pub mod device;
+
 use std::path::PathBuf;
 
 use safetensors::SafeTensors;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kimi_core::{DeviceChoice, DeviceKind};
 
 use super::defaults;
 
@@ -12,6 +13,7 @@ Examples:
   kimi run kimi-tiny --prompt 'Tell me a story'  text in the terminal
   kimi serve ~/models/Kimi-K2                    the HTTP API, port 52415
   kimi inspect ~/models/Kimi-K2                  bits and bytes of every module
+  kimi devices                                   GPUs, and how much of Kimi-K2 they hold
 
 Two machines, A with the API and B with most of the layers; both have the checkpoint and the same discovery.json:
   B$ kimi worker --node-id b --default-model kimi-k2-4bit --insecure \\
@@ -58,6 +60,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Compare logits and greedy tokens with recorded ones.
     Verify(VerifyArgs),
+    /// List GPUs and the CPU: limits, memory, and how much of Kimi-K2 they hold.
+    Devices(DevicesArgs),
 }
 
 /// Which model.
@@ -104,6 +108,59 @@ pub struct CacheArgs {
     pub cache_tokens: Option<usize>,
 }
 
+/// What computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// A GPU if there is one that the layers fit (software such as lavapipe does not count), else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU, or an error that says what is missing.
+    Gpu,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DeviceArgs {
+    /// What computes.
+    #[arg(long, value_enum, env = "KIMI_BACKEND", default_value_t)]
+    pub backend: BackendChoice,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub gpu: GpuArgs,
+}
+
+/// Which GPU, and how much of it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GpuArgs {
+    /// The GPU with this in its name [default: the first that `kimi devices` shows].
+    #[arg(long, value_name = "NAME", env = "KIMI_ADAPTER")]
+    pub adapter: Option<String>,
+    /// Use at most this much of the GPU's memory [default: all that its driver says is free].
+    #[arg(long, value_name = "GB", env = "KIMI_GPU_MEMORY", value_parser = gigabytes)]
+    pub gpu_memory: Option<f64>,
+}
+
+impl DeviceArgs {
+    /// The same for kimi-core.
+    pub fn choice(&self) -> DeviceChoice {
+        self.gpu.choice(match self.backend {
+            BackendChoice::Auto => DeviceKind::Auto,
+            BackendChoice::Cpu => DeviceKind::Cpu,
+            BackendChoice::Gpu => DeviceKind::Gpu,
+        })
+    }
+}
+
+impl GpuArgs {
+    /// The same for kimi-core.
+    pub fn choice(&self, kind: DeviceKind) -> DeviceChoice {
+        let memory = self.gpu_memory.map(|gb| (gb * 1e9) as u64);
+        DeviceChoice { kind, adapter: self.adapter.clone(), memory }
+    }
+}
+
 /// This machine's place among the others.
 #[derive(Debug, Clone, Default, Args)]
 pub struct NodeArgs {
@@ -130,6 +187,9 @@ pub struct DemoArgs {
     /// Keep serving after the answer, until Ctrl-C.
     #[arg(long)]
     pub keep: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// Arguments of `kimi run`.
@@ -167,6 +227,9 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
 }
 
 /// Arguments of `kimi serve`.
@@ -210,6 +273,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub cache: CacheArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
     /// Allow addresses outside this machine: links and API are not encrypted yet, use it on networks you trust.
     #[arg(long)]
     pub insecure: bool,
@@ -248,6 +314,9 @@ pub struct WorkerArgs {
     /// Allow addresses outside this machine: links are not encrypted yet, use it on networks you trust.
     #[arg(long)]
     pub insecure: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
     /// Print one line of JSON when ready: {"event": "listening", "address": .., "node_id": ..}.
     #[arg(long)]
     pub json: bool,
@@ -299,11 +368,16 @@ pub struct InspectArgs {
     pub json: bool,
 }
 
-/// What computes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BackendChoice {
-    /// The engine on the CPU.
+/// What computes in `kimi verify`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum VerifyBackend {
+    /// A GPU if there is one that the layers fit (software such as lavapipe does not count), else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
     Cpu,
+    /// A GPU, or an error that says what is missing.
+    Gpu,
     /// The model as plain burn modules, slow and readable; needs a build with --features reference.
     Reference,
 }
@@ -330,14 +404,28 @@ pub struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// What computes.
-    #[arg(long, value_enum, default_value_t = BackendChoice::Cpu)]
-    pub backend: BackendChoice,
+    #[arg(long, value_enum, env = "KIMI_BACKEND", default_value_t)]
+    pub backend: VerifyBackend,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub gpu: GpuArgs,
     /// Split the layers over this many processes on this machine, connected by TCP.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub stages: u16,
     /// Largest difference of logits that passes.
     #[arg(long, value_name = "X", default_value_t = defaults::TOLERANCE, value_parser = tolerance)]
     pub tolerance: f64,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `kimi devices`.
+#[derive(Debug, Args)]
+pub struct DevicesArgs {
+    /// Measure how fast each device reads its memory (a few seconds and up to 1 GB each).
+    #[arg(long)]
+    pub measure: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
@@ -354,6 +442,13 @@ fn tolerance(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(x) if x.is_finite() && x >= 0.0 => Ok(x),
         _ => Err("expected a finite number of at least 0".to_owned()),
+    }
+}
+
+fn gigabytes(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(x) if x > 0.0 && x <= 1e9 => Ok(x),
+        _ => Err("expected a number of gigabytes above 0".to_owned()),
     }
 }
 

@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kimi_core::{DeviceChoice, DeviceKind};
 use serde::Deserialize;
 
 use super::Wanted;
@@ -35,6 +36,8 @@ pub struct WorkerCommand {
     pub model: String,
     /// A `config.json` in place of the checkpoint's.
     pub config: Option<PathBuf>,
+    /// What it computes on.
+    pub device: DeviceChoice,
 }
 
 /// A worker that did not start.
@@ -68,8 +71,9 @@ impl WorkerCommand {
     ///
     /// # Errors
     /// If the system does not know the program's file.
-    pub fn new(model: String, config: Option<&Path>) -> std::io::Result<Self> {
-        Ok(Self { program: std::env::current_exe()?, model, config: config.map(Path::to_owned) })
+    pub fn new(model: String, config: Option<&Path>, device: &DeviceChoice) -> std::io::Result<Self> {
+        let (config, device) = (config.map(Path::to_owned), device.clone());
+        Ok(Self { program: std::env::current_exe()?, model, config, device })
     }
 
     /// Starts a worker and waits until it listens.
@@ -91,6 +95,11 @@ impl WorkerCommand {
         if let Some(config) = &self.config {
             command.arg("--config").arg(config);
         }
+        command.args(["--backend", backend_name(self.device.kind)]);
+        command.args(self.device.adapter.iter().flat_map(|name| ["--adapter", name]));
+        if let Some(bytes) = self.device.memory {
+            command.arg("--gpu-memory").arg((bytes as f64 / 1e9).to_string());
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let spawned = command.spawn();
         let child = spawned.map_err(|cause| StartError::Program { program: self.program.clone(), cause })?;
@@ -98,6 +107,14 @@ impl WorkerCommand {
         let mut worker = WorkerProcess { id: id.to_owned(), address, child }; // ends with this scope on error
         worker.address = worker.read_address()?;
         Ok(worker)
+    }
+}
+
+fn backend_name(kind: DeviceKind) -> &'static str {
+    match kind {
+        DeviceKind::Auto => "auto",
+        DeviceKind::Cpu => "cpu",
+        DeviceKind::Gpu => "gpu",
     }
 }
 

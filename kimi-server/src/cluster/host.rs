@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Instant;
 
 use kimi_core::checkpoint::Checkpoint;
+use kimi_core::device::LoadedStage;
 use kimi_core::plan::{Bytes as Size, ModelBytes};
-use kimi_core::stage::{CacheConfig, Hidden, Stage, StageOutput, StageRunner};
+use kimi_core::stage::{CacheConfig, Hidden, LoadError, StageOutput};
 use kimi_net::{
     Assign, Bytes, Cancel, Dtype, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadPhase,
     LoadProgress, Ready, StepResult, Subject, WorkerSender,
 };
-use kimi_quant::{Backend, Cpu};
 use tokio::runtime::Handle;
 
 use super::wire;
@@ -69,7 +69,7 @@ impl Session {
 /// The layers that are loaded, and what they were loaded for.
 struct Loaded {
     key: Key,
-    stage: Stage<Cpu>,
+    stage: LoadedStage,
     hidden_size: usize,
     weight_bytes: u64,
     cache_bytes: u64,
@@ -85,7 +85,6 @@ struct Key {
 pub(super) struct Host {
     config: WorkerConfig,
     runtime: Handle,
-    backend: Arc<Cpu>,
     loaded: Option<Loaded>,
 }
 
@@ -100,7 +99,7 @@ impl Refusal {
 
 impl Host {
     pub(super) fn new(config: WorkerConfig, runtime: Handle) -> Self {
-        Self { config, runtime, backend: Arc::new(Cpu::new()), loaded: None }
+        Self { config, runtime, loaded: None }
     }
 
     /// Does jobs until nobody can send any more.
@@ -127,7 +126,7 @@ impl Host {
                 let micros = started.elapsed().as_micros() as u64;
                 tracing::info!(layers, seconds = micros as f64 * 1e-6, "loaded");
                 let (weight_bytes, cache_bytes) = (loaded.weight_bytes, loaded.cache_bytes);
-                let device = self.backend.name();
+                let device = loaded.stage.device.clone();
                 let ready = Ready { weight_bytes, cache_bytes, load_micros: micros, device };
                 self.loaded = Some(loaded);
                 self.runtime.block_on(sender.ready(ready))
@@ -162,8 +161,11 @@ impl Host {
             let _ = self.runtime.block_on(sender.progress(progress));
         };
         report(0);
-        let stage = Stage::load(&checkpoint, self.backend.clone(), layers, cache, &mut report)
-            .map_err(Refusal::load)?;
+        let stage =
+            self.config.device.load(&checkpoint, layers, cache, &mut report).map_err(|e| match e {
+                LoadError::DoesNotFit { .. } => Refusal(ErrorCode::OutOfMemory, e.to_string()),
+                _ => Refusal::load(e),
+            })?;
         let hidden_size = checkpoint.config().hidden_size;
         Ok(Loaded { key, stage, hidden_size, weight_bytes, cache_bytes })
     }
@@ -225,19 +227,35 @@ impl Host {
                 };
                 self.runtime.block_on(session.sender.result(header, hidden.data))
             }
-            Err(text) => failed(ErrorCode::StepFailed, text),
+            Err(Failure::Step(text)) => failed(ErrorCode::StepFailed, text),
+            Err(Failure::Device(text)) => {
+                let told = failed(ErrorCode::Internal, text);
+                self.loaded = None; // the next coordinator gets a new device
+                told
+            }
         }
     }
 }
 
-fn compute(loaded: &mut Loaded, forward: Forward, payload: Bytes) -> Result<Hidden, String> {
-    let (batch, input) = wire::from_forward(forward, payload, &loaded.stage.span(), loaded.hidden_size)?;
-    match loaded.stage.run(&batch, input) {
+/// Why a step has no result.
+enum Failure {
+    /// This step's fault; others may go on.
+    Step(String),
+    /// The device is gone.
+    Device(String),
+}
+
+fn compute(loaded: &mut Loaded, forward: Forward, payload: Bytes) -> Result<Hidden, Failure> {
+    let stage = &mut loaded.stage.runner;
+    let (batch, input) =
+        wire::from_forward(forward, payload, &stage.span(), loaded.hidden_size).map_err(Failure::Step)?;
+    match stage.run(&batch, input) {
         Ok(StageOutput::Hidden(hidden)) => Ok(hidden),
         Ok(StageOutput::Sequences(_)) => {
-            Err("the stage is the last one; only a coordinator holds that".to_owned())
+            Err(Failure::Step("the stage is the last one; only a coordinator holds that".to_owned()))
         }
-        Err(error) => Err(error.to_string()),
+        Err(error) if error.is_lost() => Err(Failure::Device(error.to_string())),
+        Err(error) => Err(Failure::Step(error.to_string())),
     }
 }
 

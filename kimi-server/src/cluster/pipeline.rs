@@ -3,11 +3,11 @@
 use std::sync::{Arc, OnceLock};
 
 use kimi_core::checkpoint::Checkpoint;
+use kimi_core::device::{DeviceChoice, LoadedStage};
 use kimi_core::pipeline::{Pipeline, PipelineError};
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
-use kimi_core::stage::{CacheConfig, LoadError, Stage, StageError, StageRunner, StageSpan};
+use kimi_core::stage::{CacheConfig, LoadError, StageError, StageRunner, StageSpan};
 use kimi_net::{Assign, Coordinator, Dtype, Fingerprint, LinkError};
-use kimi_quant::{Backend, Cpu};
 use tokio::runtime::Handle;
 
 use super::{Connected, LoadWatch, RemoteStage, StageMeter};
@@ -23,6 +23,8 @@ pub struct Placement<'a> {
     pub cache: CacheConfig,
     /// How workers look the model up.
     pub model: &'a str,
+    /// What this process computes on.
+    pub device: &'a DeviceChoice,
 }
 
 /// A pipeline that is ready.
@@ -85,7 +87,7 @@ pub fn build(
     runtime: &Handle,
     watch: &LoadWatch,
 ) -> Result<Built, BuildError> {
-    let Placement { plan, workers, cache, model } = placement;
+    let Placement { plan, workers, cache, model, device } = placement;
     let Some((last, first)) = plan.stages.split_last().filter(|(_, first)| first.len() == workers.len())
     else {
         return Err(BuildError::Workers { planned: plan.stages.len(), workers: workers.len() });
@@ -96,7 +98,7 @@ pub fn build(
         let assign = assignment(model, fingerprint, stage, cache);
         loading.push((stage, runtime.spawn(load_remote(i, worker, assign, watch.clone()))));
     }
-    let local = load_local(checkpoint, first.len(), last, cache, watch);
+    let local = load_local(checkpoint, device, first.len(), last, cache, watch);
     let hidden_size = checkpoint.config().hidden_size;
     let mut stages: Vec<Box<dyn StageRunner>> = Vec::with_capacity(plan.stages.len());
     let (mut devices, mut meters, lost) = (Vec::new(), Vec::new(), Lost::default());
@@ -123,8 +125,8 @@ pub fn build(
         )));
     }
     let local = local?;
-    devices.push(local.backend().name());
-    stages.push(Box::new(local));
+    devices.push(local.device);
+    stages.push(local.runner);
     Ok(Built { pipeline: Pipeline::new(stages)?, devices, meters, lost })
 }
 
@@ -169,15 +171,15 @@ async fn load_remote(
 
 fn load_local(
     checkpoint: &Checkpoint,
+    device: &DeviceChoice,
     index: usize,
     stage: &PlannedStage,
     cache: CacheConfig,
     watch: &LoadWatch,
-) -> Result<Stage<Cpu>, LoadError> {
+) -> Result<LoadedStage, LoadError> {
     let layers = stage.layers();
     let total = ModelBytes::of(checkpoint)?.weights(&layers);
-    let backend = Arc::new(Cpu::new());
-    let stage = Stage::load(checkpoint, backend, layers, cache, &mut |loaded| watch(index, loaded, total))?;
+    let stage = device.load(checkpoint, layers, cache, &mut |loaded| watch(index, loaded, total))?;
     watch(index, total, total);
     Ok(stage)
 }

@@ -6,6 +6,7 @@
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use kimi_core::DeviceChoice;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_net::{Config, ErrorCode, ErrorReport, Event, Fingerprint, Incoming, LinkError, Listener, Worker};
 use tokio::runtime::Handle;
@@ -28,6 +29,8 @@ pub struct WorkerConfig {
     pub model: Option<Checkpoint>,
     /// Where to look.
     pub lookup: Lookup,
+    /// What it computes on.
+    pub device: DeviceChoice,
 }
 
 /// Serves coordinators, one after another, until the returned future is dropped.

@@ -37,7 +37,8 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let options = ModelOptions::default();
     let cache = options.cache(&checkpoint);
     let tokens = cache.pages * cache.page_tokens;
-    let cluster = LocalCluster::start(&found, &checkpoint, &bytes, STAGES, tokens, None)?;
+    let cluster =
+        LocalCluster::start(&found, &checkpoint, &bytes, STAGES, tokens, None, &args.device.choice())?;
     super::print(&format!(
         "{}: a small Kimi-K2 ({} layers, {}) that is part of this program.\nIt shows how kimi works, not what a \
          Kimi-K2 of a trillion parameters can say.\n\n{}\n",
@@ -53,7 +54,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     }
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
     let watch = Watch { model: model.clone(), meters: built.meters };
-    let served = serving::served(EMBEDDED, model, cluster.plan(), built.lost);
+    let served = serving::served(EMBEDDED, model, cluster.plan(), &built.devices, built.lost);
     let (stop, stopped) = oneshot::channel::<()>();
     let runtime = cluster.runtime();
     let server = runtime.spawn(serving::serve(listener, served, async {

@@ -57,7 +57,8 @@ fn load(args: &RunArgs) -> anyhow::Result<ChatModel> {
     let options = args.cache.options();
     let cache = options.cache(&checkpoint);
     let bytes = ModelBytes::of(&checkpoint)?;
-    let cluster = LocalCluster::start(&found, &checkpoint, &bytes, 1, cache.pages * cache.page_tokens, None)?;
+    let tokens = cache.pages * cache.page_tokens;
+    let cluster = LocalCluster::start(&found, &checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
     let built = cluster.build(&checkpoint, cache, &ui::load_bars(&[found.id]))?;
     Ok(ChatModel::start(&checkpoint, built.pipeline, &options)?)
 }

@@ -37,7 +37,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let started = Instant::now();
     let (plan, built) = match &args.node.discovery_config_path {
         Some(path) => with_workers(args, &Discovery::read(path)?, &found, &checkpoint, cache, &runtime)?,
-        None => alone(&found, &checkpoint, cache)?,
+        None => alone(args, &found, &checkpoint, cache)?,
     };
     eprintln!("loaded in {:.1} s on {}", started.elapsed().as_secs_f64(), built.devices.join(", "));
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
@@ -46,7 +46,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     }
     announce(args, addr, &found.id, model.context_tokens())?;
     let stop = stop(model.engine().clone());
-    let served = serving::served(&found.id, model, &plan, built.lost);
+    let served = serving::served(&found.id, model, &plan, &built.devices, built.lost);
     runtime.block_on(serving::serve(listener, served, stop))?;
     Ok(Outcome::Success)
 }
@@ -67,9 +67,15 @@ async fn stop(engine: Engine) {
 }
 
 /// All layers in this process.
-fn alone(found: &FoundModel, checkpoint: &Checkpoint, cache: CacheConfig) -> anyhow::Result<(Plan, Built)> {
+fn alone(
+    args: &ServeArgs,
+    found: &FoundModel,
+    checkpoint: &Checkpoint,
+    cache: CacheConfig,
+) -> anyhow::Result<(Plan, Built)> {
     let bytes = ModelBytes::of(checkpoint)?;
-    let cluster = LocalCluster::start(found, checkpoint, &bytes, 1, cache.pages * cache.page_tokens, None)?;
+    let tokens = cache.pages * cache.page_tokens;
+    let cluster = LocalCluster::start(found, checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
     show(&found.id, cluster.plan(), false);
     let built = cluster.build(checkpoint, cache, &load_bars(cluster.plan()))?;
     Ok((cluster.plan().clone(), built))
@@ -105,7 +111,8 @@ fn with_workers(
     let plan = Plan::new(&ModelBytes::of(checkpoint)?, &nodes, cache.pages * cache.page_tokens)?;
     show(&found.id, &plan, true);
     let watch = load_bars(&plan);
-    let placement = Placement { plan: &plan, workers, cache, model: &found.id };
+    let device = &args.device.choice();
+    let placement = Placement { plan: &plan, workers, cache, model: &found.id, device };
     let built = cluster::build(checkpoint, placement, runtime.handle(), &watch)?;
     Ok((plan, built))
 }

@@ -1,13 +1,14 @@
 //! `kimi verify`.
 
 use anyhow::Context;
+use kimi_core::DeviceKind;
 use kimi_core::chat_model::PAGE_TOKENS;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::plan::ModelBytes;
 use kimi_core::stage::CacheConfig;
 
 use crate::cli::Outcome;
-use crate::cli::args::{BackendChoice, VerifyArgs};
+use crate::cli::args::{VerifyArgs, VerifyBackend};
 use crate::cli::ui::{self, Table};
 use crate::golden::{self, Case};
 use crate::local::{LocalCluster, silent};
@@ -22,8 +23,10 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     let (found, checkpoint) = super::open(&args.model, args.config.as_deref())?;
     let cases = golden::read(&args.golden, checkpoint.config().vocab_size)?;
     let report = match args.backend {
-        BackendChoice::Cpu => on_cpu(args, &found, &checkpoint, &cases)?,
-        BackendChoice::Reference => on_reference(args, &found, &checkpoint, &cases)?,
+        VerifyBackend::Auto => on_stages(args, &found, &checkpoint, &cases, DeviceKind::Auto)?,
+        VerifyBackend::Cpu => on_stages(args, &found, &checkpoint, &cases, DeviceKind::Cpu)?,
+        VerifyBackend::Gpu => on_stages(args, &found, &checkpoint, &cases, DeviceKind::Gpu)?,
+        VerifyBackend::Reference => on_reference(args, &found, &checkpoint, &cases)?,
     };
     if args.json {
         super::print_json(&report)?
@@ -33,19 +36,23 @@ pub fn run(args: &VerifyArgs) -> anyhow::Result<Outcome> {
     Ok(if report.pass { Outcome::Success } else { Outcome::Failure })
 }
 
-fn on_cpu(
+fn on_stages(
     args: &VerifyArgs,
     found: &FoundModel,
     checkpoint: &Checkpoint,
     cases: &[Case],
+    kind: DeviceKind,
 ) -> anyhow::Result<Report> {
     let tokens = cases.iter().map(|c| c.ids.len() + c.greedy.len()).max().unwrap_or(1);
     let cache = CacheConfig { pages: tokens.div_ceil(PAGE_TOKENS), page_tokens: PAGE_TOKENS };
     let bytes = ModelBytes::of(checkpoint)?;
     let stages = usize::from(args.stages);
-    let cluster = LocalCluster::start(found, checkpoint, &bytes, stages, tokens, args.config.as_deref())?;
+    let (config, device) = (args.config.as_deref(), args.gpu.choice(kind));
+    let cluster = LocalCluster::start(found, checkpoint, &bytes, stages, tokens, config, &device)?;
     let built = cluster.build(checkpoint, cache, &silent())?;
-    let backend = built.devices.last().cloned().unwrap_or_default();
+    let mut backends = built.devices.clone();
+    backends.dedup();
+    let backend = backends.join(", ");
     let mut engine = PipelineEngine::new(built.pipeline, cache);
     compare(args, found, &mut engine, cases, backend, stages)
 }

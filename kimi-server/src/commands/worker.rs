@@ -42,7 +42,7 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
                 "worker {node_id} listens on {addr}, waiting for a coordinator; Ctrl-C ends it\n"
             ))?;
         }
-        let config = WorkerConfig { node_id, model, lookup };
+        let config = WorkerConfig { node_id, model, lookup, device: args.device.choice() };
         tokio::select! {
             result = serve(listener, config) => result.context("can't start the worker")?,
             () = super::asked_to_stop() => {}

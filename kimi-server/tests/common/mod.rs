@@ -1,7 +1,8 @@
 //! What the tests of the program share.
 #![allow(dead_code, unreachable_pub)]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -12,7 +13,8 @@ use serde_json::Value;
 pub fn kimi() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kimi"));
     command.env("HOME", "/nonexistent").env("NO_COLOR", "1");
-    for name in ["HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "KIMI_LOG", "KIMI_DEFAULT_MODEL"] {
+    let names = ["HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "KIMI_LOG", "KIMI_DEFAULT_MODEL"];
+    for name in names.into_iter().chain(["KIMI_BACKEND", "KIMI_ADAPTER", "KIMI_GPU_MEMORY"]) {
         command.env_remove(name);
     }
     command
@@ -47,6 +49,17 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     }
     println!("skipped: {} is not there", path.display());
     None
+}
+
+/// Whether there is a GPU, software too; without one a word. An error where `KIMI_REQUIRE_GPU` is set.
+pub fn has_gpu() -> bool {
+    let report = json(&run(&["devices", "--json"]));
+    let found = report["gpus"].as_array().is_some_and(|gpus| !gpus.is_empty());
+    assert!(found || std::env::var_os("KIMI_REQUIRE_GPU").is_none(), "there is no GPU: {report}");
+    if !found {
+        println!("skipped: there is no GPU");
+    }
+    found
 }
 
 /// The golden file of the embedded model.
@@ -85,6 +98,22 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Status and body of a request.
+pub fn http(address: &str, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut socket = TcpStream::connect(address).unwrap();
+    socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    let length = body.len();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\ncontent-type: application/json\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    );
+    socket.write_all(head.as_bytes()).unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).unwrap();
+    let status = text.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("no status");
+    (status, text.split_once("\r\n\r\n").map_or(String::new(), |(_, body)| body.to_owned()))
 }
 
 /// Waits until something holds.

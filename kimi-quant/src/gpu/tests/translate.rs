@@ -4,8 +4,9 @@ use naga::back::{msl, spv};
 use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::super::shader::{
-    ATTEND, EMBED, GATHER_ROWS, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, Op,
-    PRODUCT, Packing, READ, RMS_NORM, ROUTE, SWIGLU, Spec, VALUES, VALUES_TILED,
+    ATTEND, COMBINE, EMBED, FEW, GATHER_ROWS, GROUP, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS,
+    LATENT_QUERY_TILED, Op, PRODUCT, Packing, READ, RMS_NORM, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT,
+    SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, VALUES, VALUES_TILED,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -41,6 +42,27 @@ fn product(packing: Packing, numbers: [u32; 6], share: u32) -> Spec {
     Spec::new(&PRODUCT, constants).with_matrices(packing, 1 + pair)
 }
 
+/// `few` and `tiled`; numbers: mode, pair, down, add.
+fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 2] {
+    let [mode, pair, down, add] = numbers;
+    let common = vec![
+        ("MODE", mode),
+        ("COUNTED", mode),
+        ("CHOSEN", 8),
+        ("PER_PAIR", down),
+        ("WEIGHTED", down),
+        ("PAIR", pair),
+        ("ADD", add),
+        ("SHARE", 1),
+    ];
+    let few = vec![("LINES", 3), ("WORKGROUP", 64), ("LANES", 32), ("ROWS", 2), ("TILE", 8)];
+    let tiled =
+        vec![("LINES", 32), ("WORKGROUP", 64), ("TILE_ROWS", 64), ("BLOCK_ROWS", 8), ("BLOCK_LINES", 4)];
+    let few = Spec::new(&FEW, [common.clone(), few].concat()).with_matrices(packing, 1 + pair);
+    let tiled = Spec::new(&TILED, [common, tiled].concat()).with_matrices(packing, 1 + pair);
+    [(&FEW, few), (&TILED, tiled)]
+}
+
 /// Queries and values by heads, for one token, a few and many.
 fn head_products(packing: Packing) -> Vec<(&'static Op, Spec)> {
     let spec = |op: &'static Op, constants: &[(&'static str, u32)]| {
@@ -74,6 +96,9 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         all.push((&PRODUCT, product(packing, [0, 8, 0, 0, 1, 1], share)));
         all.push((&PRODUCT, product(packing, [1, 1, 1, 0, 0, 8], share)));
         all.push((&PRODUCT, product(packing, [2, 1, 0, 0, 1, 8], share)));
+        all.extend(
+            [[0, 0, 0, 1], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]].map(|n| batched(packing, n)).concat(),
+        );
         let one = vec![("WORKGROUP", 64), ("SHARE", 1)];
         all.push((&EMBED, Spec::new(&EMBED, one).with_matrices(packing, 1)));
         all.extend(head_products(packing));
@@ -84,6 +109,8 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     all.push((&RMS_NORM, Spec::new(&RMS_NORM, sums())));
     all.push((&SWIGLU, Spec::new(&SWIGLU, vec![group])));
     all.push((&GATHER_ROWS, Spec::new(&GATHER_ROWS, vec![group])));
+    all.push((&GROUP, Spec::new(&GROUP, vec![group, ("EXPERTS", 384)])));
+    all.push((&COMBINE, Spec::new(&COMBINE, vec![group, ("CHOSEN", 8)])));
     for (tile, rope) in [([256, 64, 32, 16], 64), ([64, 32, 8, 8], 6)] {
         let names = ["WORKGROUP", "TILE_ROWS", "TILE_COLUMNS", "SLAB"];
         let sizes = vec![
@@ -99,6 +126,12 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     for (experts, groups) in [(384, 1), (256, 8), (7, 7)] {
         let sizes = vec![("EXPERTS", experts), ("GROUPS", groups), ("KEPT", 1), ("CHOSEN", 2)];
         all.push((&ROUTE, Spec::new(&ROUTE, [vec![group], sizes].concat())));
+    }
+    for (radix, sampled) in [(0, 0), (0, 1), (1, 1)] {
+        let sizes = vec![("WORKGROUP", 256), ("EACH", 8), ("RADIX", radix), ("SAMPLED", sampled)];
+        for op in [&SAMPLE_SCAN, &SAMPLE_DIGIT, &SAMPLE_WEIGH, &SAMPLE_CHOOSE] {
+            all.push((op, Spec::new(op, sizes.clone())));
+        }
     }
     let without = all.clone();
     all.iter_mut().for_each(|(_, spec)| spec.subgroups = true);

@@ -1,0 +1,124 @@
+//! Which device a stage runs on: the CPU, or a GPU that its weights and cache fit.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use kimi_quant::{Backend, BackendError, Cpu};
+
+use crate::checkpoint::Checkpoint;
+use crate::stage::{CacheConfig, LoadError, Stage, StageRunner};
+
+/// What is to compute.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// A GPU if there is one (software does not count) that the stage fits, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU, or an error.
+    Gpu,
+}
+
+/// What is to compute, and on which adapter.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct DeviceChoice {
+    /// CPU or GPU.
+    pub kind: DeviceKind,
+    /// Part of the GPU's name, in any case; `None` takes the first of the best kind.
+    pub adapter: Option<String>,
+    /// Bytes of a GPU's memory to count on, in place of what its driver says.
+    pub memory: Option<u64>,
+}
+
+/// A stage on its device.
+pub struct LoadedStage {
+    /// Runs it.
+    pub runner: Box<dyn StageRunner>,
+    /// Name of the device, for people.
+    pub device: String,
+}
+
+impl fmt::Debug for LoadedStage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadedStage").field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+/// What a stage is loaded from.
+struct Source<'a> {
+    checkpoint: &'a Checkpoint,
+    layers: Range<usize>,
+    cache: CacheConfig,
+}
+
+impl DeviceChoice {
+    /// The CPU.
+    pub fn cpu() -> Self {
+        Self { kind: DeviceKind::Cpu, ..Self::default() }
+    }
+
+    /// Loads layers of a checkpoint onto the device of choice. See [`Stage::load`].
+    ///
+    /// # Errors
+    /// [`LoadError`]. Where the CPU is allowed, only those that it has too.
+    pub fn load(
+        &self,
+        checkpoint: &Checkpoint,
+        layers: Range<usize>,
+        cache: CacheConfig,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<LoadedStage, LoadError> {
+        let source = Source { checkpoint, layers, cache };
+        match self.kind {
+            DeviceKind::Cpu => on_cpu(&source, progress),
+            DeviceKind::Gpu => self.on_gpu(&source, progress),
+            DeviceKind::Auto => match self.on_gpu(&source, progress) {
+                Err(reason @ LoadError::Backend(BackendError::NoAdapter { .. })) => {
+                    tracing::info!("running on the CPU: {reason}");
+                    on_cpu(&source, progress)
+                }
+                Err(reason @ (LoadError::DoesNotFit { .. } | LoadError::Backend(_))) => {
+                    tracing::warn!("running on the CPU: {reason}");
+                    on_cpu(&source, progress)
+                }
+                other => other,
+            },
+        }
+    }
+
+    #[cfg(feature = "gpu")]
+    fn on_gpu(&self, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
+        use kimi_quant::gpu::{Gpu, GpuOptions};
+        let gpu = Gpu::new(&GpuOptions {
+            adapter: self.adapter.clone(),
+            hardware_only: self.kind == DeviceKind::Auto,
+            memory: self.memory,
+            ..GpuOptions::default()
+        })?;
+        loaded(Arc::new(gpu), source, progress)
+    }
+
+    #[cfg(not(feature = "gpu"))]
+    fn on_gpu(&self, _: &Source<'_>, _: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
+        let asked = self.adapter.clone().unwrap_or_else(|| "any".to_owned());
+        let seen = "none in this program: it was built without the feature `gpu`".to_owned();
+        Err(BackendError::NoAdapter { asked, seen }.into())
+    }
+}
+
+fn on_cpu(source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
+    loaded(Arc::new(Cpu::new()), source, progress)
+}
+
+fn loaded<B: Backend>(
+    backend: Arc<B>,
+    source: &Source<'_>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<LoadedStage, LoadError> {
+    let device = backend.name();
+    let stage = Stage::load(source.checkpoint, backend, source.layers.clone(), source.cache, progress)?;
+    tracing::info!(layers = ?source.layers, device, "loaded");
+    Ok(LoadedStage { runner: Box::new(stage), device })
+}

@@ -1,0 +1,298 @@
+//! Products of more than one token: which kernel, which sizes, which bindings, which grid.
+
+use std::sync::PoisonError;
+
+use super::device::Device;
+use super::grouped::Groups;
+use super::product::Heads;
+use super::recorder::Dispatch;
+use super::shader::{FEW, Packing, Spec, TILED};
+use super::weights::Part;
+use super::{Gpu, GpuRouting, GpuTensor};
+use crate::BackendError;
+
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// The kernels of products of more than one token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BatchKernel {
+    /// Few tokens (`few.wgsl`): bound by reading weights.
+    Few,
+    /// Many tokens (`tiled.wgsl`): bound by arithmetic.
+    Tiled,
+}
+
+/// Which rows meet which activations.
+#[derive(Clone, Copy)]
+pub(crate) enum Lines<'a> {
+    /// Every token meets every row, for each head.
+    Tokens(Heads),
+    /// Each token meets the rows of its chosen experts.
+    Experts {
+        routing: &'a GpuRouting,
+        groups: &'a Groups,
+        /// Rows of an expert.
+        rows: usize,
+        /// Whether inputs are those of (token, choice) pairs, and results are multiplied by the pairs' weights.
+        down: bool,
+    },
+}
+
+/// One product.
+pub(crate) struct Batched<'a> {
+    pub(crate) lines: Lines<'a>,
+    pub(crate) kernel: BatchKernel,
+    pub(crate) packing: Packing,
+    /// Outputs of the dispatch (a head's, an expert's, a part's).
+    pub(crate) rows: usize,
+    /// First row, of the part or of each expert.
+    pub(crate) row_first: usize,
+    pub(crate) x: &'a GpuTensor,
+    pub(crate) out: &'a GpuTensor,
+    /// First column of the outputs.
+    pub(crate) out_first: usize,
+    pub(crate) weights: &'a Part,
+    /// The second matrix of a SwiGLU.
+    pub(crate) up: Option<&'a Part>,
+    /// Whether it is added to what is there.
+    pub(crate) add: bool,
+}
+
+/// Tokens of one dispatch's workgroup in `few.wgsl`.
+const FEW_LINES: usize = 8;
+
+/// Workgroups that keep a large GPU busy.
+const ENOUGH_WORKGROUPS: usize = 200;
+
+/// Sizes of `tiled.wgsl`.
+#[derive(Debug, Clone, Copy)]
+struct Tile {
+    lines: u32,
+    block_lines: u32,
+    rows: u32,
+    block_rows: u32,
+}
+
+impl Tile {
+    fn workgroup(self) -> u32 {
+        self.lines / self.block_lines * (self.rows / self.block_rows)
+    }
+
+    /// For `tokens` tokens; with `pair` a workgroup has these rows of both matrices.
+    fn choose(device: &Device, tokens: usize, rows: usize, pair: bool) -> Self {
+        let (tile_rows, block_rows) = Self::rows(device, pair);
+        let sizes = [(64, 8), (32, 4), (16, 4)];
+        let blocks = rows.div_ceil(tile_rows as usize);
+        let busy = |lines: u32| blocks * tokens.div_ceil(lines as usize) >= ENOUGH_WORKGROUPS;
+        let fits = |&(lines, _): &(u32, u32)| device.lanes >= 32 && busy(lines);
+        let (lines, block_lines) = sizes.into_iter().find(fits).unwrap_or((16, 4));
+        Self { lines, block_lines, rows: tile_rows, block_rows }
+    }
+
+    /// For experts: blocks of lines that a workgroup does not have are skipped.
+    fn of_groups(device: &Device, lines: u32, pair: bool) -> Self {
+        let (rows, block_rows) = Self::rows(device, pair);
+        Self { lines, block_lines: lines / 4, rows, block_rows }
+    }
+
+    /// Rows of a workgroup and of a thread.
+    fn rows(device: &Device, pair: bool) -> (u32, u32) {
+        match (device.lanes, pair) {
+            (..32, _) => (32, 4),
+            (_, true) => (64, 4),
+            (_, false) => (128, 8),
+        }
+    }
+}
+
+impl BatchKernel {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Few, Self::Tiled];
+
+    /// For `tokens` tokens and `rows` outputs in all.
+    fn dense(tokens: usize, rows: usize) -> Self {
+        // Below this, tiles are too few to keep a GPU busy, or mostly empty.
+        let busy = rows.div_ceil(128) * tokens.div_ceil(16) >= ENOUGH_WORKGROUPS / 2;
+        if tokens > 2 * FEW_LINES && busy { Self::Tiled } else { Self::Few }
+    }
+
+    /// The kernel for experts, and the most pairs that a workgroup takes.
+    fn grouped(given: Option<Self>, routing: &GpuRouting, experts: usize) -> (Self, usize) {
+        let mean = routing.tokens * routing.chosen / experts.max(1);
+        let kernel = given.unwrap_or(if mean < 4 { Self::Few } else { Self::Tiled });
+        let lines = match kernel {
+            Self::Few if mean < 1 => 4.min(routing.tokens),
+            Self::Few => FEW_LINES.min(routing.tokens),
+            Self::Tiled if mean < 8 => 16,
+            Self::Tiled => 32,
+        };
+        (kernel, lines.max(1))
+    }
+}
+
+impl Gpu {
+    /// The kernel for products of more than one token from now on; chosen by shape for `None`. For measurements and tests.
+    pub fn set_batch_kernel(&self, kernel: Option<BatchKernel>) {
+        *self.batch_kernel.lock().unwrap_or_else(PoisonError::into_inner) = kernel;
+    }
+
+    fn batch_kernel(&self) -> Option<BatchKernel> {
+        *self.batch_kernel.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The kernel for a product of `x` with `rows` outputs a head.
+    pub(crate) fn dense_kernel(&self, x: &GpuTensor, rows: usize, heads: usize) -> BatchKernel {
+        self.batch_kernel().unwrap_or_else(|| BatchKernel::dense(x.rows, rows * heads))
+    }
+
+    /// The kernel for the experts, and the routing's pairs in tiles for it.
+    pub(crate) fn grouped(&self, routing: &GpuRouting, experts: usize) -> Result<(BatchKernel, Groups)> {
+        let (kernel, lines) = BatchKernel::grouped(self.batch_kernel(), routing, experts);
+        Ok((kernel, self.groups(routing, experts, lines)?))
+    }
+
+    /// Records one product. The caller has checked the shapes.
+    pub(crate) fn batched(&self, product: &Batched<'_>) -> Result<()> {
+        let Batched { packing, rows, x, out, weights, .. } = *product;
+        let device = &self.recorder.device;
+        let pair = u32::from(product.up.is_some());
+        let (op, mut constants, block_rows, lines) = match product.kernel {
+            BatchKernel::Few => {
+                let few = Few::choose(device, product);
+                (&FEW, few.constants(device, packing), few.workgroup / device.lanes * few.rows, few.lines)
+            }
+            BatchKernel::Tiled => {
+                let tile = match product.lines {
+                    Lines::Tokens(heads) => Tile::choose(device, x.rows, rows * heads.count, pair == 1),
+                    Lines::Experts { groups, .. } => Tile::of_groups(device, groups.lines as u32, pair == 1),
+                };
+                (&TILED, tile.constants(), tile.rows, tile.lines)
+            }
+        };
+        constants.extend([("LINES", lines), ("PAIR", pair), ("ADD", u32::from(product.add)), ("SHARE", 1)]);
+        constants.extend(product.lines.constants());
+        let none = &*self.nothing;
+        let [pairs, tiles, factors] = match product.lines {
+            Lines::Tokens(_) => [none; 3],
+            Lines::Experts { routing, groups, .. } => [&*groups.pairs, &*groups.tiles, &*routing.weights],
+        };
+        let mut buffers =
+            vec![&*x.buffer, &*out.buffer, pairs, tiles, factors, &*weights.codes, &*weights.scales];
+        buffers.extend(product.up.iter().flat_map(|up| [&*up.codes, &*up.scales]));
+        let blocks = rows.div_ceil(block_rows as usize);
+        let grid = match product.lines {
+            Lines::Experts { groups, .. } => [blocks, groups.most_tiles, 1],
+            Lines::Tokens(heads) => {
+                let tiles = x.rows.div_ceil(lines as usize);
+                let few = product.kernel == BatchKernel::Few;
+                if few { [blocks, tiles, heads.count] } else { [tiles, blocks, heads.count] }
+            }
+        };
+        let met = match product.lines {
+            Lines::Tokens(heads) => x.rows * heads.count,
+            Lines::Experts { routing, .. } => routing.tokens * routing.chosen,
+        };
+        self.recorder.count((1 + pair) as f64 * met as f64 * rows as f64 * packing.cols as f64);
+        self.recorder.dispatch(Dispatch {
+            op,
+            spec: Spec::new(op, constants).with_matrices(packing, 1 + pair),
+            buffers: &buffers,
+            params: &product.params(),
+            grid,
+        })
+    }
+}
+
+impl Lines<'_> {
+    fn constants(&self) -> [(&'static str, u32); 5] {
+        let (mode, chosen, down) = match *self {
+            Lines::Tokens(_) => (0, 1, 0),
+            Lines::Experts { routing, down, .. } => (1, routing.chosen as u32, u32::from(down)),
+        };
+        [("MODE", mode), ("COUNTED", mode), ("CHOSEN", chosen), ("PER_PAIR", down), ("WEIGHTED", down)]
+    }
+}
+
+impl Batched<'_> {
+    fn params(&self) -> [u32; 14] {
+        let (heads, expert_rows) = match self.lines {
+            Lines::Tokens(heads) => (heads, 0),
+            Lines::Experts { rows, .. } => (Heads::ONE, rows),
+        };
+        let numbers = [
+            self.rows,
+            self.x.rows,
+            self.x.cols,
+            self.out.cols,
+            heads.x,
+            heads.rows,
+            heads.out,
+            heads.row_first + self.row_first,
+            self.out_first,
+            self.weights.range.start,
+            self.weights.range.len(),
+            expert_rows,
+            self.weights.scale_base as usize,
+            self.weights.bias_base as usize,
+        ];
+        numbers.map(|n| n as u32)
+    }
+}
+
+/// Sizes of `few.wgsl`.
+#[derive(Debug, Clone, Copy)]
+struct Few {
+    workgroup: u32,
+    /// Rows of a subgroup.
+    rows: u32,
+    lines: u32,
+}
+
+impl Few {
+    fn choose(device: &Device, product: &Batched<'_>) -> Self {
+        let (lines, repeats) = match product.lines {
+            // As even as possible: 9 tokens are 5 and 4.
+            Lines::Tokens(heads) => {
+                let parts = product.x.rows.div_ceil(FEW_LINES);
+                (product.x.rows.div_ceil(parts), parts * heads.count)
+            }
+            Lines::Experts { groups, .. } => (groups.lines, groups.most_tiles),
+        };
+        let matrices = 1 + u32::from(product.up.is_some());
+        let lines = lines as u32;
+        if device.lanes < 32 {
+            return Self { workgroup: 64.min(8 * device.lanes), rows: 2 / matrices, lines };
+        }
+        let most = if product.packing.bits() >= 16 { 1 } else { 4 / matrices };
+        let largest = device.limits.max_compute_invocations_per_workgroup.min(512);
+        let sizes = [(largest, 4), (largest, 2), (256, 4), (256, 2), (128, 2), (128, 1)];
+        let busy = |workgroup: u32, rows: u32| {
+            product.rows.div_ceil((workgroup / device.lanes * rows) as usize) * repeats >= ENOUGH_WORKGROUPS
+        };
+        let fits = |&(workgroup, rows): &(u32, u32)| rows <= most && busy(workgroup, rows);
+        let (workgroup, rows) = sizes.into_iter().find(fits).unwrap_or((128, 1));
+        Self { workgroup, rows, lines }
+    }
+
+    fn constants(self, device: &Device, packing: Packing) -> Vec<(&'static str, u32)> {
+        let reduction = 4 * if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
+        let room = device.limits.max_compute_workgroup_storage_size.min(48 << 10) - reduction;
+        let most = room / (self.lines * (128 + 8 * packing.parts() as u32));
+        // As few tiles as fit, all alike, in which every lane has a unit.
+        let units = packing.units() as u32;
+        let whole = if most < device.lanes { most.max(1) } else { most / device.lanes * device.lanes };
+        let tile = units.div_ceil(units.div_ceil(whole)).next_multiple_of(device.lanes).min(whole).min(units);
+        vec![("WORKGROUP", self.workgroup), ("LANES", device.lanes), ("ROWS", self.rows), ("TILE", tile)]
+    }
+}
+
+impl Tile {
+    fn constants(self) -> Vec<(&'static str, u32)> {
+        vec![
+            ("WORKGROUP", self.workgroup()),
+            ("TILE_ROWS", self.rows),
+            ("BLOCK_ROWS", self.block_rows),
+            ("BLOCK_LINES", self.block_lines),
+        ]
+    }
+}

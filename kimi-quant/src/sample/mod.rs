@@ -1,0 +1,152 @@
+//! From a step's logits to the next token: what is asked for and what comes out, and the truth of how.
+//!
+//! Formulas and their order are mlx-lm's: logit bias, repetition, presence and frequency penalties, the token mask;
+//! top-p, min-p, top-k on the distribution as it is; then a draw at the temperature. Filters compare logits, which
+//! order as log-probabilities do and are not rounded a second time, so that devices agree on ties.
+
+pub mod filters;
+
+use thiserror::Error;
+
+/// Most tokens whose log-probabilities are reported beside a chosen one.
+pub const MAX_TOP_LOGPROBS: usize = 20;
+
+/// How to choose one token. Numbers outside the ranges given have no meaning, but do no harm.
+#[derive(Debug, Clone, Copy)]
+pub struct SampleRequest<'a> {
+    /// Row of the logits.
+    pub row: u32,
+    /// 0 takes the likeliest token, of equal ones the lowest id; above, larger is more random.
+    pub temperature: f32,
+    /// Share of the probability that the candidates hold together, 0 to 1. 1 is off.
+    pub top_p: f32,
+    /// Number of candidates, of equal ones those with lower ids; 0 is off.
+    pub top_k: usize,
+    /// Least probability of a candidate as a share of the likeliest's, 0 to 1. 0 is off.
+    pub min_p: f32,
+    /// See [`filters::repetition_penalty`]. 1 is off.
+    pub repetition_penalty: f32,
+    /// See [`filters::presence_penalty`]. 0 is off.
+    pub presence_penalty: f32,
+    /// See [`filters::frequency_penalty`]. 0 is off.
+    pub frequency_penalty: f32,
+    /// Token ids and what is added to their logits.
+    pub logit_bias: &'a [(u32, f32)],
+    /// The tokens that the three penalties count.
+    pub history: &'a [u32],
+    /// A random number in `[0, 1)`; not used at temperature 0.
+    pub uniform: f32,
+    /// How many of the most likely tokens to report, at most [`MAX_TOP_LOGPROBS`].
+    pub top_logprobs: usize,
+    /// The tokens that may be chosen; `None` for all.
+    pub allowed: Option<TokenMask<'a>>,
+}
+
+impl SampleRequest<'_> {
+    /// Always the likeliest token of `row`.
+    pub fn greedy(row: u32) -> Self {
+        Self {
+            row,
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            logit_bias: &[],
+            history: &[],
+            uniform: 0.0,
+            top_logprobs: 0,
+            allowed: None,
+        }
+    }
+}
+
+/// A set of allowed tokens for constrained decoding: bit `id % 32` of word `id / 32`. Tokens past its end are
+/// not allowed.
+#[derive(Debug, Clone, Copy)]
+pub struct TokenMask<'a>(pub &'a [u32]);
+
+impl TokenMask<'_> {
+    /// Whether a token may be chosen.
+    pub fn allows(&self, token: usize) -> bool {
+        self.0.get(token / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
+    }
+}
+
+/// A token that was chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampled {
+    /// The token's id.
+    pub token: u32,
+    /// Its natural log-probability after penalties and mask, at temperature 1.
+    pub logprob: f32,
+    /// The most likely tokens with their log-probabilities, the likeliest first; of equal ones the lower id
+    /// first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why no token could be chosen.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum SampleError {
+    /// A logit is infinite or not a number: the model's arithmetic went wrong.
+    #[error(
+        "logit {token} is {found}; expected a finite number (the model's arithmetic or its weights are damaged)"
+    )]
+    NotFinite {
+        /// The token, the first of several.
+        token: usize,
+        /// The logit, after penalties.
+        found: String,
+    },
+    /// There are no logits.
+    #[error("there are no logits to sample from")]
+    NoLogits,
+    /// The mask allows no token.
+    #[error("the token mask allows none of the {vocabulary} tokens")]
+    NothingAllowed {
+        /// The number of tokens.
+        vocabulary: usize,
+    },
+}
+
+/// Chooses a token. `logits` (`[vocabulary]`) is used as working space; the request's row is not looked at.
+///
+/// # Errors
+/// When a logit is not finite, or when nothing may be chosen.
+pub fn sample(logits: &mut [f32], request: &SampleRequest<'_>) -> Result<Sampled, SampleError> {
+    if logits.is_empty() {
+        return Err(SampleError::NoLogits);
+    }
+    penalize(logits, request);
+    if let Some(token) = logits.iter().position(|l| !l.is_finite()) {
+        return Err(SampleError::NotFinite { token, found: logits[token].to_string() });
+    }
+    // -0 becomes 0, its equal.
+    logits.iter_mut().for_each(|l| *l += 0.0);
+    if let Some(mask) = request.allowed {
+        filters::allow(logits, mask);
+    }
+    let best = filters::argmax(logits).ok_or(SampleError::NothingAllowed { vocabulary: logits.len() })?;
+    let shift = filters::log_sum_exp(logits);
+    let logprob = |logit: f32| (f64::from(logit) - shift) as f32;
+    let mut top = filters::most_likely(logits, request.top_logprobs.min(MAX_TOP_LOGPROBS));
+    top.iter_mut().for_each(|(_, value)| *value = logprob(*value));
+    if request.temperature == 0.0 {
+        return Ok(Sampled { token: best as u32, logprob: logprob(logits[best]), top });
+    }
+    filters::top_p(logits, request.top_p);
+    filters::min_p(logits, request.min_p);
+    filters::top_k(logits, request.top_k);
+    let token = filters::categorical(logits, request.temperature, request.uniform);
+    Ok(Sampled { token: token as u32, logprob: logprob(logits[token]), top })
+}
+
+fn penalize(logits: &mut [f32], request: &SampleRequest<'_>) {
+    filters::logit_bias(logits, request.logit_bias);
+    filters::repetition_penalty(logits, request.history, request.repetition_penalty);
+    filters::presence_penalty(logits, request.history, request.presence_penalty);
+    filters::frequency_penalty(logits, request.history, request.frequency_penalty);
+}

@@ -1,0 +1,161 @@
+// Products of many lines with packed rows: bound by arithmetic.
+//
+// A workgroup has LINES lines and TILE_ROWS rows (of each matrix), a thread BLOCK_LINES x BLOCK_ROWS of their results. For
+// every unit of 32 columns the weights are decoded once into shared memory, beside the activations, in cells of four
+// columns: `ws[column / 4][row]`, `xs[column / 4][line]`, so that neighbouring threads read neighbouring cells. The next
+// unit is on its way while this one is multiplied. With PAIR two matrices are multiplied and the result is
+// silu(first) * second; with COUNTED a workgroup skips the lines it does not have.
+
+const ACROSS = LINES / BLOCK_LINES;    // threads along the lines
+const DOWN = TILE_ROWS / BLOCK_ROWS;   // threads along the rows
+const RESULTS = BLOCK_LINES * BLOCK_ROWS;
+const PIECES = max(WORKGROUP / TILE_ROWS, 1u);  // threads that share a unit
+const LOADS = max(TILE_ROWS / WORKGROUP, 1u);   // units of a thread
+const INPUTS = LINES * 32u / WORKGROUP;         // activations of a thread
+const PITCH = LINES + 1u;                       // keeps columns apart in the banks of shared memory
+const PIECE_QUADS = 8u / PIECES;
+const PART_QUADS = 8u / PARTS;
+
+var<workgroup> ws: array<vec4<f32>, 8u * TILE_ROWS>;
+var<workgroup> up_ws: array<vec4<f32>, 8u * TILE_ROWS * PAIR + 1u>;
+var<workgroup> xs: array<vec4<f32>, 8u * PITCH>;
+var<workgroup> inputs: array<u32, LINES>;
+
+// What a thread brings in of one unit.
+struct Fetched {
+    words: array<array<u32, BITS>, LOADS>,
+    up_words: array<array<u32, BITS>, LOADS>,
+    scales: array<vec2<f32>, LOADS * PARTS>,
+    up_scales: array<vec2<f32>, LOADS * PARTS>,
+    values: array<f32, INPUTS>,
+}
+
+fn multiply(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
+    return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, sum))));
+}
+
+// A quad's values: `place` is what the codes' places multiply them by.
+fn weighed(raw: vec4<f32>, scale: vec2<f32>, place: vec4<f32>) -> vec4<f32> {
+    if (!INTEGER) {
+        return raw * scale.x;
+    }
+    let factor = place * scale.x;
+    return fma(raw, factor, vec4(scale.y) - factor);
+}
+
+fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32) -> Fetched {
+    var fetched: Fetched;
+    for (var l = 0u; l < LOADS; l++) {
+        let row = lines.first_row + min(row_at + (thread + l * WORKGROUP) % TILE_ROWS, p.rows - 1u);
+        fetched.words[l] = gate_load(row * UNITS + unit);
+        if (PAIR == 1u) {
+            fetched.up_words[l] = up_load(row * UNITS + unit);
+        }
+        for (var part = 0u; part < PARTS; part++) {
+            let at = l * PARTS + part;
+            fetched.scales[at] = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+            fetched.up_scales[at] = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+        }
+    }
+    let column = unit * 32u + (thread & 31u);
+    for (var i = 0u; i < INPUTS; i++) {
+        fetched.values[i] = 0.0;
+        if (RAGGED == 0u || column < COLS) {
+            fetched.values[i] = x[inputs[(thread >> 5u) + i * (WORKGROUP / 32u)] + column];
+        }
+    }
+    return fetched;
+}
+
+// Decodes what was fetched into shared memory.
+fn lay(thread: u32, fetched: Fetched) {
+    let place = place_factors();
+    let piece = thread / TILE_ROWS;
+    for (var l = 0u; l < LOADS; l++) {
+        var words = fetched.words[l];
+        var up_words = fetched.up_words[l];
+        let row = (thread + l * WORKGROUP) % TILE_ROWS;
+        for (var j = 0u; j < 8u; j++) {
+            if (PIECES == 1u || j / PIECE_QUADS == piece) {
+                let scale = l * PARTS + j / PART_QUADS;
+                ws[j * TILE_ROWS + row] = weighed(quad(&words, j), fetched.scales[scale], place);
+                if (PAIR == 1u) {
+                    up_ws[j * TILE_ROWS + row] = weighed(quad(&up_words, j), fetched.up_scales[scale], place);
+                }
+            }
+        }
+    }
+    let column = thread & 31u;
+    for (var i = 0u; i < INPUTS; i++) {
+        xs[(column >> 2u) * PITCH + (thread >> 5u) + i * (WORKGROUP / 32u)][column & 3u] = fetched.values[i];
+    }
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    // Neighbouring workgroups share the weights if the lines are many, and the lines if they are few.
+    let lines = lines_of(select(group.y, group.x, MODE == PLAIN), group.z);
+    if (lines.count == 0u) {
+        return;
+    }
+    let row_at = select(group.x, group.y, MODE == PLAIN) * TILE_ROWS;
+    for (var t = thread; t < LINES; t += WORKGROUP) {
+        inputs[t] = input_at(lines, t);
+    }
+    workgroupBarrier();
+    // Eight neighbouring threads have neighbouring rows, so that they write one run of memory.
+    let across = (thread >> 3u) % ACROSS;
+    let down = (thread & 7u) + (thread / (8u * ACROSS)) * 8u;
+
+    var acc: array<f32, RESULTS>;
+    var up_acc: array<f32, RESULTS>;
+    for (var i = 0u; i < RESULTS; i++) {
+        acc[i] = 0.0;
+        up_acc[i] = 0.0;
+    }
+    var fetched = fetch(lines, row_at, thread, 0u);
+    for (var unit = 0u; unit < UNITS; unit++) {
+        workgroupBarrier();
+        lay(thread, fetched);
+        workgroupBarrier();
+        if (unit + 1u < UNITS) {
+            fetched = fetch(lines, row_at, thread, unit + 1u);
+        }
+        for (var j = 0u; j < 8u; j++) {
+            var w: array<vec4<f32>, BLOCK_ROWS>;
+            var up_w: array<vec4<f32>, BLOCK_ROWS>;
+            for (var r = 0u; r < BLOCK_ROWS; r++) {
+                w[r] = ws[j * TILE_ROWS + down + r * DOWN];
+                if (PAIR == 1u) {
+                    up_w[r] = up_ws[j * TILE_ROWS + down + r * DOWN];
+                }
+            }
+            for (var t = 0u; t < BLOCK_LINES; t++) {
+                if (COUNTED == 0u || t * ACROSS < lines.count) {
+                    let value = xs[j * PITCH + across + t * ACROSS];
+                    for (var r = 0u; r < BLOCK_ROWS; r++) {
+                        let at = t * BLOCK_ROWS + r;
+                        acc[at] = multiply(value, w[r], acc[at]);
+                        if (PAIR == 1u) {
+                            up_acc[at] = multiply(value, up_w[r], up_acc[at]);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    for (var t = 0u; t < BLOCK_LINES; t++) {
+        for (var r = 0u; r < BLOCK_ROWS; r++) {
+            let line = across + t * ACROSS;
+            let row = row_at + down + r * DOWN;
+            if (line < lines.count && row < p.rows) {
+                var result = acc[t * BLOCK_ROWS + r];
+                if (PAIR == 1u) {
+                    result = swiglu(result, up_acc[t * BLOCK_ROWS + r]);
+                }
+                put(lines, line, row, result);
+            }
+        }
+    }
+}
