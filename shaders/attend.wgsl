@@ -26,8 +26,9 @@ const LOWEST = -3.0e38;
 
 struct Params {
     heads: u32,
-    segments: u32, // number of segments, and where they begin in `batch`
-    segments_at: u32,
+    segments_at: u32, // where the segments begin in `batch`
+    first: u32,       // the dispatch's segments
+    count: u32,
     scale: f32,
 }
 
@@ -122,11 +123,7 @@ fn score(thread: u32, token: u32, head_first: u32) {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     // The last segments first: in a prompt they are the longest.
-    let nth = group.x + group.z * GRID_Y;
-    if (nth >= p.segments) {
-        return;
-    }
-    let segment = p.segments - 1u - nth;
+    let segment = p.first + p.count - 1u - group.x;
     let token = batch[p.segments_at + 4u * segment];
     let start = batch[p.segments_at + 4u * segment + 1u];
     let end = batch[p.segments_at + 4u * segment + 2u];

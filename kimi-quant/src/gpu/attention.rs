@@ -17,6 +17,9 @@ type Constants = Vec<(&'static str, u32)>;
 /// Workgroups from which on heads share a cached key among 32 rather than 16.
 const ENOUGH_WORKGROUPS: usize = 256;
 
+/// Multiply-adds of a dispatch of attention: more are several, so that a submission can end between them.
+const DISPATCH_PRODUCTS: f64 = 5e11;
+
 /// Tokens from which on a per-head product takes tiles of them.
 const MANY_TOKENS: usize = 5;
 
@@ -130,17 +133,27 @@ impl Gpu {
             ("SPAN", span as u32),
             ("PAGE", cache.shape.page_tokens as u32),
         ]);
-        self.recorder.dispatch(Dispatch {
-            op: &ATTEND,
-            spec: Spec::new(&ATTEND, constants),
-            buffers: &[&q.buffer, &parts, &stats, &cache.buffer, &layout.words],
-            params: &[heads.heads as u32, segments as u32, layout.segments as u32, scale.to_bits()],
-            grid: [
-                segments.min(GRID_Y as usize),
-                heads.heads.div_ceil(tile.columns),
-                segments.div_ceil(GRID_Y as usize),
-            ],
-        })?;
+        let blocks = heads.heads.div_ceil(tile.columns);
+        let products = layout.positions as f64 * (heads.heads * (2 * heads.latent + heads.rope)) as f64;
+        let some = (DISPATCH_PRODUCTS / products * segments as f64) as usize;
+        let some = some.clamp(ENOUGH_WORKGROUPS.div_ceil(blocks.max(1)), GRID_Y as usize);
+        for first in (0..segments).step_by(some) {
+            let count = some.min(segments - first);
+            self.recorder.count(products * count as f64 / segments as f64);
+            self.recorder.dispatch(Dispatch {
+                op: &ATTEND,
+                spec: Spec::new(&ATTEND, constants.clone()),
+                buffers: &[&q.buffer, &parts, &stats, &cache.buffer, &layout.words],
+                params: &[
+                    heads.heads as u32,
+                    layout.segments as u32,
+                    first as u32,
+                    count as u32,
+                    scale.to_bits(),
+                ],
+                grid: [count, blocks, 1],
+            })?;
+        }
         Ok(GpuAttended { tokens: q.rows, heads: heads.heads, latent: heads.latent, parts, stats, layout })
     }
 
@@ -227,6 +240,9 @@ impl Gpu {
     ) -> Result<()> {
         let Part { codes, scales, scale_base, bias_base, .. } = product.matrix.whole(product.name)?;
         let (op, constants, columns, tokens) = self.head_product_sizes(product)?;
+        let inner = if product.by_inputs { product.heads.nope } else { product.matrix.cols() };
+        let products = product.tokens * product.heads.heads * inner * product.outputs;
+        self.recorder.count(products as f64);
         let numbers = [product.tokens, product.heads.heads, rows[0], rows[1]].map(|n| n as u32);
         self.recorder.dispatch(Dispatch {
             op,
