@@ -287,12 +287,12 @@ impl Gpu {
             ]);
             return Ok((product.tiled, constants, tile.columns, tile.rows));
         }
-        let tokens = product.tokens.next_power_of_two().max(1);
+        let little = (device.limits.max_compute_workgroup_storage_size as usize) < 24 << 10;
+        let tokens = if little { 1 } else { product.tokens.next_power_of_two().max(1) };
         constants.push(("TOKENS", tokens as u32));
         if product.by_inputs {
             const BLOCK_UNITS: usize = 4;
-            let room = device.limits.max_compute_workgroup_storage_size as usize;
-            let workgroup = if room < 24 << 10 { 64 } else { 128 };
+            let workgroup = if little { 64 } else { 128 };
             constants.extend([("WORKGROUP", workgroup), ("BLOCK_UNITS", BLOCK_UNITS as u32)]);
             return Ok((product.few, constants, 32 * BLOCK_UNITS, tokens));
         }
