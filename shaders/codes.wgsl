@@ -110,11 +110,16 @@ fn place_factors() -> vec4<f32> {
     return vec4(one);
 }
 
-// The values of codes 4j .. 4j + 3, before scale and bias.
-fn values(words: ptr<function, array<u32, BITS>>, j: u32) -> vec4<f32> {
+// Codes 4j .. 4j + 3 exactly, integers divided by their 2^f.
+fn placed(words: ptr<function, array<u32, BITS>>, j: u32) -> vec4<f32> {
     let raw = quad(words, j);
     if (!INTEGER) {
         return raw;
     }
-    return (raw - vec4(1.0)) * place_factors();
+    return raw - vec4(1.0);
+}
+
+// The values of codes 4j .. 4j + 3, before scale and bias.
+fn values(words: ptr<function, array<u32, BITS>>, j: u32) -> vec4<f32> {
+    return placed(words, j) * place_factors();
 }

@@ -66,7 +66,7 @@ fn scaled(product: f32, scale: vec2<f32>, sum: vec2<f32>, before: f32) -> f32 {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let lines = lines_of(group.y, group.z);
+    let lines = lines_of(group.y);
     if (lines.count == 0u) {
         return;
     }

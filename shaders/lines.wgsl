@@ -1,6 +1,6 @@
 // Which activations meet which rows in a product of many tokens; included by few.wgsl and tiled.wgsl.
 //
-// PLAIN    LINES neighbouring tokens and all rows of a matrix; `head` moves along inputs, rows and outputs together
+// PLAIN    LINES neighbouring tokens and all rows of a matrix
 // GROUPED  a tile of `tiles`: (token, choice) pairs that chose the same expert. A line's input is its token's row, or
 //          with PER_PAIR the pair's own; its output is the pair's row, with WEIGHTED multiplied by the pair's weight.
 
@@ -12,9 +12,6 @@ struct Params {
     tokens: u32,
     x_stride: u32,     // floats between lines, of inputs and outputs
     out_stride: u32,
-    x_head: u32,       // between heads: floats of inputs, rows, floats of outputs
-    row_head: u32,
-    out_head: u32,
     row_first: u32,    // of the matrix (of an expert) and of the outputs
     out_first: u32,
     expert_first: u32, // the experts that the bindings hold
@@ -38,13 +35,12 @@ struct Lines {
     count: u32,     // 0: nothing to do
     matrix: u32,    // index of the expert in the bindings
     first_row: u32, // of the weights
-    head: u32,
 }
 
-fn lines_of(block: u32, head: u32) -> Lines {
+fn lines_of(block: u32) -> Lines {
     if (MODE == PLAIN) {
         let first = block * LINES;
-        return Lines(first, min(LINES, p.tokens - first), 0u, head * p.row_head + p.row_first, head);
+        return Lines(first, min(LINES, p.tokens - first), 0u, p.row_first);
     }
     if (block >= tiles[0].x) {
         return Lines();
@@ -54,14 +50,14 @@ fn lines_of(block: u32, head: u32) -> Lines {
     if (expert >= p.experts) {
         return Lines();
     }
-    return Lines(tile.y, tile.z, expert, expert * p.expert_rows + p.row_first, 0u);
+    return Lines(tile.y, tile.z, expert, expert * p.expert_rows + p.row_first);
 }
 
 // Where the inputs of line `t` begin; lines beyond the count read the last one.
 fn input_at(lines: Lines, t: u32) -> u32 {
     let line = lines.first + min(t, lines.count - 1u);
     if (MODE == PLAIN) {
-        return line * p.x_stride + lines.head * p.x_head;
+        return line * p.x_stride;
     }
     let pair = pairs[line];
     return select(pair / CHOSEN, pair, PER_PAIR == 1u) * p.x_stride;
@@ -81,7 +77,7 @@ fn put(lines: Lines, t: u32, row: u32, value: f32) {
             result *= weights[line];
         }
     }
-    let to = line * p.out_stride + lines.head * p.out_head + p.out_first + row;
+    let to = line * p.out_stride + p.out_first + row;
     if (ADD == 1u) {
         result += out[to];
     }

@@ -49,6 +49,13 @@ fn MATRIX_group(index: u32, row: u32, unit: u32, sub: u32, scale_base: u32, bias
     if (RAGGED == 1u) {
         group = min(group, GROUPS - 1u); // a unit filled up with zeros
     }
+    if (SCALE == SCALE_BF16 && KIND == KIND_AFFINE && GROUPS % 2u == 0u) {
+        // A lane's groups are all in the same half of their words.
+        let word = row * (GROUPS / 2u) + (group >> 1u);
+        let shift = 16u - 16u * (group & 1u);
+        let parameters = vec2(MATRIX_scales[scale_base + word], MATRIX_scales[bias_base + word]);
+        return bitcast<vec2<f32>>((parameters << vec2(shift)) & vec2(0xffff0000u));
+    }
     let at = row * GROUPS + group;
     var scale = MATRIX_parameter(scale_base, at);
     if (GLOBAL == 1u) {

@@ -20,3 +20,8 @@ fn lanes_sum(value: f32, thread: u32) -> f32 {
 fn workgroup_sum(value: f32, thread: u32) -> f32 {
     return sum_of(value, thread, 0u, WORKGROUP);
 }
+
+// Not used without subgroups.
+fn from_lane_xor(value: f32, mask: u32) -> f32 {
+    return value;
+}

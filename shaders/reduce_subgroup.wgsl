@@ -19,3 +19,8 @@ fn workgroup_sum(value: f32, thread: u32) -> f32 {
     workgroupBarrier();
     return sum;
 }
+
+// The value of the lane whose number differs in the bits of `mask`.
+fn from_lane_xor(value: f32, mask: u32) -> f32 {
+    return subgroupShuffleXor(value, mask);
+}

@@ -94,7 +94,7 @@ fn lay(thread: u32, fetched: Fetched) {
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     // Neighbouring workgroups share the weights if the lines are many, and the lines if they are few.
-    let lines = lines_of(select(group.y, group.x, MODE == PLAIN), group.z);
+    let lines = lines_of(select(group.y, group.x, MODE == PLAIN));
     if (lines.count == 0u) {
         return;
     }

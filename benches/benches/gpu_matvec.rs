@@ -156,13 +156,13 @@ impl Bench {
         let mut results = Vec::new();
         let mut tunings = vec![None];
         if self.search {
-            for workgroup in [256, 512, 1024] {
-                for (rows, block_rows) in [(1, 1), (2, 2), (4, 4), (4, 8)] {
-                    tunings.push(Some(Tuning { workgroup, rows, block_rows, share: 4 }));
+            for integer in [true, false] {
+                for values in [2, 4, 8] {
+                    for steps in [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16] {
+                        tunings.push(Some(Tuning { values, steps, integer }));
+                    }
                 }
             }
-            tunings.push(Some(Tuning { workgroup: 256, rows: 4, block_rows: 4, share: 1 }));
-            tunings.push(Some(Tuning { workgroup: 128, rows: 2, block_rows: 2, share: 4 }));
         }
         for tuning in tunings {
             if Instant::now() > self.deadline {
@@ -175,7 +175,12 @@ impl Bench {
         let mut show = |(seconds, tuning): &(f64, Option<Tuning>)| {
             let rate = bytes as f64 / seconds;
             let sizes = tuning.map_or("as chosen".to_owned(), |t| {
-                format!("{} threads, rows {} of {}, share {}", t.workgroup, t.rows, t.block_rows, t.share)
+                format!(
+                    "{} values, {} steps, {}",
+                    t.values,
+                    t.steps,
+                    if t.integer { "integer" } else { "float" }
+                )
             });
             println!(
                 "{what:<26} {:>4} {:>9.1} {:>9.1} {:>8.0} {:>6.1}%  {sizes}",
@@ -193,7 +198,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Seconds of one call, the best of three rounds.
+    /// Seconds of one call on a warm device, the best of three rounds.
     fn time(
         &self,
         bytes: usize,
@@ -204,13 +209,17 @@ impl Bench {
         let calls = ((0.010 * self.bandwidth / bytes as f64) as usize).clamp(copies.min(8), 2000);
         let calls = if self.quick { 2 } else { calls };
         let mut best = f64::INFINITY;
-        for round in 0..4 {
+        // Idle devices slow their clocks down, so work goes on for a while before its time counts.
+        let warm = Instant::now() + Duration::from_millis(if self.quick { 0 } else { 150 });
+        let mut rounds = 0;
+        while rounds < 3 {
             let start = Instant::now();
             let on_device = self.gpu.timed(|| (0..calls).try_for_each(|i| run(i % copies)))?;
             // Without a clock on the device its time can't be told from the host's.
             let seconds = on_device.map_or(start.elapsed().as_secs_f64(), |ns| ns * 1e-9);
-            if round > 0 {
+            if Instant::now() > warm {
                 best = best.min(seconds / calls as f64);
+                rounds += 1;
             }
         }
         Ok(best)

@@ -304,14 +304,20 @@ fn without_subgroups() {
 
 #[test]
 fn tunings_agree() {
-    for (rows, block_rows, share) in [(1, 1, 1), (2, 4, 2), (4, 4, 1), (4, 8, 2)] {
-        let tuning = Some(Tuning { workgroup: 128, rows, block_rows, share });
+    for (values, steps, integer) in
+        [(1, 1, true), (2, 3, true), (4, 2, true), (8, 2, true), (1, 5, false), (8, 1, false)]
+    {
+        let tuning = Some(Tuning { values, steps, integer });
         let Some(gpu) = open(GpuOptions { tuning, ..Default::default() }) else { return };
         let mut both = Both::new(&gpu, 4);
         for bits in BitWidth::ALL {
-            let format = Format::Affine { bits, group: 64, scales: FloatType::Bf16 };
-            both.projections(format, 1, 75, 1024);
+            for group in [32, 64, 128] {
+                let format = Format::Affine { bits, group, scales: FloatType::Bf16 };
+                both.projections(format, 1, 72, 1024);
+                both.projections(format, 1, 75, 384);
+            }
         }
+        both.projections(Format::Int4 { group: 32, scales: FloatType::F16 }, 1, 40, 96);
     }
 }
 

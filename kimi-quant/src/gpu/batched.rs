@@ -4,7 +4,6 @@ use std::sync::PoisonError;
 
 use super::device::Device;
 use super::grouped::Groups;
-use super::product::Heads;
 use super::recorder::Dispatch;
 use super::shader::{FEW, Packing, Spec, TILED};
 use super::weights::Part;
@@ -25,8 +24,8 @@ pub enum BatchKernel {
 /// Which rows meet which activations.
 #[derive(Clone, Copy)]
 pub(crate) enum Lines<'a> {
-    /// Every token meets every row, for each head.
-    Tokens(Heads),
+    /// Every token meets every row.
+    Tokens,
     /// Each token meets the rows of its chosen experts.
     Experts {
         routing: &'a GpuRouting,
@@ -140,9 +139,9 @@ impl Gpu {
         *self.batch_kernel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The kernel for a product of `x` with `rows` outputs a head.
-    pub(crate) fn dense_kernel(&self, x: &GpuTensor, rows: usize, heads: usize) -> BatchKernel {
-        self.batch_kernel().unwrap_or_else(|| BatchKernel::dense(x.rows, rows * heads))
+    /// The kernel for a product of `x` with `rows` outputs.
+    pub(crate) fn dense_kernel(&self, x: &GpuTensor, rows: usize) -> BatchKernel {
+        self.batch_kernel().unwrap_or_else(|| BatchKernel::dense(x.rows, rows))
     }
 
     /// The kernel for the experts, and the routing's pairs in tiles for it.
@@ -163,7 +162,7 @@ impl Gpu {
             }
             BatchKernel::Tiled => {
                 let tile = match product.lines {
-                    Lines::Tokens(heads) => Tile::choose(device, x.rows, rows * heads.count, pair == 1),
+                    Lines::Tokens => Tile::choose(device, x.rows, rows, pair == 1),
                     Lines::Experts { groups, .. } => Tile::of_groups(device, groups.lines as u32, pair == 1),
                 };
                 (&TILED, tile.constants(), tile.rows, tile.lines)
@@ -173,7 +172,7 @@ impl Gpu {
         constants.extend(product.lines.constants());
         let none = &*self.nothing;
         let [pairs, tiles, factors] = match product.lines {
-            Lines::Tokens(_) => [none; 3],
+            Lines::Tokens => [none; 3],
             Lines::Experts { routing, groups, .. } => [&*groups.pairs, &*groups.tiles, &*routing.weights],
         };
         let mut buffers =
@@ -182,14 +181,14 @@ impl Gpu {
         let blocks = rows.div_ceil(block_rows as usize);
         let grid = match product.lines {
             Lines::Experts { groups, .. } => [blocks, groups.most_tiles, 1],
-            Lines::Tokens(heads) => {
+            Lines::Tokens => {
                 let tiles = x.rows.div_ceil(lines as usize);
                 let few = product.kernel == BatchKernel::Few;
-                if few { [blocks, tiles, heads.count] } else { [tiles, blocks, heads.count] }
+                if few { [blocks, tiles, 1] } else { [tiles, blocks, 1] }
             }
         };
         let met = match product.lines {
-            Lines::Tokens(heads) => x.rows * heads.count,
+            Lines::Tokens => x.rows,
             Lines::Experts { routing, .. } => routing.tokens * routing.chosen,
         };
         self.recorder.count((1 + pair) as f64 * met as f64 * rows as f64 * packing.cols as f64);
@@ -206,7 +205,7 @@ impl Gpu {
 impl Lines<'_> {
     fn constants(&self) -> [(&'static str, u32); 5] {
         let (mode, chosen, down) = match *self {
-            Lines::Tokens(_) => (0, 1, 0),
+            Lines::Tokens => (0, 1, 0),
             Lines::Experts { routing, down, .. } => (1, routing.chosen as u32, u32::from(down)),
         };
         [("MODE", mode), ("COUNTED", mode), ("CHOSEN", chosen), ("PER_PAIR", down), ("WEIGHTED", down)]
@@ -214,20 +213,17 @@ impl Lines<'_> {
 }
 
 impl Batched<'_> {
-    fn params(&self) -> [u32; 14] {
-        let (heads, expert_rows) = match self.lines {
-            Lines::Tokens(heads) => (heads, 0),
-            Lines::Experts { rows, .. } => (Heads::ONE, rows),
+    fn params(&self) -> [u32; 11] {
+        let expert_rows = match self.lines {
+            Lines::Tokens => 0,
+            Lines::Experts { rows, .. } => rows,
         };
         let numbers = [
             self.rows,
             self.x.rows,
             self.x.cols,
             self.out.cols,
-            heads.x,
-            heads.rows,
-            heads.out,
-            heads.row_first + self.row_first,
+            self.row_first,
             self.out_first,
             self.weights.range.start,
             self.weights.range.len(),
@@ -252,9 +248,9 @@ impl Few {
     fn choose(device: &Device, product: &Batched<'_>) -> Self {
         let (lines, repeats) = match product.lines {
             // As even as possible: 9 tokens are 5 and 4.
-            Lines::Tokens(heads) => {
+            Lines::Tokens => {
                 let parts = product.x.rows.div_ceil(FEW_LINES);
-                (product.x.rows.div_ceil(parts), parts * heads.count)
+                (product.x.rows.div_ceil(parts), parts)
             }
             Lines::Experts { groups, .. } => (groups.lines, groups.most_tiles),
         };

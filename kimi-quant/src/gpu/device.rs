@@ -34,6 +34,8 @@ pub(crate) struct Device {
     /// Threads that one row's sum is spread over: the size of a subgroup where there are subgroups.
     pub(crate) lanes: u32,
     pub(crate) subgroups: bool,
+    /// Whether there is an instruction for the dot product of four bytes: not known of Metal, and not so on a CPU.
+    pub(crate) integer_dot: bool,
     /// Bytes that weights and caches may take, if known.
     pub(crate) memory: Option<u64>,
     /// What went wrong first; the device is of no use after it.
@@ -95,8 +97,9 @@ impl Device {
         let failure = watch(&device);
         let info = adapter.get_info();
         let (lanes, subgroups) = subgroup_lanes(&info, features, options);
+        let integer_dot = info.backend == wgpu::Backend::Vulkan && info.device_type != wgpu::DeviceType::Cpu;
         let memory = options.memory.or(about.memory.map(|m| m.available()));
-        Ok(Self { device, queue, info, about, limits, lanes, subgroups, memory, failure })
+        Ok(Self { device, queue, info, about, limits, lanes, subgroups, integer_dot, memory, failure })
     }
 
     /// The first error that the device reported outside of a call's own result.

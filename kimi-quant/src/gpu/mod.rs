@@ -8,13 +8,14 @@ mod adapter;
 mod attention;
 mod bandwidth;
 mod batched;
+mod cuts;
 mod device;
 mod grouped;
 mod layout;
+mod matvec;
 mod moe;
 mod pace;
 mod pool;
-mod product;
 mod recorder;
 mod sample;
 mod shader;
@@ -58,9 +59,12 @@ pub struct Gpu {
 }
 
 /// Activations `[rows, cols]` on the device.
+#[derive(Clone)]
 pub struct GpuTensor {
     rows: usize,
     cols: usize,
+    /// Values before them in the buffer.
+    first: usize,
     buffer: Arc<Buffer>,
 }
 
@@ -182,7 +186,7 @@ impl Gpu {
     /// Activations with any contents.
     fn tensor(&self, rows: usize, cols: usize) -> Result<GpuTensor> {
         let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(4);
-        Ok(GpuTensor { rows, cols, buffer: self.recorder.pool.take(bytes, false)? })
+        Ok(GpuTensor { rows, cols, first: 0, buffer: self.recorder.pool.take(bytes, false)? })
     }
 }
 
@@ -246,18 +250,19 @@ impl Backend for Gpu {
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
         BackendError::check("upload", "number of values", values.len(), rows.saturating_mul(cols))?;
-        Ok(GpuTensor { rows, cols, buffer: upload_words(self, bytemuck::cast_slice(values))? })
+        Ok(GpuTensor { rows, cols, first: 0, buffer: upload_words(self, bytemuck::cast_slice(values))? })
     }
 
     fn download(&self, tensor: &GpuTensor) -> Result<Vec<f32>> {
-        let bytes = 4 * (tensor.rows * tensor.cols) as u64;
-        let read = self.recorder.read(&[(&tensor.buffer, bytes)])?;
+        let start = 4 * tensor.first as u64;
+        let end = start + 4 * (tensor.rows * tensor.cols) as u64;
+        let read = self.recorder.read(&[(&tensor.buffer, start..end)])?;
         Ok(read.first().map(|b| words(b)).unwrap_or_default())
     }
 
     fn download_routing(&self, routing: &GpuRouting) -> Result<(Vec<u32>, Vec<f32>)> {
         let bytes = 4 * (routing.tokens * routing.chosen) as u64;
-        let read = self.recorder.read(&[(&routing.ids, bytes), (&routing.weights, bytes)])?;
+        let read = self.recorder.read(&[(&routing.ids, 0..bytes), (&routing.weights, 0..bytes)])?;
         match read.as_slice() {
             [ids, weights] => Ok((words(ids), words(weights))),
             _ => Err(BackendError::Device("a routing did not come back".to_owned())),
@@ -314,7 +319,11 @@ impl Backend for Gpu {
             BackendError::check(OP, "input width", x.cols, m.cols())?;
             outs.push(self.tensor(x.rows, m.rows)?);
         }
-        if x.rows == 1 {
+        if let ([a, b], [first, second]) = (projections.as_slice(), outs.as_slice())
+            && self.project_both(x, norm, [a, b], [first, second])?
+        {
+            // One dispatch has done both.
+        } else if x.rows == 1 {
             for (m, out) in projections.iter().zip(&outs) {
                 self.project(x, Some(norm), m, out, false)?;
             }

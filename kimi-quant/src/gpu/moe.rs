@@ -1,14 +1,14 @@
 //! The router, the experts, and the dense feed-forward part.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use super::attention::lines_grid;
 use super::batched::{Batched, Lines};
-use super::product::{Heads, Mode, Product};
+use super::matvec::{Choices, Matvec, Mode, Source};
 use super::recorder::Dispatch;
-use super::shader::{RMS_NORM, ROUTE, SWIGLU, Spec};
+use super::shader::{Packing, RMS_NORM, ROUTE, SWIGLU, Spec};
 use super::weights::{GpuExperts, GpuMatrix, Part};
-use super::{Gpu, GpuRouting, GpuTensor, GpuVector};
+use super::{Gpu, GpuRouting, GpuTensor, GpuVector, upload_words};
 use crate::{BackendError, ExpertHidden, Norm, Router};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -83,20 +83,8 @@ impl Gpu {
         out: &GpuTensor,
         add: bool,
     ) -> Result<()> {
-        w.parts.iter().try_for_each(|part| {
-            self.product(&Product {
-                mode: Mode::Heads(Heads::ONE),
-                packing: w.packing,
-                rows: part.range.len(),
-                x,
-                out,
-                out_first: part.range.start,
-                norm,
-                weights: part,
-                up: None,
-                add,
-            })
-        })
+        let pairs = w.parts.iter().map(|part| Source { weights: part, up: None });
+        self.rows(x, norm, w.packing, pairs, out, add)
     }
 
     pub(crate) fn swiglu_dense(
@@ -114,22 +102,87 @@ impl Gpu {
             self.swiglu(&out, &other)?;
             return Ok(out);
         }
-        let packing = gate.packing;
-        for (gate, up) in gate.parts.iter().zip(&up.parts) {
-            self.product(&Product {
-                mode: Mode::Heads(Heads::ONE),
+        let pairs = gate.parts.iter().zip(&up.parts).map(|(g, u)| Source { weights: g, up: Some(u) });
+        self.rows(x, norm, gate.packing, pairs, &out, false)?;
+        Ok(out)
+    }
+
+    /// Products with the rows of one matrix, or of a pair of them, part by part.
+    fn rows<'a>(
+        &self,
+        x: &GpuTensor,
+        norm: Option<&Norm<GpuVector>>,
+        packing: Packing,
+        sources: impl Iterator<Item = Source<'a>>,
+        out: &GpuTensor,
+        add: bool,
+    ) -> Result<()> {
+        let mut moved = None;
+        for source in sources {
+            let rows = source.weights.range.len();
+            let out_first = source.weights.range.start;
+            let done = x.rows == 1
+                && self.matvec(&Matvec {
+                    mode: Mode::Rows { second: None },
+                    packing,
+                    rows,
+                    x,
+                    out,
+                    out_first,
+                    norm,
+                    sources: &[source],
+                    add,
+                })?;
+            if done {
+                continue;
+            }
+            if let (Some(norm), None) = (norm, &moved) {
+                moved = Some(self.rms_norm(x, norm)?);
+            } else if let (1.., None) = (x.first, &moved) {
+                let row = upload_words(self, &[(x.first / x.cols) as u32])?;
+                moved = Some(self.gather_rows(&x.buffer, x.cols, &row, 1)?);
+            }
+            let x = moved.as_ref().unwrap_or(x);
+            self.batched(&Batched {
+                lines: Lines::Tokens,
+                kernel: self.dense_kernel(x, rows),
                 packing,
-                rows: gate.range.len(),
+                rows,
+                row_first: 0,
                 x,
-                out: &out,
-                out_first: gate.range.start,
-                norm,
-                weights: gate,
-                up: Some(up),
-                add: false,
+                out,
+                out_first,
+                weights: source.weights,
+                up: source.up,
+                add,
             })?;
         }
-        Ok(out)
+        Ok(())
+    }
+
+    /// Two projections of one token in one dispatch; `false` if they are too different.
+    pub(crate) fn project_both(
+        &self,
+        x: &GpuTensor,
+        norm: &Norm<GpuVector>,
+        [first, second]: [&GpuMatrix; 2],
+        [out, second_out]: [&GpuTensor; 2],
+    ) -> Result<bool> {
+        let ([a], [b]) = (first.parts.as_slice(), second.parts.as_slice()) else { return Ok(false) };
+        if x.rows != 1 || first.packing != second.packing || self.most_sources(false) < 2 {
+            return Ok(false);
+        }
+        self.matvec(&Matvec {
+            mode: Mode::Rows { second: Some((second.rows, second_out)) },
+            packing: first.packing,
+            rows: first.rows,
+            x,
+            out,
+            out_first: 0,
+            norm: Some(norm),
+            sources: &[Source { weights: a, up: None }, Source { weights: b, up: None }],
+            add: false,
+        })
     }
 
     /// `gate = silu(gate) * up`.
@@ -153,34 +206,62 @@ impl Gpu {
         shared: Option<(&GpuMatrix, &GpuMatrix)>,
     ) -> Result<ExpertHidden<GpuTensor>> {
         let pairs = routing.tokens * routing.chosen;
-        let routed = self.tensor(pairs, gate.rows)?;
-        if gate.packing == up.packing {
-            for (g, u) in gate.parts.iter().zip(&up.parts) {
-                self.gathered(x, routing, gate, g, Some(u), &routed)?;
-            }
-        } else {
-            let other = self.tensor(pairs, up.rows)?;
-            gate.parts.iter().try_for_each(|part| self.gathered(x, routing, gate, part, None, &routed))?;
-            up.parts.iter().try_for_each(|part| self.gathered(x, routing, up, part, None, &other))?;
+        if gate.packing != up.packing {
+            let (routed, other) = (self.tensor(pairs, gate.rows)?, self.tensor(pairs, up.rows)?);
+            self.gathered(x, routing, (gate, None), None, &routed)?;
+            self.gathered(x, routing, (up, None), None, &other)?;
             self.swiglu(&routed, &other)?;
+            let shared = shared.map(|(gate, up)| self.swiglu_dense(x, None, gate, up)).transpose()?;
+            return Ok(ExpertHidden { routed, shared });
+        }
+        // Of one token, the shared expert is one more choice.
+        let alike = |m: &GpuMatrix| m.packing == gate.packing && m.rows == gate.rows && m.parts.len() == 1;
+        let joined = shared.filter(|(g, u)| routing.tokens == 1 && alike(g) && alike(u));
+        let all = self.tensor(pairs + usize::from(joined.is_some()), gate.rows)?;
+        let joined_parts = joined.and_then(|(g, u)| Some((g.parts.first()?, u.parts.first()?)));
+        if self.gathered(x, routing, (gate, Some(up)), joined_parts, &all)? {
+            let shared = joined.map(|_| GpuTensor { rows: 1, first: pairs * gate.rows, ..all.clone() });
+            return Ok(ExpertHidden { routed: GpuTensor { rows: pairs, ..all }, shared });
         }
         let shared = shared.map(|(gate, up)| self.swiglu_dense(x, None, gate, up)).transpose()?;
-        Ok(ExpertHidden { routed, shared })
+        Ok(ExpertHidden { routed: GpuTensor { rows: pairs, ..all }, shared })
     }
 
-    /// A part of the experts' rows: each token's (for `up`, silu(gate) * up).
+    /// The chosen experts' outputs (with a second projection silu(first) * second), and whether those of the shared
+    /// expert are after them.
     fn gathered(
         &self,
         x: &GpuTensor,
         routing: &GpuRouting,
-        experts: &GpuExperts,
-        part: &Part,
-        up: Option<&Part>,
+        (experts, up): (&GpuExperts, Option<&GpuExperts>),
+        shared: Option<(&Part, &Part)>,
         out: &GpuTensor,
-    ) -> Result<()> {
-        if routing.tokens > 1 {
-            let (kernel, groups) = self.grouped(routing, experts.count)?;
-            return self.batched(&Batched {
+    ) -> Result<bool> {
+        let sources: Vec<_> = (0..experts.parts.len())
+            .filter_map(|i| {
+                Some(Source { weights: experts.parts.get(i)?, up: up.and_then(|u| u.parts.get(i)) })
+            })
+            .collect();
+        if routing.tokens == 1 {
+            let shared = shared.map(|(g, u)| Source { weights: g, up: Some(u) });
+            let product = Matvec {
+                mode: Mode::Rows { second: None },
+                packing: experts.packing,
+                rows: experts.rows,
+                x,
+                out,
+                out_first: 0,
+                norm: None,
+                sources: &[],
+                add: false,
+            };
+            if self.chosen(&product, routing, experts, &sources, shared, Mode::Gather)? {
+                return Ok(shared.is_some());
+            }
+        }
+        let (kernel, groups) = self.grouped(routing, experts.count)?;
+        for source in sources {
+            self.batched(&Batched {
                 lines: Lines::Experts { routing, groups: &groups, rows: experts.rows, down: false },
                 kernel,
                 packing: experts.packing,
@@ -189,23 +270,40 @@ impl Gpu {
                 x,
                 out,
                 out_first: 0,
-                weights: part,
-                up,
+                weights: source.weights,
+                up: source.up,
                 add: false,
-            });
+            })?;
         }
-        self.product(&Product {
-            mode: Mode::Gather(routing, experts.rows),
-            packing: experts.packing,
-            rows: experts.rows,
-            x,
-            out,
-            out_first: 0,
-            norm: None,
-            weights: part,
-            up,
-            add: false,
-        })
+        Ok(false)
+    }
+
+    /// One token's product with its chosen experts, as many of their parts in a dispatch as there is room for; the shared
+    /// expert is in the first one. `false` if rows are too wide.
+    fn chosen<'a>(
+        &self,
+        product: &Matvec<'a>,
+        routing: &'a GpuRouting,
+        experts: &GpuExperts,
+        sources: &[Source<'a>],
+        shared: Option<Source<'a>>,
+        mode: fn(Choices<'a>) -> Mode<'a>,
+    ) -> Result<bool> {
+        let most = self.most_sources(sources.iter().any(|s| s.up.is_some()));
+        let part_experts = experts.parts.first().map_or(1, |part| part.range.len());
+        let mut part_first = 0;
+        let mut shared = shared;
+        while part_first < sources.len() || shared.is_some() {
+            let now = shared.take();
+            let end = (part_first + most - usize::from(now.is_some())).min(sources.len());
+            let list: Vec<_> = sources[part_first..end].iter().copied().chain(now).collect();
+            let choices = Choices { routing, part_first, part_experts, shared: now.is_some() };
+            if !self.matvec(&Matvec { mode: mode(choices), sources: &list, ..*product })? {
+                return Ok(false);
+            }
+            part_first = end;
+        }
+        Ok(true)
     }
 
     pub(crate) fn experts_down(
@@ -216,25 +314,35 @@ impl Gpu {
         shared: Option<&GpuMatrix>,
         residual: &GpuTensor,
     ) -> Result<()> {
-        if routing.tokens > 1 {
-            self.grouped_down(&hidden.routed, routing, down, residual)?;
-        } else {
-            down.parts.iter().try_for_each(|part| {
-                self.product(&Product {
-                    mode: Mode::Sum(routing, down.rows),
-                    packing: down.packing,
-                    rows: down.rows,
-                    x: &hidden.routed,
-                    out: residual,
-                    out_first: 0,
-                    norm: None,
-                    weights: part,
-                    up: None,
-                    add: true,
-                })
-            })?;
+        let shared = shared.zip(hidden.shared.as_ref());
+        if routing.tokens == 1 {
+            // Activations of the shared expert that follow the others can be read with them.
+            let joined = shared.and_then(|(m, h)| {
+                let follows = Arc::ptr_eq(&h.buffer, &hidden.routed.buffer);
+                let alike = m.packing == down.packing && m.rows == down.rows && m.parts.len() == 1;
+                m.parts.first().filter(|_| follows && alike).map(|part| Source { weights: part, up: None })
+            });
+            let product = Matvec {
+                mode: Mode::Rows { second: None },
+                packing: down.packing,
+                rows: down.rows,
+                x: &hidden.routed,
+                out: residual,
+                out_first: 0,
+                norm: None,
+                sources: &[],
+                add: true,
+            };
+            let sources: Vec<_> = down.parts.iter().map(|part| Source { weights: part, up: None }).collect();
+            if self.chosen(&product, routing, down, &sources, joined, Mode::Sum)? {
+                return match shared.filter(|_| joined.is_none()) {
+                    Some((matrix, h)) => self.project(h, None, matrix, residual, true),
+                    None => Ok(()),
+                };
+            }
         }
-        match shared.zip(hidden.shared.as_ref()) {
+        self.grouped_down(&hidden.routed, routing, down, residual)?;
+        match shared {
             Some((matrix, h)) => self.project(h, None, matrix, residual, true),
             None => Ok(()),
         }

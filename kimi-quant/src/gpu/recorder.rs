@@ -1,6 +1,7 @@
 //! Work is recorded into one command encoder; only bringing results out submits it, and waits.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
@@ -244,7 +245,7 @@ impl Recorder {
             encoder.copy_buffer_to_buffer(&resolved, 0, &out.raw, 0, Some(16));
         }
         let ticks: Vec<u64> =
-            self.read(&[(&out, 16)])?.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
+            self.read(&[(&out, 0..16)])?.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
         let period = f64::from(self.device.queue.get_timestamp_period());
         Ok(match ticks.as_slice() {
             [start, end] => Some(end.wrapping_sub(*start) as f64 * period),
@@ -260,11 +261,12 @@ impl Recorder {
         waited?.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
     }
 
-    /// Submits, waits, and returns the first `bytes` bytes of some buffers.
-    pub(crate) fn read(&self, parts: &[(&Buffer, u64)]) -> Result<Vec<Vec<u8>>> {
+    /// Submits, waits, and returns some bytes of some buffers; ranges begin and end at multiples of 4.
+    pub(crate) fn read(&self, parts: &[(&Buffer, Range<u64>)]) -> Result<Vec<Vec<u8>>> {
+        let length = |range: &Range<u64>| range.end - range.start;
         let mut state = self.lock();
         let state = &mut *state;
-        let total: u64 = parts.iter().map(|(_, bytes)| bytes.next_multiple_of(8)).sum();
+        let total: u64 = parts.iter().map(|(_, range)| length(range).next_multiple_of(8)).sum();
         let readback = match state.readback.take() {
             Some(buffer) if buffer.size() >= total => buffer,
             _ => self.device.device.create_buffer(&wgpu::BufferDescriptor {
@@ -279,9 +281,9 @@ impl Recorder {
             .encoder
             .get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
         let mut offset = 0;
-        for (buffer, bytes) in parts.iter().filter(|(_, bytes)| *bytes > 0) {
-            encoder.copy_buffer_to_buffer(&buffer.raw, 0, &readback, offset, Some(*bytes));
-            offset += bytes.next_multiple_of(8);
+        for (buffer, range) in parts.iter().filter(|(_, range)| !range.is_empty()) {
+            encoder.copy_buffer_to_buffer(&buffer.raw, range.start, &readback, offset, Some(length(range)));
+            offset += length(range).next_multiple_of(8);
         }
         self.submit(state);
         let (send, arrived) = mpsc::channel();
@@ -294,9 +296,10 @@ impl Recorder {
         {
             let view = readback.slice(..).get_mapped_range().map_err(|e| failed(e.to_string()))?;
             let mut offset = 0;
-            for (_, bytes) in parts {
-                out.push(view[offset..offset + *bytes as usize].to_vec());
-                offset += bytes.next_multiple_of(8) as usize;
+            for (_, range) in parts {
+                let bytes = length(range) as usize;
+                out.push(view[offset..offset + bytes].to_vec());
+                offset += bytes.next_multiple_of(8);
             }
         }
         readback.unmap();

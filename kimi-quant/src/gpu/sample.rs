@@ -119,7 +119,8 @@ impl Gpu {
             return Ok(pending.tops.iter().map(|_| Err(SampleError::NoLogits)).collect());
         }
         let stride = RESULT + 2 * pending.tops.iter().copied().max().unwrap_or(0);
-        let read = self.recorder.read(&[(&pending.buffer, 4 * (stride * pending.tops.len()) as u64)])?;
+        let bytes = 4 * (stride * pending.tops.len()) as u64;
+        let read = self.recorder.read(&[(&pending.buffer, 0..bytes)])?;
         let results: Vec<u32> = read.first().map(|b| words(b)).unwrap_or_default();
         Ok(results.chunks(stride).zip(&pending.tops).map(|(r, n)| result(r, *n, vocabulary)).collect())
     }

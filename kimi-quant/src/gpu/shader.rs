@@ -1,5 +1,6 @@
 //! Shaders: an operation's text, the pieces it shares with others, and the constants that specialise it.
 
+use super::cuts;
 use crate::{FloatType, Format};
 
 /// Largest grid dimension that is used; what is more goes on in the next dimension.
@@ -38,9 +39,10 @@ macro_rules! op {
     };
 }
 
-op!(PRODUCT, "product", [false, true, false, false, false], 2, true, 15);
-op!(FEW, "few", [false, true, false, false, false], 2, true, 14, with "lines");
-op!(TILED, "tiled", [false, true, false, false, false], 2, false, 14, with "lines");
+op!(MATVEC, "matvec", [false, true, true, false, false, false], 6, true, 16, with "quads");
+op!(MATVEC_RAGGED, "matvec", [false, true, true, false, false, false], 6, true, 16, with "quads_ragged");
+op!(FEW, "few", [false, true, false, false, false], 2, true, 11, with "lines");
+op!(TILED, "tiled", [false, true, false, false, false], 2, false, 11, with "lines");
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 5);
@@ -62,6 +64,12 @@ op!(SAMPLE_CHOOSE, "sample_choose", [false, false, false, false, false, true], 0
 
 const LATENT_QUERY: [bool; 6] = [false, true, false, true, false, false];
 
+/// What matrices are called in shaders: `matvec` has up to six, the others up to two.
+const MATRICES: [&str; 6] = ["m0", "m1", "m2", "m3", "m4", "m5"];
+const PAIR: [&str; 2] = ["gate", "up"];
+
+const DOT_FLOAT: &str = include_str!("../../../shaders/dot_float.wgsl");
+const DOT_INTEGER: &str = include_str!("../../../shaders/dot_integer.wgsl");
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
 const MATRIX: &str = include_str!("../../../shaders/matrix.wgsl");
 const NO_MATRIX: &str = include_str!("../../../shaders/no_matrix.wgsl");
@@ -106,6 +114,11 @@ impl Packing {
     /// Groups of a unit.
     pub(crate) fn parts(self) -> usize {
         if self.has_scales() { (UNIT / self.format.group()).max(1) } else { 1 }
+    }
+
+    /// Whether its units can be multiplied by integer dot products.
+    pub(crate) fn is_integer(self) -> bool {
+        matches!(self.format, Format::Affine { .. } | Format::Int4 { .. }) && self.parts() == 1
     }
 
     fn constants(self) -> Vec<(&'static str, u32)> {
@@ -161,13 +174,24 @@ pub(crate) struct Spec {
     pub(crate) packing: Option<Packing>,
     /// How many of the operation's matrices there are.
     pub(crate) matrices: u32,
+    /// How a unit of activations meets a unit of codes, where the operation leaves it open.
+    pub(crate) dot: Option<Dot>,
     /// Whether sums use subgroups.
     pub(crate) subgroups: bool,
 }
 
+/// How a unit of activations meets a unit of codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Dot {
+    /// dot_float.wgsl: any format.
+    Float,
+    /// dot_integer.wgsl: integer codes with scales for 32 or more.
+    Integer,
+}
+
 impl Spec {
     pub(crate) fn new(op: &'static Op, constants: Vec<(&'static str, u32)>) -> Self {
-        Self { op: op.name, constants, packing: None, matrices: 0, subgroups: false }
+        Self { op: op.name, constants, packing: None, matrices: 0, dot: None, subgroups: false }
     }
 
     pub(crate) fn with_matrices(mut self, packing: Packing, matrices: u32) -> Self {
@@ -196,7 +220,8 @@ impl Spec {
             };
             text.push_str(&format!("alias Chunk = {chunk};\n"));
             text.push_str(CODES);
-            for (i, name) in ["gate", "up"].into_iter().take(op.matrices as usize).enumerate() {
+            let names: &[&str] = if op.matrices > 2 { &MATRICES } else { &PAIR };
+            for (i, name) in names.iter().take(op.matrices as usize).enumerate() {
                 let binding = op.writes.len() + 2 * i;
                 let piece = if (i as u32) < self.matrices { MATRIX } else { NO_MATRIX };
                 text.push_str(
@@ -207,6 +232,13 @@ impl Spec {
                         .replace("UNPACK_CHUNK", unpack),
                 );
             }
+        }
+        match (self.dot, self.packing) {
+            (Some(Dot::Integer), Some(packing)) => {
+                text.push_str(&cuts::shader(DOT_INTEGER, packing.bits()));
+            }
+            (Some(Dot::Float), _) => text.push_str(DOT_FLOAT),
+            _ => {}
         }
         if op.sums {
             text.push_str(if self.subgroups { REDUCE_SUBGROUP } else { REDUCE_SHARED });

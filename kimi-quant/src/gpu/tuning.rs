@@ -1,90 +1,152 @@
-//! Sizes of the product kernel.
+//! Sizes of the one-token product kernel (shaders/matvec.wgsl).
 
 use super::device::Device;
 use super::shader::Packing;
 
-/// Sizes of the product kernel (shaders/product.wgsl).
+/// What may be tried out of the one-token kernel's sizes; chosen by format and shape where it is not given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
-    /// Threads of a workgroup.
-    pub workgroup: u32,
-    /// Rows that a subgroup reads at once: more rows reuse the activations more and have more loads in flight.
-    pub rows: u32,
-    /// Rows that a subgroup reads in all, a multiple of `rows`: more of them use a workgroup's staged activations more
-    /// often and leave fewer workgroups.
-    pub block_rows: u32,
-    /// Codes cut out of one shifted word: 1, 2 or 4. More save shifts and cost precision, a code's width in bits each.
-    pub share: u32,
+    /// Sums of a step, a power of two up to 8: rows that a thread reads at once, counted in both matrices of a pair.
+    pub values: u32,
+    /// Steps of a workgroup: more of them use its activations longer and leave fewer workgroups.
+    pub steps: u32,
+    /// Whether integer codes are multiplied as integers (dot products of four bytes) and not as floats.
+    pub integer: bool,
 }
 
 /// What a product is like.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) packing: Packing,
-    /// Rows of all workgroups together, over heads, pairs and tokens.
-    pub(crate) rows: usize,
+    /// Units of a row, of all choices side by side.
+    pub(crate) units: u32,
+    /// Rows of a matrix or expert; of the second matrix, if there are two.
+    pub(crate) rows: [usize; 2],
+    /// Outputs of all workgroups together.
+    pub(crate) outputs: usize,
     pub(crate) pair: bool,
-    pub(crate) tokens: u32,
 }
 
-/// Workgroups that keep a large GPU busy.
-const ENOUGH_WORKGROUPS: usize = 100;
+/// Sizes of a dispatch, as constants of the shader.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sizes {
+    pub(crate) integer: bool,
+    /// Rows of a step and of both matrices together.
+    pub(crate) step_rows: u32,
+    pub(crate) values: u32,
+    pub(crate) steps: u32,
+    /// Threads on a row, and rows beside each other.
+    pub(crate) span: u32,
+    pub(crate) slots: u32,
+    pub(crate) workgroup: u32,
+    /// In how many rounds the activations are staged.
+    pub(crate) rounds: u32,
+    /// Threads that first add up a sum.
+    pub(crate) shares: u32,
+}
 
 /// PCI vendor.
 pub(crate) const NVIDIA: u32 = 0x10de;
 
-impl Tuning {
-    /// Chosen by format and shape.
-    pub(crate) fn choose(device: &Device, given: Option<Tuning>, shape: &Shape) -> Self {
-        let mut tuning = given.unwrap_or_else(|| Self::default_for(device, shape));
-        let most = device.limits.max_compute_invocations_per_workgroup;
-        tuning.workgroup = tuning.workgroup.min(most).min(1024).max(device.lanes);
-        if shape.tokens > 1 {
-            // Sums for every token: fewer rows, or they leave the registers.
-            tuning.rows = tuning.rows.min(2);
-            tuning.block_rows = tuning.block_rows.min(2);
+/// Threads of all workgroups that keep a large GPU busy.
+const ENOUGH_THREADS: usize = 1 << 16;
+/// Bytes of activations that are staged at once, about.
+const STAGED: u32 = 16 << 10;
+
+impl Sizes {
+    /// `None` where a row has more units than a workgroup may have threads.
+    pub(crate) fn choose(device: &Device, given: Option<Tuning>, shape: &Shape) -> Option<Self> {
+        let limits = &device.limits;
+        let most = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
+        let matrices = 1 + u32::from(shape.pair);
+        let values = Self::values(device, given, shape, matrices);
+        let span = shape.units.next_multiple_of(values);
+        if span > most {
+            return None;
         }
-        if shape.packing.bits() >= 16 {
-            tuning.rows = 1;
+        let slots = (256.min(most) / span).max(1);
+        let workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
+        let step_rows = values / matrices;
+        let steps = given.map_or_else(
+            || {
+                let rows = shape.outputs.div_ceil((step_rows * slots) as usize);
+                (rows / (ENOUGH_THREADS / workgroup as usize).max(1)).clamp(1, 8) as u32
+            },
+            |t| t.steps.max(1),
+        );
+        let rounds = (shape.units * 144).div_ceil(STAGED);
+        let integer = given.map_or(device.integer_dot, |t| t.integer) && shape.packing.is_integer();
+        let mut sizes = Self { integer, step_rows, values, steps, span, slots, workgroup, rounds, shares: 1 };
+        let room = limits.max_compute_workgroup_storage_size;
+        loop {
+            sizes.shares = sizes.best_shares();
+            if sizes.shared_bytes(device, shape.units) <= room {
+                return Some(sizes);
+            }
+            if sizes.steps == 1 {
+                return None;
+            }
+            sizes.steps /= 2;
         }
-        // Codes that share a word cost precision: eight bits of a float's 24 are given away, not more.
-        tuning.share = tuning.share.min((8 / shape.packing.bits().max(1)) as u32).max(1);
-        tuning.share = 1 << tuning.share.ilog2();
-        tuning.block_rows = tuning.block_rows.max(tuning.rows).next_multiple_of(tuning.rows);
-        tuning
     }
 
-    fn default_for(device: &Device, shape: &Shape) -> Self {
-        let bits = shape.packing.bits();
-        let share = if bits == 2 { 4 } else { 2 };
-        if device.lanes < 32 {
-            return Self { workgroup: 64, rows: 1, block_rows: 1, share };
+    /// Sums of a step: a power of two that divides all rows, so that a step has all of its rows or none.
+    fn values(device: &Device, given: Option<Tuning>, shape: &Shape, matrices: u32) -> u32 {
+        let wide = shape.units > 288; // many threads, so fewer registers
+        let wanted = given.map_or_else(
+            || match shape.packing.bits() {
+                _ if wide => 4,
+                ..=6 => 8,
+                7..=8 => 4,
+                _ => matrices,
+            },
+            |t| t.values.clamp(1, 8),
+        );
+        let mut values = wanted.max(matrices).min(device.lanes.max(matrices));
+        values = 1 << values.ilog2();
+        let divides = |values: u32| {
+            let rows = (values / matrices) as usize;
+            shape.rows.iter().all(|n| n.is_multiple_of(rows))
+        };
+        while values > matrices && !divides(values) {
+            values /= 2;
         }
-        // Measured on an H100 (benches/gpu_matvec.rs --search). Elsewhere smaller workgroups: a compiler may refuse the
-        // registers of 1024 threads.
-        let workgroup = if device.info.vendor == NVIDIA { 1024 } else { 256 };
-        let teams = (workgroup / device.lanes) as usize;
-        let most = if bits >= 8 || shape.pair { 2 } else { 4 };
-        let busy = |block: usize| shape.rows / (teams * block) >= ENOUGH_WORKGROUPS;
-        let sizes = [(4, 8), (4, 4), (2, 2)].into_iter().filter(|(rows, _)| *rows <= most);
-        let (rows, block_rows) = sizes.into_iter().find(|(_, b)| busy(*b as usize)).unwrap_or((1, 1));
-        Self { workgroup, rows, block_rows, share }
+        values
     }
-}
 
-/// Tokens that a workgroup takes, of a batch of `tokens`.
-pub(crate) fn tokens_at_once(tokens: usize) -> u32 {
-    match tokens {
-        0 | 1 => 1,
-        2 => 2,
-        3 | 4 => 4,
-        _ => 8,
+    fn outs(&self) -> u32 {
+        self.steps * self.values * self.slots
     }
-}
 
-/// Units of activations that fit the shared memory.
-pub(crate) fn tile(device: &Device, packing: Packing, tokens: u32, workgroup: u32) -> u32 {
-    let reduction = 4 * if device.subgroups { workgroup / device.lanes } else { workgroup };
-    let room = device.limits.max_compute_workgroup_storage_size.min(48 << 10).saturating_sub(reduction + 64);
-    let unit = tokens * (128 + 8 * packing.parts() as u32);
-    (room / unit).clamp(1, packing.units() as u32)
+    fn best_shares(&self) -> u32 {
+        1 << (self.workgroup / self.outs()).clamp(1, 8).ilog2()
+    }
+
+    /// Shared memory, as matvec.wgsl declares it and the sums over workgroups.
+    fn shared_bytes(&self, device: &Device, units: u32) -> u32 {
+        let kept = if device.subgroups { self.steps * self.workgroup } else { self.outs() * self.span };
+        let cells = (units.div_ceil(self.rounds) * 9).max(kept.div_ceil(4));
+        let reduction = if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
+        16 * cells + 4 * ((self.outs() + 1) * self.shares + self.workgroup + reduction)
+    }
+
+    /// Rows of a workgroup.
+    pub(crate) fn block(&self) -> usize {
+        (self.steps * self.step_rows * self.slots) as usize
+    }
+
+    /// The shader's constants.
+    pub(crate) fn constants(&self, device: &Device) -> Vec<(&'static str, u32)> {
+        vec![
+            ("STEP_ROWS", self.step_rows),
+            ("STEPS", self.steps),
+            ("SPAN", self.span),
+            ("SLOTS", self.slots),
+            ("WORKGROUP", self.workgroup),
+            ("LANES", device.lanes),
+            ("ROUNDS", self.rounds),
+            ("SHARES", self.shares),
+            ("FOLD", u32::from(device.subgroups)),
+        ]
+    }
 }

@@ -4,9 +4,9 @@ use naga::back::{msl, spv};
 use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::super::shader::{
-    ATTEND, COMBINE, EMBED, FEW, GATHER_ROWS, GROUP, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS,
-    LATENT_QUERY_TILED, Op, PRODUCT, Packing, READ, RMS_NORM, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT,
-    SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, VALUES, VALUES_TILED,
+    ATTEND, COMBINE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS,
+    LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED, Op, Packing, READ, RMS_NORM, ROUTE, SAMPLE_CHOOSE,
+    SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, VALUES, VALUES_TILED,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -23,23 +23,34 @@ fn formats() -> Vec<Format> {
     all
 }
 
-fn product(packing: Packing, numbers: [u32; 6], share: u32) -> Spec {
-    let [mode, tokens, pair, norm, add, chosen] = numbers;
+/// One token; numbers: mode, sources, pair, norm, add, shared.
+fn matvec(packing: Packing, numbers: [u32; 6], dot: Dot, subgroups: bool) -> (&'static Op, Spec) {
+    let [mode, sources, pair, norm, add, shared] = numbers;
+    let span = packing.units() as u32 * if mode == 2 { 3 } else { 1 };
+    let span = span.next_multiple_of(8);
     let constants = vec![
+        ("STEP_ROWS", 8 / (1 + pair)),
+        ("STEPS", 2),
+        ("SPAN", span),
+        ("SLOTS", 2),
+        ("WORKGROUP", 2 * span),
+        ("LANES", 8),
+        ("ROUNDS", 2),
+        ("SHARES", 2),
+        ("FOLD", u32::from(subgroups)),
         ("MODE", mode),
-        ("TOKENS", tokens),
-        ("TILE", 4),
-        ("WORKGROUP", 64),
-        ("LANES", 32),
-        ("ROWS", 2),
-        ("BLOCK_ROWS", 4),
-        ("SHARE", share),
         ("PAIR", pair),
         ("NORM", norm),
         ("ADD", add),
-        ("CHOSEN", chosen),
+        ("CHOICES", 3),
+        ("SHARED", shared),
+        ("SOURCES", sources),
+        ("SHARE", (8 / packing.bits() as u32).clamp(1, 4)),
     ];
-    Spec::new(&PRODUCT, constants).with_matrices(packing, 1 + pair)
+    let op = if packing.cols.is_multiple_of(4) { &MATVEC } else { &MATVEC_RAGGED };
+    let mut spec = Spec::new(op, constants).with_matrices(packing, sources * (1 + pair));
+    (spec.dot, spec.subgroups) = (Some(dot), subgroups);
+    (op, spec)
 }
 
 /// `few` and `tiled`; numbers: mode, pair, down, add.
@@ -87,15 +98,18 @@ fn head_products(packing: Packing) -> Vec<(&'static Op, Spec)> {
 
 /// Of every operation all that differ in more than a number.
 fn specialisations() -> Vec<(&'static Op, Spec)> {
-    let mut all = Vec::new();
+    let (mut all, mut specials) = (Vec::new(), Vec::new());
+    let ragged = Packing { format: Format::Float(FloatType::Bf16), cols: 77 };
+    specials.push(matvec(ragged, [0, 1, 0, 1, 0, 0], Dot::Float, true));
     for (i, format) in formats().into_iter().enumerate() {
         let packing = Packing { format, cols: if format.group() < 32 { 272 } else { 256 } };
-        let share = [1, 2, 4][i % 3];
-        let share = if format.code_bits() == 8 { share.min(2) } else { share };
-        all.push((&PRODUCT, product(packing, [0, 1, 0, 1, 0, 1], share)));
-        all.push((&PRODUCT, product(packing, [0, 8, 0, 0, 1, 1], share)));
-        all.push((&PRODUCT, product(packing, [1, 1, 1, 0, 0, 8], share)));
-        all.push((&PRODUCT, product(packing, [2, 1, 0, 0, 1, 8], share)));
+        let modes = [[0, 1, 0, 1, 0, 0], [0, 2, 0, 1, 0, 0], [1, 3, 1, 0, 0, 1], [2, 3, 0, 0, 1, 1]];
+        for (numbers, subgroups) in modes.into_iter().zip([true, false, true, false]) {
+            specials.push(matvec(packing, numbers, Dot::Float, subgroups == (i % 2 == 0)));
+            if packing.is_integer() {
+                specials.push(matvec(packing, numbers, Dot::Integer, subgroups));
+            }
+        }
         all.extend(
             [[0, 0, 0, 1], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]].map(|n| batched(packing, n)).concat(),
         );
@@ -136,6 +150,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     let without = all.clone();
     all.iter_mut().for_each(|(_, spec)| spec.subgroups = true);
     all.extend(without);
+    all.extend(specials);
     all
 }
 
@@ -145,7 +160,9 @@ fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
     let capabilities =
         Capabilities::IMMEDIATES | Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
-    validator.subgroup_operations(SubgroupOperationSet::BASIC | SubgroupOperationSet::ARITHMETIC);
+    validator.subgroup_operations(
+        SubgroupOperationSet::BASIC | SubgroupOperationSet::ARITHMETIC | SubgroupOperationSet::SHUFFLE,
+    );
     validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
     let info = validator.validate(&module).map_err(|e| e.emit_to_string(&source))?;
     let options = spv::Options { lang_version: (1, 3), ..Default::default() };

@@ -1,0 +1,170 @@
+//! Products of one token's activations with packed rows: which specialisation, which bindings, which grid.
+
+use std::sync::PoisonError;
+
+use super::recorder::Dispatch;
+use super::shader::{Dot, MATVEC, MATVEC_RAGGED, Packing, Spec};
+use super::tuning::{Shape, Sizes};
+use super::weights::Part;
+use super::{Gpu, GpuRouting, GpuTensor, GpuVector};
+use crate::{BackendError, Norm};
+
+type Result<T> = std::result::Result<T, BackendError>;
+
+/// Which rows meet which activations.
+#[derive(Clone, Copy)]
+pub(crate) enum Mode<'a> {
+    /// The rows of a matrix; and those of a second one, with outputs of its own, that read the same activations.
+    Rows { second: Option<(usize, &'a GpuTensor)> },
+    /// Those of the chosen experts, each with its own outputs.
+    Gather(Choices<'a>),
+    /// The chosen experts' results added up with their weights.
+    Sum(Choices<'a>),
+}
+
+/// The experts of a token, and which of them the sources hold.
+#[derive(Clone, Copy)]
+pub(crate) struct Choices<'a> {
+    pub(crate) routing: &'a GpuRouting,
+    /// The part of the experts that the first source is.
+    pub(crate) part_first: usize,
+    /// Experts of a part.
+    pub(crate) part_experts: usize,
+    /// Whether the last source is the shared expert, a choice of its own after the others.
+    pub(crate) shared: bool,
+}
+
+impl Choices<'_> {
+    fn count(&self) -> usize {
+        self.routing.chosen + usize::from(self.shared)
+    }
+}
+
+/// One binding's weights; with those of the second matrix of a SwiGLU.
+#[derive(Clone, Copy)]
+pub(crate) struct Source<'a> {
+    pub(crate) weights: &'a Part,
+    pub(crate) up: Option<&'a Part>,
+}
+
+/// One product.
+pub(crate) struct Matvec<'a> {
+    pub(crate) mode: Mode<'a>,
+    pub(crate) packing: Packing,
+    /// Outputs of a matrix or an expert.
+    pub(crate) rows: usize,
+    pub(crate) x: &'a GpuTensor,
+    pub(crate) out: &'a GpuTensor,
+    /// First column of the outputs.
+    pub(crate) out_first: usize,
+    pub(crate) norm: Option<&'a Norm<GpuVector>>,
+    /// All with the same bindings: with `up`, or without.
+    pub(crate) sources: &'a [Source<'a>],
+    /// Whether it is added to what is there.
+    pub(crate) add: bool,
+}
+
+/// Matrices of a dispatch.
+const MOST_MATRICES: usize = 6;
+/// Sources of a dispatch: places for their offsets.
+const MOST_SOURCES: usize = 4;
+
+impl Gpu {
+    /// Sources that one dispatch may have.
+    pub(crate) fn most_sources(&self, pair: bool) -> usize {
+        let bindings = self.recorder.device.limits.max_storage_buffers_per_shader_stage as usize;
+        let matrices = (bindings.saturating_sub(6) / 2).min(MOST_MATRICES);
+        (matrices / (1 + usize::from(pair))).clamp(1, MOST_SOURCES)
+    }
+
+    /// Sizes of a product; `None` if rows are too wide for this kernel.
+    fn sizes(&self, product: &Matvec<'_>) -> Option<Sizes> {
+        let units = product.packing.units();
+        let (units, outputs, second) = match product.mode {
+            Mode::Rows { second } => (units, product.rows, second.map_or(0, |(rows, _)| rows)),
+            Mode::Gather(choices) => (units, product.rows * choices.count(), 0),
+            Mode::Sum(choices) => (units * choices.count(), product.rows, 0),
+        };
+        let shape = Shape {
+            packing: product.packing,
+            units: units as u32,
+            rows: [product.rows, second],
+            outputs: outputs + second,
+            pair: product.sources.iter().any(|s| s.up.is_some()),
+        };
+        let given = *self.tuning.lock().unwrap_or_else(PoisonError::into_inner);
+        Sizes::choose(&self.recorder.device, given, &shape)
+    }
+
+    /// Records one product; `false` if its rows are too wide for this kernel. The caller has checked the shapes.
+    pub(crate) fn matvec(&self, product: &Matvec<'_>) -> Result<bool> {
+        let Some(sizes) = self.sizes(product) else { return Ok(false) };
+        if product.rows == 0 || product.packing.cols == 0 {
+            return Ok(false);
+        }
+        let pair = u32::from(product.sources.iter().any(|s| s.up.is_some()));
+        let none = &*self.nothing;
+        let (mode, choices) = match product.mode {
+            Mode::Rows { .. } => (0, None),
+            Mode::Gather(choices) => (1, Some(choices)),
+            Mode::Sum(choices) => (2, Some(choices)),
+        };
+        let second = if let Mode::Rows { second } = product.mode { second } else { None };
+        let mut constants = sizes.constants(&self.recorder.device);
+        constants.extend([
+            ("MODE", mode),
+            ("PAIR", pair),
+            ("NORM", u32::from(product.norm.is_some())),
+            ("ADD", u32::from(product.add)),
+            ("CHOICES", choices.map_or(1, |c| c.count() as u32)),
+            ("SHARED", u32::from(choices.is_some_and(|c| c.shared))),
+            ("SOURCES", product.sources.len() as u32),
+            ("SHARE", (8 / product.packing.bits().max(1) as u32).clamp(1, 4)),
+        ]);
+        let aligned = product.packing.cols.is_multiple_of(4);
+        let op = if aligned { &MATVEC } else { &MATVEC_RAGGED };
+        let mut spec = Spec::new(op, constants)
+            .with_matrices(product.packing, product.sources.len() as u32 * (1 + pair));
+        spec.dot = Some(if sizes.integer { Dot::Integer } else { Dot::Float });
+        let norm = product.norm.map_or(none, |n| &*n.weight.buffer);
+        let (ids, weights) = choices.map_or((none, none), |c| (&*c.routing.ids, &*c.routing.weights));
+        let second_out = second.map_or(&*product.out.buffer, |(_, out)| &*out.buffer);
+        let mut buffers = vec![&*product.x.buffer, &*product.out.buffer, second_out, norm, ids, weights];
+        for source in product.sources {
+            let parts = std::iter::once(source.weights).chain(source.up);
+            buffers.extend(parts.flat_map(|part| [&*part.codes, &*part.scales]));
+        }
+        let blocks = product.rows.div_ceil(sizes.block());
+        let second_blocks = second.map_or(0, |(rows, _)| rows.div_ceil(sizes.block()));
+        let grid = match product.mode {
+            Mode::Rows { .. } => [blocks + second_blocks, 1, 1],
+            Mode::Gather(choices) => [blocks, choices.count(), 1],
+            Mode::Sum(_) => [blocks, 1, 1],
+        };
+        let params = product.params(blocks, second.map_or(0, |(rows, _)| rows));
+        self.recorder.dispatch(Dispatch { op, spec, buffers: &buffers, params: &params, grid })?;
+        Ok(true)
+    }
+}
+
+impl Matvec<'_> {
+    fn params(&self, second_block: usize, second_rows: usize) -> [u32; 16] {
+        let (part_first, part_experts) = match self.mode {
+            Mode::Rows { .. } => (0, 1),
+            Mode::Gather(choices) | Mode::Sum(choices) => (choices.part_first, choices.part_experts),
+        };
+        let numbers = [self.rows, self.out_first, second_block, second_rows, part_first, part_experts]
+            .map(|n| n as u32);
+        let base = |of: fn(&Part) -> u32| -> [u32; MOST_SOURCES] {
+            std::array::from_fn(|i| self.sources.get(i).map_or(0, |source| of(source.weights)))
+        };
+        let eps = self.norm.map_or(0.0, |n| n.eps).to_bits();
+        let mut params = [0; 16];
+        params[..6].copy_from_slice(&numbers);
+        params[6] = eps;
+        params[7] = self.x.first as u32;
+        params[8..12].copy_from_slice(&base(|part| part.scale_base));
+        params[12..].copy_from_slice(&base(|part| part.bias_base));
+        params
+    }
+}

@@ -1,0 +1,12 @@
+// Activations four at a time, where all rows begin at a multiple of four.
+
+alias X = vec4<f32>;
+
+// A quad of a row that begins at value `start`.
+fn quad_of_x(start: u32, quad: u32) -> vec4<f32> {
+    return x[(start >> 2u) + quad];
+}
+
+fn quad_of_norm(quad: u32) -> vec4<f32> {
+    return norm_weight[quad];
+}

@@ -1,0 +1,20 @@
+// Activations four at a time, where rows begin anywhere: what is beyond a row is 0.
+
+alias X = f32;
+
+// A quad of a row of COLS values that begins at value `start`.
+fn quad_of_x(start: u32, quad: u32) -> vec4<f32> {
+    var value = vec4(0.0);
+    for (var i = 0u; i < min(4u, COLS - 4u * quad); i++) {
+        value[i] = x[start + 4u * quad + i];
+    }
+    return value;
+}
+
+fn quad_of_norm(quad: u32) -> vec4<f32> {
+    var value = vec4(0.0);
+    for (var i = 0u; i < min(4u, COLS - 4u * quad); i++) {
+        value[i] = norm_weight[4u * quad + i];
+    }
+    return value;
+}
