@@ -17,8 +17,8 @@ type Constants = Vec<(&'static str, u32)>;
 /// Workgroups from which on heads share a cached key among 32 rather than 16.
 const ENOUGH_WORKGROUPS: usize = 256;
 
-/// Columns of a tile of a per-head product (shaders/tiled_rows.wgsl).
-const TILE_COLUMNS: usize = 64;
+/// Multiply-adds of a dispatch of attention: more are several, so that a submission can end between them.
+const DISPATCH_PRODUCTS: f64 = 5e11;
 
 /// Tokens from which on a per-head product takes tiles of them.
 const MANY_TOKENS: usize = 5;
@@ -40,8 +40,8 @@ impl Tile {
     /// Bytes of shared memory: a slab of both operands, or the teams' sums.
     fn bytes(self) -> usize {
         let teams = self.workgroup / (self.rows / 4 * (self.columns / 4));
-        let sums = teams * self.rows * (self.columns + 8);
-        4 * sums.max(4 * self.slab * (self.rows + 1 + self.columns + 1))
+        let slab = self.slab * (self.rows + 1 + self.columns + 4);
+        16 * slab.max(teams * self.rows * self.columns / 4)
     }
 
     fn constants(self) -> Constants {
@@ -122,52 +122,62 @@ impl Gpu {
         let tile = self.attention_tile(heads, segments)?;
         let cells = heads.latent.div_ceil(4);
         // At least four heads a thread: their weights are read together.
-        let span = cells.next_power_of_two().max(4 * tile.workgroup / tile.rows).min(tile.workgroup);
+        let span = cells.next_power_of_two().max(4 * tile.workgroup / tile.columns).min(tile.workgroup);
         let parts = self.tensor(segments, heads.heads * 4 * cells)?.buffer;
         let stats = self.tensor(segments, heads.heads * 2)?.buffer;
         let mut constants = tile.constants();
         constants.extend([
+            ("BY_COLUMNS", 0),
             ("LATENT", heads.latent as u32),
             ("ROPE", heads.rope as u32),
             ("SPAN", span as u32),
             ("PAGE", cache.shape.page_tokens as u32),
         ]);
-        self.recorder.dispatch(Dispatch {
-            op: &ATTEND,
-            spec: Spec::new(&ATTEND, constants),
-            buffers: &[&q.buffer, &parts, &stats, &cache.buffer, &layout.words],
-            params: &[heads.heads as u32, segments as u32, layout.segments as u32, scale.to_bits()],
-            grid: [
-                segments.min(GRID_Y as usize),
-                heads.heads.div_ceil(tile.rows),
-                segments.div_ceil(GRID_Y as usize),
-            ],
-        })?;
+        let blocks = heads.heads.div_ceil(tile.columns);
+        let products = layout.positions as f64 * (heads.heads * (2 * heads.latent + heads.rope)) as f64;
+        let some = (DISPATCH_PRODUCTS / products * segments as f64) as usize;
+        let some = some.clamp(ENOUGH_WORKGROUPS.div_ceil(blocks.max(1)), GRID_Y as usize);
+        for first in (0..segments).step_by(some) {
+            let count = some.min(segments - first);
+            self.recorder.count(products * count as f64 / segments as f64);
+            self.recorder.dispatch(Dispatch {
+                op: &ATTEND,
+                spec: Spec::new(&ATTEND, constants.clone()),
+                buffers: &[&q.buffer, &parts, &stats, &cache.buffer, &layout.words],
+                params: &[
+                    heads.heads as u32,
+                    layout.segments as u32,
+                    first as u32,
+                    count as u32,
+                    scale.to_bits(),
+                ],
+                grid: [count, blocks, 1],
+            })?;
+        }
         Ok(GpuAttended { tokens: q.rows, heads: heads.heads, latent: heads.latent, parts, stats, layout })
     }
 
-    /// Heads by positions: the largest tile that fits the shared memory, or fewer heads where there would be too few
+    /// Positions by heads: the largest tile that fits the shared memory, or fewer heads where there would be too few
     /// workgroups.
     fn attention_tile(&self, heads: HeadShape, segments: usize) -> Result<Tile> {
         const TILES: [Tile; 9] = [
-            Tile::new(256, 32, 64, 16),
+            Tile::new(256, 64, 32, 16),
             Tile::new(256, 32, 32, 16),
-            Tile::new(256, 16, 64, 16),
-            Tile::new(256, 16, 32, 16),
-            Tile::new(256, 8, 64, 16),
-            Tile::new(256, 8, 32, 16),
-            Tile::new(128, 16, 32, 8),
-            Tile::new(128, 8, 32, 8),
-            Tile::new(64, 8, 32, 8),
+            Tile::new(256, 64, 16, 16),
+            Tile::new(256, 32, 16, 16),
+            Tile::new(256, 64, 8, 16),
+            Tile::new(256, 32, 8, 16),
+            Tile::new(128, 32, 16, 8),
+            Tile::new(128, 32, 8, 8),
+            Tile::new(64, 32, 8, 8),
         ];
         let wanted = match heads.heads {
             0..=8 => 8,
             n if n > 16 && n.div_ceil(32) * segments >= ENOUGH_WORKGROUPS => 32,
             _ => 16,
         };
-        self.fitting(TILES.into_iter().filter(|tile| tile.rows <= wanted), |tile| {
-            let weights = 16 * tile.columns * (tile.rows / 4 + 1);
-            4 * (tile.columns + tile.workgroup + tile.rows) + weights
+        self.fitting(TILES.into_iter().filter(|tile| tile.columns <= wanted), |tile| {
+            4 * tile.rows + 16 * (16 * tile.columns / 4 + tile.columns / 4)
         })
     }
 
@@ -230,6 +240,9 @@ impl Gpu {
     ) -> Result<()> {
         let Part { codes, scales, scale_base, bias_base, .. } = product.matrix.whole(product.name)?;
         let (op, constants, columns, tokens) = self.head_product_sizes(product)?;
+        let inner = if product.by_inputs { product.heads.nope } else { product.matrix.cols() };
+        let products = product.tokens * product.heads.heads * inner * product.outputs;
+        self.recorder.count(products as f64);
         let numbers = [product.tokens, product.heads.heads, rows[0], rows[1]].map(|n| n as u32);
         self.recorder.dispatch(Dispatch {
             op,
@@ -261,18 +274,25 @@ impl Gpu {
         ]);
         if product.tokens >= MANY_TOKENS {
             let tile = self.product_tile(product.tokens)?;
-            let input_rows = u32::from(product.by_inputs);
+            let by_columns = u32::from(product.by_inputs);
             let tokens = tile.rows as u32;
+            // Few tokens may have many segments each.
+            let depth = if product.tokens <= 32 { 4 } else { 1 };
             constants.extend(tile.constants());
-            constants.extend([("TOKENS", tokens), ("INPUT_ROWS", input_rows), ("SLICES", 1), ("DEPTH", 1)]);
+            constants.extend([
+                ("TOKENS", tokens),
+                ("BY_COLUMNS", by_columns),
+                ("SLICES", 1),
+                ("DEPTH", depth),
+            ]);
             return Ok((product.tiled, constants, tile.columns, tile.rows));
         }
-        let tokens = product.tokens.next_power_of_two().max(1);
+        let little = (device.limits.max_compute_workgroup_storage_size as usize) < 24 << 10;
+        let tokens = if little { 1 } else { product.tokens.next_power_of_two().max(1) };
         constants.push(("TOKENS", tokens as u32));
         if product.by_inputs {
             const BLOCK_UNITS: usize = 4;
-            let room = device.limits.max_compute_workgroup_storage_size as usize;
-            let workgroup = if room < 24 << 10 { 64 } else { 128 };
+            let workgroup = if little { 64 } else { 128 };
             constants.extend([("WORKGROUP", workgroup), ("BLOCK_UNITS", BLOCK_UNITS as u32)]);
             return Ok((product.few, constants, 32 * BLOCK_UNITS, tokens));
         }
@@ -292,11 +312,13 @@ impl Gpu {
 
     /// Tokens by outputs: no more tokens than there are, if a smaller tile has them all.
     fn product_tile(&self, tokens: usize) -> Result<Tile> {
-        const TILES: [Tile; 4] = [
-            Tile::new(256, 64, TILE_COLUMNS, 16),
-            Tile::new(256, 32, TILE_COLUMNS, 16),
-            Tile::new(256, 8, TILE_COLUMNS, 16),
-            Tile::new(128, 8, TILE_COLUMNS, 8),
+        const TILES: [Tile; 6] = [
+            Tile::new(256, 64, 64, 16),
+            Tile::new(256, 32, 64, 16),
+            Tile::new(256, 8, 64, 32),
+            Tile::new(256, 8, 32, 32),
+            Tile::new(256, 8, 64, 16),
+            Tile::new(128, 8, 64, 8),
         ];
         let wanted = match tokens {
             0..=8 => 8,

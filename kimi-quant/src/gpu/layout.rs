@@ -27,6 +27,8 @@ pub(crate) struct DeviceLayout {
     pub(crate) segments: usize,
     /// Number of segments.
     pub(crate) segment_count: usize,
+    /// Positions that all tokens attend to.
+    pub(crate) positions: usize,
 }
 
 impl DeviceLayout {
@@ -45,7 +47,8 @@ impl DeviceLayout {
             (page * layout.page_tokens() + offset) as u32
         }));
 
-        let length = segment_length(layout);
+        let positions = layout.positions().iter().map(|&p| p as usize + 1).sum();
+        let length = segment_length(positions);
         let counts = layout.positions().iter().map(|&p| (p as usize + 1).div_ceil(length));
         let firsts = words.len();
         words.push(0);
@@ -71,15 +74,14 @@ impl DeviceLayout {
         layout.tables().iter().for_each(|table| words.extend_from_slice(table));
         let (layout, rope) = (layout.clone(), rope.clone());
         let words = upload_words(gpu, &words)?;
-        Ok(Self { layout, rope, words, slots, firsts, segments, segment_count })
+        Ok(Self { layout, rope, words, slots, firsts, segments, segment_count, positions })
     }
 }
 
-/// Positions of a segment. A batch has no more than [`MOST_SEGMENTS`] besides one a token, so that their results stay
+/// Positions of a segment in a batch whose tokens attend to so many. It has no more than [`MOST_SEGMENTS`] besides one a token, so that their results stay
 /// small; short contexts are cut into half as many, since putting a segment together costs as much as some dozen
 /// positions.
-fn segment_length(layout: &TokenLayout) -> usize {
-    let positions: usize = layout.positions().iter().map(|&p| p as usize + 1).sum();
+fn segment_length(positions: usize) -> usize {
     positions.div_ceil(MOST_SEGMENTS).max(positions.div_ceil(MOST_SEGMENTS / 2).clamp(32, 64))
 }
 
@@ -108,21 +110,16 @@ impl Gpu {
 #[cfg(test)]
 mod tests {
     use super::{MOST_SEGMENTS, segment_length};
-    use crate::TokenLayout;
 
     #[test]
     fn segments_stay_few() {
-        let prompt = [(0, 512)];
-        let mixed = [(131_071, 1), (0, 500), (4096, 12)];
-        for sequences in [&[(0, 1)][..], &[(1599, 1)], &[(131_071, 1)], &[(2000, 1); 32], &prompt, &mixed] {
-            let mut layout = TokenLayout::new(64);
-            for &(start, count) in sequences {
-                layout.push(start, count, &vec![0; 2049]).unwrap();
-            }
-            let length = segment_length(&layout);
-            let counts = layout.positions().iter().map(|&p| (p as usize + 1).div_ceil(length));
+        let prompt: Vec<usize> = (1..=512).collect();
+        let mixed = [&[131_072][..], &prompt, &[4097, 4098, 4099]].concat();
+        for tokens in [&[1][..], &[1600], &[131_072], &[2000; 32], &prompt, &mixed] {
+            let length = segment_length(tokens.iter().sum());
+            let counts = tokens.iter().map(|positions| positions.div_ceil(length));
             assert!(counts.clone().all(|n| (1..=MOST_SEGMENTS).contains(&n)));
-            assert!(counts.sum::<usize>() <= MOST_SEGMENTS + layout.len());
+            assert!(counts.sum::<usize>() <= MOST_SEGMENTS + tokens.len());
         }
     }
 }

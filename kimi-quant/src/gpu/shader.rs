@@ -49,7 +49,7 @@ op!(EMBED, "embed", [false, true], 1, false, 5);
 op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "input_rows");
 op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "output_rows");
 op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 11, with "tile", with "tiled_rows");
-op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 4, with "tile");
+op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 5, with "tile");
 op!(VALUES, "values", [false, true, false, false], 1, false, 8, with "output_rows");
 op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 8, with "tile", with "tiled_rows");
 op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 2);

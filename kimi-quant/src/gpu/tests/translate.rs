@@ -89,10 +89,10 @@ fn head_products(packing: Packing) -> Vec<(&'static Op, Spec)> {
     vec![
         spec(&LATENT_QUERY_BY_INPUTS, &few),
         spec(&LATENT_QUERY_BY_OUTPUTS, &few),
-        spec(&LATENT_QUERY_TILED, &[&tile[..], &[("INPUT_ROWS", 0)]].concat()),
-        spec(&LATENT_QUERY_TILED, &[&tile[..], &[("INPUT_ROWS", 1)]].concat()),
+        spec(&LATENT_QUERY_TILED, &[&tile[..], &[("BY_COLUMNS", 0)]].concat()),
+        spec(&LATENT_QUERY_TILED, &[&tile[..], &[("BY_COLUMNS", 1)]].concat()),
         spec(&VALUES, &[&few[..], &slices].concat()),
-        spec(&VALUES_TILED, &[&tile[..], &whole, &[("INPUT_ROWS", 0)]].concat()),
+        spec(&VALUES_TILED, &[&tile[..], &whole, &[("BY_COLUMNS", 0)]].concat()),
     ]
 }
 
@@ -125,9 +125,15 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     all.push((&GATHER_ROWS, Spec::new(&GATHER_ROWS, vec![group])));
     all.push((&GROUP, Spec::new(&GROUP, vec![group, ("EXPERTS", 384)])));
     all.push((&COMBINE, Spec::new(&COMBINE, vec![group, ("CHOSEN", 8)])));
-    for (tile, rope) in [([256, 32, 64, 16], 64), ([64, 8, 32, 8], 6)] {
+    for (tile, rope) in [([256, 64, 32, 16], 64), ([64, 32, 8, 8], 6)] {
         let names = ["WORKGROUP", "TILE_ROWS", "TILE_COLUMNS", "SLAB"];
-        let sizes = vec![("LATENT", 512), ("ROPE", rope), ("SPAN", tile[0].min(128)), ("PAGE", 16)];
+        let sizes = vec![
+            ("BY_COLUMNS", 0),
+            ("LATENT", 512),
+            ("ROPE", rope),
+            ("SPAN", tile[0].min(128)),
+            ("PAGE", 16),
+        ];
         let constants = [names.into_iter().zip(tile).collect(), sizes].concat();
         all.push((&ATTEND, Spec::new(&ATTEND, constants)));
     }
