@@ -6,6 +6,8 @@
 // unit is on its way while this one is multiplied. With PAIR two matrices are multiplied and the result is
 // silu(first) * second; with COUNTED a workgroup skips the lines it does not have.
 
+alias Input = f32;
+
 const ACROSS = LINES / BLOCK_LINES;    // threads along the lines
 const DOWN = TILE_ROWS / BLOCK_ROWS;   // threads along the rows
 const RESULTS = BLOCK_LINES * BLOCK_ROWS;
@@ -28,19 +30,6 @@ struct Fetched {
     scales: array<vec2<f32>, LOADS * PARTS>,
     up_scales: array<vec2<f32>, LOADS * PARTS>,
     values: array<f32, INPUTS>,
-}
-
-fn multiply(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
-    return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, sum))));
-}
-
-// A quad's values: `place` is what the codes' places multiply them by.
-fn weighed(raw: vec4<f32>, scale: vec2<f32>, place: vec4<f32>) -> vec4<f32> {
-    if (!INTEGER) {
-        return raw * scale.x;
-    }
-    let factor = place * scale.x;
-    return fma(raw, factor, vec4(scale.y) - factor);
 }
 
 fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32) -> Fetched {

@@ -13,6 +13,8 @@ pub struct GpuOptions {
     pub adapter: Option<String>,
     /// Uses plain shared memory even where the adapter has subgroups.
     pub no_subgroups: bool,
+    /// Multiplies without cooperative matrices even where the adapter has them.
+    pub no_cooperative: bool,
     /// Bytes of the largest binding, where that is less than the adapter's limit: weights above it are split.
     pub max_binding: Option<u64>,
     /// Sizes of the product kernels; chosen by format and shape where it is `None`.
@@ -28,6 +30,8 @@ pub(crate) struct Device {
     /// Threads that one row's sum is spread over: the size of a subgroup where there are subgroups.
     pub(crate) lanes: u32,
     pub(crate) subgroups: bool,
+    /// Whether it has the cooperative matrices of `cooperative.wgsl`.
+    pub(crate) cooperative: bool,
     failure: Arc<Mutex<Option<String>>>,
 }
 
@@ -88,7 +92,9 @@ impl Device {
             ));
         }
         let wanted = wgpu::Features::IMMEDIATES | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
-        let features = has & wanted;
+        let mut features = has & wanted;
+        let cooperative = !options.no_cooperative && has_cooperative(adapter);
+        features.set(COOPERATIVE, cooperative);
         let mut limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
         let binding = &mut limits.max_storage_buffer_binding_size;
         *binding = options.max_binding.unwrap_or(u64::MAX).min(*binding);
@@ -96,6 +102,12 @@ impl Device {
             label: Some("kimi"),
             required_features: features,
             required_limits: limits.clone(),
+            experimental_features: match cooperative {
+                // SAFETY: what is experimental are cooperative matrices. Only cooperative.wgsl uses them, in uniform
+                // control flow, on shared memory that it has written, and only where the adapter lists their shape.
+                true => unsafe { wgpu::ExperimentalFeatures::enabled() },
+                false => wgpu::ExperimentalFeatures::disabled(),
+            },
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -112,7 +124,8 @@ impl Device {
             }
         });
         let (lanes, subgroups) = subgroup_lanes(&info, features, options);
-        Ok(Self { device, queue, info, limits, lanes, subgroups, failure })
+        let cooperative = cooperative && subgroups && lanes == 32;
+        Ok(Self { device, queue, info, limits, lanes, subgroups, cooperative, failure })
     }
 
     /// The first error that the device reported outside of a call's own result.
@@ -126,6 +139,20 @@ impl Device {
     pub(crate) fn name(&self) -> String {
         describe(&self.info)
     }
+}
+
+/// What `cooperative.wgsl` needs.
+const COOPERATIVE: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// Whether the adapter multiplies 16x16 matrices of f16 into f32.
+fn has_cooperative(adapter: &wgpu::Adapter) -> bool {
+    adapter.features().contains(COOPERATIVE)
+        && adapter.cooperative_matrix_properties().iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [16; 3]
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+        })
 }
 
 /// Lanes of a row, and whether they are a subgroup: only where its size is certain. Apple's GPUs have 32 lanes, though the

@@ -14,6 +14,7 @@ mod moe;
 mod pace;
 mod pool;
 mod product;
+mod range;
 mod recorder;
 mod shader;
 #[cfg(test)]

@@ -11,6 +11,8 @@ pub(crate) struct Op {
     /// The file's name.
     pub(crate) name: &'static str,
     text: &'static str,
+    /// Extensions of the language that it needs.
+    enables: &'static str,
     /// What it shares with others, before its text.
     include: &'static str,
     /// Of each binding of its own whether it is written.
@@ -18,19 +20,20 @@ pub(crate) struct Op {
     /// Packed matrices; their bindings follow its own, two each.
     matrices: u32,
     /// Whether it sums over threads.
-    sums: bool,
+    pub(crate) sums: bool,
     /// Words of immediate data.
     pub(crate) params: usize,
 }
 
 macro_rules! op {
     ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal) => {
-        op!($constant, $file, $writes, $matrices, $sums, $params, "");
+        op!($constant, $file, $writes, $matrices, $sums, $params, "", "");
     };
-    ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal, $include:expr) => {
+    ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal, $include:expr, $enables:literal) => {
         pub(crate) static $constant: Op = Op {
             name: $file,
             text: include_str!(concat!("../../../shaders/", $file, ".wgsl")),
+            enables: $enables,
             include: $include,
             writes: &$writes,
             matrices: $matrices,
@@ -41,8 +44,19 @@ macro_rules! op {
 }
 
 op!(PRODUCT, "product", [false, true, false, false, false], 2, true, 15);
-op!(FEW, "few", [false, true, false, false, false], 2, true, 14, LINES);
-op!(TILED, "tiled", [false, true, false, false, false], 2, false, 14, LINES);
+op!(FEW, "few", [false, true, false, false, false], 2, true, 14, LINES, "");
+op!(TILED, "tiled", [false, true, false, false, false], 2, false, 14, LINES, "");
+op!(
+    COOPERATIVE,
+    "cooperative",
+    [false, true, false, false, false, false],
+    2,
+    false,
+    14,
+    LINES,
+    "enable f16;\nenable wgpu_cooperative_matrix;\n"
+);
+op!(HALVES, "halves", [false, true, true], 0, false, 3, "", "enable f16;\n");
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 5);
@@ -179,7 +193,7 @@ impl Spec {
 
     /// The whole shader.
     pub(crate) fn source(&self, op: &Op) -> String {
-        let mut text = String::new();
+        let mut text = op.enables.to_owned();
         let mut constant = |name: &str, value: u32| text.push_str(&format!("const {name} = {value}u;\n"));
         constant("GRID_Y", GRID_Y);
         self.constants.iter().for_each(|(name, value)| constant(name, *value));

@@ -4,8 +4,8 @@ use naga::back::{msl, spv};
 use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::super::shader::{
-    ABSORB, ATTEND, ATTEND_MERGE, COMBINE, EMBED, FEW, GATHER_ROWS, GROUP, Op, PRODUCT, Packing, READ,
-    RMS_NORM, ROTATE, ROUTE, STORE_LATENT, SWIGLU, Spec, TILED,
+    ABSORB, ATTEND, ATTEND_MERGE, COMBINE, COOPERATIVE, EMBED, FEW, GATHER_ROWS, GROUP, HALVES, Op, PRODUCT,
+    Packing, READ, RMS_NORM, ROTATE, ROUTE, STORE_LATENT, SWIGLU, Spec, TILED,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -41,8 +41,8 @@ fn product(packing: Packing, numbers: [u32; 6], share: u32) -> Spec {
     Spec::new(&PRODUCT, constants).with_matrices(packing, 1 + pair)
 }
 
-/// `few` and `tiled`; numbers: mode, pair, down, add.
-fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 2] {
+/// Of each kernel of batches; numbers: mode, pair, down, add.
+fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 3] {
     let [mode, pair, down, add] = numbers;
     let common = vec![
         ("MODE", mode),
@@ -58,8 +58,12 @@ fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 2] {
     let tiled =
         vec![("LINES", 32), ("WORKGROUP", 64), ("TILE_ROWS", 64), ("BLOCK_ROWS", 8), ("BLOCK_LINES", 4)];
     let few = Spec::new(&FEW, [common.clone(), few].concat()).with_matrices(packing, 1 + pair);
-    let tiled = Spec::new(&TILED, [common, tiled].concat()).with_matrices(packing, 1 + pair);
-    [(&FEW, few), (&TILED, tiled)]
+    let tiled = Spec::new(&TILED, [common.clone(), tiled].concat()).with_matrices(packing, 1 + pair);
+    let cooperative =
+        vec![("LINES", 16 << (mode + pair)), ("WORKGROUP", 128), ("SPLIT", down), ("FACTOR", 16)];
+    let cooperative =
+        Spec::new(&COOPERATIVE, [common, cooperative].concat()).with_matrices(packing, 1 + pair);
+    [(&FEW, few), (&TILED, tiled), (&COOPERATIVE, cooperative)]
 }
 
 /// Of every operation all that differ in more than a number.
@@ -91,6 +95,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     all.push((&GATHER_ROWS, Spec::new(&GATHER_ROWS, vec![group])));
     all.push((&ATTEND_MERGE, Spec::new(&ATTEND_MERGE, vec![group, ("LATENT", 512)])));
     all.push((&GROUP, Spec::new(&GROUP, vec![group, ("EXPERTS", 384)])));
+    all.push((&HALVES, Spec::new(&HALVES, vec![group])));
     all.push((&COMBINE, Spec::new(&COMBINE, vec![group, ("CHOSEN", 8)])));
     for (heads, positions) in [(8, 8), (1, 1)] {
         let sizes = vec![("WORKGROUP", 128), ("LATENT", 512), ("ROPE", 64), ("PAGE", 16)];
@@ -101,7 +106,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         let sizes = vec![("EXPERTS", experts), ("GROUPS", groups), ("KEPT", 1), ("CHOSEN", 2)];
         all.push((&ROUTE, Spec::new(&ROUTE, [vec![group], sizes].concat())));
     }
-    let without = all.clone();
+    let without: Vec<_> = all.iter().filter(|(op, _)| op.sums).cloned().collect();
     all.iter_mut().for_each(|(_, spec)| spec.subgroups = true);
     all.extend(without);
     all
@@ -110,8 +115,11 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
 fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
     let source = spec.source(op);
     let module = naga::front::wgsl::parse_str(&source).map_err(|e| e.emit_to_string(&source))?;
-    let capabilities =
-        Capabilities::IMMEDIATES | Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let capabilities = Capabilities::IMMEDIATES
+        | Capabilities::SUBGROUP
+        | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+        | Capabilities::SHADER_FLOAT16
+        | Capabilities::COOPERATIVE_MATRIX;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     validator.subgroup_operations(SubgroupOperationSet::BASIC | SubgroupOperationSet::ARITHMETIC);
     validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
