@@ -32,35 +32,33 @@ struct Fetched {
     values: array<vec4<f16>, INPUTS>,
 }
 
-fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32) -> Fetched {
-    var fetched: Fetched;
+fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32, fetched: ptr<function, Fetched>) {
     let second = PAIR == 1u && (thread & 16u) != 0u;
     let local = select(thread, (thread >> 5u) * 16u + (thread & 15u), PAIR == 1u);
     let row = lines.first_row + min(row_at + local, p.rows - 1u);
     if (second) {
-        fetched.words = up_load(row * UNITS + unit);
+        (*fetched).words = up_load(row * UNITS + unit);
     } else {
-        fetched.words = gate_load(row * UNITS + unit);
+        (*fetched).words = gate_load(row * UNITS + unit);
     }
     for (var part = 0u; part < PARTS; part++) {
         if (second) {
-            fetched.scales[part] = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+            (*fetched).scales[part] = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
         } else {
-            fetched.scales[part] = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+            (*fetched).scales[part] = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
         }
     }
     for (var i = 0u; i < INPUTS; i++) {
-        fetched.values[i] = x[inputs[(thread >> 4u) + i * (WORKGROUP / 16u)] + unit * 16u + (thread & 15u)];
+        (*fetched).values[i] = x[inputs[(thread >> 4u) + i * (WORKGROUP / 16u)] + unit * 16u + (thread & 15u)];
     }
-    return fetched;
 }
 
 // Decodes what was fetched into shared memory.
-fn lay(thread: u32, fetched: Fetched) {
+fn lay(thread: u32, fetched: ptr<function, Fetched>) {
     let place = place_factors();
-    var words = fetched.words;
+    var words = (*fetched).words;
     for (var j = 0u; j < 8u; j++) {
-        let value = f32(FACTOR) * weighed(quad(&words, j), fetched.scales[j / PART_QUADS], place);
+        let value = f32(FACTOR) * weighed(quad(&words, j), (*fetched).scales[j / PART_QUADS], place);
         let at = thread * PITCH + 2u * j;
         let first = vec2<f16>(value.xy);
         let second = vec2<f16>(value.zw);
@@ -73,8 +71,8 @@ fn lay(thread: u32, fetched: Fetched) {
     }
     for (var i = 0u; i < INPUTS; i++) {
         let at = ((thread >> 4u) + i * (WORKGROUP / 16u)) * PITCH + (thread & 15u);
-        x_upper[at] = fetched.values[i].xy;
-        x_lower[at] = fetched.values[i].zw;
+        x_upper[at] = (*fetched).values[i].xy;
+        x_lower[at] = (*fetched).values[i].zw;
     }
 }
 
@@ -138,13 +136,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let some2 = (LINES > 32u) & (lines.count > 32u);
     let some3 = (LINES > 48u) & (lines.count > 48u);
     let rows_at = (thread >> 5u) * 32u; // of the subgroup
-    var fetched = fetch(lines, row_at, thread, 0u);
+    var fetched: Fetched;
+    fetch(lines, row_at, thread, 0u, &fetched);
     for (var unit = 0u; unit < UNITS; unit++) {
         workgroupBarrier();
-        lay(thread, fetched);
+        lay(thread, &fetched);
         workgroupBarrier();
         if (unit + 1u < UNITS) {
-            fetched = fetch(lines, row_at, thread, unit + 1u);
+            fetch(lines, row_at, thread, unit + 1u, &fetched);
         }
         for (var slice = 0u; slice < 16u; slice += 8u) {
             let at = rows_at * PITCH + slice;

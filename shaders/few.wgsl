@@ -144,9 +144,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // Lane i keeps result i, so that all are written at once.
     var mine = 0.0;
     for (var i = 0u; i < RESULTS; i++) {
-        var result = lanes_sum(acc[i], thread);
-        if (PAIR == 1u) {
-            result = swiglu(result, lanes_sum(up_acc[i], thread));
+        var result = 0.0;
+        if (COUNTED == 0u || i % LINES < lines.count) {
+            result = lanes_sum(acc[i], thread);
+            if (PAIR == 1u) {
+                result = swiglu(result, lanes_sum(up_acc[i], thread));
+            }
         }
         mine = select(mine, result, lane == i % LANES);
         if (i % LANES == LANES - 1u || i + 1u == RESULTS) {

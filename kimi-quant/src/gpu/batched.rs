@@ -119,18 +119,20 @@ impl BatchKernel {
     /// For `tokens` tokens and `rows` outputs in all.
     fn dense(tokens: usize, rows: usize) -> Self {
         // Below this, tiles are too few to keep a GPU busy, or mostly empty.
-        let busy = rows.div_ceil(128) * tokens.div_ceil(16) >= ENOUGH_WORKGROUPS / 2;
+        let busy = rows.div_ceil(128) * tokens.div_ceil(16) >= ENOUGH_WORKGROUPS;
         if tokens > 2 * FEW_LINES && busy { Self::Tiled } else { Self::Few }
     }
 
     /// The kernel for experts, and the most pairs that a workgroup takes.
     fn grouped(given: Option<Self>, routing: &GpuRouting, experts: usize) -> (Self, usize) {
-        let mean = routing.tokens * routing.chosen / experts.max(1);
-        let kernel = given.unwrap_or(if mean < 4 { Self::Few } else { Self::Tiled });
+        // Pairs of an expert; few have twice as many and more.
+        let mean = (routing.tokens * routing.chosen) as f64 / experts.max(1) as f64;
+        let kernel = given.unwrap_or(if mean < 4.0 { Self::Few } else { Self::Tiled });
         let lines = match kernel {
-            Self::Few if mean < 1 => 4.min(routing.tokens),
+            Self::Few if mean < 0.3 => 2.min(routing.tokens),
+            Self::Few if mean < 1.0 => 4.min(routing.tokens),
             Self::Few => FEW_LINES.min(routing.tokens),
-            _ if mean < 8 => 16,
+            _ if mean < 8.0 => 16,
             _ => 32,
         };
         (kernel, lines.max(1))

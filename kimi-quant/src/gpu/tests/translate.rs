@@ -55,8 +55,10 @@ fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 3] {
         ("SHARE", 1),
     ];
     let few = vec![("LINES", 3), ("WORKGROUP", 64), ("LANES", 32), ("ROWS", 2), ("TILE", 8)];
-    let tiled =
-        vec![("LINES", 32), ("WORKGROUP", 64), ("TILE_ROWS", 64), ("BLOCK_ROWS", 8), ("BLOCK_LINES", 4)];
+    // A thread has two rows' codes, or half of one's.
+    let [rows, lines, block] = if pair == 1 { [64, 64 >> mode, 8] } else { [128, 16, 4] };
+    let sizes = [("LINES", lines), ("BLOCK_LINES", block), ("TILE_ROWS", rows), ("BLOCK_ROWS", rows / 16)];
+    let tiled = [sizes.to_vec(), vec![("WORKGROUP", 16 * lines / block)]].concat();
     let few = Spec::new(&FEW, [common.clone(), few].concat()).with_matrices(packing, 1 + pair);
     let tiled = Spec::new(&TILED, [common.clone(), tiled].concat()).with_matrices(packing, 1 + pair);
     let cooperative =
