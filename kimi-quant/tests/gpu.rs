@@ -300,6 +300,10 @@ fn without_subgroups() {
     both.experts([FOUR_BITS; 3], 2, shape, 16);
     let heads = HeadShape { heads: 3, nope: 32, rope: 16, value: 24, latent: 64 };
     both.attention(heads, FOUR_BITS, false, 16, &[(20, 3)]);
+    // The tiles of large GPUs, which go by the number of lanes.
+    gpu.set_batch_kernel(Some(BatchKernel::Tiled));
+    both.projections(FOUR_BITS, 70, 150, 96);
+    both.experts([FOUR_BITS; 3], 45, shape, 5);
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod matvec;
 mod moe;
 mod pace;
 mod pool;
+mod range;
 mod recorder;
 mod sample;
 mod shader;
