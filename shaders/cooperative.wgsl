@@ -109,7 +109,7 @@ fn multiplied(x: Left, y: Left, w: Right, v: Right, sum: Sum) -> Sum {
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     // Loaded like this they are known to be the same for all threads, as cooperative matrices ask for.
     if (thread == 0u) {
-        lines_here = lines_of(select(group.y, group.x, MODE == PLAIN), 0u);
+        lines_here = lines_of(select(group.y, group.x, MODE == PLAIN));
     }
     let lines = workgroupUniformLoad(&lines_here);
     if (lines.count == 0u) {

@@ -506,8 +506,12 @@ impl Backend for Gpu {
         BackendError::check(OP, "input width", x.cols, lm_head.cols())?;
         check_norm(OP, x, norm)?;
         rows.iter().try_for_each(|&row| BackendError::check_range(OP, "row", row as usize, x.rows))?;
-        let picked = self.gather_rows(&x.buffer, x.cols, &*upload_words(self, rows)?, rows.len())?;
-        let [logits] = self.norm_project(&picked, norm, [lm_head])?;
+        let [logits] = if x.rows == 1 && rows.len() == 1 {
+            self.norm_project(x, norm, [lm_head])?
+        } else {
+            let picked = self.gather_rows(&x.buffer, x.cols, &*upload_words(self, rows)?, rows.len())?;
+            self.norm_project(&picked, norm, [lm_head])?
+        };
         Ok(logits)
     }
 
