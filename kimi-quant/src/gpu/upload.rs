@@ -12,7 +12,7 @@ type Result<T> = std::result::Result<T, BackendError>;
 /// Bytes written at once.
 const CHUNK: usize = 16 << 20;
 /// Bytes written before the staging memory is given back.
-const IN_FLIGHT: usize = 256 << 20;
+const IN_FLIGHT: usize = 64 << 20;
 /// Shorter runs are gathered first.
 const SHORT: usize = 4096;
 
