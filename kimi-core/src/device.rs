@@ -28,7 +28,7 @@ pub struct DeviceChoice {
     pub kind: DeviceKind,
     /// Part of the GPU's name, in any case; `None` takes the first of the best kind.
     pub adapter: Option<String>,
-    /// Bytes of a GPU's memory to count on, in place of what its driver says.
+    /// Bytes of a GPU's memory to use at most, where that is less than what its driver says is free.
     pub memory: Option<u64>,
 }
 

@@ -114,7 +114,7 @@ pub enum LoadError {
     #[error(
         "layers {first}-{last} do not fit {device}: {weights} of weights and {cache} of cache need {needed} with what it \
          takes to compute, but {available} are free, {missing} too little. Give it fewer layers (add a machine), \
-         shorten the context or the cache, or use the CPU",
+         shorten the context or the cache (--context, --cache-tokens), or use the CPU",
         last = layers.end.saturating_sub(1), first = layers.start, weights = Size(*weights), cache = Size(*cache),
         needed = Size(device_bytes(*weights, *cache)), available = Size(*available),
         missing = Size(device_bytes(*weights, *cache).saturating_sub(*available))

@@ -292,7 +292,9 @@ fn long_rows_take_several_tiles() {
 
 #[test]
 fn without_subgroups() {
-    let Some(gpu) = open(GpuOptions { no_subgroups: true, ..Default::default() }) else { return };
+    let Some(gpu) = open(GpuOptions { no_subgroups: true, staged_upload: true, ..Default::default() }) else {
+        return;
+    };
     let mut both = Both::new(&gpu, 3);
     both.projections(FOUR_BITS, 1, 37, 512);
     both.projections(FOUR_BITS, 5, 37, 512);
@@ -540,6 +542,22 @@ fn device_memory_is_what_is_stored_and_little_more() {
     if let Some(allocated) = gpu.allocated() {
         println!("{allocated} bytes allocated for {stored} bytes of weights");
         assert!(allocated as f64 <= stored as f64 * 1.03, "{allocated} for {stored}");
+    }
+}
+
+/// More than one piece of an upload, at an odd address, with a ragged end.
+#[test]
+fn long_weights_arrive_whole_by_either_way() {
+    const COLS: usize = (17 << 20) / 4 + 5;
+    let values: Vec<f32> = (0..2 * COLS).map(|i| i as f32).collect();
+    let float = Format::Float(FloatType::F32);
+    let bytes = misaligned(bytemuck::cast_slice(&values), 3);
+    let table = PackedMatrix::new(2, COLS, float, bytes, Bytes::new(), Bytes::new()).unwrap();
+    for staged_upload in [false, true] {
+        let Some(gpu) = open(GpuOptions { staged_upload, ..Default::default() }) else { return };
+        let on_gpu = gpu.load_matrix(table.clone()).unwrap();
+        let found = gpu.embed(&on_gpu, &[1]).and_then(|row| gpu.download(&row)).unwrap();
+        assert!(found == values[COLS..], "staged: {staged_upload}");
     }
 }
 

@@ -14,8 +14,10 @@ pub struct GpuOptions {
     pub adapter: Option<String>,
     /// Takes no software adapter, which is slower than the CPU backend.
     pub hardware_only: bool,
-    /// Bytes of device memory to count on, in place of what the driver says.
+    /// Bytes of device memory to use at most, where that is less than what the driver says is free.
     pub memory: Option<u64>,
+    /// Sends weights through staging memory even where the host can write the device's own.
+    pub staged_upload: bool,
     /// Uses plain shared memory even where the adapter has subgroups.
     pub no_subgroups: bool,
     /// Multiplies without cooperative matrices even where the adapter has them.
@@ -93,7 +95,7 @@ impl Device {
             return Err(BackendError::Device(format!("{about}: {what}")));
         }
         let mut features = adapter.features() & (WANTED | BURN);
-        if !about.unified_memory {
+        if !about.unified_memory || options.staged_upload {
             features.remove(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS); // slow on a card of its own
         }
         let cooperative = !options.no_cooperative && has_cooperative(&adapter);
@@ -120,7 +122,7 @@ impl Device {
         let info = adapter.get_info();
         let (lanes, subgroups) = subgroup_lanes(&info, features, options);
         let integer_dot = info.backend == wgpu::Backend::Vulkan && info.device_type != wgpu::DeviceType::Cpu;
-        let memory = options.memory.or(about.memory.map(|m| m.available()));
+        let memory = options.memory.into_iter().chain(about.memory.map(|m| m.available())).min();
         let cooperative = cooperative && subgroups && lanes == 32;
         Ok(Self {
             instance,
