@@ -46,9 +46,9 @@ op!(TILED, "tiled", [false, true, false, false, false], 2, false, 11, with "line
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 5);
-op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "input_rows");
-op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 11, with "output_rows");
-op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 11, with "tile", with "tiled_rows");
+op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "input_rows");
+op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "output_rows");
+op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 9, with "tile", with "tiled_rows");
 op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 5, with "tile");
 op!(VALUES, "values", [false, true, false, false], 1, false, 8, with "output_rows");
 op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 8, with "tile", with "tiled_rows");
