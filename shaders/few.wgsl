@@ -5,6 +5,8 @@
 // neighbouring lanes read neighbouring cells. With PAIR two matrices are multiplied and the result is
 // silu(first) * second; with COUNTED a workgroup skips the lines it does not have.
 
+alias Input = f32;
+
 var<workgroup> xs: array<vec4<f32>, LINES * TILE * 8u>;
 // For each part of a unit the sum of what multiplies its codes, and the sum of the activations.
 var<workgroup> sums: array<vec2<f32>, LINES * TILE * PARTS>;
@@ -50,10 +52,6 @@ fn stage(thread: u32, lines: Lines, first: u32, count: u32) {
         }
         workgroupBarrier();
     }
-}
-
-fn multiply(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
-    return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, sum))));
 }
 
 // A part's products with scale and bias.
@@ -146,9 +144,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // Lane i keeps result i, so that all are written at once.
     var mine = 0.0;
     for (var i = 0u; i < RESULTS; i++) {
-        var result = lanes_sum(acc[i], thread);
-        if (PAIR == 1u) {
-            result = swiglu(result, lanes_sum(up_acc[i], thread));
+        var result = 0.0;
+        if (COUNTED == 0u || i % LINES < lines.count) {
+            result = lanes_sum(acc[i], thread);
+            if (PAIR == 1u) {
+                result = swiglu(result, lanes_sum(up_acc[i], thread));
+            }
         }
         mine = select(mine, result, lane == i % LANES);
         if (i % LANES == LANES - 1u || i + 1u == RESULTS) {

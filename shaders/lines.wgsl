@@ -1,4 +1,4 @@
-// Which activations meet which rows in a product of many tokens; included by few.wgsl and tiled.wgsl.
+// Which activations meet which rows in a product of many tokens; included by few, tiled and cooperative.wgsl.
 //
 // PLAIN    LINES neighbouring tokens and all rows of a matrix
 // GROUPED  a tile of `tiles`: (token, choice) pairs that chose the same expert. A line's input is its token's row, or
@@ -10,7 +10,7 @@ const GROUPED = 1u;
 struct Params {
     rows: u32,         // outputs of this dispatch
     tokens: u32,
-    x_stride: u32,     // floats between lines, of inputs and outputs
+    x_stride: u32,     // values between lines, of inputs and outputs
     out_stride: u32,
     row_first: u32,    // of the matrix (of an expert) and of the outputs
     out_first: u32,
@@ -23,7 +23,7 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<Input>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 @group(0) @binding(2) var<storage, read> pairs: array<u32>;       // sorted by expert
 @group(0) @binding(3) var<storage, read> tiles: array<vec4<u32>>; // how many; then expert, first of `pairs`, count
@@ -61,6 +61,19 @@ fn input_at(lines: Lines, t: u32) -> u32 {
     }
     let pair = pairs[line];
     return select(pair / CHOSEN, pair, PER_PAIR == 1u) * p.x_stride;
+}
+
+fn multiply(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
+    return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, sum))));
+}
+
+// The weights of a quad of codes; `place` is what their places divide them by.
+fn weighed(raw: vec4<f32>, scale: vec2<f32>, place: vec4<f32>) -> vec4<f32> {
+    if (!INTEGER) {
+        return raw * scale.x;
+    }
+    let factor = place * scale.x;
+    return fma(raw, factor, vec4(scale.y) - factor);
 }
 
 fn swiglu(gate: f32, up: f32) -> f32 {

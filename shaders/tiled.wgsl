@@ -6,6 +6,8 @@
 // unit is on its way while this one is multiplied. With PAIR two matrices are multiplied and the result is
 // silu(first) * second; with COUNTED a workgroup skips the lines it does not have.
 
+alias Input = f32;
+
 const ACROSS = LINES / BLOCK_LINES;    // threads along the lines
 const DOWN = TILE_ROWS / BLOCK_ROWS;   // threads along the rows
 const RESULTS = BLOCK_LINES * BLOCK_ROWS;
@@ -30,64 +32,49 @@ struct Fetched {
     values: array<f32, INPUTS>,
 }
 
-fn multiply(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
-    return fma(a.x, b.x, fma(a.y, b.y, fma(a.z, b.z, fma(a.w, b.w, sum))));
-}
-
-// A quad's values: `place` is what the codes' places multiply them by.
-fn weighed(raw: vec4<f32>, scale: vec2<f32>, place: vec4<f32>) -> vec4<f32> {
-    if (!INTEGER) {
-        return raw * scale.x;
-    }
-    let factor = place * scale.x;
-    return fma(raw, factor, vec4(scale.y) - factor);
-}
-
-fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32) -> Fetched {
-    var fetched: Fetched;
+fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32, fetched: ptr<function, Fetched>) {
     for (var l = 0u; l < LOADS; l++) {
         let row = lines.first_row + min(row_at + (thread + l * WORKGROUP) % TILE_ROWS, p.rows - 1u);
-        fetched.words[l] = gate_load(row * UNITS + unit);
+        (*fetched).words[l] = gate_load(row * UNITS + unit);
         if (PAIR == 1u) {
-            fetched.up_words[l] = up_load(row * UNITS + unit);
+            (*fetched).up_words[l] = up_load(row * UNITS + unit);
         }
         for (var part = 0u; part < PARTS; part++) {
             let at = l * PARTS + part;
-            fetched.scales[at] = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
-            fetched.up_scales[at] = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+            (*fetched).scales[at] = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+            (*fetched).up_scales[at] = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
         }
     }
     let column = unit * 32u + (thread & 31u);
     for (var i = 0u; i < INPUTS; i++) {
-        fetched.values[i] = 0.0;
+        (*fetched).values[i] = 0.0;
         if (RAGGED == 0u || column < COLS) {
-            fetched.values[i] = x[inputs[(thread >> 5u) + i * (WORKGROUP / 32u)] + column];
+            (*fetched).values[i] = x[inputs[(thread >> 5u) + i * (WORKGROUP / 32u)] + column];
         }
     }
-    return fetched;
 }
 
 // Decodes what was fetched into shared memory.
-fn lay(thread: u32, fetched: Fetched) {
+fn lay(thread: u32, fetched: ptr<function, Fetched>) {
     let place = place_factors();
     let piece = thread / TILE_ROWS;
     for (var l = 0u; l < LOADS; l++) {
-        var words = fetched.words[l];
-        var up_words = fetched.up_words[l];
+        var words = (*fetched).words[l];
+        var up_words = (*fetched).up_words[l];
         let row = (thread + l * WORKGROUP) % TILE_ROWS;
         for (var j = 0u; j < 8u; j++) {
             if (PIECES == 1u || j / PIECE_QUADS == piece) {
                 let scale = l * PARTS + j / PART_QUADS;
-                ws[j * TILE_ROWS + row] = weighed(quad(&words, j), fetched.scales[scale], place);
+                ws[j * TILE_ROWS + row] = weighed(quad(&words, j), (*fetched).scales[scale], place);
                 if (PAIR == 1u) {
-                    up_ws[j * TILE_ROWS + row] = weighed(quad(&up_words, j), fetched.up_scales[scale], place);
+                    up_ws[j * TILE_ROWS + row] = weighed(quad(&up_words, j), (*fetched).up_scales[scale], place);
                 }
             }
         }
     }
     let column = thread & 31u;
     for (var i = 0u; i < INPUTS; i++) {
-        xs[(column >> 2u) * PITCH + (thread >> 5u) + i * (WORKGROUP / 32u)][column & 3u] = fetched.values[i];
+        xs[(column >> 2u) * PITCH + (thread >> 5u) + i * (WORKGROUP / 32u)][column & 3u] = (*fetched).values[i];
     }
 }
 
@@ -113,13 +100,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         acc[i] = 0.0;
         up_acc[i] = 0.0;
     }
-    var fetched = fetch(lines, row_at, thread, 0u);
+    var fetched: Fetched;
+    fetch(lines, row_at, thread, 0u, &fetched);
     for (var unit = 0u; unit < UNITS; unit++) {
         workgroupBarrier();
-        lay(thread, fetched);
+        lay(thread, &fetched);
         workgroupBarrier();
         if (unit + 1u < UNITS) {
-            fetched = fetch(lines, row_at, thread, unit + 1u);
+            fetch(lines, row_at, thread, unit + 1u, &fetched);
         }
         for (var j = 0u; j < 8u; j++) {
             var w: array<vec4<f32>, BLOCK_ROWS>;

@@ -8,6 +8,8 @@
 #![warn(missing_docs)]
 
 pub mod batch;
+#[cfg(feature = "burn")]
+pub mod burn;
 pub mod chat;
 pub mod chat_model;
 pub mod checkpoint;

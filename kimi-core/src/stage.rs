@@ -267,14 +267,72 @@ impl<B: Backend> Stage<B> {
         backend.enter(|| self.step(batch, input, trace))
     }
 
+    /// Computes one batch without bringing anything out: the input of the next stage, `[T, H]`, or from the last one the
+    /// logits `[S, V]` of the rows that the batch asks for ([`Batch::output_rows`]). `input` is `None` for the first
+    /// stage and the previous one's activations for any other.
+    ///
+    /// # Errors
+    /// As [`StageRunner::run`].
+    pub fn forward_on_device(
+        &mut self,
+        batch: &Batch,
+        input: Option<B::Tensor>,
+    ) -> Result<B::Tensor, StageError> {
+        let backend = self.backend.clone();
+        backend.enter(|| {
+            let x = self.embed(batch, input)?;
+            let x = self.run_layers(batch, x, None)?;
+            match &self.head {
+                None => Ok(x),
+                Some(head) => self.logits(&x, &batch.output_rows(), head),
+            }
+        })
+    }
+
     fn step(
         &mut self,
         batch: &Batch,
         input: Option<Hidden>,
-        mut trace: Option<&mut dyn Trace<B>>,
+        trace: Option<&mut dyn Trace<B>>,
     ) -> Result<StageOutput, StageError> {
+        let input = input.map(|hidden| self.upload(batch, &hidden)).transpose()?;
+        let x = self.embed(batch, input)?;
+        let x = self.run_layers(batch, x, trace)?;
+        let Some(head) = &self.head else {
+            let data = floats_to_bytes(self.backend.download(&x)?);
+            return Ok(StageOutput::Hidden(Hidden {
+                rows: batch.tokens(),
+                cols: self.config.hidden_size,
+                data,
+            }));
+        };
+        let rows = batch.output_rows(); // [S]
+        if rows.is_empty() {
+            return Ok(StageOutput::Sequences(Vec::new()));
+        }
+        let logits = self.logits(&x, &rows, head)?;
+        Ok(StageOutput::Sequences(self.outputs(batch, &logits)?))
+    }
+
+    /// The batch's activations before the first layer: `[T, H]`.
+    fn embed(&self, batch: &Batch, input: Option<B::Tensor>) -> Result<B::Tensor, StageError> {
+        match (&self.embedding, input) {
+            (Some(table), None) => Ok(self.backend.embed(table, &batch.ids())?),
+            (None, Some(hidden)) => Ok(hidden),
+            (Some(_), Some(_)) => {
+                Err(self.wrong("got activations, but the first stage takes tokens".to_owned()))
+            }
+            (None, None) => Err(self.wrong("got no activations from the stage before it".to_owned())),
+        }
+    }
+
+    fn run_layers(
+        &mut self,
+        batch: &Batch,
+        mut x: B::Tensor,
+        mut trace: Option<&mut dyn Trace<B>>,
+    ) -> Result<B::Tensor, StageError> {
         let layout = batch.layout(self.page_tokens)?;
-        let mut x = self.input(batch, input)?; // [T, H]
         for (i, layer) in self.layers.iter().enumerate() {
             let (index, cache) = (self.span.layers.start + i, &mut self.caches[i]);
             forward_layer(
@@ -288,21 +346,12 @@ impl<B: Backend> Stage<B> {
                 &mut trace,
             )?;
         }
-        match &self.head {
-            None => Ok(StageOutput::Hidden(Hidden {
-                rows: batch.tokens(),
-                cols: self.config.hidden_size,
-                data: floats_to_bytes(self.backend.download(&x)?),
-            })),
-            Some(head) => {
-                let rows = batch.output_rows(); // [S]
-                if rows.is_empty() {
-                    return Ok(StageOutput::Sequences(Vec::new()));
-                }
-                let logits = self.backend.head(&x, &rows, &head.norm, &head.lm_head)?; // [S, V]
-                Ok(StageOutput::Sequences(self.outputs(batch, &logits)?))
-            }
-        }
+        Ok(x)
+    }
+
+    /// `[S, V]`.
+    fn logits(&self, x: &B::Tensor, rows: &[u32], head: &DeviceHead<B>) -> Result<B::Tensor, StageError> {
+        Ok(self.backend.head(x, rows, &head.norm, &head.lm_head)?)
     }
 
     /// Deals the logits `[S, V]` out to the sequences that asked for them, and samples where they are: only where a
@@ -339,29 +388,23 @@ impl<B: Backend> Stage<B> {
         Ok(outputs.collect())
     }
 
-    fn input(&self, batch: &Batch, input: Option<Hidden>) -> Result<B::Tensor, StageError> {
-        let wrong = |what: String| StageError::Input { span: self.span.clone(), what };
-        match (&self.embedding, input) {
-            (Some(table), None) => Ok(self.backend.embed(table, &batch.ids())?),
-            (Some(_), Some(_)) => Err(wrong("got activations, but the first stage takes tokens".to_owned())),
-            (None, None) => Err(wrong("got no activations from the stage before it".to_owned())),
-            (None, Some(hidden)) => {
-                let (rows, cols) = (batch.tokens(), self.config.hidden_size);
-                let bytes = hidden.data.len();
-                if (hidden.rows, hidden.cols) != (rows, cols) || bytes != 4 * rows * cols {
-                    return Err(wrong(format!(
-                        "got activations [{}, {}] in {bytes} bytes, expected [{rows}, {cols}] in f32",
-                        hidden.rows, hidden.cols
-                    )));
-                }
-                match bytemuck::try_cast_slice(&hidden.data) {
-                    Ok(values) if cfg!(target_endian = "little") => {
-                        Ok(self.backend.upload(rows, cols, values)?)
-                    }
-                    _ => Ok(self.backend.upload(rows, cols, &bytes_to_floats(&hidden.data))?),
-                }
-            }
+    fn upload(&self, batch: &Batch, hidden: &Hidden) -> Result<B::Tensor, StageError> {
+        let (rows, cols) = (batch.tokens(), self.config.hidden_size);
+        let bytes = hidden.data.len();
+        if (hidden.rows, hidden.cols) != (rows, cols) || bytes != 4 * rows * cols {
+            return Err(self.wrong(format!(
+                "got activations [{}, {}] in {bytes} bytes, expected [{rows}, {cols}] in f32",
+                hidden.rows, hidden.cols
+            )));
         }
+        match bytemuck::try_cast_slice(&hidden.data) {
+            Ok(values) if cfg!(target_endian = "little") => Ok(self.backend.upload(rows, cols, values)?),
+            _ => Ok(self.backend.upload(rows, cols, &bytes_to_floats(&hidden.data))?),
+        }
+    }
+
+    fn wrong(&self, what: String) -> StageError {
+        StageError::Input { span: self.span.clone(), what }
     }
 }
 

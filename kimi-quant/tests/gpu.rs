@@ -300,6 +300,10 @@ fn without_subgroups() {
     both.experts([FOUR_BITS; 3], 2, shape, 16);
     let heads = HeadShape { heads: 3, nope: 32, rope: 16, value: 24, latent: 64 };
     both.attention(heads, FOUR_BITS, false, 16, &[(20, 3)]);
+    // The tiles of large GPUs, which go by the number of lanes.
+    gpu.set_batch_kernel(Some(BatchKernel::Tiled));
+    both.projections(FOUR_BITS, 70, 150, 96);
+    both.experts([FOUR_BITS; 3], 45, shape, 5);
 }
 
 #[test]
@@ -310,12 +314,9 @@ fn tunings_agree() {
         let tuning = Some(Tuning { values, steps, integer });
         let Some(gpu) = open(GpuOptions { tuning, ..Default::default() }) else { return };
         let mut both = Both::new(&gpu, 4);
-        for bits in BitWidth::ALL {
-            for group in [32, 64, 128] {
-                let format = Format::Affine { bits, group, scales: FloatType::Bf16 };
-                both.projections(format, 1, 72, 1024);
-                both.projections(format, 1, 75, 384);
-            }
+        for (bits, group) in BitWidth::ALL.into_iter().zip([32, 64, 128].into_iter().cycle()) {
+            let format = Format::Affine { bits, group, scales: FloatType::Bf16 };
+            both.projections(format, 1, if values == 8 { 72 } else { 75 }, 384);
         }
         both.projections(Format::Int4 { group: 32, scales: FloatType::F16 }, 1, 40, 96);
     }

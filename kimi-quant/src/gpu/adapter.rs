@@ -119,10 +119,10 @@ impl Adapter {
 ///
 /// There are none where no Vulkan loader is installed.
 pub fn adapters() -> Vec<Adapter> {
-    list().into_iter().map(|(_, adapter)| adapter).collect()
+    list().1.into_iter().map(|(_, adapter)| adapter).collect()
 }
 
-pub(super) fn list() -> Vec<(wgpu::Adapter, Adapter)> {
+pub(super) fn list() -> (wgpu::Instance, Vec<(wgpu::Adapter, Adapter)>) {
     let backends = wgpu::Backends::VULKAN | wgpu::Backends::METAL;
     let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
     descriptor.backends = backends;
@@ -131,7 +131,7 @@ pub(super) fn list() -> Vec<(wgpu::Adapter, Adapter)> {
     let adapters = pollster::block_on(instance.enumerate_adapters(backends));
     let mut adapters: Vec<_> = adapters.into_iter().map(|a| (Adapter::of(&a), a)).collect();
     adapters.sort_by_key(|(about, _)| about.kind);
-    adapters.into_iter().map(|(about, adapter)| (adapter, about)).collect()
+    (instance, adapters.into_iter().map(|(about, adapter)| (adapter, about)).collect())
 }
 
 /// The largest device-local heap.

@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::Gpu;
+use super::pool::Buffer;
 use super::recorder::Dispatch;
 use super::shader::{READ, Spec};
+use super::{Gpu, GpuTensor};
 use crate::BackendError;
 
 /// Loads of a thread.
@@ -35,13 +36,7 @@ impl Gpu {
             self.recorder.flush()?;
             let start = Instant::now();
             for _ in 0..READS {
-                self.recorder.dispatch(Dispatch {
-                    op: &READ,
-                    spec: Spec::new(&READ, vec![("WORKGROUP", WORKGROUP), ("CELLS", CELLS)]),
-                    buffers: &[&buffer, &out.buffer],
-                    params: &[count as u32],
-                    grid: [count.div_ceil((WORKGROUP * CELLS) as usize), 1, 1],
-                })?;
+                self.read_all(&buffer, count, &out)?;
             }
             self.recorder.flush()?;
             if round > 0 {
@@ -49,6 +44,36 @@ impl Gpu {
             }
         }
         Ok(READS as f64 * (16 * count) as f64 / best.as_secs_f64())
+    }
+}
+
+/// Bytes that keep the device busy, and how often they are read.
+const BUSY_BYTES: usize = 64 << 20;
+const BUSY_READS: usize = 4000;
+
+impl Gpu {
+    /// Starts some tenths of a second of reading and does not wait for it: an idle device slows its clocks down, and work
+    /// that follows would be measured on a slow one.
+    pub(crate) fn keep_busy(&self) -> Result<(), BackendError> {
+        let device = &self.recorder.device;
+        if device.info.device_type == wgpu::DeviceType::Cpu {
+            return Ok(());
+        }
+        let bytes = BUSY_BYTES.min(self.recorder.pool.largest() as usize);
+        let (buffer, out) = (self.recorder.pool.take(bytes as u64, false)?, self.tensor(1, 256)?);
+        (0..BUSY_READS).try_for_each(|_| self.read_all(&buffer, bytes / 16, &out))
+    }
+
+    /// Reads `count` cells of 16 bytes.
+    fn read_all(&self, buffer: &Buffer, count: usize, out: &GpuTensor) -> Result<(), BackendError> {
+        const WORKGROUP: u32 = 256;
+        self.recorder.dispatch(Dispatch {
+            op: &READ,
+            spec: Spec::new(&READ, vec![("WORKGROUP", WORKGROUP), ("CELLS", CELLS)]),
+            buffers: &[buffer, &out.buffer],
+            params: &[count as u32],
+            grid: [count.div_ceil((WORKGROUP * CELLS) as usize), 1, 1],
+        })
     }
 }
 

@@ -1,11 +1,13 @@
 //! Products of more than one token: which kernel, which sizes, which bindings, which grid.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
+use super::attention::lines_grid;
 use super::device::Device;
 use super::grouped::Groups;
+use super::pool::Buffer;
 use super::recorder::Dispatch;
-use super::shader::{FEW, Packing, Spec, TILED};
+use super::shader::{COOPERATIVE, FEW, HALVES, Packing, Spec, TILED, UNIT};
 use super::weights::Part;
 use super::{Gpu, GpuRouting, GpuTensor};
 use crate::BackendError;
@@ -19,6 +21,8 @@ pub enum BatchKernel {
     Few,
     /// Many tokens (`tiled.wgsl`): bound by arithmetic.
     Tiled,
+    /// Many tokens by cooperative matrices (`cooperative.wgsl`), where the adapter has them; else as `Tiled`.
+    Cooperative,
 }
 
 /// Which rows meet which activations.
@@ -59,6 +63,9 @@ pub(crate) struct Batched<'a> {
 
 /// Tokens of one dispatch's workgroup in `few.wgsl`.
 const FEW_LINES: usize = 8;
+
+/// Threads of `cooperative.wgsl`, each of which has a row.
+const COOPERATIVE_ROWS: u32 = 128;
 
 /// Workgroups that keep a large GPU busy.
 const ENOUGH_WORKGROUPS: usize = 200;
@@ -106,24 +113,26 @@ impl Tile {
 
 impl BatchKernel {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Few, Self::Tiled];
+    pub const ALL: [Self; 3] = [Self::Few, Self::Tiled, Self::Cooperative];
 
     /// For `tokens` tokens and `rows` outputs in all.
     fn dense(tokens: usize, rows: usize) -> Self {
         // Below this, tiles are too few to keep a GPU busy, or mostly empty.
-        let busy = rows.div_ceil(128) * tokens.div_ceil(16) >= ENOUGH_WORKGROUPS / 2;
+        let busy = rows.div_ceil(128) * tokens.div_ceil(16) >= ENOUGH_WORKGROUPS;
         if tokens > 2 * FEW_LINES && busy { Self::Tiled } else { Self::Few }
     }
 
     /// The kernel for experts, and the most pairs that a workgroup takes.
     fn grouped(given: Option<Self>, routing: &GpuRouting, experts: usize) -> (Self, usize) {
-        let mean = routing.tokens * routing.chosen / experts.max(1);
-        let kernel = given.unwrap_or(if mean < 4 { Self::Few } else { Self::Tiled });
+        // Pairs of an expert; few have twice as many and more.
+        let mean = (routing.tokens * routing.chosen) as f64 / experts.max(1) as f64;
+        let kernel = given.unwrap_or(if mean < 4.0 { Self::Few } else { Self::Tiled });
         let lines = match kernel {
-            Self::Few if mean < 1 => 4.min(routing.tokens),
+            Self::Few if mean < 0.3 => 2.min(routing.tokens),
+            Self::Few if mean < 1.0 => 4.min(routing.tokens),
             Self::Few => FEW_LINES.min(routing.tokens),
-            Self::Tiled if mean < 8 => 16,
-            Self::Tiled => 32,
+            _ if mean < 8.0 => 16,
+            _ => 32,
         };
         (kernel, lines.max(1))
     }
@@ -144,6 +153,18 @@ impl Gpu {
         self.batch_kernel().unwrap_or_else(|| BatchKernel::dense(x.rows, rows))
     }
 
+    /// Cooperative matrices instead of tiles where they can be used, and the reverse where they can't. They take
+    /// weights that fit 16-bit floats.
+    fn usable(&self, product: &Batched<'_>) -> BatchKernel {
+        let fit = product.weights.fits_f16 && product.up.is_none_or(|up| up.fits_f16);
+        let usable = self.recorder.device.cooperative && fit;
+        match product.kernel {
+            BatchKernel::Cooperative if !usable => BatchKernel::Tiled,
+            BatchKernel::Tiled if usable && self.batch_kernel().is_none() => BatchKernel::Cooperative,
+            kernel => kernel,
+        }
+    }
+
     /// The kernel for the experts, and the routing's pairs in tiles for it.
     pub(crate) fn grouped(&self, routing: &GpuRouting, experts: usize) -> Result<(BatchKernel, Groups)> {
         let (kernel, lines) = BatchKernel::grouped(self.batch_kernel(), routing, experts);
@@ -153,37 +174,44 @@ impl Gpu {
     /// Records one product. The caller has checked the shapes.
     pub(crate) fn batched(&self, product: &Batched<'_>) -> Result<()> {
         let Batched { packing, rows, x, out, weights, .. } = *product;
+        let kernel = self.usable(product);
         let device = &self.recorder.device;
         let pair = u32::from(product.up.is_some());
-        let (op, mut constants, block_rows, lines) = match product.kernel {
+        let tile = || match product.lines {
+            Lines::Tokens => Tile::choose(device, x.rows, rows, pair == 1),
+            Lines::Experts { groups, .. } => Tile::of_groups(device, groups.lines as u32, pair == 1),
+        };
+        let (op, mut constants, block_rows, lines) = match kernel {
             BatchKernel::Few => {
                 let few = Few::choose(device, product);
                 (&FEW, few.constants(device, packing), few.workgroup / device.lanes * few.rows, few.lines)
             }
-            BatchKernel::Tiled => {
-                let tile = match product.lines {
-                    Lines::Tokens => Tile::choose(device, x.rows, rows, pair == 1),
-                    Lines::Experts { groups, .. } => Tile::of_groups(device, groups.lines as u32, pair == 1),
-                };
-                (&TILED, tile.constants(), tile.rows, tile.lines)
+            BatchKernel::Tiled => (&TILED, tile().constants(), tile().rows, tile().lines),
+            BatchKernel::Cooperative => {
+                let (split, factor) = (u32::from(!packing.exact_in_f16()), packing.f16_factor());
+                let constants = vec![("WORKGROUP", COOPERATIVE_ROWS), ("SPLIT", split), ("FACTOR", factor)];
+                (&COOPERATIVE, constants, COOPERATIVE_ROWS / (1 + pair), tile().lines)
             }
         };
         constants.extend([("LINES", lines), ("PAIR", pair), ("ADD", u32::from(product.add)), ("SHARE", 1)]);
         constants.extend(product.lines.constants());
+        let halves = (kernel == BatchKernel::Cooperative).then(|| self.halves(packing, x)).transpose()?;
         let none = &*self.nothing;
-        let [pairs, tiles, factors] = match product.lines {
+        let [pairs, tiles, weights_of_pairs] = match product.lines {
             Lines::Tokens => [none; 3],
             Lines::Experts { routing, groups, .. } => [&*groups.pairs, &*groups.tiles, &*routing.weights],
         };
-        let mut buffers =
-            vec![&*x.buffer, &*out.buffer, pairs, tiles, factors, &*weights.codes, &*weights.scales];
+        let inputs = halves.as_ref().map_or(&*x.buffer, |h| &*h.values);
+        let mut buffers = vec![inputs, &*out.buffer, pairs, tiles, weights_of_pairs];
+        buffers.extend(halves.as_ref().map(|h| &*h.factors));
+        buffers.extend([&*weights.codes, &*weights.scales]);
         buffers.extend(product.up.iter().flat_map(|up| [&*up.codes, &*up.scales]));
         let blocks = rows.div_ceil(block_rows as usize);
         let grid = match product.lines {
             Lines::Experts { groups, .. } => [blocks, groups.most_tiles, 1],
             Lines::Tokens => {
                 let tiles = x.rows.div_ceil(lines as usize);
-                let few = product.kernel == BatchKernel::Few;
+                let few = kernel == BatchKernel::Few;
                 if few { [blocks, tiles, 1] } else { [tiles, blocks, 1] }
             }
         };
@@ -196,7 +224,7 @@ impl Gpu {
             op,
             spec: Spec::new(op, constants).with_matrices(packing, 1 + pair),
             buffers: &buffers,
-            params: &product.params(),
+            params: &product.params(halves.as_ref().map_or(x.cols, |h| h.cells)),
             grid,
         })
     }
@@ -213,7 +241,7 @@ impl Lines<'_> {
 }
 
 impl Batched<'_> {
-    fn params(&self) -> [u32; 11] {
+    fn params(&self, x_stride: usize) -> [u32; 11] {
         let expert_rows = match self.lines {
             Lines::Tokens => 0,
             Lines::Experts { rows, .. } => rows,
@@ -221,7 +249,7 @@ impl Batched<'_> {
         let numbers = [
             self.rows,
             self.x.rows,
-            self.x.cols,
+            x_stride,
             self.out.cols,
             self.row_first,
             self.out_first,
@@ -232,6 +260,35 @@ impl Batched<'_> {
             self.weights.bias_base as usize,
         ];
         numbers.map(|n| n as u32)
+    }
+}
+
+/// Activations as `cooperative.wgsl` takes them.
+struct Halves {
+    values: Arc<Buffer>,
+    /// What each line is to be multiplied by.
+    factors: Arc<Buffer>,
+    /// Cells of a line, of two columns each.
+    cells: usize,
+}
+
+impl Gpu {
+    /// `x` in upper and lower halves, filled up to whole units of the weights.
+    fn halves(&self, packing: Packing, x: &GpuTensor) -> Result<Halves> {
+        let cells = packing.units() * UNIT / 2;
+        let halves = Halves {
+            values: self.recorder.pool.take(8 * (x.rows * cells) as u64, false)?,
+            factors: self.recorder.pool.take(4 * x.rows as u64, false)?,
+            cells,
+        };
+        self.recorder.dispatch(Dispatch {
+            op: &HALVES,
+            spec: Spec::new(&HALVES, vec![("WORKGROUP", 128)]),
+            buffers: &[&x.buffer, &halves.values, &halves.factors],
+            params: &[x.rows as u32, x.cols as u32, cells as u32],
+            grid: lines_grid(x.rows),
+        })?;
+        Ok(halves)
     }
 }
 

@@ -18,6 +18,8 @@ pub struct GpuOptions {
     pub memory: Option<u64>,
     /// Uses plain shared memory even where the adapter has subgroups.
     pub no_subgroups: bool,
+    /// Multiplies without cooperative matrices even where the adapter has them.
+    pub no_cooperative: bool,
     /// Bytes of the largest binding, where that is less than the adapter's limit: weights above it are split.
     pub max_binding: Option<u64>,
     /// Sizes of the product kernels; chosen by format and shape where it is `None`.
@@ -26,6 +28,8 @@ pub struct GpuOptions {
 
 /// A device and what of it the kernels must know.
 pub(crate) struct Device {
+    pub(crate) instance: wgpu::Instance,
+    pub(crate) adapter: wgpu::Adapter,
     pub(crate) device: wgpu::Device,
     pub(crate) queue: wgpu::Queue,
     pub(crate) info: wgpu::AdapterInfo,
@@ -36,6 +40,8 @@ pub(crate) struct Device {
     pub(crate) subgroups: bool,
     /// Whether there is an instruction for the dot product of four bytes: not known of Metal, and not so on a CPU.
     pub(crate) integer_dot: bool,
+    /// Whether it has the cooperative matrices of `cooperative.wgsl`.
+    pub(crate) cooperative: bool,
     /// Bytes that weights and caches may take, if known.
     pub(crate) memory: Option<u64>,
     /// What went wrong first; the device is of no use after it.
@@ -51,9 +57,16 @@ const WANTED: wgpu::Features = wgpu::Features::IMMEDIATES
     .union(wgpu::Features::TIMESTAMP_QUERY)
     .union(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
 
+/// Not used by the kernels: burn, where the device is shared with it, uses all of these that the adapter has, whatever the
+/// device was made with.
+const BURN: wgpu::Features = wgpu::Features::SHADER_F16
+    .union(wgpu::Features::SHADER_F64)
+    .union(wgpu::Features::SHADER_INT64)
+    .union(wgpu::Features::SHADER_FLOAT32_ATOMIC);
+
 impl Device {
     pub(crate) fn open(options: &GpuOptions) -> Result<Self, BackendError> {
-        let all = adapter::list();
+        let (instance, all) = adapter::list();
         let names: Vec<String> = all.iter().map(|(_, about)| about.to_string()).collect();
         let fits = |about: &Adapter| {
             about.is_named(options.adapter.as_deref()) && (about.is_hardware() || !options.hardware_only)
@@ -67,21 +80,24 @@ impl Device {
             },
             seen: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
         })?;
-        Self::from_adapter(&adapter, about, options)
+        Self::from_adapter(instance, adapter, about, options)
     }
 
     fn from_adapter(
-        adapter: &wgpu::Adapter,
+        instance: wgpu::Instance,
+        adapter: wgpu::Adapter,
         about: Adapter,
         options: &GpuOptions,
     ) -> Result<Self, BackendError> {
         if let Some(what) = &about.missing {
             return Err(BackendError::Device(format!("{about}: {what}")));
         }
-        let mut features = adapter.features() & WANTED;
+        let mut features = adapter.features() & (WANTED | BURN);
         if !about.unified_memory {
             features.remove(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS); // slow on a card of its own
         }
+        let cooperative = !options.no_cooperative && has_cooperative(&adapter);
+        features.set(COOPERATIVE, cooperative);
         let mut limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
         let binding = &mut limits.max_storage_buffer_binding_size;
         *binding = options.max_binding.unwrap_or(u64::MAX).min(*binding);
@@ -90,6 +106,12 @@ impl Device {
             required_features: features,
             required_limits: limits.clone(),
             memory_hints: wgpu::MemoryHints::MemoryUsage, // small blocks: large buffers have their own
+            experimental_features: match cooperative {
+                // SAFETY: what is experimental are cooperative matrices. Only cooperative.wgsl uses them, in uniform
+                // control flow, on shared memory that it has written, and only where the adapter lists their shape.
+                true => unsafe { wgpu::ExperimentalFeatures::enabled() },
+                false => wgpu::ExperimentalFeatures::disabled(),
+            },
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -99,7 +121,22 @@ impl Device {
         let (lanes, subgroups) = subgroup_lanes(&info, features, options);
         let integer_dot = info.backend == wgpu::Backend::Vulkan && info.device_type != wgpu::DeviceType::Cpu;
         let memory = options.memory.or(about.memory.map(|m| m.available()));
-        Ok(Self { device, queue, info, about, limits, lanes, subgroups, integer_dot, memory, failure })
+        let cooperative = cooperative && subgroups && lanes == 32;
+        Ok(Self {
+            instance,
+            adapter,
+            device,
+            queue,
+            info,
+            about,
+            limits,
+            lanes,
+            subgroups,
+            integer_dot,
+            cooperative,
+            memory,
+            failure,
+        })
     }
 
     /// The first error that the device reported outside of a call's own result.
@@ -137,6 +174,20 @@ fn watch(device: &wgpu::Device) -> Arc<OnceLock<String>> {
 pub(super) fn missing(has: wgpu::Features) -> Option<String> {
     let lacks = !has.contains(wgpu::Features::IMMEDIATES);
     lacks.then(|| "the adapter has no immediates (push constants), which the kernels need".to_owned())
+}
+
+/// What `cooperative.wgsl` needs.
+const COOPERATIVE: wgpu::Features =
+    wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// Whether the adapter multiplies 16x16 matrices of f16 into f32.
+fn has_cooperative(adapter: &wgpu::Adapter) -> bool {
+    adapter.features().contains(COOPERATIVE)
+        && adapter.cooperative_matrix_properties().iter().any(|p| {
+            [p.m_size, p.n_size, p.k_size] == [16; 3]
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+        })
 }
 
 /// Lanes of a row, and whether they are a subgroup: only where its size is certain. Apple's GPUs have 32 lanes, though the

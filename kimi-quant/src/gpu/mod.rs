@@ -11,11 +11,13 @@ mod batched;
 mod cuts;
 mod device;
 mod grouped;
+mod interop;
 mod layout;
 mod matvec;
 mod moe;
 mod pace;
 mod pool;
+mod range;
 mod recorder;
 mod sample;
 mod shader;
@@ -25,14 +27,17 @@ mod tuning;
 mod upload;
 mod weights;
 
+use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
 pub use batched::BatchKernel;
 pub use device::GpuOptions;
+pub use interop::Handles;
 pub use sample::PendingTokens;
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
+pub use wgpu;
 
 use device::Device;
 use grouped::Groups;
@@ -65,6 +70,8 @@ pub struct GpuTensor {
     cols: usize,
     /// Values before them in the buffer.
     first: usize,
+    /// A norm that whoever reads the values applies first.
+    norm: Option<Arc<Norm<GpuVector>>>,
     buffer: Arc<Buffer>,
 }
 
@@ -81,6 +88,7 @@ pub struct GpuAttended {
 }
 
 /// An f32 vector on the device.
+#[derive(Clone, Debug)]
 pub struct GpuVector {
     len: usize,
     buffer: Arc<Buffer>,
@@ -162,6 +170,7 @@ impl Gpu {
     /// # Errors
     /// Those of `work`, and [`BackendError::Device`] if the device failed.
     pub fn timed(&self, mut work: impl FnMut() -> Result<()>) -> Result<Option<f64>> {
+        self.keep_busy()?;
         self.recorder.timed(&mut work)
     }
 
@@ -183,10 +192,16 @@ impl Gpu {
         Ok(GpuRouting { tokens, chosen, ids, weights, groups: Mutex::default() })
     }
 
+    /// A tensor of one token that is to be normalised, normalised.
+    fn settled<'a>(&self, x: &'a GpuTensor) -> Result<Cow<'a, GpuTensor>> {
+        let Some(norm) = &x.norm else { return Ok(Cow::Borrowed(x)) };
+        Ok(Cow::Owned(self.rms_norm(x, norm)?))
+    }
+
     /// Activations with any contents.
     fn tensor(&self, rows: usize, cols: usize) -> Result<GpuTensor> {
         let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(4);
-        Ok(GpuTensor { rows, cols, first: 0, buffer: self.recorder.pool.take(bytes, false)? })
+        Ok(GpuTensor { rows, cols, first: 0, norm: None, buffer: self.recorder.pool.take(bytes, false)? })
     }
 }
 
@@ -250,10 +265,17 @@ impl Backend for Gpu {
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
         BackendError::check("upload", "number of values", values.len(), rows.saturating_mul(cols))?;
-        Ok(GpuTensor { rows, cols, first: 0, buffer: upload_words(self, bytemuck::cast_slice(values))? })
+        Ok(GpuTensor {
+            rows,
+            cols,
+            first: 0,
+            norm: None,
+            buffer: upload_words(self, bytemuck::cast_slice(values))?,
+        })
     }
 
     fn download(&self, tensor: &GpuTensor) -> Result<Vec<f32>> {
+        let tensor = self.settled(tensor)?;
         let start = 4 * tensor.first as u64;
         let end = start + 4 * (tensor.rows * tensor.cols) as u64;
         let read = self.recorder.read(&[(&tensor.buffer, start..end)])?;
@@ -313,6 +335,7 @@ impl Backend for Gpu {
         projections: [&GpuMatrix; N],
     ) -> Result<[GpuTensor; N]> {
         const OP: &str = "norm_project";
+        let x = &*self.settled(x)?;
         check_norm(OP, x, norm)?;
         let mut outs = Vec::with_capacity(N);
         for m in projections {
@@ -389,6 +412,7 @@ impl Backend for Gpu {
 
     fn project_add(&self, x: &GpuTensor, w: &GpuMatrix, residual: &mut GpuTensor) -> Result<()> {
         const OP: &str = "project_add";
+        let x = &*self.settled(x)?;
         BackendError::check(OP, "input width", x.cols, w.cols())?;
         BackendError::check(OP, "tokens of the residual", residual.rows, x.rows)?;
         BackendError::check(OP, "width of the residual", residual.cols, w.rows)?;
@@ -403,6 +427,7 @@ impl Backend for Gpu {
         up: &GpuMatrix,
     ) -> Result<GpuTensor> {
         const OP: &str = "norm_swiglu";
+        let x = &*self.settled(x)?;
         check_norm(OP, x, norm)?;
         check_halves(OP, x, gate, up)?;
         if x.rows == 1 {
@@ -419,6 +444,7 @@ impl Backend for Gpu {
         router: &Router<GpuMatrix, GpuVector>,
     ) -> Result<(GpuTensor, GpuRouting)> {
         const OP: &str = "route";
+        let x = &*self.settled(x)?;
         check_norm(OP, x, norm)?;
         BackendError::check(OP, "input width", x.cols, router.gate.cols())?;
         BackendError::check(OP, "correction bias", router.bias.len, router.gate.rows)?;
@@ -476,11 +502,16 @@ impl Backend for Gpu {
         lm_head: &GpuMatrix,
     ) -> Result<GpuTensor> {
         const OP: &str = "head";
+        let x = &*self.settled(x)?;
         BackendError::check(OP, "input width", x.cols, lm_head.cols())?;
         check_norm(OP, x, norm)?;
         rows.iter().try_for_each(|&row| BackendError::check_range(OP, "row", row as usize, x.rows))?;
-        let picked = self.gather_rows(&x.buffer, x.cols, &*upload_words(self, rows)?, rows.len())?;
-        let [logits] = self.norm_project(&picked, norm, [lm_head])?;
+        let [logits] = if x.rows == 1 && rows.len() == 1 {
+            self.norm_project(x, norm, [lm_head])?
+        } else {
+            let picked = self.gather_rows(&x.buffer, x.cols, &*upload_words(self, rows)?, rows.len())?;
+            self.norm_project(&picked, norm, [lm_head])?
+        };
         Ok(logits)
     }
 

@@ -36,9 +36,17 @@ impl Gpu {
         norm: &Norm<GpuVector>,
         router: &Router<GpuMatrix, GpuVector>,
     ) -> Result<(GpuTensor, GpuRouting)> {
-        let normed = self.rms_norm(x, norm)?;
+        // Of one token, everyone normalises on the way: no dispatch for the norm alone.
+        let (normed, first) = match x.rows {
+            1 => {
+                let pending = Arc::new(Norm { weight: norm.weight.clone(), eps: norm.eps });
+                (GpuTensor { norm: Some(pending), ..x.clone() }, Some(norm))
+            }
+            _ => (self.rms_norm(x, norm)?, None),
+        };
         let logits = self.tensor(x.rows, router.gate.rows)?;
-        self.project(&normed, None, &router.gate, &logits, false)?;
+        let raw = if first.is_some() { x } else { &normed };
+        self.project(raw, first, &router.gate, &logits, false)?;
         let (experts, shape) = (router.gate.rows, router.shape);
         let room = self.recorder.device.limits.max_compute_workgroup_storage_size as usize;
         // Scores, keys, the best of each block of 32, and the chosen.
@@ -206,12 +214,13 @@ impl Gpu {
         shared: Option<(&GpuMatrix, &GpuMatrix)>,
     ) -> Result<ExpertHidden<GpuTensor>> {
         let pairs = routing.tokens * routing.chosen;
+        let norm = x.norm.as_deref();
         if gate.packing != up.packing {
             let (routed, other) = (self.tensor(pairs, gate.rows)?, self.tensor(pairs, up.rows)?);
             self.gathered(x, routing, (gate, None), None, &routed)?;
             self.gathered(x, routing, (up, None), None, &other)?;
             self.swiglu(&routed, &other)?;
-            let shared = shared.map(|(gate, up)| self.swiglu_dense(x, None, gate, up)).transpose()?;
+            let shared = shared.map(|(gate, up)| self.swiglu_dense(x, norm, gate, up)).transpose()?;
             return Ok(ExpertHidden { routed, shared });
         }
         // Of one token, the shared expert is one more choice.
@@ -223,7 +232,7 @@ impl Gpu {
             let shared = joined.map(|_| GpuTensor { rows: 1, first: pairs * gate.rows, ..all.clone() });
             return Ok(ExpertHidden { routed: GpuTensor { rows: pairs, ..all }, shared });
         }
-        let shared = shared.map(|(gate, up)| self.swiglu_dense(x, None, gate, up)).transpose()?;
+        let shared = shared.map(|(gate, up)| self.swiglu_dense(x, norm, gate, up)).transpose()?;
         Ok(ExpertHidden { routed: GpuTensor { rows: pairs, ..all }, shared })
     }
 
@@ -251,7 +260,7 @@ impl Gpu {
                 x,
                 out,
                 out_first: 0,
-                norm: None,
+                norm: x.norm.as_deref(),
                 sources: &[],
                 add: false,
             };
@@ -260,6 +269,7 @@ impl Gpu {
             }
         }
         let (kernel, groups) = self.grouped(routing, experts.count)?;
+        let x = &*self.settled(x)?;
         for source in sources {
             self.batched(&Batched {
                 lines: Lines::Experts { routing, groups: &groups, rows: experts.rows, down: false },

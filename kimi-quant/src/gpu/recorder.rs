@@ -190,6 +190,24 @@ impl Recorder {
         self.staged.load(Ordering::Relaxed)
     }
 
+    /// Submits everything recorded so far and, after it, a copy of `bytes` bytes from one buffer and offset to another.
+    pub(crate) fn copy(
+        &self,
+        from: (&wgpu::Buffer, u64),
+        to: (&wgpu::Buffer, u64),
+        bytes: u64,
+    ) -> Result<()> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.pass = None;
+        let encoder = state
+            .encoder
+            .get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
+        encoder.copy_buffer_to_buffer(from.0, from.1, to.0, to.1, Some(bytes));
+        self.submit(state);
+        self.device.check()
+    }
+
     /// Waits until everything written so far has arrived, so that its staging memory is free again.
     pub(crate) fn flush(&self) -> Result<()> {
         let mut state = self.lock();
@@ -198,13 +216,13 @@ impl Recorder {
     }
 
     /// Nanoseconds that the device spends on what `work` records, from its first dispatch to the end of its last; `None`
-    /// where the adapter has no clock. Everything else waits.
+    /// where the adapter has no clock. What was recorded before goes first.
     pub(crate) fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<f64>> {
         if !self.device.device.features().contains(wgpu::Features::TIMESTAMP_QUERY) {
             work()?;
             return self.flush().map(|()| None);
         }
-        self.flush()?;
+        self.submit(&mut self.lock());
         let device = &self.device.device;
         let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
             label: Some("time"),

@@ -12,25 +12,28 @@ pub(crate) struct Op {
     /// The file's name.
     pub(crate) name: &'static str,
     text: &'static str,
+    /// Extensions of the language that it needs.
+    enables: &'static str,
     /// Of each binding of its own whether it is written.
     writes: &'static [bool],
     /// Packed matrices; their bindings follow its own, two each.
     matrices: u32,
     /// Whether it sums over threads.
-    sums: bool,
+    pub(crate) sums: bool,
     /// Words of immediate data.
     pub(crate) params: usize,
 }
 
 macro_rules! op {
     ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal
-     $(, with $piece:literal)*) => {
+     $(, with $piece:literal)* $(, enable $extension:literal)*) => {
         pub(crate) static $constant: Op = Op {
             name: $file,
             text: concat!(
                 $(include_str!(concat!("../../../shaders/", $piece, ".wgsl")),)*
                 include_str!(concat!("../../../shaders/", $file, ".wgsl"))
             ),
+            enables: concat!($("enable ", $extension, ";\n",)*),
             writes: &$writes,
             matrices: $matrices,
             sums: $sums,
@@ -43,6 +46,9 @@ op!(MATVEC, "matvec", [false, true, true, false, false, false], 6, true, 16, wit
 op!(MATVEC_RAGGED, "matvec", [false, true, true, false, false, false], 6, true, 16, with "quads_ragged");
 op!(FEW, "few", [false, true, false, false, false], 2, true, 11, with "lines");
 op!(TILED, "tiled", [false, true, false, false, false], 2, false, 11, with "lines");
+op!(COOPERATIVE, "cooperative", [false, true, false, false, false, false], 2, false, 11, with "lines",
+    enable "f16", enable "wgpu_cooperative_matrix");
+op!(HALVES, "halves", [false, true, true], 0, false, 3, enable "f16");
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 5);
@@ -207,7 +213,7 @@ impl Spec {
 
     /// The whole shader.
     pub(crate) fn source(&self, op: &Op) -> String {
-        let mut text = String::new();
+        let mut text = op.enables.to_owned();
         let mut constant = |name: &str, value: u32| text.push_str(&format!("const {name} = {value}u;\n"));
         constant("GRID_Y", GRID_Y);
         self.constants.iter().for_each(|(name, value)| constant(name, *value));

@@ -48,8 +48,15 @@ pub(crate) struct Sizes {
 /// PCI vendor.
 pub(crate) const NVIDIA: u32 = 0x10de;
 
-/// Threads of all workgroups that keep a large GPU busy.
-const ENOUGH_THREADS: usize = 1 << 16;
+/// Multiprocessors of a large GPU, and threads of this kernel that one of them runs at a time (their registers fill it).
+const MULTIPROCESSORS: usize = 132;
+const RESIDENT_THREADS: usize = 512;
+/// Most steps of a workgroup.
+const MOST_STEPS: usize = 16;
+/// What a workgroup spends before its first step, in steps.
+const PROLOGUE: usize = 2;
+/// Threads that a workgroup should have.
+const THREADS: u32 = 128;
 /// Bytes of activations that are staged at once, about.
 const STAGED: u32 = 16 << 10;
 
@@ -64,14 +71,11 @@ impl Sizes {
         if span > most {
             return None;
         }
-        let slots = (256.min(most) / span).max(1);
+        let slots = (THREADS.min(most) / span).max(1);
         let workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
         let step_rows = values / matrices;
         let steps = given.map_or_else(
-            || {
-                let rows = shape.outputs.div_ceil((step_rows * slots) as usize);
-                (rows / (ENOUGH_THREADS / workgroup as usize).max(1)).clamp(1, 8) as u32
-            },
+            || Self::best_steps(shape.outputs.div_ceil((step_rows * slots) as usize), workgroup),
             |t| t.steps.max(1),
         );
         let rounds = (shape.units * 144).div_ceil(STAGED);
@@ -112,6 +116,21 @@ impl Sizes {
             values /= 2;
         }
         values
+    }
+
+    /// The number of steps with which all workgroups are done first: they run in waves, each as long as its steps.
+    fn best_steps(steps_in_all: usize, workgroup: u32) -> u32 {
+        let resident = MULTIPROCESSORS * (RESIDENT_THREADS / workgroup as usize).max(1);
+        let time = |steps: &usize| {
+            let waves = steps_in_all.div_ceil(*steps).div_ceil(resident);
+            // Over many waves, workgroups take turns and the last wave hardly counts.
+            if waves > 4 {
+                steps_in_all * (steps + PROLOGUE) / (steps * resident)
+            } else {
+                waves * (steps + PROLOGUE)
+            }
+        };
+        (1..=MOST_STEPS).min_by_key(time).unwrap_or(1) as u32
     }
 
     fn outs(&self) -> u32 {

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::{Arc, Weak};
 
 use super::pool::Buffer;
+use super::range::fits_f16;
 use super::recorder::Recorder;
 use super::shader::Packing;
 use super::upload::Writer;
@@ -20,6 +21,8 @@ pub(crate) struct Part {
     /// Words before the scales and before the biases.
     pub(crate) scale_base: u32,
     pub(crate) bias_base: u32,
+    /// Whether all weights fit 16-bit floats.
+    pub(crate) fits_f16: bool,
     owner: Weak<Recorder>,
 }
 
@@ -169,5 +172,6 @@ fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatri
     }
     let scales = writer.finish()?;
     let (scale_base, bias_base) = (scale_base as u32, bias_base as u32);
-    Ok(Part { range, codes, scales, scale_base, bias_base, owner: Arc::downgrade(recorder) })
+    let fits_f16 = recorder.device.cooperative && matrices.iter().all(|m| fits_f16(packing, m));
+    Ok(Part { range, codes, scales, scale_base, bias_base, fits_f16, owner: Arc::downgrade(recorder) })
 }

@@ -124,9 +124,9 @@ impl Host {
         match self.load(assign, sender) {
             Ok(loaded) => {
                 let micros = started.elapsed().as_micros() as u64;
-                tracing::info!(layers, seconds = micros as f64 * 1e-6, "loaded");
                 let (weight_bytes, cache_bytes) = (loaded.weight_bytes, loaded.cache_bytes);
                 let device = loaded.stage.device.clone();
+                tracing::info!(layers, seconds = micros as f64 * 1e-6, device, "loaded");
                 let ready = Ready { weight_bytes, cache_bytes, load_micros: micros, device };
                 self.loaded = Some(loaded);
                 self.runtime.block_on(sender.ready(ready))

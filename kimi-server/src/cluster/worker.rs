@@ -10,7 +10,7 @@ use kimi_core::DeviceChoice;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_net::{Config, ErrorCode, ErrorReport, Event, Fingerprint, Incoming, LinkError, Listener, Worker};
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 use super::host::{Host, Job, Session, Work};
 use crate::models::Lookup;
@@ -36,18 +36,27 @@ pub struct WorkerConfig {
 /// Serves coordinators, one after another, until the returned future is dropped.
 ///
 /// # Errors
-/// If the operating system gives no thread.
+/// If the operating system gives no thread, or the thread that computes has ended by a fault of ours.
 pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<()> {
     let mut link = Config::new(config.node_id.clone());
     link.fingerprint = config.model.as_ref().map(|c| Fingerprint(c.fingerprint()));
     let (jobs, source) = mpsc::channel();
     let host = Host::new(config, Handle::current());
-    std::thread::Builder::new().name("kimi-worker".into()).spawn(move || host.run(&source))?;
+    let (alive, mut ended) = oneshot::channel::<()>();
+    let compute = move || {
+        let _alive = alive; // dropped by a panic too
+        host.run(&source);
+    };
+    std::thread::Builder::new().name("kimi-worker".into()).spawn(compute)?;
     let office = Office { jobs, link, coordinator: Arc::default() };
     let greetings = Arc::new(Semaphore::new(MAX_GREETINGS));
     loop {
         let Ok(permit) = greetings.clone().acquire_owned().await else { return Ok(()) };
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = &mut ended => return Err(std::io::Error::other("the thread that computes has ended")),
+        };
+        match accepted {
             Ok(incoming) => {
                 let office = office.clone();
                 tokio::spawn(async move {

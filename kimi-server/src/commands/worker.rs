@@ -44,7 +44,7 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
         }
         let config = WorkerConfig { node_id, model, lookup, device: args.device.choice() };
         tokio::select! {
-            result = serve(listener, config) => result.context("can't start the worker")?,
+            result = serve(listener, config) => result.context("the worker can't go on")?,
             () = super::asked_to_stop() => {}
         }
         Ok::<_, anyhow::Error>(())

@@ -4,9 +4,9 @@ use naga::back::{msl, spv};
 use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator};
 
 use super::super::shader::{
-    ATTEND, COMBINE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS,
-    LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED, Op, Packing, READ, RMS_NORM, ROUTE, SAMPLE_CHOOSE,
-    SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, VALUES, VALUES_TILED,
+    ATTEND, COMBINE, COOPERATIVE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, HALVES, LATENT_QUERY_BY_INPUTS,
+    LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED, Op, Packing, READ, RMS_NORM, ROUTE,
+    SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, VALUES, VALUES_TILED,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -53,8 +53,8 @@ fn matvec(packing: Packing, numbers: [u32; 6], dot: Dot, subgroups: bool) -> (&'
     (op, spec)
 }
 
-/// `few` and `tiled`; numbers: mode, pair, down, add.
-fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 2] {
+/// Of each kernel of batches; numbers: mode, pair, down, add.
+fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 3] {
     let [mode, pair, down, add] = numbers;
     let common = vec![
         ("MODE", mode),
@@ -67,11 +67,17 @@ fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 2] {
         ("SHARE", 1),
     ];
     let few = vec![("LINES", 3), ("WORKGROUP", 64), ("LANES", 32), ("ROWS", 2), ("TILE", 8)];
-    let tiled =
-        vec![("LINES", 32), ("WORKGROUP", 64), ("TILE_ROWS", 64), ("BLOCK_ROWS", 8), ("BLOCK_LINES", 4)];
+    // A thread has two rows' codes, or half of one's.
+    let [rows, lines, block] = if pair == 1 { [64, 64 >> mode, 8] } else { [128, 16, 4] };
+    let sizes = [("LINES", lines), ("BLOCK_LINES", block), ("TILE_ROWS", rows), ("BLOCK_ROWS", rows / 16)];
+    let tiled = [sizes.to_vec(), vec![("WORKGROUP", 16 * lines / block)]].concat();
     let few = Spec::new(&FEW, [common.clone(), few].concat()).with_matrices(packing, 1 + pair);
-    let tiled = Spec::new(&TILED, [common, tiled].concat()).with_matrices(packing, 1 + pair);
-    [(&FEW, few), (&TILED, tiled)]
+    let tiled = Spec::new(&TILED, [common.clone(), tiled].concat()).with_matrices(packing, 1 + pair);
+    let cooperative =
+        vec![("LINES", 16 << (mode + pair)), ("WORKGROUP", 128), ("SPLIT", down), ("FACTOR", 16)];
+    let cooperative =
+        Spec::new(&COOPERATIVE, [common, cooperative].concat()).with_matrices(packing, 1 + pair);
+    [(&FEW, few), (&TILED, tiled), (&COOPERATIVE, cooperative)]
 }
 
 /// Queries and values by heads, for one token, a few and many.
@@ -124,6 +130,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     all.push((&SWIGLU, Spec::new(&SWIGLU, vec![group])));
     all.push((&GATHER_ROWS, Spec::new(&GATHER_ROWS, vec![group])));
     all.push((&GROUP, Spec::new(&GROUP, vec![group, ("EXPERTS", 384)])));
+    all.push((&HALVES, Spec::new(&HALVES, vec![group])));
     all.push((&COMBINE, Spec::new(&COMBINE, vec![group, ("CHOSEN", 8)])));
     for (tile, rope) in [([256, 64, 32, 16], 64), ([64, 32, 8, 8], 6)] {
         let names = ["WORKGROUP", "TILE_ROWS", "TILE_COLUMNS", "SLAB"];
@@ -147,7 +154,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
             all.push((op, Spec::new(op, sizes.clone())));
         }
     }
-    let without = all.clone();
+    let without: Vec<_> = all.iter().filter(|(op, _)| op.sums).cloned().collect();
     all.iter_mut().for_each(|(_, spec)| spec.subgroups = true);
     all.extend(without);
     all.extend(specials);
@@ -157,8 +164,11 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
 fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
     let source = spec.source(op);
     let module = naga::front::wgsl::parse_str(&source).map_err(|e| e.emit_to_string(&source))?;
-    let capabilities =
-        Capabilities::IMMEDIATES | Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+    let capabilities = Capabilities::IMMEDIATES
+        | Capabilities::SUBGROUP
+        | Capabilities::SHADER_FLOAT16_IN_FLOAT32
+        | Capabilities::SHADER_FLOAT16
+        | Capabilities::COOPERATIVE_MATRIX;
     let mut validator = Validator::new(ValidationFlags::all(), capabilities);
     validator.subgroup_operations(
         SubgroupOperationSet::BASIC | SubgroupOperationSet::ARITHMETIC | SubgroupOperationSet::SHUFFLE,
