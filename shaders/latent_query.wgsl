@@ -17,9 +17,7 @@ struct Params {
     row_first: u32,
     scale_base: u32,
     bias_base: u32,
-    slots: u32,     // where the tokens' cache slots begin in `batch`
-    kv_stride: u32, // floats between tokens
-    kv_first: u32,
+    slots: u32, // where the tokens' cache slots begin in `batch`
     eps: f32,
     mscale: f32,
 }
@@ -71,7 +69,7 @@ fn rotate_query(thread: u32, token: u32, tokens: u32, head: u32) {
 }
 
 fn store_key(thread: u32, token: u32) {
-    let source = token * p.kv_stride + p.kv_first;
+    let source = token * WIDTH;
     let to = batch[p.slots + token] * WIDTH;
     var square = 0.0;
     for (var i = thread; i < LATENT; i += WORKGROUP) {

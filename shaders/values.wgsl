@@ -41,9 +41,13 @@ fn prepare(thread: u32, token: u32, tokens: u32, head: u32) {
     }
     workgroupBarrier();
     for (var i = thread; i < count; i += WORKGROUP) {
-        let own = batch[p.segments_at + 4u * (base + i)];
-        let first = batch[p.firsts + own] - base;
-        let end = batch[p.firsts + own + 1u] - base;
+        var first = 0u;
+        var end = count;
+        if (TOKENS > 1u) {
+            let own = batch[p.segments_at + 4u * (base + i)];
+            first = batch[p.firsts + own] - base;
+            end = batch[p.firsts + own + 1u] - base;
+        }
         var largest = LOWEST;
         for (var s = first; s < end; s++) {
             largest = max(largest, segment_stats[s].x);

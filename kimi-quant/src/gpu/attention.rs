@@ -96,13 +96,12 @@ impl Gpu {
             outputs: heads.latent,
             by_inputs,
         };
-        let numbers = [device_layout.slots, kv.cols, 0].map(|n| n as u32);
-        let floats = [norm.eps, rope.mscale].map(f32::to_bits);
+        let more = [device_layout.slots as u32, norm.eps.to_bits(), rope.mscale.to_bits()];
         self.head_product(
             &product,
             &[&q.buffer, &out.buffer, &kv.buffer, &cache.buffer, &norm.weight.buffer, &device_layout.words],
             [row_head, 0],
-            &[&numbers[..], &floats].concat(),
+            &more,
             1,
         )?;
         Ok(out)
