@@ -9,7 +9,7 @@ use std::collections::HashSet;
 use std::time::Instant;
 
 use kimi_benches::RandomWeights;
-use kimi_quant::gpu::{BatchKernel, GpuExperts, GpuMatrix, GpuOptions, GpuTensor};
+use kimi_quant::gpu::{GpuExperts, GpuMatrix, GpuOptions, GpuTensor};
 use kimi_quant::{Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, Gpu, PackedMatrix};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -173,7 +173,7 @@ impl Bench {
     ) -> Outcome<()> {
         let mut kernels = vec![None];
         if self.kernels {
-            kernels.extend(BatchKernel::ALL.map(Some));
+            kernels.extend(self.gpu.batch_kernels().into_iter().map(Some));
         }
         for kernel in kernels {
             self.gpu.set_batch_kernel(kernel);

@@ -347,7 +347,7 @@ fn batches_through_every_kernel() {
     let mut kinds = vec![Format::Mxfp4, Format::Mxfp8, Format::Float(FloatType::Bf16), bits(BitWidth::B4, 8)];
     kinds.extend([bits(BitWidth::B2, 128), bits(BitWidth::B5, 32), bits(BitWidth::B6, 16)]);
     kinds.extend([bits(BitWidth::B8, 64), Format::Int4 { group: 32, scales: FloatType::F16 }]);
-    for kernel in BatchKernel::ALL {
+    for kernel in gpu.batch_kernels() {
         gpu.set_batch_kernel(Some(kernel));
         for &format in mixed.iter().chain(kinds.iter().filter(|_| kernel != BatchKernel::Few)) {
             let (rows, cols) = shapes(format, &mut both.random);
@@ -369,7 +369,7 @@ fn weights_are_split_over_bindings() {
     let Some(gpu) = open(GpuOptions { max_binding: Some(48 << 10), ..Default::default() }) else { return };
     let mut both = Both::new(&gpu, 11);
     let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
-    for kernel in BatchKernel::ALL {
+    for kernel in gpu.batch_kernels() {
         gpu.set_batch_kernel(Some(kernel));
         for tokens in [1, 2, 30] {
             // 18 KiB an expert: two to a binding. The results of 90 pairs fit 128 columns at a time.

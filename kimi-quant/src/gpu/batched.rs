@@ -112,9 +112,6 @@ impl Tile {
 }
 
 impl BatchKernel {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Few, Self::Tiled, Self::Cooperative];
-
     /// For `tokens` tokens and `rows` outputs in all.
     fn dense(tokens: usize, rows: usize) -> Self {
         // Below this, tiles are too few to keep a GPU busy, or mostly empty.
@@ -142,6 +139,12 @@ impl Gpu {
     /// The kernel for products of more than one token from now on; chosen by shape for `None`. For measurements and tests.
     pub fn set_batch_kernel(&self, kernel: Option<BatchKernel>) {
         *self.batch_kernel.lock().unwrap_or_else(PoisonError::into_inner) = kernel;
+    }
+
+    /// The kernels that this device has.
+    pub fn batch_kernels(&self) -> Vec<BatchKernel> {
+        let cooperative = self.recorder.device.cooperative.then_some(BatchKernel::Cooperative);
+        [BatchKernel::Few, BatchKernel::Tiled].into_iter().chain(cooperative).collect()
     }
 
     fn batch_kernel(&self) -> Option<BatchKernel> {
