@@ -124,8 +124,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 }
                 for (var r = 0u; r < ROWS; r++) {
                     let row = lines.first_row + min(row_at + r, p.rows - 1u);
-                    let scale = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
-                    let up_scale = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+                    let scale = gate_group(lines.matrix, row, unit, part, p.scale_base);
+                    let up_scale = up_group(lines.matrix, row, unit, part, p.scale_base);
                     for (var t = 0u; t < LINES; t++) {
                         if (COUNTED == 0u || t < lines.count) {
                             let at = r * LINES + t;

@@ -244,7 +244,7 @@ impl Lines<'_> {
 }
 
 impl Batched<'_> {
-    fn params(&self, x_stride: usize) -> [u32; 11] {
+    fn params(&self, x_stride: usize) -> [u32; 10] {
         let expert_rows = match self.lines {
             Lines::Tokens => 0,
             Lines::Experts { rows, .. } => rows,
@@ -260,7 +260,6 @@ impl Batched<'_> {
             self.weights.range.len(),
             expert_rows,
             self.weights.scale_base as usize,
-            self.weights.bias_base as usize,
         ];
         numbers.map(|n| n as u32)
     }
