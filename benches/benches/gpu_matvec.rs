@@ -97,10 +97,9 @@ impl Bench {
         let small = |n: usize| if self.quick { n / 16 } else { n };
         let (experts, hidden, width) = (64, small(7168).next_multiple_of(64), small(2048));
         self.experts(format, experts, hidden, width)?;
+        self.both(format, [1536, 576], hidden)?;
         for (what, rows, cols) in [
-            ("q_a 1536x7168", 1536, hidden),
             ("q_b 12288x1536", small(12288), 1536),
-            ("kv_a 576x7168", 576, hidden),
             ("o_proj 7168x8192", hidden, small(8192)),
             ("head 163840x7168", small(163840), hidden),
         ] {
@@ -133,6 +132,20 @@ impl Bench {
         let mut residual = self.activations(1, hidden)?;
         self.line("8 experts, down", format, bytes, routings.len(), &mut |i| {
             self.gpu.experts_down_add(&h, &routings[i], &down, None, &mut residual)
+        })
+    }
+
+    /// The two projections of a layer's input, one dispatch as in the model.
+    fn both(&self, format: Format, rows: [usize; 2], cols: usize) -> Outcome<()> {
+        let bytes: u64 =
+            rows.iter().map(|&n| Ok(self.matrix(n, cols, format, 0)?.bytes())).sum::<Outcome<u64>>()?;
+        let copies = if self.quick { 2 } else { 24 };
+        let load = |n, seed| -> Outcome<_> { Ok(self.gpu.load_matrix(self.matrix(n, cols, format, seed)?)?) };
+        let pairs = (0..copies).map(|seed| Ok((load(rows[0], seed)?, load(rows[1], seed + 100)?)));
+        let pairs = pairs.collect::<Outcome<Vec<_>>>()?;
+        let (x, norm) = (self.activations(1, cols)?, self.norm(cols)?);
+        self.line("q_a and kv_a 2112x7168", format, bytes as usize, copies, &mut |i| {
+            self.gpu.norm_project(&x, &norm, [&pairs[i].0, &pairs[i].1]).map(drop)
         })
     }
 
