@@ -19,7 +19,7 @@ pub struct Handles {
 }
 
 impl Gpu {
-    /// The device for other users of wgpu, of the version that [`wgpu`](super::wgpu) is.
+    /// The device for other users of wgpu, of the version that [`wgpu`] is.
     pub fn handles(&self) -> Handles {
         let device = &self.recorder.device;
         Handles {
