@@ -14,6 +14,7 @@ use kimi_core::pipeline::{Pipeline, PipelineError};
 use kimi_core::sampler::{RawSamplingParams, SampleError, SamplingParams};
 use kimi_core::scheduler::SequenceError;
 use kimi_core::stage::{Hidden, StageError, StageOutput, StageRunner, StageSpan};
+use kimi_quant::BackendError;
 use toy::{ToyStage, VOCAB, span};
 
 const PAGES: u32 = 64;
@@ -178,12 +179,23 @@ fn cancel_and_drop_free_the_pages() {
 fn a_failed_batch_fails_its_requests_and_the_engine_goes_on() {
     let (engine, gate) = gated();
     let failing = engine.generate(request(&[1], 5)).unwrap();
-    gate.send(Some(kimi_quant::BackendError::Device("test".into()).into())).unwrap();
+    let full = BackendError::OutOfMemory { what: "activations", needed: 2, available: 1 };
+    gate.send(Some(full.into())).unwrap();
     let (_, end) = collect(failing);
     assert!(matches!(&end, TokenEvent::Failed { error: EngineError::Sequence(_) }), "{end:?}");
     assert!(engine.down().is_none());
     (0..5).for_each(|_| gate.send(None).unwrap());
     assert_eq!(collect(engine.generate(request(&[1], 5)).unwrap()).0.len(), 5);
+}
+
+#[test]
+fn a_failed_device_takes_the_engine_down() {
+    let (engine, gate) = gated();
+    let running = engine.generate(request(&[1], 5)).unwrap();
+    gate.send(Some(BackendError::Device("test".into()).into())).unwrap();
+    let (_, end) = collect(running);
+    assert!(matches!(&end, TokenEvent::Failed { error: EngineError::Down { .. } }), "{end:?}");
+    assert!(engine.down().is_some());
 }
 
 #[test]
