@@ -83,11 +83,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let unit = tile * TILE + u;
             var gate: array<array<u32, BITS>, ROWS>;
             var up: array<array<u32, BITS>, ROWS>;
+            var scales: array<vec2<f32>, ROWS * PARTS>;
+            var up_scales: array<vec2<f32>, ROWS * PARTS>;
             for (var r = 0u; r < ROWS; r++) {
                 let row = lines.first_row + min(row_at + r, p.rows - 1u);
                 gate[r] = gate_load(row * UNITS + unit);
                 if (PAIR == 1u) {
                     up[r] = up_load(row * UNITS + unit);
+                }
+                for (var part = 0u; part < PARTS; part++) {
+                    let at = r * PARTS + part;
+                    scales[at] = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+                    up_scales[at] = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
                 }
             }
             for (var part = 0u; part < PARTS; part++) {
@@ -123,9 +130,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     }
                 }
                 for (var r = 0u; r < ROWS; r++) {
-                    let row = lines.first_row + min(row_at + r, p.rows - 1u);
-                    let scale = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
-                    let up_scale = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+                    let scale = scales[r * PARTS + part];
+                    let up_scale = up_scales[r * PARTS + part];
                     for (var t = 0u; t < LINES; t++) {
                         if (COUNTED == 0u || t < lines.count) {
                             let at = r * LINES + t;

@@ -196,7 +196,13 @@ impl Gpu {
                 (&COOPERATIVE, constants, COOPERATIVE_ROWS / (1 + pair), tile().lines)
             }
         };
-        constants.extend([("LINES", lines), ("PAIR", pair), ("ADD", u32::from(product.add)), ("SHARE", 1)]);
+        let share = if kernel == BatchKernel::Few { share(packing) } else { 1 };
+        constants.extend([
+            ("LINES", lines),
+            ("PAIR", pair),
+            ("ADD", u32::from(product.add)),
+            ("SHARE", share),
+        ]);
         constants.extend(product.lines.constants());
         let halves = (kernel == BatchKernel::Cooperative).then(|| self.halves(packing, x)).transpose()?;
         let none = &*self.nothing;
@@ -292,6 +298,16 @@ impl Gpu {
             grid: lines_grid(x.rows),
         })?;
         Ok(halves)
+    }
+}
+
+/// Codes that are cut out of one shifted word: more save shifts and cost precision, a code's width in bits each. Eight
+/// bits of a float's 24 are given away, not more.
+fn share(packing: Packing) -> u32 {
+    match packing.bits() {
+        2 => 4,
+        3 | 4 => 2,
+        _ => 1,
     }
 }
 
