@@ -43,9 +43,9 @@ fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32, fetched: ptr<functio
     }
     for (var part = 0u; part < PARTS; part++) {
         if (second) {
-            (*fetched).scales[part] = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+            (*fetched).scales[part] = up_group(lines.matrix, row, unit, part, p.scale_base);
         } else {
-            (*fetched).scales[part] = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+            (*fetched).scales[part] = gate_group(lines.matrix, row, unit, part, p.scale_base);
         }
     }
     for (var i = 0u; i < INPUTS; i++) {

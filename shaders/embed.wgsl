@@ -5,7 +5,6 @@ struct Params {
     row_first: u32, // the rows that the bindings hold
     rows: u32,
     scale_base: u32,
-    bias_base: u32,
 }
 
 var<immediate> p: Params;
@@ -23,7 +22,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     var words = gate_load(row * UNITS + unit);
     for (var j = 0u; j < 8u; j++) {
-        let scale = gate_group(0u, row, unit, j / (8u / PARTS), p.scale_base, p.bias_base);
+        let scale = gate_group(0u, row, unit, j / (8u / PARTS), p.scale_base);
         let value = values(&words, j) * scale.x + vec4(scale.y);
         for (var i = 0u; i < 4u; i++) {
             let column = unit * 32u + 4u * j + i;

@@ -25,7 +25,7 @@ fn project(thread: u32, block: u32, head: u32, token: u32, tokens: u32) {
         let row = row_first + min(inner + i * ROW_STEP, INNER - 1u);
         loaded[i] = gate_load(row * UNITS + unit);
         for (var part = 0u; part < PARTS; part++) {
-            scales[i * PARTS + part] = gate_group(0u, row, unit, part, p.scale_base, p.bias_base);
+            scales[i * PARTS + part] = gate_group(0u, row, unit, part, p.scale_base);
         }
     }
     prepare(thread, token, tokens, head);

@@ -16,7 +16,6 @@ struct Params {
     row_head: u32, // rows of the matrix from head to head
     row_first: u32,
     scale_base: u32,
-    bias_base: u32,
     slots: u32, // where the tokens' cache slots begin in `batch`
     eps: f32,
     mscale: f32,

@@ -18,7 +18,6 @@ struct Params {
     experts: u32,
     expert_rows: u32,
     scale_base: u32,   // word offsets in the scales
-    bias_base: u32,
 }
 
 var<immediate> p: Params;

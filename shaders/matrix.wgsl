@@ -2,7 +2,7 @@
 // with MATRIX, CODES_BINDING and SCALES_BINDING replaced.
 //
 // Codes: rows of UNITS units; a unit is 32 codes in BITS words. Scales: one global factor a matrix (formats that have
-// one), then the scales of all rows, then the biases of all rows, at the word offsets that the caller passes.
+// one), then from the word offset that the caller passes the scales of all rows, each followed by its bias if it has one.
 
 @group(0) @binding(CODES_BINDING) var<storage, read> MATRIX_codes: array<Chunk>;
 @group(0) @binding(SCALES_BINDING) var<storage, read> MATRIX_scales: array<u32>;
@@ -44,25 +44,30 @@ fn MATRIX_parameter(base: u32, i: u32) -> f32 {
 }
 
 // Scale and bias of part `sub` of unit `unit` of row `row`, of matrix `index`: a weight is scale * code + bias.
-fn MATRIX_group(index: u32, row: u32, unit: u32, sub: u32, scale_base: u32, bias_base: u32) -> vec2<f32> {
+fn MATRIX_group(index: u32, row: u32, unit: u32, sub: u32, scale_base: u32) -> vec2<f32> {
     var group = select((unit >> GROUP_SHIFT), unit * PARTS + sub, PARTS > 1u);
     if (RAGGED == 1u) {
         group = min(group, GROUPS - 1u); // a unit filled up with zeros
     }
-    if (SCALE == SCALE_BF16 && KIND == KIND_AFFINE && GROUPS % 2u == 0u) {
-        // A lane's groups are all in the same half of their words.
-        let word = row * (GROUPS / 2u) + (group >> 1u);
-        let shift = 16u - 16u * (group & 1u);
-        let parameters = vec2(MATRIX_scales[scale_base + word], MATRIX_scales[bias_base + word]);
-        return bitcast<vec2<f32>>((parameters << vec2(shift)) & vec2(0xffff0000u));
-    }
     let at = row * GROUPS + group;
+    if (KIND == KIND_AFFINE) {
+        switch SCALE {
+            case SCALE_BF16: {
+                let both = MATRIX_scales[scale_base + at];
+                return bitcast<vec2<f32>>(vec2(both << 16u, both & 0xffff0000u));
+            }
+            case SCALE_F16: {
+                return unpack2x16float(MATRIX_scales[scale_base + at]);
+            }
+            default: {
+                let place = scale_base + 2u * at;
+                return bitcast<vec2<f32>>(vec2(MATRIX_scales[place], MATRIX_scales[place + 1u]));
+            }
+        }
+    }
     var scale = MATRIX_parameter(scale_base, at);
     if (GLOBAL == 1u) {
         scale *= bitcast<f32>(MATRIX_scales[index]);
-    }
-    if (KIND == KIND_AFFINE) {
-        return vec2(scale, MATRIX_parameter(bias_base, at));
     }
     if (KIND == KIND_INT4) {
         return vec2(scale, -8.0 * scale);

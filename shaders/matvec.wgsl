@@ -27,7 +27,6 @@ struct Params {
     norm_eps: f32,
     x_first: u32,       // the first activation
     scale_base: vec4<u32>, // word offsets in the scales, of each source
-    bias_base: vec4<u32>,
 }
 
 var<immediate> p: Params;
@@ -65,14 +64,14 @@ fn load(matrix: u32, unit: u32) -> array<u32, BITS> {
     }
 }
 
-fn group(matrix: u32, index: u32, row: u32, unit: u32, part: u32, scale_base: u32, bias_base: u32) -> vec2<f32> {
+fn group(matrix: u32, index: u32, row: u32, unit: u32, part: u32, scale_base: u32) -> vec2<f32> {
     switch matrix {
-        case 1u: { return m1_group(index, row, unit, part, scale_base, bias_base); }
-        case 2u: { return m2_group(index, row, unit, part, scale_base, bias_base); }
-        case 3u: { return m3_group(index, row, unit, part, scale_base, bias_base); }
-        case 4u: { return m4_group(index, row, unit, part, scale_base, bias_base); }
-        case 5u: { return m5_group(index, row, unit, part, scale_base, bias_base); }
-        default: { return m0_group(index, row, unit, part, scale_base, bias_base); }
+        case 1u: { return m1_group(index, row, unit, part, scale_base); }
+        case 2u: { return m2_group(index, row, unit, part, scale_base); }
+        case 3u: { return m3_group(index, row, unit, part, scale_base); }
+        case 4u: { return m4_group(index, row, unit, part, scale_base); }
+        case 5u: { return m5_group(index, row, unit, part, scale_base); }
+        default: { return m0_group(index, row, unit, part, scale_base); }
     }
 }
 
@@ -133,7 +132,6 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     }
     let first_matrix = source * (PAIR + 1u);
     let scale_base = p.scale_base[source];
-    let bias_base = p.bias_base[source];
 
     // Runs of memory into registers, and through shared memory to the threads that need them.
     var square = 0.0;
@@ -184,14 +182,15 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     for (var step = 0u; step < STEPS; step++) {
         // STEP_ROWS divides the rows: a step has all of its rows, or stands in for one that has none.
         let row_at = min(first_row + (step * SLOTS + slot) * STEP_ROWS, rows - STEP_ROWS) + index * p.rows;
+        let unit_at = row_at * UNITS + unit;
         var words: array<array<u32, BITS>, VALUES>;
         var groups: array<array<vec2<f32>, PARTS>, VALUES>;
         for (var i = 0u; i < VALUES; i++) {
             let matrix = first_matrix + select(0u, i & 1u, PAIR == 1u);
             let row = row_at + select(i, i >> 1u, PAIR == 1u);
-            words[i] = load(matrix, row * UNITS + unit);
+            words[i] = load(matrix, unit_at + select(i, i >> 1u, PAIR == 1u) * UNITS);
             for (var part = 0u; part < PARTS; part++) {
-                groups[i][part] = group(matrix, index, row, unit, part, scale_base, bias_base);
+                groups[i][part] = group(matrix, index, row, unit, part, scale_base);
             }
         }
         var results: array<f32, VALUES>;

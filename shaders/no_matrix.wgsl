@@ -5,6 +5,6 @@ fn MATRIX_load(unit: u32) -> array<u32, BITS> {
     return words;
 }
 
-fn MATRIX_group(index: u32, row: u32, unit: u32, sub: u32, scale_base: u32, bias_base: u32) -> vec2<f32> {
+fn MATRIX_group(index: u32, row: u32, unit: u32, sub: u32, scale_base: u32) -> vec2<f32> {
     return vec2(0.0);
 }

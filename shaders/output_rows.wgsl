@@ -23,7 +23,7 @@ fn project(thread: u32, block: u32, head: u32, token: u32, tokens: u32) {
         let row = head * p.row_head + p.row_first + min(block * BLOCK_ROWS + item / UNITS, OUTER - 1u);
         loaded[i] = gate_load(row * UNITS + item % UNITS);
         for (var part = 0u; part < PARTS; part++) {
-            scales[i * PARTS + part] = gate_group(0u, row, item % UNITS, part, p.scale_base, p.bias_base);
+            scales[i * PARTS + part] = gate_group(0u, row, item % UNITS, part, p.scale_base);
         }
     }
     prepare(thread, token, tokens, head);

@@ -41,8 +41,8 @@ fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32, fetched: ptr<functio
         }
         for (var part = 0u; part < PARTS; part++) {
             let at = l * PARTS + part;
-            (*fetched).scales[at] = gate_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
-            (*fetched).up_scales[at] = up_group(lines.matrix, row, unit, part, p.scale_base, p.bias_base);
+            (*fetched).scales[at] = gate_group(lines.matrix, row, unit, part, p.scale_base);
+            (*fetched).up_scales[at] = up_group(lines.matrix, row, unit, part, p.scale_base);
         }
     }
     let column = unit * 32u + (thread & 31u);

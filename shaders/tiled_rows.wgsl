@@ -33,7 +33,7 @@ fn load(thread: u32, block: u32, head: u32, slab: u32) -> Loaded {
         unit = min(unit, UNITS - 1u);
         loaded.words[i] = gate_load(row * UNITS + unit);
         for (var part = 0u; part < PARTS; part++) {
-            loaded.scales[i * PARTS + part] = gate_group(0u, row, unit, part, p.scale_base, p.bias_base);
+            loaded.scales[i * PARTS + part] = gate_group(0u, row, unit, part, p.scale_base);
         }
     }
     return loaded;

@@ -15,7 +15,6 @@ struct Params {
     row_head: u32, // rows of the matrix from head to head, and the first of a head
     row_first: u32,
     scale_base: u32,
-    bias_base: u32,
     segments_at: u32, // in `batch`: the segments, and of each token the first one
     firsts: u32,
 }

@@ -2,7 +2,7 @@
 //! of Kimi-K2, beside the read bandwidth measured in the same run.
 //!
 //! `cargo bench --features gpu --bench gpu_matvec` prints the table; `-- --search` tries many kernel sizes for each line
-//! and prints the best ones; `--quick` shrinks everything for a software adapter; `--seconds N` stops after that time.
+//! and prints the best ones; `--bits 2,3` has those widths only; `--quick` shrinks everything for a software adapter; `--seconds N` stops after that time.
 //! Weights rotate through more memory than the caches hold, as they do in the model.
 
 use std::time::{Duration, Instant};
@@ -38,7 +38,11 @@ fn main() -> Outcome<()> {
         "{:<26} {:>4} {:>9} {:>9} {:>8} {:>7}",
         "one token through", "bits", "MB", "us", "GB/s", "of read"
     );
+    let wanted = args.iter().position(|a| a == "--bits").and_then(|i| args.get(i + 1));
     for bits in [BitWidth::B4, BitWidth::B3, BitWidth::B2, BitWidth::B6, BitWidth::B8, BitWidth::B5] {
+        if wanted.is_some_and(|list| !list.split(',').any(|b| b == bits.bits().to_string())) {
+            continue;
+        }
         bench.width(Format::Affine { bits, group: 64, scales: FloatType::Bf16 })?;
     }
     Ok(())
@@ -156,13 +160,12 @@ impl Bench {
         let mut results = Vec::new();
         let mut tunings = vec![None];
         if self.search {
-            for integer in [true, false] {
-                for values in [2, 4, 8] {
-                    for steps in [1, 2, 3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16] {
-                        tunings.push(Some(Tuning { values, steps, integer }));
-                    }
+            for values in [4, 8] {
+                for steps in [3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16] {
+                    tunings.push(Some(Tuning { values, steps, integer: true }));
                 }
             }
+            tunings.push(Some(Tuning { values: 4, steps: 8, integer: false }));
         }
         for tuning in tunings {
             if Instant::now() > self.deadline {

@@ -237,7 +237,7 @@ impl Gpu {
         more: &[u32],
         extra: usize,
     ) -> Result<()> {
-        let Part { codes, scales, scale_base, bias_base, .. } = product.matrix.whole(product.name)?;
+        let Part { codes, scales, scale_base, .. } = product.matrix.whole(product.name)?;
         let (op, constants, columns, tokens) = self.head_product_sizes(product)?;
         let inner = if product.by_inputs { product.heads.nope } else { product.matrix.cols() };
         let products = product.tokens * product.heads.heads * inner * product.outputs;
@@ -247,7 +247,7 @@ impl Gpu {
             op,
             spec: Spec::new(op, constants).with_matrices(product.matrix.packing, 1),
             buffers: &[buffers, &[&**codes, &**scales]].concat(),
-            params: &[&numbers[..], &[*scale_base, *bias_base], more].concat(),
+            params: &[&numbers[..], &[*scale_base], more].concat(),
             grid: [
                 product.outputs.div_ceil(columns),
                 product.heads.heads + extra,

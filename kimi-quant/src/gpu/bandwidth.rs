@@ -49,10 +49,10 @@ impl Gpu {
 
 /// Bytes that keep the device busy, and how often they are read.
 const BUSY_BYTES: usize = 64 << 20;
-const BUSY_READS: usize = 4000;
+const BUSY_READS: usize = 2000;
 
 impl Gpu {
-    /// Starts some tenths of a second of reading and does not wait for it: an idle device slows its clocks down, and work
+    /// Starts a twentieth of a second or more of reading and does not wait for it: an idle device slows its clocks down, and work
     /// that follows would be measured on a slow one.
     pub(crate) fn keep_busy(&self) -> Result<(), BackendError> {
         let device = &self.recorder.device;

@@ -250,7 +250,7 @@ impl Lines<'_> {
 }
 
 impl Batched<'_> {
-    fn params(&self, x_stride: usize) -> [u32; 11] {
+    fn params(&self, x_stride: usize) -> [u32; 10] {
         let expert_rows = match self.lines {
             Lines::Tokens => 0,
             Lines::Experts { rows, .. } => rows,
@@ -266,7 +266,6 @@ impl Batched<'_> {
             self.weights.range.len(),
             expert_rows,
             self.weights.scale_base as usize,
-            self.weights.bias_base as usize,
         ];
         numbers.map(|n| n as u32)
     }
@@ -301,8 +300,7 @@ impl Gpu {
     }
 }
 
-/// Codes that are cut out of one shifted word: more save shifts and cost precision, a code's width in bits each. Eight
-/// bits of a float's 24 are given away, not more.
+/// Codes that are cut out of one shifted word.
 fn share(packing: Packing) -> u32 {
     match packing.bits() {
         2 => 4,
@@ -349,7 +347,7 @@ impl Few {
     fn constants(self, device: &Device, packing: Packing) -> Vec<(&'static str, u32)> {
         let reduction = 4 * if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
         let room = device.limits.max_compute_workgroup_storage_size.min(48 << 10) - reduction;
-        let most = room / (self.lines * (128 + 8 * packing.parts() as u32));
+        let most = room / (self.lines * (128 + 4 * packing.parts() as u32));
         // As few tiles as fit, all alike, in which every lane has a unit.
         let units = packing.units() as u32;
         let whole = if most < device.lanes { most.max(1) } else { most / device.lanes * device.lanes };

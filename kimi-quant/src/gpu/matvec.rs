@@ -148,23 +148,21 @@ impl Gpu {
 }
 
 impl Matvec<'_> {
-    fn params(&self, second_block: usize, second_rows: usize) -> [u32; 16] {
+    fn params(&self, second_block: usize, second_rows: usize) -> [u32; 12] {
         let (part_first, part_experts) = match self.mode {
             Mode::Rows { .. } => (0, 1),
             Mode::Gather(choices) | Mode::Sum(choices) => (choices.part_first, choices.part_experts),
         };
         let numbers = [self.rows, self.out_first, second_block, second_rows, part_first, part_experts]
             .map(|n| n as u32);
-        let base = |of: fn(&Part) -> u32| -> [u32; MOST_SOURCES] {
-            std::array::from_fn(|i| self.sources.get(i).map_or(0, |source| of(source.weights)))
-        };
+        let scale_bases: [u32; MOST_SOURCES] =
+            std::array::from_fn(|i| self.sources.get(i).map_or(0, |source| source.weights.scale_base));
         let eps = self.norm.map_or(0.0, |n| n.eps).to_bits();
-        let mut params = [0; 16];
+        let mut params = [0; 12];
         params[..6].copy_from_slice(&numbers);
         params[6] = eps;
         params[7] = self.x.first as u32;
-        params[8..12].copy_from_slice(&base(|part| part.scale_base));
-        params[12..].copy_from_slice(&base(|part| part.bias_base));
+        params[8..].copy_from_slice(&scale_bases);
         params
     }
 }

@@ -310,13 +310,8 @@ impl Backend for Gpu {
         for part in &table.parts {
             let spec =
                 Spec::new(&EMBED, vec![("WORKGROUP", 64), ("SHARE", 1)]).with_matrices(table.packing, 1);
-            let params = [
-                ids.len() as u32,
-                part.range.start as u32,
-                part.range.len() as u32,
-                part.scale_base,
-                part.bias_base,
-            ];
+            let params =
+                [ids.len() as u32, part.range.start as u32, part.range.len() as u32, part.scale_base];
             self.recorder.dispatch(Dispatch {
                 op: &EMBED,
                 spec,

@@ -42,22 +42,22 @@ macro_rules! op {
     };
 }
 
-op!(MATVEC, "matvec", [false, true, true, false, false, false], 6, true, 16, with "quads");
-op!(MATVEC_RAGGED, "matvec", [false, true, true, false, false, false], 6, true, 16, with "quads_ragged");
-op!(FEW, "few", [false, true, false, false, false], 2, true, 11, with "lines");
-op!(TILED, "tiled", [false, true, false, false, false], 2, false, 11, with "lines");
-op!(COOPERATIVE, "cooperative", [false, true, false, false, false, false], 2, false, 11, with "lines",
+op!(MATVEC, "matvec", [false, true, true, false, false, false], 6, true, 12, with "quads");
+op!(MATVEC_RAGGED, "matvec", [false, true, true, false, false, false], 6, true, 12, with "quads_ragged");
+op!(FEW, "few", [false, true, false, false, false], 2, true, 10, with "lines");
+op!(TILED, "tiled", [false, true, false, false, false], 2, false, 10, with "lines");
+op!(COOPERATIVE, "cooperative", [false, true, false, false, false, false], 2, false, 10, with "lines",
     enable "f16", enable "wgpu_cooperative_matrix");
 op!(HALVES, "halves", [false, true, true], 0, false, 3, enable "f16");
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
-op!(EMBED, "embed", [false, true], 1, false, 5);
-op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "input_rows");
-op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "output_rows");
-op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 9, with "tile", with "tiled_rows");
+op!(EMBED, "embed", [false, true], 1, false, 4);
+op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 8, with "input_rows");
+op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 8, with "output_rows");
+op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 8, with "tile", with "tiled_rows");
 op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 5, with "tile");
-op!(VALUES, "values", [false, true, false, false], 1, false, 8, with "output_rows");
-op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 8, with "tile", with "tiled_rows");
+op!(VALUES, "values", [false, true, false, false], 1, false, 7, with "output_rows");
+op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 7, with "tile", with "tiled_rows");
 op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 2);
 op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);

@@ -18,9 +18,8 @@ pub(crate) struct Part {
     pub(crate) range: Range<usize>,
     pub(crate) codes: Arc<Buffer>,
     pub(crate) scales: Arc<Buffer>,
-    /// Words before the scales and before the biases.
+    /// Words before the scales.
     pub(crate) scale_base: u32,
-    pub(crate) bias_base: u32,
     /// Whether all weights fit 16-bit floats.
     pub(crate) fits_f16: bool,
     owner: Weak<Recorder>,
@@ -153,25 +152,41 @@ fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatri
     let codes = writer.finish()?;
 
     let globals = if packing.has_global() { matrices.len() } else { 0 };
-    let scale_words = matrices.iter().map(|m| m.scales().len()).sum::<usize>().div_ceil(4);
-    let bias_words = matrices.iter().map(|m| m.biases().len()).sum::<usize>().div_ceil(4);
-    let (scale_base, bias_base) = (globals, globals + scale_words);
-    let mut writer = Writer::new(recorder, "scales", 4 * (bias_base + bias_words) as u64)?;
+    let parameters: usize = matrices.iter().map(|m| m.scales().len() + m.biases().len()).sum();
+    let bytes = 4 * globals + parameters.next_multiple_of(4);
+    let mut writer = Writer::new(recorder, "scales", bytes as u64)?;
     if packing.has_global() {
         for matrix in matrices {
             writer.write(&matrix.global_scale().to_le_bytes())?;
         }
     }
-    for part in [PackedMatrix::scales, PackedMatrix::biases] {
-        let mut written = 0;
-        for matrix in matrices {
-            writer.write(part(matrix))?;
-            written += part(matrix).len();
+    for matrix in matrices {
+        if matrix.biases().is_empty() {
+            writer.write(matrix.scales())?;
+        } else {
+            writer.write(&side_by_side(matrix))?;
         }
-        writer.zeros(written.next_multiple_of(4) - written)?;
     }
+    writer.zeros(bytes - 4 * globals - parameters)?;
     let scales = writer.finish()?;
-    let (scale_base, bias_base) = (scale_base as u32, bias_base as u32);
+    let scale_base = globals as u32;
     let fits_f16 = recorder.device.cooperative && matrices.iter().all(|m| fits_f16(packing, m));
-    Ok(Part { range, codes, scales, scale_base, bias_base, fits_f16, owner: Arc::downgrade(recorder) })
+    Ok(Part { range, codes, scales, scale_base, fits_f16, owner: Arc::downgrade(recorder) })
+}
+
+/// Each scale followed by its bias: both come with one read.
+fn side_by_side(matrix: &PackedMatrix) -> Vec<u8> {
+    fn join<const N: usize>(scales: &[u8], biases: &[u8]) -> Vec<u8> {
+        let mut joined = vec![0; scales.len() + biases.len()];
+        let pairs = scales.as_chunks::<N>().0.iter().zip(biases.as_chunks::<N>().0);
+        for (to, (scale, bias)) in joined.as_chunks_mut::<N>().0.chunks_exact_mut(2).zip(pairs) {
+            to.copy_from_slice(&[*scale, *bias]);
+        }
+        joined
+    }
+    let floats = matrix.rows() * matrix.cols().checked_div(matrix.format().group()).unwrap_or(0);
+    match matrix.scales().len().checked_div(floats) {
+        Some(4) => join::<4>(matrix.scales(), matrix.biases()),
+        _ => join::<2>(matrix.scales(), matrix.biases()),
+    }
 }
