@@ -8,8 +8,8 @@
 alias Input = f32;
 
 var<workgroup> xs: array<vec4<f32>, LINES * TILE * 8u>;
-// For each part of a unit the sum of what multiplies its codes, and the sum of the activations.
-var<workgroup> sums: array<vec2<f32>, LINES * TILE * PARTS>;
+// Of the activations of each part of a unit.
+var<workgroup> sums: array<f32, LINES * TILE * PARTS>;
 
 const PART_QUADS = 8u / PARTS;
 const TILES = (UNITS + TILE - 1u) / TILE;
@@ -47,7 +47,7 @@ fn stage(thread: u32, lines: Lines, first: u32, count: u32) {
                 for (var j = (i % PARTS) * PART_QUADS; j < (i % PARTS + 1u) * PART_QUADS; j++) {
                     ones += xs[cell(t, j, unit)];
                 }
-                sums[i] = vec2(dot(ones, vec4(1.0)), dot(ones, vec4(1.0) / places));
+                sums[i] = dot(ones, vec4(1.0) / places);
             }
         }
         workgroupBarrier();
@@ -55,11 +55,11 @@ fn stage(thread: u32, lines: Lines, first: u32, count: u32) {
 }
 
 // A part's products with scale and bias.
-fn scaled(product: f32, scale: vec2<f32>, sum: vec2<f32>, before: f32) -> f32 {
+fn scaled(product: f32, scale: vec2<f32>, sum: f32, before: f32) -> f32 {
     if (!INTEGER) {
         return fma(scale.x, product, before);
     }
-    return fma(scale.x, product - sum.x, fma(scale.y, sum.y, before));
+    return fma(scale.x, product, fma(scale.y, sum, before));
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -83,11 +83,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let unit = tile * TILE + u;
             var gate: array<array<u32, BITS>, ROWS>;
             var up: array<array<u32, BITS>, ROWS>;
+            var scales: array<vec2<f32>, ROWS * PARTS>;
+            var up_scales: array<vec2<f32>, ROWS * PARTS>;
             for (var r = 0u; r < ROWS; r++) {
                 let row = lines.first_row + min(row_at + r, p.rows - 1u);
                 gate[r] = gate_load(row * UNITS + unit);
                 if (PAIR == 1u) {
                     up[r] = up_load(row * UNITS + unit);
+                }
+                for (var part = 0u; part < PARTS; part++) {
+                    let at = r * PARTS + part;
+                    scales[at] = gate_group(lines.matrix, row, unit, part, p.scale_base);
+                    up_scales[at] = up_group(lines.matrix, row, unit, part, p.scale_base);
                 }
             }
             for (var part = 0u; part < PARTS; part++) {
@@ -103,10 +110,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     var w: array<vec4<f32>, ROWS>;
                     for (var r = 0u; r < ROWS; r++) {
                         var gate_words = gate[r];
-                        g[r] = quad(&gate_words, j);
+                        g[r] = placed(&gate_words, j);
                         if (PAIR == 1u) {
                             var up_words = up[r];
-                            w[r] = quad(&up_words, j);
+                            w[r] = placed(&up_words, j);
                         }
                     }
                     for (var t = 0u; t < LINES; t++) {
@@ -123,9 +130,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     }
                 }
                 for (var r = 0u; r < ROWS; r++) {
-                    let row = lines.first_row + min(row_at + r, p.rows - 1u);
-                    let scale = gate_group(lines.matrix, row, unit, part, p.scale_base);
-                    let up_scale = up_group(lines.matrix, row, unit, part, p.scale_base);
+                    let scale = scales[r * PARTS + part];
+                    let up_scale = up_scales[r * PARTS + part];
                     for (var t = 0u; t < LINES; t++) {
                         if (COUNTED == 0u || t < lines.count) {
                             let at = r * LINES + t;

@@ -196,7 +196,13 @@ impl Gpu {
                 (&COOPERATIVE, constants, COOPERATIVE_ROWS / (1 + pair), tile().lines)
             }
         };
-        constants.extend([("LINES", lines), ("PAIR", pair), ("ADD", u32::from(product.add)), ("SHARE", 1)]);
+        let share = if kernel == BatchKernel::Few { share(packing) } else { 1 };
+        constants.extend([
+            ("LINES", lines),
+            ("PAIR", pair),
+            ("ADD", u32::from(product.add)),
+            ("SHARE", share),
+        ]);
         constants.extend(product.lines.constants());
         let halves = (kernel == BatchKernel::Cooperative).then(|| self.halves(packing, x)).transpose()?;
         let none = &*self.nothing;
@@ -294,6 +300,15 @@ impl Gpu {
     }
 }
 
+/// Codes that are cut out of one shifted word.
+fn share(packing: Packing) -> u32 {
+    match packing.bits() {
+        2 => 4,
+        3 | 4 => 2,
+        _ => 1,
+    }
+}
+
 /// Sizes of `few.wgsl`.
 #[derive(Debug, Clone, Copy)]
 struct Few {
@@ -332,7 +347,7 @@ impl Few {
     fn constants(self, device: &Device, packing: Packing) -> Vec<(&'static str, u32)> {
         let reduction = 4 * if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
         let room = device.limits.max_compute_workgroup_storage_size.min(48 << 10) - reduction;
-        let most = room / (self.lines * (128 + 8 * packing.parts() as u32));
+        let most = room / (self.lines * (128 + 4 * packing.parts() as u32));
         // As few tiles as fit, all alike, in which every lane has a unit.
         let units = packing.units() as u32;
         let whole = if most < device.lanes { most.max(1) } else { most / device.lanes * device.lanes };

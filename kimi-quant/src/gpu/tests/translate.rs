@@ -64,7 +64,7 @@ fn batched(packing: Packing, numbers: [u32; 4]) -> [(&'static Op, Spec); 3] {
         ("WEIGHTED", down),
         ("PAIR", pair),
         ("ADD", add),
-        ("SHARE", 1),
+        ("SHARE", (8 / packing.bits() as u32).clamp(1, 4)),
     ];
     let few = vec![("LINES", 3), ("WORKGROUP", 64), ("LANES", 32), ("ROWS", 2), ("TILE", 8)];
     // A thread has two rows' codes, or half of one's.
