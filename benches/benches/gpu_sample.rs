@@ -16,7 +16,7 @@ fn main() -> Outcome<()> {
     let (vocabulary, steps) = if quick { (10_000_usize, 2) } else { (163_840, 50) };
     let gpu = Gpu::new(&GpuOptions::default())?;
     println!("{}; {vocabulary} tokens", gpu.name());
-    println!("{:<36} {:>9} {:>10} {:>10}", "", "sequences", "us", "host us");
+    println!("{:<42} {:>9} {:>10} {:>10}", "", "sequences", "us", "host us");
     let mask = vec![0xffff_fff0; vocabulary.div_ceil(32)];
     let history: Vec<u32> = (0..64).map(|i| i * 37).collect();
     let greedy = SampleRequest::greedy(0);
@@ -47,7 +47,7 @@ fn main() -> Outcome<()> {
                 let requests: Vec<_> =
                     (0..sequences as u32).map(|row| SampleRequest { row, ..*request }).collect();
                 let (device, host) = time(&gpu, steps, || gpu.start_sample(&logits, &requests).map(drop))?;
-                println!("{:<36} {sequences:>9} {device:>10.1} {host:>10.1}", format!("{name} ({shape})"));
+                println!("{:<42} {sequences:>9} {device:>10.1} {host:>10.1}", format!("{name} ({shape})"));
             }
         }
     }
