@@ -123,7 +123,8 @@ impl Device {
         let (lanes, subgroups) = subgroup_lanes(&info, features, options);
         let integer_dot = info.backend == wgpu::Backend::Vulkan && info.device_type != wgpu::DeviceType::Cpu;
         let memory = options.memory.into_iter().chain(about.memory.map(|m| m.available())).min();
-        let cooperative = cooperative && subgroups && lanes == 32;
+        let room = limits.max_compute_workgroup_storage_size >= COOPERATIVE_SHARED;
+        let cooperative = cooperative && subgroups && lanes == 32 && room;
         Ok(Self {
             instance,
             adapter,
@@ -181,6 +182,9 @@ pub(super) fn missing(has: wgpu::Features) -> Option<String> {
 /// What `cooperative.wgsl` needs.
 const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
+/// Bytes of shared memory that `cooperative.wgsl` uses at most.
+const COOPERATIVE_SHARED: u32 = 40 << 10;
 
 /// Whether the adapter multiplies 16x16 matrices of f16 into f32.
 fn has_cooperative(adapter: &wgpu::Adapter) -> bool {
