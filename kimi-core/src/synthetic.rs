@@ -147,7 +147,9 @@ impl Synthetic {
         let c = &self.config;
         let (h, f, e) = (c.hidden_size, c.moe_intermediate_size, c.n_routed_experts);
         let experts = |rows, cols, first: usize| {
-            (0..e).map(|i| self.matrix("switch_mlp", rows, cols, first + 3 * i)).collect::<Result<Vec<_>, _>>()
+            (0..e)
+                .map(|i| self.matrix("switch_mlp", rows, cols, first + 3 * i))
+                .collect::<Result<Vec<_>, _>>()
         };
         let router = Router {
             gate: self.stored("mlp.gate", e, h, Format::Float(FloatType::Bf16), seed)?,

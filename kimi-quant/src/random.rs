@@ -113,7 +113,9 @@ fn floats(format: Format, bytes: usize) -> [Bytes; 2] {
             Format::Nvfp4 => {
                 scales.iter_mut().for_each(|b| *b = (next(&mut state) >> 32) as u8 & 0x87 | 0x08);
             }
-            Format::Affine { scales: float, .. } | Format::Int4 { scales: float, .. } | Format::Float(float) => {
+            Format::Affine { scales: float, .. }
+            | Format::Int4 { scales: float, .. }
+            | Format::Float(float) => {
                 for at in (0..scales.len()).step_by(float.bytes()) {
                     let random = next(&mut state);
                     let size = 1.0 + (random >> 41) as f32 / (1u32 << 23) as f32;
@@ -193,7 +195,10 @@ mod tests {
             let n = values.len() as f32;
             let mean = values.iter().sum::<f32>() / n;
             let size = (values.iter().map(|x| x * x).sum::<f32>() / n).sqrt();
-            assert!(mean.abs() < 1e-3 && (0.009..0.015).contains(&size), "{format}: mean {mean}, size {size}");
+            assert!(
+                mean.abs() < 1e-3 && (0.009..0.015).contains(&size),
+                "{format}: mean {mean}, size {size}"
+            );
             let other = random.matrix(64, 1024, format, 4).unwrap();
             assert_ne!(matrix.weight(), other.weight(), "{format}");
         }
@@ -204,6 +209,9 @@ mod tests {
         let random = RandomWeights::new(1 << 10);
         let format = Format::Affine { bits: BitWidth::B4, group: 64, scales: FloatType::Bf16 };
         assert!(random.matrix(16, 128, format, 0).is_ok());
-        assert!(matches!(random.matrix(17, 128, format, 0), Err(FormatError::TooLarge { rows: 17, cols: 128 })));
+        assert!(matches!(
+            random.matrix(17, 128, format, 0),
+            Err(FormatError::TooLarge { rows: 17, cols: 128 })
+        ));
     }
 }

@@ -95,8 +95,7 @@ impl Recorder {
             encoder.copy_buffer_to_buffer(&resolved, 0, &out.raw, 0, Some(bytes));
         }
         let read = self.read(&[(&out, 0..bytes)])?;
-        let ticks: Vec<[u64; 2]> =
-            read.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
+        let ticks: Vec<[u64; 2]> = read.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
         let period = f64::from(self.device.queue.get_timestamp_period());
         let time = |(&(shader, matrices), [start, end]): (&(&'static str, u32), [u64; 2])| DispatchTime {
             shader,

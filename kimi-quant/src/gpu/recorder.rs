@@ -67,7 +67,13 @@ pub(crate) struct Dispatch<'a> {
 impl Recorder {
     pub(crate) fn new(device: Device) -> Self {
         let pool = Pool::new(device.device.clone());
-        Self { device, pool, state: Mutex::default(), staged: AtomicUsize::new(0), dispatches: AtomicU64::new(0) }
+        Self {
+            device,
+            pool,
+            state: Mutex::default(),
+            staged: AtomicUsize::new(0),
+            dispatches: AtomicU64::new(0),
+        }
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
