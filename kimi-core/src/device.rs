@@ -90,14 +90,21 @@ impl DeviceChoice {
 
     #[cfg(feature = "gpu")]
     fn on_gpu(&self, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
-        use kimi_quant::gpu::{Gpu, GpuOptions};
-        let gpu = Gpu::new(&GpuOptions {
+        loaded(Arc::new(self.open_gpu()?), source, progress)
+    }
+
+    /// Opens the GPU of choice, whatever the kind: no software if it is [`DeviceKind::Auto`].
+    ///
+    /// # Errors
+    /// [`BackendError`] if there is none, naming those that there are.
+    #[cfg(feature = "gpu")]
+    pub fn open_gpu(&self) -> Result<kimi_quant::Gpu, BackendError> {
+        kimi_quant::Gpu::new(&kimi_quant::gpu::GpuOptions {
             adapter: self.adapter.clone(),
             hardware_only: self.kind == DeviceKind::Auto,
             memory: self.memory,
-            ..GpuOptions::default()
-        })?;
-        loaded(Arc::new(gpu), source, progress)
+            ..kimi_quant::gpu::GpuOptions::default()
+        })
     }
 
     #[cfg(not(feature = "gpu"))]

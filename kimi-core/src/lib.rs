@@ -26,7 +26,9 @@ pub mod reference;
 pub mod rope;
 pub mod sampler;
 pub mod scheduler;
+pub mod source;
 pub mod stage;
+pub mod synthetic;
 #[cfg(feature = "tiny")]
 mod tiny;
 pub mod tokenizer;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
+use crate::source::ModelSource;
 use crate::weights::{WeightError, Weights};
 
 /// Share of a machine's memory that weights and cache may take by default. macOS lets a GPU wire about three quarters.
@@ -137,8 +138,15 @@ impl ModelBytes {
     /// # Errors
     /// [`WeightError`] if the tensors do not make the model.
     pub fn of(checkpoint: &Checkpoint) -> Result<Self, WeightError> {
-        let weights = Weights::new(checkpoint);
-        let config = checkpoint.config();
+        Self::of_source(&Weights::new(checkpoint))
+    }
+
+    /// The same of anything that has a model's weights.
+    ///
+    /// # Errors
+    /// [`WeightError`] if they do not make the model.
+    pub fn of_source(weights: &dyn ModelSource) -> Result<Self, WeightError> {
+        let config = weights.config();
         let head = weights.head()?;
         Ok(Self {
             embedding: weights.embedding()?.bytes(),

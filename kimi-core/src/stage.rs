@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use kimi_quant::Backend;
+use kimi_quant::{AttentionInputs, Backend};
 
 use crate::batch::{Batch, Output, SequenceId};
 use crate::checkpoint::Checkpoint;
@@ -12,6 +12,7 @@ use crate::config::ModelConfig;
 use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
 use crate::plan::{Bytes as Size, ModelBytes};
 use crate::sampler::{SampleError, Sampled};
+use crate::source::ModelSource;
 use crate::weights::{WeightError, Weights};
 
 /// Which part of the model a stage holds.
@@ -188,13 +189,26 @@ impl<B: Backend> Stage<B> {
         cache: CacheConfig,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, LoadError> {
-        let config = checkpoint.config().clone();
+        Self::load_from(&Weights::new(checkpoint), backend, layers, cache, progress)
+    }
+
+    /// The same from anything that has a model's weights.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub fn load_from(
+        weights: &dyn ModelSource,
+        backend: Arc<B>,
+        layers: Range<usize>,
+        cache: CacheConfig,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, LoadError> {
+        let config = weights.config().clone();
         let count = config.num_hidden_layers;
         if layers.is_empty() || layers.end > count {
             return Err(LoadError::Layers { found: layers, layers: count });
         }
-        check_memory(checkpoint, backend.as_ref(), &layers, cache)?;
-        let weights = Weights::new(checkpoint);
+        check_memory(weights, backend.as_ref(), &layers, cache)?;
         let geometry = Geometry::new(&config);
         let span = StageSpan { first: layers.start == 0, last: layers.end == count, layers };
         let mut loaded = 0;
@@ -228,7 +242,7 @@ impl<B: Backend> Stage<B> {
             let shape = stage.geometry.cache_shape(cache.pages, cache.page_tokens);
             stage.caches.push(stage.backend.new_cache(shape)?);
             if stage.backend.copies_weights() {
-                weights.give_layer_back(index);
+                weights.give_back(&format!("model.layers.{index}."));
             }
             report(bytes);
         }
@@ -287,6 +301,29 @@ impl<B: Backend> Stage<B> {
                 Some(head) => self.logits(&x, &batch.output_rows(), head),
             }
         })
+    }
+
+    /// Fills the cache of the batch's tokens with arbitrary latents, without computing the layers: for measurements of
+    /// long contexts.
+    ///
+    /// # Errors
+    /// As [`StageRunner::run`].
+    pub fn fill_cache(&mut self, batch: &Batch) -> Result<(), StageError> {
+        let layout = batch.layout(self.page_tokens)?;
+        let Geometry { heads, rope, .. } = &self.geometry;
+        let random = |count: usize| -> Vec<f32> {
+            // Steps through a turn of a circle that never meet: as good as random here.
+            (0..count).map(|i| (i as f32 * 2.399_963).sin()).collect()
+        };
+        let (q_width, kv_width) = (heads.heads * (heads.nope + heads.rope), heads.latent + heads.rope);
+        let q = self.backend.upload(layout.len(), q_width, &vec![0.0; layout.len() * q_width])?;
+        let kv = self.backend.upload(layout.len(), kv_width, &random(layout.len() * kv_width))?;
+        for (layer, cache) in self.layers.iter().zip(&mut self.caches) {
+            let attention = &layer.attention;
+            let inputs = AttentionInputs { q: &q, kv: &kv, norm: &attention.kv_a_norm, rope };
+            self.backend.latent_query(inputs, cache, &attention.latent, *heads, &layout)?;
+        }
+        Ok(())
     }
 
     fn step(
@@ -410,13 +447,13 @@ impl<B: Backend> Stage<B> {
 
 /// Compares weights and cache with the device's memory, before anything is loaded.
 fn check_memory<B: Backend>(
-    checkpoint: &Checkpoint,
+    weights: &dyn ModelSource,
     backend: &B,
     layers: &Range<usize>,
     cache: CacheConfig,
 ) -> Result<(), LoadError> {
     let Some(available) = backend.memory() else { return Ok(()) };
-    let bytes = ModelBytes::of(checkpoint)?;
+    let bytes = ModelBytes::of_source(weights)?;
     let weights = bytes.weights(layers);
     let cache = bytes.cache(layers, cache.pages.saturating_mul(cache.page_tokens));
     if device_bytes(weights, cache) <= available {

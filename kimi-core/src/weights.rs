@@ -99,6 +99,11 @@ impl<'a> Weights<'a> {
         Self { checkpoint, config: checkpoint.config(), prefix: if wrapped { WRAPPED } else { "" } }
     }
 
+    /// The checkpoint's config.
+    pub fn config(&self) -> &'a ModelConfig {
+        self.config
+    }
+
     /// The embedding, `[V, H]`.
     ///
     /// # Errors
@@ -140,12 +145,8 @@ impl<'a> Weights<'a> {
         })
     }
 
-    /// Gives the memory that a layer's tensors were read from back to the system: for when a device has them.
-    pub fn give_layer_back(&self, index: usize) {
-        self.give_back(&format!("model.layers.{index}."));
-    }
-
-    /// The same for all tensors whose names begin so, such as `lm_head.`.
+    /// Gives the memory that tensors were read from back to the system, all those whose names begin so, such as
+    /// `lm_head.`: for when a device has them.
     pub fn give_back(&self, tensors: &str) {
         self.checkpoint.give_back(&format!("{}{tensors}", self.prefix));
     }

@@ -112,6 +112,15 @@ pub struct AttentionInputs<'a, B: Backend + ?Sized> {
     pub rope: &'a Rope,
 }
 
+/// What is known of weights wherever they are.
+pub trait Stored {
+    /// How many matrices of one shape they are, their rows, and their columns.
+    fn shape(&self) -> [usize; 3];
+
+    /// Bytes of all of them as a checkpoint stores them, scales and biases included.
+    fn stored_bytes(&self) -> u64;
+}
+
 /// A device that runs the model.
 ///
 /// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only
@@ -119,9 +128,9 @@ pub struct AttentionInputs<'a, B: Backend + ?Sized> {
 /// [`BackendError::Shape`] where they do not fit.
 pub trait Backend: Send + Sync + 'static {
     /// A packed matrix on the device.
-    type Matrix: Send + Sync;
+    type Matrix: Stored + Send + Sync;
     /// The same projection of all experts of a layer.
-    type Experts: Send + Sync;
+    type Experts: Stored + Send + Sync;
     /// An f32 vector on the device.
     type Vector: Send + Sync;
     /// Activations `[T, width]`.

@@ -6,7 +6,8 @@
 //!   map without a copy;
 //! * [`Backend`]: the operations of the model, at the grain at which a GPU wants them fused;
 //! * [`Cpu`]: the backend that runs anywhere, and the truth that any other backend is tested against;
-//! * [`sample`]: from logits to a token, which is an operation too.
+//! * [`sample`]: from logits to a token, which is an operation too;
+//! * [`RandomWeights`]: matrices of any size for measurements.
 //!
 //! Nothing here knows a config file, a tokenizer or a socket.
 #![warn(missing_docs)]
@@ -19,11 +20,12 @@ mod format;
 pub mod gpu;
 mod layout;
 mod matrix;
+mod random;
 pub mod sample;
 
 pub use backend::{
     AttentionInputs, Backend, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, Rope, Router,
-    RouterShape,
+    RouterShape, Stored,
 };
 pub use cpu::Cpu;
 pub use error::{BackendError, FormatError};
@@ -32,4 +34,5 @@ pub use format::{BitWidth, FloatType, Format};
 pub use gpu::Gpu;
 pub use layout::TokenLayout;
 pub use matrix::PackedMatrix;
+pub use random::RandomWeights;
 pub use sample::{SampleError, SampleRequest, Sampled, TokenMask};

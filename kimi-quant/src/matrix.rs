@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::{Format, FormatError};
+use crate::{Format, FormatError, Stored};
 
 /// A weight matrix `[rows, cols]` in its storage format. Rows are outputs, columns inputs, groups run along a row.
 ///
@@ -115,5 +115,15 @@ impl PackedMatrix {
     pub fn split_rows(&self, n: usize) -> Vec<Self> {
         let rows = self.rows.checked_div(n).unwrap_or(0);
         (0..n).map(|i| self.slice_rows(i * rows..(i + 1) * rows)).collect()
+    }
+}
+
+impl Stored for PackedMatrix {
+    fn shape(&self) -> [usize; 3] {
+        [1, self.rows, self.cols]
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.bytes()
     }
 }

@@ -51,6 +51,7 @@ fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Inspect(args) => commands::inspect::run(&args),
         Command::Verify(args) => commands::verify::run(&args),
         Command::Devices(args) => commands::devices::run(&args),
+        Command::Bench(args) => commands::bench::run(&args),
     }
 }
 

@@ -1,5 +1,6 @@
 //! What each command does.
 
+pub mod bench;
 pub mod demo;
 pub mod devices;
 pub mod inspect;

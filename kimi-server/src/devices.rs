@@ -7,6 +7,7 @@ use kimi_core::stage::device_bytes;
 use kimi_quant::{Backend, BitWidth, Cpu, FloatType, Format, FormatError};
 use serde::Serialize;
 
+use crate::bench::device::cpu_read_bandwidth;
 use crate::cli::ui::Table;
 use crate::system;
 
@@ -89,16 +90,11 @@ impl Report {
         let cpu = CpuReport {
             name: Cpu::new().name(),
             memory_bytes,
-            read_bandwidth: measure.then(cpu_bandwidth),
+            read_bandwidth: measure.then(cpu_read_bandwidth),
             kimi_k2_layers: memory_bytes.map(|m| fitting((m as f64 * USABLE_MEMORY) as u64, layer_bytes)),
         };
         Ok(Self { gpus: gpus(measure, layer_bytes)?, cpu, layer_bytes })
     }
-}
-
-fn cpu_bandwidth() -> f64 {
-    let buffer: Vec<u64> = (0..64 << 20).collect(); // 512 MB
-    kimi_quant::cpu::read_bandwidth(&buffer, std::time::Duration::from_secs(1))
 }
 
 #[cfg(not(feature = "gpu"))]

@@ -10,9 +10,11 @@
 //! | [`models`] | from a model's name to its folder |
 //! | [`discovery`], [`placement`] | the machines, and which holds what |
 //! | [`devices`] | what this machine can compute on |
+//! | [`bench`] | how fast a device computes |
 //! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
 #![warn(missing_docs)]
 
+pub mod bench;
 pub mod cli;
 pub mod client;
 pub mod cluster;

@@ -1,6 +1,6 @@
 //! What the CPU backend keeps in memory.
 
-use crate::{BackendError, CacheShape, TokenLayout};
+use crate::{BackendError, CacheShape, Stored, TokenLayout};
 
 /// Activations `[rows, cols]`, row-major f32, a row a token.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,6 +54,17 @@ pub struct Routing {
 #[derive(Debug, Clone)]
 pub struct Experts {
     pub(crate) matrices: Vec<crate::PackedMatrix>,
+}
+
+impl Stored for Experts {
+    fn shape(&self) -> [usize; 3] {
+        let [_, rows, cols] = self.matrices.first().map_or([0; 3], Stored::shape);
+        [self.matrices.len(), rows, cols]
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        self.matrices.iter().map(Stored::stored_bytes).sum()
+    }
 }
 
 /// The latent cache of one layer: per slot `kl` normalised latent values, then `rope` rotated key values.

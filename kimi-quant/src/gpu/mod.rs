@@ -17,6 +17,7 @@ mod matvec;
 mod moe;
 mod pace;
 mod pool;
+mod profile;
 mod range;
 mod recorder;
 mod sample;
@@ -34,6 +35,7 @@ pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
 pub use batched::BatchKernel;
 pub use device::GpuOptions;
 pub use interop::Handles;
+pub use profile::DispatchTime;
 pub use sample::PendingTokens;
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
@@ -172,6 +174,26 @@ impl Gpu {
     pub fn timed(&self, mut work: impl FnMut() -> Result<()>) -> Result<Option<f64>> {
         self.keep_busy()?;
         self.recorder.timed(&mut work)
+    }
+
+    /// Dispatches recorded since the device was opened.
+    pub fn dispatches(&self) -> u64 {
+        self.recorder.dispatches()
+    }
+
+    /// Starts on all recorded work without waiting for it.
+    pub fn start(&self) {
+        self.recorder.start();
+    }
+
+    /// The time of every dispatch that `work` records, in order; `None` where the adapter has no clock. Dispatches run one
+    /// by one, so their times are a little more together than without a look at each. Waits. Nothing else may use the
+    /// device meanwhile. For measurements.
+    ///
+    /// # Errors
+    /// Those of `work`, and [`BackendError::Device`] if the device failed.
+    pub fn profiled(&self, mut work: impl FnMut() -> Result<()>) -> Result<Option<Vec<DispatchTime>>> {
+        self.recorder.profiled(&mut work)
     }
 
     /// Sizes of the product kernels from now on; chosen by format and shape for `None`. For measurements.

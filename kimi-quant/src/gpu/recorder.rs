@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 
 use super::device::Device;
 use super::pace::Pace;
 use super::pool::{Buffer, Pool};
+use super::profile::Profile;
 use super::shader::{Op, Spec};
 use crate::BackendError;
 
@@ -28,13 +29,15 @@ struct Pipeline {
 }
 
 #[derive(Default)]
-struct State {
-    pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
-    encoder: Option<wgpu::CommandEncoder>,
+pub(super) struct State {
+    pub(super) pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
+    pub(super) encoder: Option<wgpu::CommandEncoder>,
     recorded: usize,
     pace: Pace,
     /// Whether what is recorded must stay in one submission.
     whole: bool,
+    /// While each dispatch is timed.
+    pub(super) profile: Option<Profile>,
     pipelines: HashMap<Spec, Arc<Pipeline>>,
     bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
     readback: Option<wgpu::Buffer>,
@@ -47,6 +50,7 @@ pub(crate) struct Recorder {
     state: Mutex<State>,
     /// Bytes written since the last wait: their staging memory is not free yet.
     staged: AtomicUsize,
+    dispatches: AtomicU64,
 }
 
 /// One dispatch.
@@ -63,10 +67,16 @@ pub(crate) struct Dispatch<'a> {
 impl Recorder {
     pub(crate) fn new(device: Device) -> Self {
         let pool = Pool::new(device.device.clone());
-        Self { device, pool, state: Mutex::default(), staged: AtomicUsize::new(0) }
+        Self {
+            device,
+            pool,
+            state: Mutex::default(),
+            staged: AtomicUsize::new(0),
+            dispatches: AtomicU64::new(0),
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -86,6 +96,7 @@ impl Recorder {
         BackendError::check(op.name, "parameters", params.len(), op.params)?;
         BackendError::check(op.name, "bindings", buffers.len(), spec.writes(op).len())?;
         spec.subgroups = self.device.subgroups;
+        let matrices = spec.matrices;
         let mut state = self.lock();
         let state = &mut *state;
         let pipeline = match state.pipelines.get(&spec) {
@@ -105,15 +116,22 @@ impl Recorder {
         let encoder = state
             .encoder
             .get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
-        let pass = state
-            .pass
-            .get_or_insert_with(|| encoder.begin_compute_pass(&Default::default()).forget_lifetime());
+        if state.profile.is_some() {
+            state.pass = None; // a pass for each dispatch
+        }
+        let pass = state.pass.get_or_insert_with(|| {
+            let profile = state.profile.as_mut();
+            let times = profile.map(|p| p.next(&self.device.device, op.name, matrices));
+            let pass = wgpu::ComputePassDescriptor { timestamp_writes: times, ..Default::default() };
+            encoder.begin_compute_pass(&pass).forget_lifetime()
+        });
         pass.set_pipeline(&pipeline.pipeline);
         pass.set_bind_group(0, &*bind_group, &[]);
         pass.set_immediates(0, bytemuck::cast_slice(params));
         let [x, y, z] = grid.map(|n| n as u32);
         pass.dispatch_workgroups(x, y, z);
         state.recorded += 1;
+        self.dispatches.fetch_add(1, Ordering::Relaxed);
         if !state.whole && (state.recorded >= DISPATCHES || state.pace.is_full()) {
             self.submit(state);
         }
@@ -206,6 +224,16 @@ impl Recorder {
         encoder.copy_buffer_to_buffer(from.0, from.1, to.0, to.1, Some(bytes));
         self.submit(state);
         self.device.check()
+    }
+
+    /// Dispatches recorded so far.
+    pub(crate) fn dispatches(&self) -> u64 {
+        self.dispatches.load(Ordering::Relaxed)
+    }
+
+    /// Submits without waiting.
+    pub(crate) fn start(&self) {
+        self.submit(&mut self.lock());
     }
 
     /// Waits until everything written so far has arrived, so that its staging memory is free again.

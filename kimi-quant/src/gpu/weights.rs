@@ -8,7 +8,7 @@ use super::range::fits_f16;
 use super::recorder::Recorder;
 use super::shader::Packing;
 use super::upload::Writer;
-use crate::{BackendError, PackedMatrix};
+use crate::{BackendError, PackedMatrix, Stored};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -105,6 +105,32 @@ impl GpuExperts {
             parts: parts.collect::<Result<_>>()?,
         })
     }
+}
+
+impl Stored for GpuMatrix {
+    fn shape(&self) -> [usize; 3] {
+        [1, self.rows, self.packing.cols]
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        stored_row_bytes(self.packing) * self.rows as u64
+    }
+}
+
+impl Stored for GpuExperts {
+    fn shape(&self) -> [usize; 3] {
+        [self.count, self.rows, self.packing.cols]
+    }
+
+    fn stored_bytes(&self) -> u64 {
+        stored_row_bytes(self.packing) * (self.rows * self.count) as u64
+    }
+}
+
+/// Bytes of one row as a checkpoint stores it.
+fn stored_row_bytes(packing: Packing) -> u64 {
+    let row = packing.format.row_bytes(packing.cols);
+    row.map_or(0, |parts| parts.iter().sum::<usize>() as u64) // a loaded matrix has rows that fit
 }
 
 fn packing(matrix: &PackedMatrix) -> Packing {

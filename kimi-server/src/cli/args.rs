@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
 
 use super::defaults;
@@ -14,6 +15,7 @@ Examples:
   kimi serve ~/models/Kimi-K2                    the HTTP API, port 52415
   kimi inspect ~/models/Kimi-K2                  bits and bytes of every module
   kimi devices                                   GPUs, and how much of Kimi-K2 they hold
+  kimi bench --synthetic kimi-k2                 speed at the real shapes, without a file
 
 Two machines, A with the API and B with most of the layers; both have the checkpoint and the same discovery.json:
   B$ kimi worker --node-id b --default-model kimi-k2-4bit --insecure \\
@@ -62,6 +64,8 @@ pub enum Command {
     Verify(VerifyArgs),
     /// List GPUs and the CPU: limits, memory, and how much of Kimi-K2 they hold.
     Devices(DevicesArgs),
+    /// Measure decode, prefill and every operation on a device, beside its read bandwidth.
+    Bench(BenchArgs),
 }
 
 /// Which model.
@@ -426,6 +430,68 @@ pub struct DevicesArgs {
     /// Measure how fast each device reads its memory (a few seconds and up to 1 GB each).
     #[arg(long)]
     pub measure: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// A model of random weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum SyntheticModel {
+    /// The shapes of Kimi-K2.
+    KimiK2,
+    /// A test shape: the same architecture in a megabyte.
+    Tiny,
+}
+
+impl SyntheticModel {
+    /// The same for kimi-core.
+    pub fn shape(self) -> SyntheticShape {
+        match self {
+            Self::KimiK2 => SyntheticShape::KimiK2,
+            Self::Tiny => SyntheticShape::Tiny,
+        }
+    }
+}
+
+/// Arguments of `kimi bench`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+With --backend auto a GPU is taken if there is one that is not software; a model that does not fit it is an error. Weights
+are counted as stored, each once a step; shares are of the read bandwidth measured in the same run.
+
+Examples:
+  kimi bench --synthetic kimi-k2                         as many layers as fit, at most 6
+  kimi bench --synthetic kimi-k2 --layers 2 --bits 3 --json
+  kimi bench kimi-tiny --backend cpu")]
+pub struct BenchArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub model: ModelArgs,
+    /// Random weights in place of a model: no file is needed.
+    #[arg(long, value_enum, value_name = "SHAPE", conflicts_with = "model")]
+    pub synthetic: Option<SyntheticModel>,
+    /// Layers, with the embedding and the head [default: what fits the device, at most 6].
+    #[arg(long, value_name = "N", requires = "synthetic", value_parser = at_least_one)]
+    pub layers: Option<usize>,
+    /// Bits of the weights: 2, 3, 4, 5, 6 or 8.
+    #[arg(long, value_name = "B", requires = "synthetic", default_value_t = defaults::BENCH_BITS)]
+    pub bits: u32,
+    /// Experts of a layer [default: the model's].
+    #[arg(long, value_name = "N", requires = "synthetic", value_parser = at_least_one)]
+    pub experts: Option<usize>,
+    /// Tokens in the cache when a token is decoded.
+    #[arg(long, value_name = "TOKENS", default_value_t = defaults::BENCH_CONTEXT, value_parser = at_least_one)]
+    pub context: usize,
+    /// Tokens of the prefill.
+    #[arg(long, value_name = "TOKENS", default_value_t = defaults::BENCH_PROMPT, value_parser = at_least_one)]
+    pub prompt: usize,
+    /// Sequences that are decoded at once.
+    #[arg(long, value_name = "N", default_value_t = defaults::BENCH_SEQUENCES, value_parser = at_least_one)]
+    pub sequences: usize,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub device: DeviceArgs,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -22,3 +22,13 @@ pub const VERIFY_CHUNK: usize = 512;
 pub const DEMO_PROMPT: &str = "Hello! What are you?";
 /// Most tokens of an answer in `kimi demo`.
 pub const DEMO_TOKENS: u32 = 64;
+/// Bits of the weights in `kimi bench --synthetic`.
+pub const BENCH_BITS: u32 = 4;
+/// Most layers that `kimi bench --synthetic` takes by itself.
+pub const BENCH_LAYERS: usize = 6;
+/// Tokens of context in `kimi bench`.
+pub const BENCH_CONTEXT: usize = 1600;
+/// Tokens of a prefill in `kimi bench`.
+pub const BENCH_PROMPT: usize = 512;
+/// Sequences decoded at once in `kimi bench`.
+pub const BENCH_SEQUENCES: usize = 8;

@@ -1,0 +1,257 @@
+//! The batches that are measured, and how.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kimi_core::batch::{Batch, Output, Sampling, SequenceId, SequenceSlice};
+use kimi_core::config::ModelConfig;
+use kimi_core::sampler::SamplingParams;
+use kimi_core::stage::{LoadError, Stage, StageError, device_bytes};
+use kimi_quant::{BackendError, SampleRequest};
+
+use super::Workload;
+use super::device::{Kernel, Measured};
+use super::report::{Operation, Operations, Phase};
+use super::timed::{Call, Notes, Timed};
+
+/// Idle devices slow their clocks down: a step is repeated for so long before its time counts.
+const WARM: Duration = Duration::from_millis(500);
+/// A step is measured for so long.
+const MEASURED: Duration = Duration::from_millis(1500);
+/// Slow steps are not repeated once they took so long together.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Fewest and most repetitions.
+const ROUNDS: std::ops::Range<usize> = 3..300;
+/// Repetitions of what looks into a step.
+const LOOKS: usize = 5;
+/// Tokens of the cache filled at once.
+const FILLED: usize = 512;
+
+/// A step to measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One token of one sequence.
+    Decode,
+    /// One token of each sequence.
+    Sequences,
+    /// The tokens of a prompt.
+    Prefill,
+}
+
+/// Runs and measures steps of a model.
+pub struct Steps<B: Measured> {
+    stage: Stage<Timed<B>>,
+    backend: Arc<Timed<B>>,
+    workload: Workload,
+    layers: usize,
+    vocabulary: usize,
+    read_bandwidth: f64,
+    filled: bool,
+}
+
+/// Compares weights and cache with the device's memory, before it is filled with anything.
+///
+/// # Errors
+/// [`LoadError::DoesNotFit`] says by how much.
+pub fn check_fits<B: Measured>(
+    backend: &B,
+    layers: usize,
+    weights: u64,
+    cache: u64,
+) -> Result<(), LoadError> {
+    match backend.memory() {
+        Some(available) if device_bytes(weights, cache) > available => Err(LoadError::DoesNotFit {
+            device: backend.name(),
+            layers: 0..layers,
+            weights,
+            cache,
+            available,
+        }),
+        _ => Ok(()),
+    }
+}
+
+impl<B: Measured> Steps<B> {
+    /// For a stage that is the whole model, with the cache of the workload.
+    pub fn new(
+        stage: Stage<Timed<B>>,
+        backend: Arc<Timed<B>>,
+        config: &ModelConfig,
+        workload: Workload,
+        read_bandwidth: f64,
+    ) -> Self {
+        let (layers, vocabulary) = (config.num_hidden_layers, config.vocab_size);
+        Self { stage, backend, workload, layers, vocabulary, read_bandwidth, filled: false }
+    }
+
+    /// Measures one kind of step.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn measure(&mut self, kind: Kind) -> Result<Phase, StageError> {
+        if kind != Kind::Prefill && !self.filled {
+            self.fill()?;
+        }
+        let batch = self.batch(kind);
+        let start = Instant::now();
+        self.backend.begin(Notes::Experts);
+        self.run(&batch)?;
+        let calls = self.backend.end();
+        // The first step of a GPU is busy with making pipelines, a slow CPU's is as warm as can be.
+        if B::RECORDS || start.elapsed() < WARM {
+            self.warm(&batch)?;
+        }
+        let times = self.rounds(&batch)?;
+        let (host, device) = self.host_and_device(&batch)?;
+        let operations = self.operations(&batch, &calls)?;
+        let sequences = batch.sequences.len();
+        Ok(Phase::new(&calls, times, batch.tokens(), sequences, self.read_bandwidth)
+            .with_device(host, device, B::RECORDS.then_some(self.layers))
+            .with_operations(operations))
+    }
+
+    fn batch(&self, kind: Kind) -> Batch {
+        let Workload { context, prompt, sequences } = self.workload;
+        let (count, start, tokens) = match kind {
+            Kind::Decode => (1, context, 1),
+            Kind::Sequences => (sequences, context, 1),
+            Kind::Prefill => (1, 0, prompt),
+        };
+        self.slices(count, start, tokens, &greedy())
+    }
+
+    fn slices(&self, count: usize, start: usize, tokens: usize, output: &Output) -> Batch {
+        let pages = self.workload.pages_each();
+        let slice = |i: usize| SequenceSlice {
+            id: SequenceId(i as u64),
+            start: start as u32,
+            tokens: (0..tokens).map(|t| ((i * 7919 + t * 104_729 + 17) % self.vocabulary) as u32).collect(),
+            pages: (i * pages..(i + 1) * pages).map(|p| p as u32).collect(),
+            output: output.clone(),
+        };
+        Batch { step: 0, sequences: (0..count).map(slice).collect() }
+    }
+
+    /// Fills every sequence's cache up to the context.
+    fn fill(&mut self) -> Result<(), StageError> {
+        for start in (0..self.workload.context).step_by(FILLED) {
+            let tokens = FILLED.min(self.workload.context - start);
+            let all = self.slices(self.workload.sequences, start, tokens, &Output::None);
+            for sequence in all.sequences {
+                self.stage.fill_cache(&Batch { step: 0, sequences: vec![sequence] })?;
+                self.backend.inner().wait()?;
+            }
+        }
+        self.filled = true;
+        Ok(())
+    }
+
+    /// One step as it is served: waits for the tokens.
+    fn run(&mut self, batch: &Batch) -> Result<(), StageError> {
+        self.stage.forward(batch, None, None).map(drop)
+    }
+
+    fn warm(&mut self, batch: &Batch) -> Result<(), StageError> {
+        let start = Instant::now();
+        while start.elapsed() < WARM {
+            self.run(batch)?;
+        }
+        Ok(())
+    }
+
+    /// Seconds of steps, one after another.
+    fn rounds(&mut self, batch: &Batch) -> Result<Vec<f64>, StageError> {
+        let (start, mut times) = (Instant::now(), Vec::new());
+        while times.len() < ROUNDS.start || (start.elapsed() < MEASURED && times.len() < ROUNDS.end) {
+            let round = Instant::now();
+            self.run(batch)?;
+            times.push(round.elapsed().as_secs_f64());
+            if start.elapsed() > PATIENCE {
+                break;
+            }
+        }
+        Ok(times)
+    }
+
+    /// Seconds that the host takes to record and submit a step, and that the device takes to compute it.
+    fn host_and_device(&mut self, batch: &Batch) -> Result<(Option<f64>, Option<f64>), StageError> {
+        if !B::RECORDS {
+            return Ok((None, None));
+        }
+        let (mut host, mut device) = (Vec::new(), Vec::new());
+        for _ in 0..LOOKS {
+            let start = Instant::now();
+            record(&mut self.stage, &self.backend, batch)?;
+            self.backend.inner().start();
+            host.push(start.elapsed().as_secs_f64());
+            self.backend.inner().wait()?;
+        }
+        for _ in 0..LOOKS {
+            self.run(batch)?;
+            let (stage, backend) = (&mut self.stage, &self.backend);
+            device.extend(backend.inner().time(&mut || record(stage, backend, batch))?.map(|ns| ns * 1e-9));
+        }
+        Ok((median(host), median(device)))
+    }
+
+    /// The time of every operation. `looked_at` are the step's calls with the bytes that they read.
+    fn operations(&mut self, batch: &Batch, looked_at: &[Call]) -> Result<Operations, StageError> {
+        let mut rounds = Vec::new();
+        let start = Instant::now();
+        while rounds.len() < LOOKS && start.elapsed() < PATIENCE / 2 {
+            if B::RECORDS {
+                self.run(batch)?; // the device must not have been idle
+            }
+            let (stage, backend) = (&mut self.stage, &self.backend);
+            let first = backend.inner().mark();
+            backend.begin(Notes::Marks);
+            let kernels = backend.inner().profile(&mut || record(stage, backend, batch));
+            let calls = backend.end();
+            let kernels = kernels?;
+            let parts = looked_at.iter().zip(&calls).map(|(seen, timed)| Operation {
+                call: seen,
+                kernels: kernels_of::<B>(timed, kernels.as_deref(), first),
+            });
+            rounds.push(Operations::new(parts, self.read_bandwidth));
+        }
+        Ok(Operations::median(rounds))
+    }
+}
+
+/// The kernels of one call: on a CPU the call itself.
+fn kernels_of<B: Measured>(call: &Call, kernels: Option<&[Kernel]>, first: u64) -> Vec<Kernel> {
+    let [start, end] = call.marks;
+    if !B::RECORDS {
+        return vec![Kernel { name: "", matrices: 1, nanoseconds: end.saturating_sub(start) as f64 }];
+    }
+    let range = start.saturating_sub(first) as usize..end.saturating_sub(first) as usize;
+    kernels.and_then(|all| all.get(range)).unwrap_or_default().to_vec()
+}
+
+/// Records a step, sampling included, without waiting for it.
+fn record<B: Measured>(
+    stage: &mut Stage<Timed<B>>,
+    backend: &Timed<B>,
+    batch: &Batch,
+) -> Result<(), BackendError> {
+    let logits = stage.forward_on_device(batch, None).map_err(|e| match e {
+        StageError::Backend(e) => e,
+        other => BackendError::Device(other.to_string()),
+    })?;
+    if batch.output_rows().is_empty() {
+        return Ok(());
+    }
+    let requests: Vec<_> = (0..batch.output_rows().len() as u32).map(SampleRequest::greedy).collect();
+    backend.start_sample(&logits, &requests)
+}
+
+fn greedy() -> Output {
+    let params = Arc::new(SamplingParams::greedy());
+    Output::Sample(Sampling { params, history: Vec::new(), uniform: 0.0, top_logprobs: 0 })
+}
+
+/// The middle value, the lower of two.
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len().saturating_sub(1) / 2).copied()
+}
