@@ -28,13 +28,16 @@ fn stage(thread: u32, lines: Lines, first: u32, count: u32) {
             break;
         }
         let at = input_at(lines, t);
-        for (var i = thread; i < count * 32u; i += WORKGROUP) {
-            let column = first * 32u + i;
-            var value = 0.0;
-            if (RAGGED == 0u || column < COLS) {
-                value = x[at + column];
+        // Whole cells: on Metal, threads that write parts of one vector lose each other's.
+        for (var i = thread; i < count * 8u; i += WORKGROUP) {
+            let column = first * 32u + 4u * i;
+            var value = vec4(0.0);
+            for (var k = 0u; k < 4u; k++) {
+                if (RAGGED == 0u || column + k < COLS) {
+                    value[k] = x[at + column + k];
+                }
             }
-            xs[cell(t, (i & 31u) >> 2u, i >> 5u)][i & 3u] = value * places[i & 3u];
+            xs[cell(t, i & 7u, i >> 3u)] = value * places;
         }
     }
     workgroupBarrier();

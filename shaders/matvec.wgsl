@@ -45,11 +45,12 @@ const OUTS = STEPS * VALUES * SLOTS;
 const QUADS = (COLS + 3u) / 4u;
 const LOADS = (VIRTUAL * 8u + WORKGROUP - 1u) / WORKGROUP;
 const PER_ROUND = (VIRTUAL + ROUNDS - 1u) / ROUNDS; // units that are staged at once
-const PITCH = 9u;                                   // cells of a staged unit: eight, and one against bank conflicts
+const PITCH = 33u;                                  // floats of a staged unit, and one against bank conflicts
 const KEPT_SUMS = select(OUTS * SPAN, STEPS * WORKGROUP, FOLD == 1u);
 
-// Activations on their way to their threads, then the sums.
-var<workgroup> cells: array<vec4<f32>, max(PER_ROUND * PITCH, (KEPT_SUMS + 3u) / 4u)>;
+// Activations on their way to their threads, then the sums. Single floats: on Metal, threads that write parts of one
+// vector lose each other's.
+var<workgroup> cells: array<f32, max(PER_ROUND * PITCH, KEPT_SUMS)>;
 var<workgroup> shares: array<f32, (OUTS + 1u) * SHARES>;
 var<workgroup> squares: array<f32, WORKGROUP>;
 
@@ -160,13 +161,16 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
             let cell = i * WORKGROUP + thread;
             let at = (cell >> 3u) - round * PER_ROUND;
             if (at < PER_ROUND && cell < VIRTUAL * 8u) {
-                cells[at * PITCH + (cell & 7u)] = quads[i];
+                for (var k = 0u; k < 4u; k++) {
+                    cells[at * PITCH + (cell & 7u) * 4u + k] = quads[i][k];
+                }
             }
         }
         workgroupBarrier();
         if (busy && mine && v - round * PER_ROUND < PER_ROUND) {
             for (var q = 0u; q < 8u; q++) {
-                values[q] = cells[(v - round * PER_ROUND) * PITCH + q];
+                let at = (v - round * PER_ROUND) * PITCH + 4u * q;
+                values[q] = vec4(cells[at], cells[at + 1u], cells[at + 2u], cells[at + 3u]);
             }
         }
     }
@@ -198,12 +202,11 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
             results[i] = unit_product(words[i], groups[i], prepared);
         }
         if (FOLD == 1u) {
-            let at = step * WORKGROUP + thread;
-            cells[at >> 2u][at & 3u] = fold(results, thread);
+            cells[step * WORKGROUP + thread] = fold(results, thread);
         } else if (slot < SLOTS) {
             for (var i = 0u; i < VALUES; i++) {
                 let at = ((step * SLOTS + slot) * VALUES + i) * SPAN + lane;
-                cells[at >> 2u][at & 3u] = results[i];
+                cells[at] = results[i];
             }
         }
     }
@@ -219,11 +222,11 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         if (FOLD == 1u) {
             let at = (o / VALUES) / SLOTS * WORKGROUP + (o / VALUES) % SLOTS * SPAN + o % VALUES;
             for (var i = VALUES * share; i < SPAN; i += VALUES * SHARES) {
-                sum += cells[(at + i) >> 2u][(at + i) & 3u];
+                sum += cells[at + i];
             }
         } else {
             for (var i = share; i < SPAN; i += SHARES) {
-                sum += cells[(o * SPAN + i) >> 2u][(o * SPAN + i) & 3u];
+                sum += cells[o * SPAN + i];
             }
         }
         shares[o * SHARES + share] = sum;

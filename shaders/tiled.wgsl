@@ -13,7 +13,7 @@ const DOWN = TILE_ROWS / BLOCK_ROWS;   // threads along the rows
 const RESULTS = BLOCK_LINES * BLOCK_ROWS;
 const PIECES = max(WORKGROUP / TILE_ROWS, 1u);  // threads that share a unit
 const LOADS = max(TILE_ROWS / WORKGROUP, 1u);   // units of a thread
-const INPUTS = LINES * 32u / WORKGROUP;         // activations of a thread
+const INPUTS = LINES * 8u / WORKGROUP;          // cells of activations of a thread
 const PITCH = LINES + 1u;                       // keeps columns apart in the banks of shared memory
 const PIECE_QUADS = 8u / PIECES;
 const PART_QUADS = 8u / PARTS;
@@ -29,7 +29,7 @@ struct Fetched {
     up_words: array<array<u32, BITS>, LOADS>,
     scales: array<vec2<f32>, LOADS * PARTS>,
     up_scales: array<vec2<f32>, LOADS * PARTS>,
-    values: array<f32, INPUTS>,
+    values: array<vec4<f32>, INPUTS>,
 }
 
 fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32, fetched: ptr<function, Fetched>) {
@@ -45,12 +45,16 @@ fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32, fetched: ptr<functio
             (*fetched).up_scales[at] = up_group(lines.matrix, row, unit, part, p.scale_base);
         }
     }
-    let column = unit * 32u + (thread & 31u);
+    let column = unit * 32u + 4u * (thread & 7u);
     for (var i = 0u; i < INPUTS; i++) {
-        (*fetched).values[i] = 0.0;
-        if (RAGGED == 0u || column < COLS) {
-            (*fetched).values[i] = x[inputs[(thread >> 5u) + i * (WORKGROUP / 32u)] + column];
+        let at = inputs[(thread >> 3u) + i * (WORKGROUP / 8u)] + column;
+        var value = vec4(0.0);
+        for (var k = 0u; k < 4u; k++) {
+            if (RAGGED == 0u || column + k < COLS) {
+                value[k] = x[at + k];
+            }
         }
+        (*fetched).values[i] = value;
     }
 }
 
@@ -72,9 +76,9 @@ fn lay(thread: u32, fetched: ptr<function, Fetched>) {
             }
         }
     }
-    let column = thread & 31u;
+    // Whole cells: on Metal, threads that write parts of one vector lose each other's.
     for (var i = 0u; i < INPUTS; i++) {
-        xs[(column >> 2u) * PITCH + (thread >> 5u) + i * (WORKGROUP / 32u)][column & 3u] = (*fetched).values[i];
+        xs[(thread & 7u) * PITCH + (thread >> 3u) + i * (WORKGROUP / 8u)] = (*fetched).values[i];
     }
 }
 

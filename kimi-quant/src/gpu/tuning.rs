@@ -78,7 +78,7 @@ impl Sizes {
             || Self::best_steps(shape.outputs.div_ceil((step_rows * slots) as usize), workgroup),
             |t| t.steps.max(1),
         );
-        let rounds = (shape.units * 144).div_ceil(STAGED);
+        let rounds = (shape.units * 132).div_ceil(STAGED);
         let integer = given.map_or(device.integer_dot, |t| t.integer) && shape.packing.is_integer();
         let mut sizes = Self { integer, step_rows, values, steps, span, slots, workgroup, rounds, shares: 1 };
         let room = limits.max_compute_workgroup_storage_size;
@@ -144,9 +144,9 @@ impl Sizes {
     /// Shared memory, as matvec.wgsl declares it and the sums over workgroups.
     fn shared_bytes(&self, device: &Device, units: u32) -> u32 {
         let kept = if device.subgroups { self.steps * self.workgroup } else { self.outs() * self.span };
-        let cells = (units.div_ceil(self.rounds) * 9).max(kept.div_ceil(4));
+        let cells = (units.div_ceil(self.rounds) * 33).max(kept);
         let reduction = if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
-        16 * cells + 4 * ((self.outs() + 1) * self.shares + self.workgroup + reduction)
+        4 * (cells + (self.outs() + 1) * self.shares + self.workgroup + reduction)
     }
 
     /// Rows of a workgroup.
