@@ -1,7 +1,8 @@
 //! Every specialisation is valid WGSL and translates to SPIR-V and to Metal's language, on any machine.
 
 use naga::back::{msl, spv};
-use naga::valid::{Capabilities, SubgroupOperationSet, ValidationFlags, Validator};
+use naga::valid::{Capabilities, FunctionInfo, SubgroupOperationSet, ValidationFlags, Validator};
+use naga::{AddressSpace, Block, Module, Statement, TypeInner};
 
 use super::super::shader::{
     ATTEND, COMBINE, COOPERATIVE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, HALVES, LATENT_QUERY_BY_INPUTS,
@@ -175,6 +176,14 @@ fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
     );
     validator.subgroup_stages(naga::valid::ShaderStages::COMPUTE);
     let info = validator.validate(&module).map_err(|e| e.emit_to_string(&source))?;
+    let entries = module.entry_points.iter().enumerate();
+    let functions = module.functions.iter().map(|(handle, f)| (f, &info[handle]));
+    for (function, info) in entries.map(|(i, e)| (&e.function, info.get_entry_point(i))).chain(functions) {
+        if writes_components(&module, info, &function.body) {
+            let what = "one value of a vector that threads share is written: on Metal that writes all of it";
+            return Err(what.to_owned());
+        }
+    }
     let options = spv::Options { lang_version: (1, 3), ..Default::default() };
     spv::write_vec(&module, &info, &options, None).map_err(|e| format!("SPIR-V: {e}"))?;
     let resources = msl::EntryPointResources {
@@ -190,6 +199,31 @@ fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
     };
     msl::write_string(&module, &info, &options, &Default::default()).map_err(|e| format!("MSL: {e}"))?;
     Ok(())
+}
+
+/// Whether a single component of a vector that threads share is stored to.
+fn writes_components(module: &Module, info: &FunctionInfo, block: &Block) -> bool {
+    block.iter().any(|statement| match statement {
+        Statement::Store { pointer, .. } => matches!(
+            info[*pointer].ty.inner_with(&module.types),
+            TypeInner::ValuePointer {
+                size: None,
+                space: AddressSpace::WorkGroup | AddressSpace::Storage { .. },
+                ..
+            }
+        ),
+        Statement::Block(inner) => writes_components(module, info, inner),
+        Statement::If { accept, reject, .. } => {
+            [accept, reject].into_iter().any(|inner| writes_components(module, info, inner))
+        }
+        Statement::Switch { cases, .. } => {
+            cases.iter().any(|case| writes_components(module, info, &case.body))
+        }
+        Statement::Loop { body, continuing, .. } => {
+            [body, continuing].into_iter().any(|inner| writes_components(module, info, inner))
+        }
+        _ => false,
+    })
 }
 
 fn bind(index: usize, written: bool) -> (naga::ResourceBinding, msl::BindTarget) {
