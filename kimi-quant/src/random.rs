@@ -141,11 +141,11 @@ fn floats(format: Format, bytes: usize) -> [Bytes; 2] {
 fn factors(format: Format) -> (f32, f32) {
     /// 1 / sqrt(7168), by the mean of 1 to 2.
     const VALUE: f32 = 0.0118 / 1.5;
-    let largest = ((1u32 << format.code_bits().min(8)) - 1) as f32;
+    let codes = (1u32 << format.code_bits().min(8)) as f32;
     match format {
         Format::Float(_) => (VALUE, 0.0),
-        // The deviation of an even spread of codes is its width by the root of 12.
-        _ => (VALUE * 12f32.sqrt() / largest, -largest / 2.0),
+        // The variance of n equally likely codes is (n^2 - 1) / 12.
+        _ => (VALUE * (12.0 / (codes * codes - 1.0)).sqrt(), (1.0 - codes) / 2.0),
     }
 }
 
