@@ -28,11 +28,11 @@ fn planes(a: f32, b: f32, c: f32, d: f32) -> vec3<u32> {
     return digits ^ vec3(0x80808080u);
 }
 
-fn prepare(v: array<vec4<f32>, 8>, factor: f32) -> Prepared {
+fn prepare(v: array<vec4<f32>, UNIT / 4u>, factor: f32) -> Prepared {
     var largest = vec4(0.0);
     var sum = vec4(0.0);
     var all = v;
-    for (var q = 0u; q < 8u; q++) {
+    for (var q = 0u; q < UNIT / 4u; q++) {
         largest = max(largest, abs(all[q]));
         sum += all[q];
     }
@@ -46,7 +46,7 @@ fn prepare(v: array<vec4<f32>, 8>, factor: f32) -> Prepared {
     return prepared;
 }
 
-fn unit_product(words: array<u32, BITS>, groups: array<vec2<f32>, PARTS>, x: Prepared) -> f32 {
+fn unit_product(words: array<u32, WORDS>, groups: array<vec2<f32>, PARTS>, x: Prepared) -> f32 {
     var low = 0;
     var middle = 0;
     var high = 0;

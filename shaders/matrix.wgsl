@@ -1,16 +1,16 @@
 // One packed matrix (or the same matrix of several experts): bindings and reads. Included once for each matrix of an op,
 // with MATRIX, CODES_BINDING and SCALES_BINDING replaced.
 //
-// Codes: rows of UNITS units; a unit is 32 codes in BITS words. Scales: one global factor a matrix (formats that have
+// Codes: rows of UNITS units; a unit is UNIT codes in WORDS words. Scales: one global factor a matrix (formats that have
 // one), then from the word offset that the caller passes the scales of all rows, each followed by its bias if it has one.
 
 @group(0) @binding(CODES_BINDING) var<storage, read> MATRIX_codes: array<Chunk>;
 @group(0) @binding(SCALES_BINDING) var<storage, read> MATRIX_scales: array<u32>;
 
-fn MATRIX_load(unit: u32) -> array<u32, BITS> {
-    var words: array<u32, BITS>;
-    for (var i = 0u; i < BITS / CHUNK; i++) {
-        let chunk = MATRIX_codes[unit * (BITS / CHUNK) + i];
+fn MATRIX_load(unit: u32) -> array<u32, WORDS> {
+    var words: array<u32, WORDS>;
+    for (var i = 0u; i < WORDS / CHUNK; i++) {
+        let chunk = MATRIX_codes[unit * (WORDS / CHUNK) + i];
         UNPACK_CHUNK
     }
     return words;

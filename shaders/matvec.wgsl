@@ -4,7 +4,7 @@
 // GATHER  grid y is a choice: the rows of the chosen expert, for each its own outputs
 // SUM     the rows of all chosen experts side by side, each with its own activations times its weight
 //
-// A thread keeps the activations of one unit of 32 columns in registers (all choices' units side by side) and walks
+// A thread keeps the activations of one unit of 32 or 64 columns in registers (all choices' units side by side) and walks
 // down the rows, a few at once so that many loads are under way. There is no barrier in that loop: neighbouring
 // threads fold their sums (FOLD), the rest is summed at the end. With PAIR two matrices are multiplied and the result
 // is silu(first) * second; with NORM the activations are RMS-normalised, by a factor on the results; with ADD the
@@ -43,9 +43,10 @@ const VALUES = STEP_ROWS * (PAIR + 1u);                   // sums of a step
 const BLOCK = STEPS * STEP_ROWS * SLOTS;                  // rows of a workgroup
 const OUTS = STEPS * VALUES * SLOTS;
 const QUADS = (COLS + 3u) / 4u;
-const LOADS = (VIRTUAL * 8u + WORKGROUP - 1u) / WORKGROUP;
+const UNIT_QUADS = UNIT / 4u;
+const LOADS = (VIRTUAL * UNIT_QUADS + WORKGROUP - 1u) / WORKGROUP;
 const PER_ROUND = (VIRTUAL + ROUNDS - 1u) / ROUNDS; // units that are staged at once
-const PITCH = 33u;                                  // floats of a staged unit, and one against bank conflicts
+const PITCH = UNIT + 1u;                            // floats of a staged unit, and one against bank conflicts
 const KEPT_SUMS = select(OUTS * SPAN, STEPS * WORKGROUP, FOLD == 1u);
 
 // Activations on their way to their threads, then the sums. Single floats: on Metal, threads that write parts of one
@@ -54,7 +55,7 @@ var<workgroup> cells: array<f32, max(PER_ROUND * PITCH, KEPT_SUMS)>;
 var<workgroup> shares: array<f32, (OUTS + 1u) * SHARES>;
 var<workgroup> squares: array<f32, WORKGROUP>;
 
-fn load(matrix: u32, unit: u32) -> array<u32, BITS> {
+fn load(matrix: u32, unit: u32) -> array<u32, WORDS> {
     switch matrix {
         case 1u: { return m1_load(unit); }
         case 2u: { return m2_load(unit); }
@@ -139,18 +140,18 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     var quads: array<vec4<f32>, LOADS>;
     for (var i = 0u; i < LOADS; i++) {
         let cell = i * WORKGROUP + thread;
-        let column = (cell >> 3u) % UNITS * 8u + (cell & 7u);
+        let column = cell / UNIT_QUADS % UNITS * UNIT_QUADS + cell % UNIT_QUADS;
         quads[i] = vec4(0.0);
-        if (cell < VIRTUAL * 8u && column < QUADS) {
-            quads[i] = quad_of_x(p.x_first + (cell >> 3u) / UNITS * COLS, column);
+        if (cell < VIRTUAL * UNIT_QUADS && column < QUADS) {
+            quads[i] = quad_of_x(p.x_first + cell / UNIT_QUADS / UNITS * COLS, column);
             if (NORM == 1u) {
                 square += dot(quads[i], quads[i]);
                 quads[i] *= quad_of_norm(column);
             }
         }
     }
-    var values: array<vec4<f32>, 8>;
-    for (var q = 0u; q < 8u; q++) {
+    var values: array<vec4<f32>, UNIT_QUADS>;
+    for (var q = 0u; q < UNIT_QUADS; q++) {
         values[q] = vec4(0.0);
     }
     for (var round = 0u; round < ROUNDS; round++) {
@@ -159,16 +160,16 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         }
         for (var i = 0u; i < LOADS; i++) {
             let cell = i * WORKGROUP + thread;
-            let at = (cell >> 3u) - round * PER_ROUND;
-            if (at < PER_ROUND && cell < VIRTUAL * 8u) {
+            let at = cell / UNIT_QUADS - round * PER_ROUND;
+            if (at < PER_ROUND && cell < VIRTUAL * UNIT_QUADS) {
                 for (var k = 0u; k < 4u; k++) {
-                    cells[at * PITCH + (cell & 7u) * 4u + k] = quads[i][k];
+                    cells[at * PITCH + cell % UNIT_QUADS * 4u + k] = quads[i][k];
                 }
             }
         }
         workgroupBarrier();
         if (busy && mine && v - round * PER_ROUND < PER_ROUND) {
-            for (var q = 0u; q < 8u; q++) {
+            for (var q = 0u; q < UNIT_QUADS; q++) {
                 let at = (v - round * PER_ROUND) * PITCH + 4u * q;
                 values[q] = vec4(cells[at], cells[at + 1u], cells[at + 2u], cells[at + 3u]);
             }
@@ -187,7 +188,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         // STEP_ROWS divides the rows: a step has all of its rows, or stands in for one that has none.
         let row_at = min(first_row + (step * SLOTS + slot) * STEP_ROWS, rows - STEP_ROWS) + index * p.rows;
         let unit_at = row_at * UNITS + unit;
-        var words: array<array<u32, BITS>, VALUES>;
+        var words: array<array<u32, WORDS>, VALUES>;
         var groups: array<array<vec2<f32>, PARTS>, VALUES>;
         for (var i = 0u; i < VALUES; i++) {
             let matrix = first_matrix + select(0u, i & 1u, PAIR == 1u);

@@ -1,7 +1,7 @@
 // Stands in for matrix.wgsl where an op has no second matrix.
 
-fn MATRIX_load(unit: u32) -> array<u32, BITS> {
-    var words: array<u32, BITS>;
+fn MATRIX_load(unit: u32) -> array<u32, WORDS> {
+    var words: array<u32, WORDS>;
     return words;
 }
 

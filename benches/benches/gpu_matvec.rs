@@ -173,12 +173,11 @@ impl Bench {
         let mut results = Vec::new();
         let mut tunings = vec![None];
         if self.search {
-            for values in [4, 8] {
-                for steps in [3, 4, 5, 6, 7, 8, 10, 11, 12, 14, 16] {
-                    tunings.push(Some(Tuning { values, steps, integer: true }));
+            for (unit, values) in [(32, 8), (32, 16), (64, 2), (64, 4), (64, 8)] {
+                for steps in [None, Some(1), Some(2), Some(4), Some(8), Some(16)] {
+                    tunings.push(Some(Tuning { unit, values, steps, integer: true }));
                 }
             }
-            tunings.push(Some(Tuning { values: 4, steps: 8, integer: false }));
         }
         for tuning in tunings {
             if Instant::now() > self.deadline {
@@ -192,9 +191,10 @@ impl Bench {
             let rate = bytes as f64 / seconds;
             let sizes = tuning.map_or("as chosen".to_owned(), |t| {
                 format!(
-                    "{} values, {} steps, {}",
+                    "{} columns, {} values, {}, {}",
+                    t.unit,
                     t.values,
-                    t.steps,
+                    t.steps.map_or("steps as chosen".to_owned(), |s| format!("{s} steps")),
                     if t.integer { "integer" } else { "float" }
                 )
             });
@@ -210,7 +210,7 @@ impl Bench {
         results.iter().take(1).for_each(&mut show);
         let mut rest: Vec<_> = results.into_iter().skip(1).collect();
         rest.sort_by(|a, b| a.0.total_cmp(&b.0));
-        rest.iter().take(4).for_each(&mut show);
+        rest.iter().take(6).for_each(&mut show);
         Ok(())
     }
 
@@ -226,9 +226,10 @@ impl Bench {
         let calls = if self.quick { 2 } else { calls };
         let mut best = f64::INFINITY;
         // Idle devices slow their clocks down, so work goes on for a while before its time counts.
-        let warm = Instant::now() + Duration::from_millis(if self.quick { 0 } else { 150 });
+        let (wait, wanted) = if self.search { (0, 1) } else { (150, 3) };
+        let warm = Instant::now() + Duration::from_millis(if self.quick { 0 } else { wait });
         let mut rounds = 0;
-        while rounds < 3 {
+        while rounds < wanted {
             let start = Instant::now();
             let on_device = self.gpu.timed(|| (0..calls).try_for_each(|i| run(i % copies)))?;
             // Without a clock on the device its time can't be told from the host's.

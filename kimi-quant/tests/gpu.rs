@@ -310,15 +310,15 @@ fn without_subgroups() {
 
 #[test]
 fn tunings_agree() {
-    for (values, steps, integer) in
-        [(1, 1, true), (2, 3, true), (4, 2, true), (8, 2, true), (1, 5, false), (8, 1, false)]
-    {
-        let tuning = Some(Tuning { values, steps, integer });
+    let integer = [(32, 1, 1), (32, 2, 3), (64, 4, 2), (32, 8, 2), (64, 16, 1)].map(|sizes| (sizes, true));
+    let float = [(32, 1, 5), (32, 8, 1)].map(|sizes| (sizes, false));
+    for ((unit, values, steps), integer) in integer.into_iter().chain(float) {
+        let tuning = Some(Tuning { unit, values, steps: Some(steps), integer });
         let Some(gpu) = open(GpuOptions { tuning, ..Default::default() }) else { return };
         let mut both = Both::new(&gpu, 4);
         for (bits, group) in BitWidth::ALL.into_iter().zip([32, 64, 128].into_iter().cycle()) {
             let format = Format::Affine { bits, group, scales: FloatType::Bf16 };
-            both.projections(format, 1, if values == 8 { 72 } else { 75 }, 384);
+            both.projections(format, 1, if values >= 8 { 80 } else { 75 }, 384);
         }
         both.projections(Format::Int4 { group: 32, scales: FloatType::F16 }, 1, 40, 96);
     }

@@ -5,8 +5,6 @@
 
 use std::fmt::Write as _;
 
-use super::shader::UNIT;
-
 /// A code within its byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Placed {
@@ -48,25 +46,25 @@ impl Cut {
 }
 
 /// The cut with the most codes of those `left` that begins at bit `start`.
-fn cut_at(start: usize, bits: usize, left: &[bool; UNIT]) -> Cut {
+fn cut_at(start: usize, bits: usize, left: &[bool]) -> Cut {
     let places = if bits == 8 { 0..=0 } else { 0..=7 - bits };
     let in_byte = |byte: usize| {
         places.clone().find_map(|place| {
             let bit = start + 8 * byte + place;
             let code = bit / bits;
-            let whole = bit.is_multiple_of(bits) && code < UNIT && left[code];
+            let whole = bit.is_multiple_of(bits) && left.get(code) == Some(&true);
             whole.then_some(Placed { code, place })
         })
     };
     Cut { start, codes: std::array::from_fn(in_byte) }
 }
 
-/// Cuts that have every code of a unit once, for codes of 2 to 8 bits.
-fn cuts(bits: usize) -> Vec<Cut> {
-    let mut left = [true; UNIT];
+/// Cuts that have every one of `codes` codes once, for codes of 2 to 8 bits.
+fn cuts(bits: usize, codes: usize) -> Vec<Cut> {
+    let mut left = vec![true; codes];
     let mut all = Vec::new();
     while left.contains(&true) {
-        let candidates = (0..UNIT * bits).map(|start| cut_at(start, bits, &left));
+        let candidates = (0..codes * bits).map(|start| cut_at(start, bits, &left));
         // The last of equal candidates is taken by `max_by_key`: reversed, the first.
         let Some(best) = candidates.rev().max_by_key(|cut| cut.score(bits)) else { break };
         best.codes().for_each(|(_, code)| left[code.code] = false);
@@ -75,9 +73,9 @@ fn cuts(bits: usize) -> Vec<Cut> {
     all
 }
 
-/// dot_integer.wgsl for codes of `bits` bits.
-pub(crate) fn shader(template: &str, bits: usize) -> String {
-    let cuts = cuts(bits);
+/// dot_integer.wgsl for units of `codes` codes of `bits` bits.
+pub(crate) fn shader(template: &str, bits: usize, codes: usize) -> String {
+    let cuts = cuts(bits, codes);
     let (mut prepare, mut multiply) = (String::new(), String::new());
     for (i, cut) in cuts.iter().enumerate() {
         let argument = |code: Option<Placed>| match code {
@@ -117,12 +115,15 @@ mod tests {
 
     #[test]
     fn cuts_have_every_code_once_within_signed_bytes() {
-        for (bits, most) in [(2, 8), (3, 9), (4, 8), (5, 12), (6, 16), (8, 8)] {
-            let cuts = cuts(bits);
+        let narrow = [(2, 8), (3, 9), (4, 8), (5, 12), (6, 16), (8, 8)].map(|(bits, most)| (32, bits, most));
+        let wide =
+            [(2, 16), (3, 18), (4, 16), (5, 24), (6, 32), (8, 16)].map(|(bits, most)| (64, bits, most));
+        for (unit, bits, most) in narrow.into_iter().chain(wide) {
+            let cuts = cuts(bits, unit);
             assert!(cuts.len() <= most, "{bits} bits: {} cuts", cuts.len());
             let mut codes: Vec<usize> = cuts.iter().flat_map(|c| c.codes().map(|(_, p)| p.code)).collect();
             codes.sort_unstable();
-            assert_eq!(codes, (0..UNIT).collect::<Vec<_>>(), "{bits} bits");
+            assert_eq!(codes, (0..unit).collect::<Vec<_>>(), "{bits} bits");
             for cut in &cuts {
                 for (byte, Placed { code, place }) in cut.codes() {
                     assert_eq!(cut.start + 8 * byte + place, code * bits, "{bits} bits: {cut:?}");

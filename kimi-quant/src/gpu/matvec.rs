@@ -79,15 +79,14 @@ impl Gpu {
 
     /// Sizes of a product; `None` if rows are too wide for this kernel.
     fn sizes(&self, product: &Matvec<'_>) -> Option<Sizes> {
-        let units = product.packing.units();
-        let (units, outputs, second) = match product.mode {
-            Mode::Rows { second } => (units, product.rows, second.map_or(0, |(rows, _)| rows)),
-            Mode::Gather(choices) => (units, product.rows * choices.count(), 0),
-            Mode::Sum(choices) => (units * choices.count(), product.rows, 0),
+        let (beside, outputs, second) = match product.mode {
+            Mode::Rows { second } => (1, product.rows, second.map_or(0, |(rows, _)| rows)),
+            Mode::Gather(choices) => (1, product.rows * choices.count(), 0),
+            Mode::Sum(choices) => (choices.count(), product.rows, 0),
         };
         let shape = Shape {
             packing: product.packing,
-            units: units as u32,
+            beside: beside as u32,
             rows: [product.rows, second],
             outputs: outputs + second,
             pair: product.sources.iter().any(|s| s.up.is_some()),
@@ -123,8 +122,8 @@ impl Gpu {
         ]);
         let aligned = product.packing.cols.is_multiple_of(4);
         let op = if aligned { &MATVEC } else { &MATVEC_RAGGED };
-        let mut spec = Spec::new(op, constants)
-            .with_matrices(product.packing, product.sources.len() as u32 * (1 + pair));
+        let mut spec =
+            Spec::new(op, constants).with_matrices(sizes.packing, product.sources.len() as u32 * (1 + pair));
         spec.dot = Some(if sizes.integer { Dot::Integer } else { Dot::Float });
         let norm = product.norm.map_or(none, |n| &*n.weight.buffer);
         let (ids, weights) = choices.map_or((none, none), |c| (&*c.routing.ids, &*c.routing.weights));

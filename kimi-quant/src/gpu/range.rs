@@ -68,7 +68,7 @@ mod tests {
     fn weights_out_of_range_do_not_fit() {
         let fits = |scale, bias| {
             let matrix = affine(scale, bias);
-            fits_f16(Packing { format: matrix.format(), cols: 32 }, &matrix)
+            fits_f16(Packing::new(matrix.format(), 32), &matrix)
         };
         assert!(fits(0.1, -1.0));
         assert!(fits(-272.0, 14.0)); // 15 * 272 + 14 = 4094 = 65504 / 16

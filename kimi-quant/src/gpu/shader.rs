@@ -87,20 +87,38 @@ const REDUCE_SHARED: &str = include_str!("../../../shaders/reduce_shared.wgsl");
 pub(crate) struct Packing {
     pub(crate) format: Format,
     pub(crate) cols: usize,
+    /// Codes that a shader reads as one unit: `UNIT`, or twice as many.
+    pub(crate) unit: usize,
 }
 
-/// Codes that are read as one unit.
+/// Codes of a unit.
 pub(crate) const UNIT: usize = 32;
 
 impl Packing {
-    /// Words of a unit.
+    pub(crate) fn new(format: Format, cols: usize) -> Self {
+        Self { format, cols, unit: UNIT }
+    }
+
+    /// Bits of a code: the words of `UNIT` codes.
     pub(crate) fn bits(self) -> usize {
         self.format.code_bits()
     }
 
+    /// Words of a unit.
+    fn words(self) -> usize {
+        self.bits() * self.unit / UNIT
+    }
+
     /// Units of a row, the last one filled up with zeros.
     pub(crate) fn units(self) -> usize {
-        self.cols.div_ceil(UNIT)
+        self.cols.div_ceil(self.unit)
+    }
+
+    /// With units of twice as many codes, where each of them has one scale and rows are whole units.
+    pub(crate) fn wide(self) -> Option<Self> {
+        let unit = 2 * UNIT;
+        let possible = self.is_integer() && self.cols.is_multiple_of(unit) && self.format.group() >= unit;
+        possible.then_some(Self { unit, ..self })
     }
 
     /// Groups of a row.
@@ -119,7 +137,7 @@ impl Packing {
 
     /// Groups of a unit.
     pub(crate) fn parts(self) -> usize {
-        if self.has_scales() { (UNIT / self.format.group()).max(1) } else { 1 }
+        if self.has_scales() { (self.unit / self.format.group()).max(1) } else { 1 }
     }
 
     /// Whether its units can be multiplied by integer dot products.
@@ -138,16 +156,18 @@ impl Packing {
             Format::Float(FloatType::F16) => (5, 0),
             Format::Float(FloatType::F32) => (6, 0),
         };
-        let shift = if self.has_scales() { (self.format.group() / UNIT).max(1).ilog2() } else { 31 };
+        let shift = if self.has_scales() { (self.format.group() / self.unit).max(1).ilog2() } else { 31 };
         vec![
             ("BITS", self.bits() as u32),
+            ("UNIT", self.unit as u32),
+            ("WORDS", self.words() as u32),
             ("CHUNK", self.chunk()),
             ("KIND", kind),
             ("SCALE", scale),
             ("GROUP_SHIFT", shift),
             ("GROUPS", self.groups() as u32),
             ("PARTS", self.parts() as u32),
-            ("RAGGED", u32::from(!self.cols.is_multiple_of(UNIT))),
+            ("RAGGED", u32::from(!self.cols.is_multiple_of(self.unit))),
             ("GLOBAL", u32::from(self.has_global())),
             ("UNITS", self.units() as u32),
             ("COLS", self.cols as u32),
@@ -156,9 +176,9 @@ impl Packing {
 
     /// Words of a load: the most of which a unit is a whole number.
     fn chunk(self) -> u32 {
-        match self.bits() {
-            bits if bits.is_multiple_of(4) => 4,
-            bits if bits.is_multiple_of(2) => 2,
+        match self.words() {
+            words if words.is_multiple_of(4) => 4,
+            words if words.is_multiple_of(2) => 2,
             _ => 1,
         }
     }
@@ -241,7 +261,7 @@ impl Spec {
         }
         match (self.dot, self.packing) {
             (Some(Dot::Integer), Some(packing)) => {
-                text.push_str(&cuts::shader(DOT_INTEGER, packing.bits()));
+                text.push_str(&cuts::shader(DOT_INTEGER, packing.bits(), packing.unit));
             }
             (Some(Dot::Float), _) => text.push_str(DOT_FLOAT),
             _ => {}

@@ -1,15 +1,17 @@
 //! Sizes of the one-token product kernel (shaders/matvec.wgsl).
 
 use super::device::Device;
-use super::shader::Packing;
+use super::shader::{Packing, UNIT};
 
 /// What may be tried out of the one-token kernel's sizes; chosen by format and shape where it is not given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
-    /// Sums of a step, a power of two up to 8: rows that a thread reads at once, counted in both matrices of a pair.
+    /// Columns that a thread keeps: 32, or 64 where whole groups of scales allow it and codes are integers.
+    pub unit: usize,
+    /// Sums of a step, a power of two up to 16: rows that a thread reads at once, counted in both matrices of a pair.
     pub values: u32,
-    /// Steps of a workgroup: more of them use its activations longer and leave fewer workgroups.
-    pub steps: u32,
+    /// Steps of a workgroup, if not chosen by the number of workgroups: more of them use its activations longer.
+    pub steps: Option<u32>,
     /// Whether integer codes are multiplied as integers (dot products of four bytes) and not as floats.
     pub integer: bool,
 }
@@ -18,8 +20,8 @@ pub struct Tuning {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shape {
     pub(crate) packing: Packing,
-    /// Units of a row, of all choices side by side.
-    pub(crate) units: u32,
+    /// How many rows are side by side as one.
+    pub(crate) beside: u32,
     /// Rows of a matrix or expert; of the second matrix, if there are two.
     pub(crate) rows: [usize; 2],
     /// Outputs of all workgroups together.
@@ -30,6 +32,8 @@ pub(crate) struct Shape {
 /// Sizes of a dispatch, as constants of the shader.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sizes {
+    /// The weights', with the unit that a thread has.
+    pub(crate) packing: Packing,
     pub(crate) integer: bool,
     /// Rows of a step and of both matrices together.
     pub(crate) step_rows: u32,
@@ -55,8 +59,8 @@ const RESIDENT_THREADS: usize = 512;
 const MOST_STEPS: usize = 16;
 /// What a workgroup spends before its first step, in steps.
 const PROLOGUE: usize = 2;
-/// Threads that a workgroup should have.
-const THREADS: u32 = 128;
+/// Most threads of a workgroup with several slots.
+const THREADS: u32 = 256;
 /// Bytes of activations that are staged at once, about.
 const STAGED: u32 = 16 << 10;
 
@@ -66,25 +70,30 @@ impl Sizes {
         let limits = &device.limits;
         let most = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
         let matrices = 1 + u32::from(shape.pair);
-        let values = Self::values(device, given, shape, matrices);
-        let span = shape.units.next_multiple_of(values);
+        let integer = given.map_or(device.integer_dot, |t| t.integer) && shape.packing.is_integer();
+        let unit = given.map_or(UNIT, |t| t.unit);
+        let wide = if integer && unit > UNIT { shape.packing.wide() } else { None };
+        let packing = wide.unwrap_or(shape.packing);
+        let units = packing.units() as u32 * shape.beside;
+        let values = Self::values(device, given, shape, units, matrices);
+        let span = units.next_multiple_of(values);
         if span > most {
             return None;
         }
-        let slots = (THREADS.min(most) / span).max(1);
+        // As many as leave the fewest threads without work.
+        let idle = |slots: &u32| (span * slots).next_multiple_of(device.lanes) * 60 / slots;
+        let slots = (1..=(THREADS.min(most) / span).max(1)).min_by_key(idle).unwrap_or(1);
         let workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
         let step_rows = values / matrices;
-        let steps = given.map_or_else(
-            || Self::best_steps(shape.outputs.div_ceil((step_rows * slots) as usize), workgroup),
-            |t| t.steps.max(1),
-        );
-        let rounds = (shape.units * 132).div_ceil(STAGED);
-        let integer = given.map_or(device.integer_dot, |t| t.integer) && shape.packing.is_integer();
-        let mut sizes = Self { integer, step_rows, values, steps, span, slots, workgroup, rounds, shares: 1 };
+        let steps_in_all = shape.outputs.div_ceil((step_rows * slots) as usize);
+        let steps = given.and_then(|t| t.steps).unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup));
+        let rounds = (units * (packing.unit as u32 + 1) * 4).div_ceil(STAGED);
+        let mut sizes =
+            Self { packing, integer, step_rows, values, steps, span, slots, workgroup, rounds, shares: 1 };
         let room = limits.max_compute_workgroup_storage_size;
         loop {
             sizes.shares = sizes.best_shares();
-            if sizes.shared_bytes(device, shape.units) <= room {
+            if sizes.shared_bytes(device, units) <= room {
                 return Some(sizes);
             }
             if sizes.steps == 1 {
@@ -95,8 +104,8 @@ impl Sizes {
     }
 
     /// Sums of a step: a power of two that divides all rows, so that a step has all of its rows or none.
-    fn values(device: &Device, given: Option<Tuning>, shape: &Shape, matrices: u32) -> u32 {
-        let wide = shape.units > 288; // many threads, so fewer registers
+    fn values(device: &Device, given: Option<Tuning>, shape: &Shape, units: u32, matrices: u32) -> u32 {
+        let wide = units > 288; // many threads, so fewer registers
         let wanted = given.map_or_else(
             || match shape.packing.bits() {
                 _ if wide => 4,
@@ -104,7 +113,7 @@ impl Sizes {
                 7..=8 => 4,
                 _ => matrices,
             },
-            |t| t.values.clamp(1, 8),
+            |t| t.values.clamp(1, 16),
         );
         let mut values = wanted.max(matrices).min(device.lanes.max(matrices));
         values = 1 << values.ilog2();
@@ -144,7 +153,7 @@ impl Sizes {
     /// Shared memory, as matvec.wgsl declares it and the sums over workgroups.
     fn shared_bytes(&self, device: &Device, units: u32) -> u32 {
         let kept = if device.subgroups { self.steps * self.workgroup } else { self.outs() * self.span };
-        let cells = (units.div_ceil(self.rounds) * 33).max(kept);
+        let cells = (units.div_ceil(self.rounds) * (self.packing.unit as u32 + 1)).max(kept);
         let reduction = if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
         4 * (cells + (self.outs() + 1) * self.shares + self.workgroup + reduction)
     }

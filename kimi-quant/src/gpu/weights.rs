@@ -134,7 +134,7 @@ fn stored_row_bytes(packing: Packing) -> u64 {
 }
 
 fn packing(matrix: &PackedMatrix) -> Packing {
-    Packing { format: matrix.format(), cols: matrix.cols() }
+    Packing::new(matrix.format(), matrix.cols())
 }
 
 /// Bytes of one row on the device.

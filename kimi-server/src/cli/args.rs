@@ -472,13 +472,13 @@ pub struct BenchArgs {
     #[arg(long, value_enum, value_name = "SHAPE", conflicts_with = "model")]
     pub synthetic: Option<SyntheticModel>,
     /// Layers, with the embedding and the head [default: what fits the device, at most 6].
-    #[arg(long, value_name = "N", requires = "synthetic", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", requires = "synthetic", conflicts_with = "model", value_parser = at_least_one)]
     pub layers: Option<usize>,
     /// Bits of the weights: 2, 3, 4, 5, 6 or 8.
-    #[arg(long, value_name = "B", requires = "synthetic", default_value_t = defaults::BENCH_BITS)]
+    #[arg(long, value_name = "B", requires = "synthetic", conflicts_with = "model", default_value_t = defaults::BENCH_BITS)]
     pub bits: u32,
     /// Experts of a layer [default: the model's].
-    #[arg(long, value_name = "N", requires = "synthetic", value_parser = at_least_one)]
+    #[arg(long, value_name = "N", requires = "synthetic", conflicts_with = "model", value_parser = at_least_one)]
     pub experts: Option<usize>,
     /// Tokens in the cache when a token is decoded.
     #[arg(long, value_name = "TOKENS", default_value_t = defaults::BENCH_CONTEXT, value_parser = at_least_one)]

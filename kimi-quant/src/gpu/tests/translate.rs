@@ -106,16 +106,17 @@ fn head_products(packing: Packing) -> Vec<(&'static Op, Spec)> {
 /// Of every operation all that differ in more than a number.
 fn specialisations() -> Vec<(&'static Op, Spec)> {
     let (mut all, mut specials) = (Vec::new(), Vec::new());
-    let ragged = Packing { format: Format::Float(FloatType::Bf16), cols: 77 };
+    let ragged = Packing::new(Format::Float(FloatType::Bf16), 77);
     specials.push(matvec(ragged, [0, 1, 0, 1, 0, 0], Dot::Float, true));
     for (i, format) in formats().into_iter().enumerate() {
-        let packing = Packing { format, cols: if format.group() < 32 { 272 } else { 256 } };
+        let packing = Packing::new(format, if format.group() < 32 { 272 } else { 256 });
         let modes = [[0, 1, 0, 1, 0, 0], [0, 2, 0, 1, 0, 0], [1, 3, 1, 0, 0, 1], [2, 3, 0, 0, 1, 1]];
         for (numbers, subgroups) in modes.into_iter().zip([true, false, true, false]) {
             specials.push(matvec(packing, numbers, Dot::Float, subgroups == (i % 2 == 0)));
             if packing.is_integer() {
                 specials.push(matvec(packing, numbers, Dot::Integer, subgroups));
             }
+            specials.extend(packing.wide().map(|wide| matvec(wide, numbers, Dot::Integer, subgroups)));
         }
         all.extend(
             [[0, 0, 0, 1], [0, 1, 0, 0], [1, 1, 0, 0], [1, 0, 1, 0]].map(|n| batched(packing, n)).concat(),
