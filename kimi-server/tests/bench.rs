@@ -164,7 +164,7 @@ fn a_real_checkpoint_is_measured_too() {
 fn what_can_not_be_measured_is_said() {
     for (args, code, part) in [
         (&["bench"][..], 1, "--synthetic kimi-k2"),
-        (&["bench", "kimi-tiny", "--layers", "2"], 2, "--synthetic"),
+        (&["bench", "kimi-tiny", "--layers", "2"], 2, "--layers"),
         (&["bench", "kimi-tiny", "--synthetic", "tiny"], 2, "--synthetic"),
         (&["bench", "--synthetic", "tiny", "--bits", "7"], 1, "bit"),
         (&["bench", "--synthetic", "tiny", "--layers", "9"], 1, "the model has 3"),
