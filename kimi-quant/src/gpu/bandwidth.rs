@@ -28,7 +28,7 @@ impl Gpu {
         let words: Vec<u64> = (0..1 << 20).map(|_| next(&mut state)).collect();
         let block: &[u8] = bytemuck::cast_slice(&words);
         for start in (0..bytes).step_by(block.len()) {
-            self.recorder.write(&buffer, start as u64, &block[..block.len().min(bytes - start) & !3]);
+            self.recorder.upload(&buffer, start as u64, &block[..block.len().min(bytes - start) & !3])?;
         }
         let count = bytes / 16;
         let mut best = Duration::MAX;

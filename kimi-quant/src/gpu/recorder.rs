@@ -1,9 +1,9 @@
 //! Work is recorded into one command encoder; only bringing results out submits it, and waits.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 
@@ -48,10 +48,21 @@ pub(crate) struct Recorder {
     pub(crate) device: Device,
     pub(crate) pool: Arc<Pool>,
     state: Mutex<State>,
-    /// Bytes written since the last wait: their staging memory is not free yet.
-    staged: AtomicUsize,
+    /// While much is uploaded.
+    staging: Mutex<Option<Staging>>,
     dispatches: AtomicU64,
 }
+
+/// Staging memory that is used again and again.
+struct Staging {
+    belt: wgpu::util::StagingBelt,
+    /// Copies that the device may not have made yet, oldest first.
+    copies: VecDeque<wgpu::SubmissionIndex>,
+}
+
+/// Bytes that are staged at once, and how often: the host fills one piece while the device copies the others.
+pub(crate) const STAGED: usize = 16 << 20;
+const STAGED_PIECES: usize = 3;
 
 /// One dispatch.
 pub(crate) struct Dispatch<'a> {
@@ -71,7 +82,7 @@ impl Recorder {
             device,
             pool,
             state: Mutex::default(),
-            staged: AtomicUsize::new(0),
+            staging: Mutex::default(),
             dispatches: AtomicU64::new(0),
         }
     }
@@ -200,12 +211,29 @@ impl Recorder {
     /// Writes `bytes`, a multiple of 4, before all work that is recorded and not submitted.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
         self.device.queue.write_buffer(&buffer.raw, offset, bytes);
-        self.staged.fetch_add(bytes.len(), Ordering::Relaxed);
     }
 
-    /// Bytes whose staging memory is not free yet.
-    pub(crate) fn staged(&self) -> usize {
-        self.staged.load(Ordering::Relaxed)
+    /// The same for up to [`STAGED`] of very many bytes: it waits for earlier ones so that staging memory stays small.
+    pub(crate) fn upload(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) -> Result<()> {
+        let Some(size) = wgpu::BufferSize::new(bytes.len() as u64) else { return Ok(()) };
+        let device = &self.device.device;
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let Staging { belt, copies } = staging.get_or_insert_with(|| Staging {
+            belt: wgpu::util::StagingBelt::new(device.clone(), STAGED as u64),
+            copies: VecDeque::new(),
+        });
+        if copies.len() == STAGED_PIECES {
+            let wait = wgpu::PollType::Wait { submission_index: copies.pop_front(), timeout: None };
+            let waited = survive(|| device.poll(wait));
+            self.device.check()?;
+            waited?.map_err(|e| BackendError::Device(e.to_string()))?;
+        }
+        let mut encoder = device.create_command_encoder(&Default::default());
+        belt.write_buffer(&mut encoder, &buffer.raw, offset, size).copy_from_slice(bytes);
+        belt.finish();
+        copies.push_back(self.device.queue.submit([encoder.finish()]));
+        belt.recall();
+        Ok(())
     }
 
     /// Submits everything recorded so far and, after it, a copy of `bytes` bytes from one buffer and offset to another.
@@ -236,7 +264,7 @@ impl Recorder {
         self.submit(&mut self.lock());
     }
 
-    /// Waits until everything written so far has arrived, so that its staging memory is free again.
+    /// Submits and waits; all staging memory is free then.
     pub(crate) fn flush(&self) -> Result<()> {
         let mut state = self.lock();
         self.submit(&mut state);
@@ -302,8 +330,8 @@ impl Recorder {
     fn wait(&self, state: &mut State) -> Result<()> {
         let waited = survive(|| self.device.device.poll(wgpu::PollType::wait_indefinitely()));
         state.pace.done(Instant::now());
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.device.check()?;
-        self.staged.store(0, Ordering::Relaxed);
         waited?.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
     }
 

@@ -1,18 +1,14 @@
 //! Bytes on their way to the device: straight into its memory where the host can write there, else in pieces through
-//! staging memory that is given back soon. Either way there is never a second copy of more than [`IN_FLIGHT`] bytes.
+//! a little staging memory. Either way there is never a second copy of more than a few of those pieces.
 
 use std::sync::Arc;
 
 use super::pool::Buffer;
-use super::recorder::Recorder;
+use super::recorder::{Recorder, STAGED};
 use crate::BackendError;
 
 type Result<T> = std::result::Result<T, BackendError>;
 
-/// Bytes written at once.
-const CHUNK: usize = 16 << 20;
-/// Bytes written before the staging memory is given back.
-const IN_FLIGHT: usize = 64 << 20;
 /// Shorter runs are gathered first.
 const SHORT: usize = 4096;
 
@@ -52,14 +48,14 @@ impl<'a> Writer<'a> {
         }
         while !bytes.is_empty() {
             if self.pending.is_empty() && bytes.len() >= SHORT {
-                let whole = bytes.len().min(CHUNK) & !3;
+                let whole = bytes.len().min(STAGED) & !3;
                 self.send(&bytes[..whole])?;
                 bytes = &bytes[whole..];
             } else {
-                let take = bytes.len().min(CHUNK - self.pending.len());
+                let take = bytes.len().min(STAGED - self.pending.len());
                 self.pending.extend_from_slice(&bytes[..take]);
                 bytes = &bytes[take..];
-                if self.pending.len() >= CHUNK
+                if self.pending.len() >= STAGED
                     || (self.pending.len().is_multiple_of(4) && bytes.len() >= SHORT)
                 {
                     self.send_pending()?;
@@ -87,11 +83,8 @@ impl<'a> Writer<'a> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.recorder.write(&self.buffer, self.offset as u64, bytes);
+        self.recorder.upload(&self.buffer, self.offset as u64, bytes)?;
         self.offset += bytes.len();
-        if self.recorder.staged() >= IN_FLIGHT {
-            self.recorder.flush()?;
-        }
         Ok(())
     }
 

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::sync::{Arc, Weak};
 
+use rayon::prelude::*;
+
 use super::pool::Buffer;
 use super::range::fits_f16;
 use super::recorder::Recorder;
@@ -186,17 +188,18 @@ fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatri
             writer.write(&matrix.global_scale().to_le_bytes())?;
         }
     }
-    for matrix in matrices {
-        if matrix.biases().is_empty() {
-            writer.write(matrix.scales())?;
-        } else {
-            writer.write(&side_by_side(matrix))?;
+    // Some matrices at a time: this is as much work as reading them.
+    for some in matrices.chunks(rayon::current_num_threads()) {
+        let joined: Vec<_> =
+            some.par_iter().map(|m| (!m.biases().is_empty()).then(|| side_by_side(m))).collect();
+        for (matrix, joined) in some.iter().zip(joined) {
+            writer.write(joined.as_deref().unwrap_or(matrix.scales()))?;
         }
     }
     writer.zeros(bytes - 4 * globals - parameters)?;
     let scales = writer.finish()?;
     let scale_base = globals as u32;
-    let fits_f16 = recorder.device.cooperative && matrices.iter().all(|m| fits_f16(packing, m));
+    let fits_f16 = recorder.device.cooperative && matrices.par_iter().all(|m| fits_f16(packing, m));
     Ok(Part { range, codes, scales, scale_base, fits_f16, owner: Arc::downgrade(recorder) })
 }
 

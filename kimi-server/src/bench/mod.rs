@@ -59,7 +59,7 @@ pub fn fitting_layers(bytes: &ModelBytes, cache: CacheConfig, available: u64, mo
     (1..=most.min(bytes.layers.len())).take_while(fits).last().unwrap_or(1)
 }
 
-/// Loads a model onto a device and measures it. `model` names it in the report.
+/// Loads a model onto a device and measures it. `model` names it in the report; `say` hears what is being done.
 ///
 /// # Errors
 /// If it does not fit, by how much; or if the device fails.
@@ -68,6 +68,7 @@ pub fn measure<B: Measured>(
     source: &dyn ModelSource,
     model: String,
     workload: Workload,
+    say: &dyn Fn(String),
 ) -> anyhow::Result<Report> {
     let cache = workload.cache();
     let (layers, device) = (source.config().num_hidden_layers, backend.name());
@@ -76,14 +77,21 @@ pub fn measure<B: Measured>(
     let cache_bytes = bytes.cache(&(0..layers), cache.pages * cache.page_tokens);
     steps::check_fits(&backend, layers, weight_bytes, cache_bytes)?;
     let read_bandwidth = backend.measure_read_bandwidth()?;
+    say(format!("{device} reads {:.0} GB/s; loading {layers} layers", read_bandwidth / 1e9));
     let start = Instant::now();
     let backend = Arc::new(Timed::new(backend));
     let stage = Stage::load_from(source, backend.clone(), 0..layers, cache, &mut |_| {})?;
     backend.inner().wait()?;
     let load = Load::new(weight_bytes, start.elapsed());
+    say(format!("loaded in {:.1} s, {:.1} GB/s; decode", load.seconds, load.gb_per_second));
     let mut steps = Steps::new(stage, backend.clone(), source.config(), workload, read_bandwidth);
     let decode = steps.measure(Kind::Decode)?;
-    let batch = (workload.sequences > 1).then(|| steps.measure(Kind::Sequences)).transpose()?;
+    let several = workload.sequences > 1;
+    if several {
+        say(format!("{:.2} ms a token; {} sequences", decode.median_ms, workload.sequences));
+    }
+    let batch = several.then(|| steps.measure(Kind::Sequences)).transpose()?;
+    say(format!("prefill of {} tokens", workload.prompt));
     let prefill = steps.measure(Kind::Prefill)?;
     Ok(Report {
         model,

@@ -77,7 +77,7 @@ fn on<B: Measured>(args: &BenchArgs, backend: B) -> anyhow::Result<Report> {
         SyntheticModel::Tiny => "tiny",
     };
     let model = format!("synthetic {name}, {} experts, {} bits", config.n_routed_experts, args.bits);
-    measure(backend, &Synthetic::new(config, bits), model, workload)
+    measure(backend, &Synthetic::new(config, bits), model, workload, &|line| eprintln!("{line}"))
 }
 
 fn on_checkpoint<B: Measured>(
@@ -86,7 +86,7 @@ fn on_checkpoint<B: Measured>(
     name: String,
     workload: Workload,
 ) -> anyhow::Result<Report> {
-    measure(backend, &Weights::new(checkpoint), name, workload)
+    measure(backend, &Weights::new(checkpoint), name, workload, &|line| eprintln!("{line}"))
 }
 
 /// Layers that fit the device, at most [`BENCH_LAYERS`].
