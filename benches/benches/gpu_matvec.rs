@@ -173,10 +173,8 @@ impl Bench {
         let mut results = Vec::new();
         let mut tunings = vec![None];
         if self.search {
-            for (unit, values) in [(32, 8), (32, 16), (64, 2), (64, 4), (64, 8)] {
-                for steps in [None, Some(1), Some(2), Some(4), Some(8), Some(16)] {
-                    tunings.push(Some(Tuning { unit, values, steps, integer: true }));
-                }
+            for (unit, values) in [(32, 4), (32, 8), (32, 16), (64, 4), (64, 8)] {
+                tunings.push(Some(Tuning { unit, values, steps: None, integer: true }));
             }
         }
         for tuning in tunings {

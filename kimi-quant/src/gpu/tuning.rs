@@ -61,6 +61,8 @@ const MOST_STEPS: usize = 16;
 const PROLOGUE: usize = 2;
 /// Most threads of a workgroup with several slots.
 const THREADS: u32 = 256;
+/// Units of a row that is long: half as many threads on it are enough.
+const LONG: usize = 128;
 /// Bytes of activations that are staged at once, about.
 const STAGED: u32 = 16 << 10;
 
@@ -71,7 +73,10 @@ impl Sizes {
         let most = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
         let matrices = 1 + u32::from(shape.pair);
         let integer = given.map_or(device.integer_dot, |t| t.integer) && shape.packing.is_integer();
-        let unit = given.map_or(UNIT, |t| t.unit);
+        // Fewer loads and less to add up for as many weights, where rows have threads enough.
+        let long = shape.beside == 1 && shape.packing.units() >= LONG;
+        let few_bits = shape.packing.bits() <= if shape.pair { 4 } else { 3 };
+        let unit = given.map_or(if long && few_bits { 2 * UNIT } else { UNIT }, |t| t.unit);
         let wide = if integer && unit > UNIT { shape.packing.wide() } else { None };
         let packing = wide.unwrap_or(shape.packing);
         let units = packing.units() as u32 * shape.beside;
