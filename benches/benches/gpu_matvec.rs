@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use kimi_benches::RandomWeights;
 use kimi_quant::gpu::{GpuOptions, GpuRouting, GpuTensor, GpuVector, Tuning};
 use kimi_quant::{Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, Gpu, Norm, PackedMatrix};
 
@@ -19,7 +19,7 @@ struct Bench {
     search: bool,
     quick: bool,
     deadline: Instant,
-    random: Bytes,
+    random: RandomWeights,
 }
 
 fn main() -> Outcome<()> {
@@ -32,7 +32,8 @@ fn main() -> Outcome<()> {
     let gpu = Gpu::new(&GpuOptions::default())?;
     let bandwidth = gpu.read_bandwidth(if quick { 64 << 20 } else { 1 << 30 })?;
     println!("{}; reading memory: {:.0} GB/s", gpu.name(), bandwidth / 1e9);
-    let random = random_bytes(if quick { 8 << 20 } else { 64 << 20 });
+    // Room for the head of 8 bits.
+    let random = RandomWeights::new(if quick { 8 << 20 } else { 1200 << 20 });
     let bench = Bench { gpu, bandwidth, search: has("--search"), quick, deadline, random };
     println!(
         "{:<26} {:>4} {:>9} {:>9} {:>8} {:>7}",
@@ -48,39 +49,9 @@ fn main() -> Outcome<()> {
     Ok(())
 }
 
-/// Uniform bytes with every exponent of a bf16 kept small, so that scales are sane numbers.
-fn random_bytes(count: usize) -> Bytes {
-    let mut state = 0x9e37_79b9_7f4a_7c15u64;
-    let words = (0..count / 8).map(|_| {
-        state ^= state >> 12;
-        state ^= state << 25;
-        state ^= state >> 27;
-        state.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    });
-    words.flat_map(u64::to_le_bytes).collect::<Vec<u8>>().into()
-}
-
 impl Bench {
     fn matrix(&self, rows: usize, cols: usize, format: Format, seed: usize) -> Outcome<PackedMatrix> {
-        let [weight, scales, biases] = format.row_bytes(cols)?;
-        let codes = if weight * rows <= self.random.len() {
-            let start = (seed * 7919 * 64) % (self.random.len() - weight * rows + 1);
-            self.random.slice(start..start + weight * rows)
-        } else {
-            let mut all = Vec::with_capacity(weight * rows);
-            while all.len() < weight * rows {
-                all.extend_from_slice(&self.random[..self.random.len().min(weight * rows - all.len())]);
-            }
-            all.into()
-        };
-        // bf16 of about 2^-6, both signs.
-        let parameters = |bytes: usize, seed: usize| -> Bytes {
-            let random = &self.random[seed % 4096..];
-            let values = (0..bytes / 2).map(|i| [random[i % 65536], 0x3c | (random[(i + 1) % 65536] & 0x80)]);
-            values.flatten().collect::<Vec<u8>>().into()
-        };
-        let (scales, biases) = (parameters(scales * rows, seed), parameters(biases * rows, seed + 1));
-        Ok(PackedMatrix::new(rows, cols, format, codes, scales, biases)?)
+        Ok(self.random.matrix(rows, cols, format, seed)?)
     }
 
     fn norm(&self, width: usize) -> Outcome<Norm<GpuVector>> {
@@ -88,9 +59,7 @@ impl Bench {
     }
 
     fn activations(&self, rows: usize, cols: usize) -> Outcome<GpuTensor> {
-        let values: Vec<f32> =
-            (0..rows * cols).map(|i| self.random[i % 65536] as f32 / 128.0 - 1.0).collect();
-        Ok(self.gpu.upload(rows, cols, &values)?)
+        Ok(self.gpu.upload(rows, cols, &self.random.activations(rows * cols))?)
     }
 
     fn width(&self, format: Format) -> Outcome<()> {
@@ -116,13 +85,10 @@ impl Bench {
         };
         let (gate, up, down) =
             (load(width, hidden, 1)?, load(width, hidden, 1000)?, load(hidden, width, 2000)?);
-        let routings: Vec<GpuRouting> = (0..experts / CHOSEN)
-            .map(|r| {
-                let ids: Vec<u32> =
-                    (0..CHOSEN).map(|j| ((j * 23 + r * CHOSEN * 7 + j * r) % experts) as u32).collect();
-                self.gpu.upload_routing(1, &distinct(ids, experts), &[0.125; CHOSEN])
-            })
-            .collect::<Result<_, _>>()?;
+        let choices = self.random.choices(experts / CHOSEN, CHOSEN, experts);
+        let routings =
+            choices.chunks_exact(CHOSEN).map(|ids| self.gpu.upload_routing(1, ids, &[0.125; CHOSEN]));
+        let routings: Vec<GpuRouting> = routings.collect::<Result<_, _>>()?;
         let x = self.activations(1, hidden)?;
         let bytes = CHOSEN * self.matrix(width, hidden, format, 0)?.bytes() as usize;
         self.line("8 experts, gate+up", format, 2 * bytes, routings.len(), &mut |i| {
@@ -239,18 +205,4 @@ impl Bench {
         }
         Ok(best)
     }
-}
-
-fn distinct(ids: Vec<u32>, experts: usize) -> Vec<u32> {
-    let mut seen = vec![false; experts];
-    ids.into_iter()
-        .map(|id| {
-            let mut id = id as usize;
-            while seen[id] {
-                id = (id + 1) % experts;
-            }
-            seen[id] = true;
-            id as u32
-        })
-        .collect()
 }
