@@ -2,6 +2,7 @@
 
 struct Params {
     width: u32,
+    count: u32, // of rows
 }
 
 var<immediate> p: Params;
@@ -12,7 +13,11 @@ var<immediate> p: Params;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let row = group.y * GRID_Y + group.x;
+    if (row >= p.count) {
+        return;
+    }
     for (var i = thread; i < p.width; i += WORKGROUP) {
-        out[group.x * p.width + i] = x[rows[group.x] * p.width + i];
+        out[row * p.width + i] = x[rows[row] * p.width + i];
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kimi_quant::{BackendError, TokenLayout};
 use serde::{Deserialize, Serialize};
 
-use crate::sampler::{Draw, SamplingParams};
+use crate::sampler::{Draw, SamplingParams, TokenMask};
 
 /// Names a sequence (one running request) for the life of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -64,13 +64,16 @@ pub struct Sampling {
     pub uniform: f32,
     /// How many most likely tokens to report beside the sampled one.
     pub top_logprobs: u8,
+    /// The tokens that may be chosen, as the words of a [`TokenMask`]; `None` for all.
+    pub allowed: Option<Arc<[u32]>>,
 }
 
 impl Sampling {
     /// What the sampler takes besides logits and parameters.
     pub fn draw(&self) -> Draw<'_> {
         let (history, top_logprobs) = (self.history.as_slice(), self.top_logprobs.into());
-        Draw { history, uniform: self.uniform, top_logprobs, allowed: None }
+        let allowed = self.allowed.as_deref().map(TokenMask);
+        Draw { history, uniform: self.uniform, top_logprobs, allowed }
     }
 }
 

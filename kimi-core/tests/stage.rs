@@ -15,28 +15,30 @@ use kimi_quant::{Backend, Cpu};
 
 const TOKENS: usize = 3;
 
-fn sampling(raw: RawSamplingParams, uniform: f32) -> Output {
+fn sampling(raw: RawSamplingParams, uniform: f32, allowed: Option<&[u32]>) -> Output {
     let params = Arc::new(SamplingParams::new(raw).unwrap());
-    Output::Sample(Sampling { params, history: vec![1, 2], uniform, top_logprobs: 3 })
+    let allowed = allowed.map(Arc::from);
+    Output::Sample(Sampling { params, history: vec![1, 2], uniform, top_logprobs: 3, allowed })
 }
 
-/// Six sequences of three tokens through the last stage; the activations of the second are damaged.
+/// Seven sequences of three tokens through the last stage; the activations of the second are damaged.
 fn mixed_batch<B: Backend>(backend: Arc<B>) -> Vec<SequenceOutput> {
     let mut spec = fixed();
     spec.sizes.layers = 3;
     let folder = tempfile::tempdir().unwrap();
     write(&spec, folder.path());
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let cache = CacheConfig { pages: 6, page_tokens: TOKENS };
+    let cache = CacheConfig { pages: 7, page_tokens: TOKENS };
     let mut stage = Stage::load(&checkpoint, backend, 1..3, cache, &mut |_| {}).unwrap();
     let hot = RawSamplingParams { temperature: 1.5, top_p: 0.9, presence_penalty: 0.5, ..Default::default() };
     let outputs = [
-        sampling(RawSamplingParams::default(), 0.0),
-        sampling(RawSamplingParams::default(), 0.0),
+        sampling(RawSamplingParams::default(), 0.0, None),
+        sampling(RawSamplingParams::default(), 0.0, None),
         Output::LastLogits,
         Output::None,
-        sampling(hot, 0.7),
+        sampling(hot, 0.7, None),
         Output::AllLogits,
+        sampling(RawSamplingParams::default(), 0.0, Some(&[1 << 5])),
     ];
     let slice = |(i, output)| SequenceSlice {
         id: SequenceId(10 + i as u64),
@@ -52,9 +54,9 @@ fn mixed_batch<B: Backend>(backend: Arc<B>) -> Vec<SequenceOutput> {
         // All sequences but the damaged one are the same.
         _ => ((row % TOKENS * 31 + col * 17) % 23) as f32 / 23.0 - 0.5,
     };
-    let values = (0..6 * TOKENS).flat_map(|row| (0..cols).map(move |col| value(row, col).to_le_bytes()));
+    let values = (0..7 * TOKENS).flat_map(|row| (0..cols).map(move |col| value(row, col).to_le_bytes()));
     let data = Bytes::from(values.flatten().collect::<Vec<u8>>());
-    let hidden = Hidden { rows: 6 * TOKENS, cols, data };
+    let hidden = Hidden { rows: 7 * TOKENS, cols, data };
     match stage.forward(&batch, Some(hidden), None).unwrap() {
         StageOutput::Sequences(outputs) => outputs,
         StageOutput::Hidden(_) => panic!("the last stage returned activations"),
@@ -63,8 +65,8 @@ fn mixed_batch<B: Backend>(backend: Arc<B>) -> Vec<SequenceOutput> {
 
 fn check(outputs: &[SequenceOutput]) {
     let ids: Vec<u64> = outputs.iter().map(|o| o.id.0).collect();
-    assert_eq!(ids, [10, 11, 12, 14, 15]);
-    let [greedy, damaged, last, hot, all] = outputs else { panic!("{outputs:?}") };
+    assert_eq!(ids, [10, 11, 12, 14, 15, 16]);
+    let [greedy, damaged, last, hot, all, only] = outputs else { panic!("{outputs:?}") };
     let error = damaged.sampled.as_ref().unwrap().as_ref().unwrap_err();
     assert!(matches!(error, SampleError::NotFinite { .. }), "{error}");
     assert!(greedy.logits.is_empty() && last.sampled.is_none() && all.sampled.is_none());
@@ -75,6 +77,9 @@ fn check(outputs: &[SequenceOutput]) {
     assert_eq!(last.logits[sampled.token as usize], likeliest);
     assert_eq!(sampled.top.len(), 3);
     assert!(hot.sampled.as_ref().unwrap().is_ok());
+    let only = only.sampled.as_ref().unwrap().as_ref().unwrap();
+    assert_eq!((only.token, only.logprob), (5, 0.0));
+    assert_ne!(sampled.token, 5);
 }
 
 #[test]

@@ -242,14 +242,14 @@ impl<'a> Both<'a> {
             let inputs = AttentionInputs { q: &gq, kv: &gkv, norm: &gnorm, rope: &rope };
             let gq = gpu.latent_query(inputs, &mut gcache, &gprojections, heads, layout).unwrap();
             close(&format!("{what}: absorbed"), &gpu.download(&gq).unwrap(), cq.data());
-            if tokens > 1000 {
-                continue; // the attention of so long a prompt takes minutes
-            }
             close(
                 &format!("{what}: cache"),
                 &gpu.download_cache(&gcache, layout).unwrap(),
                 &cpu.download_cache(&cache, layout).unwrap(),
             );
+            if tokens > 1000 {
+                continue; // the attention of so long a prompt takes minutes
+            }
             let ca = cpu.attend_latent(&cq, &cache, heads, 0.11, layout).unwrap();
             let ga = gpu.attend_latent(&gq, &gcache, heads, 0.11, layout).unwrap();
             let cv = cpu.project_values(&ca, &projections, heads).unwrap();

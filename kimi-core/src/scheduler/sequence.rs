@@ -235,6 +235,7 @@ impl Sequence {
             history: self.history(),
             uniform: uniform(self.seed, self.tokens.len() as u64),
             top_logprobs: self.top_logprobs,
+            allowed: None,
         }
     }
 

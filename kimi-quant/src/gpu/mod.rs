@@ -549,8 +549,8 @@ impl Gpu {
             op: &GATHER_ROWS,
             spec: Spec::new(&GATHER_ROWS, vec![("WORKGROUP", 64)]),
             buffers: &[x, &out.buffer, rows],
-            params: &[width as u32],
-            grid: [count, 1, 1],
+            params: &[width as u32, count as u32],
+            grid: attention::lines_grid(count),
         })?;
         Ok(out)
     }

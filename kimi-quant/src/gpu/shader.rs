@@ -62,7 +62,7 @@ op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 2);
 op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
 op!(READ, "read", [false, true], 0, false, 1);
-op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 1);
+op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 2);
 op!(SAMPLE_SCAN, "sample_scan", [false, true, true, true, false, false], 0, false, 4, with "sample");
 op!(SAMPLE_DIGIT, "sample_digit", [false, true, false], 0, false, 4, with "sample", with "sample_search");
 op!(SAMPLE_WEIGH, "sample_weigh", [false, true, false, true], 0, false, 4, with "sample", with "sample_search");

@@ -247,7 +247,7 @@ fn record<B: Measured>(
 
 fn greedy() -> Output {
     let params = Arc::new(SamplingParams::greedy());
-    Output::Sample(Sampling { params, history: Vec::new(), uniform: 0.0, top_logprobs: 0 })
+    Output::Sample(Sampling { params, history: Vec::new(), uniform: 0.0, top_logprobs: 0, allowed: None })
 }
 
 /// The middle value, the lower of two.
