@@ -1,14 +1,16 @@
-// One token's activations times packed rows: `out[r] = sum_c x[c] * w[r, c]`.
+// Products of one line of activations, or a few, with packed rows: `out[r] = sum_c x[c] * w[r, c]`.
 //
-// ROWS    the rows of one matrix, or of two, one after the other (`second`), that read the same activations
-// GATHER  grid y is a choice: the rows of the chosen expert, for each its own outputs
+// ROWS    LINES neighbouring tokens (grid y) and the rows of one matrix, or of two, one after the other (`second`)
+// GATHER  grid y is a choice of the only token: the rows of the chosen expert, for each its own outputs
 // SUM     the rows of all chosen experts side by side, each with its own activations times its weight
+// TILES   grid y is a tile: up to LINES (token, choice) pairs that chose the same expert. A line's input is its token's
+//         row, or with PER_PAIR the pair's own; with WEIGHTED it is multiplied by the pair's weight
 //
 // A thread keeps the activations of one unit of 32 or 64 columns in registers (all choices' units side by side) and walks
 // down the rows, a few at once so that many loads are under way. There is no barrier in that loop: neighbouring
 // threads fold their sums (FOLD), the rest is summed at the end. With PAIR two matrices are multiplied and the result
-// is silu(first) * second; with NORM the activations are RMS-normalised, by a factor on the results; with ADD the
-// results are added to what is there.
+// is silu(first) * second; with NORM the activations of the only line are RMS-normalised, by a factor on the results;
+// with ADD the results are added to what is there.
 //
 // An expert's rows are in the binding that holds its part (`SOURCES`); the shared expert, which is every token's last
 // choice, may be one more of them.
@@ -16,17 +18,22 @@
 const ROWS = 0u;
 const GATHER = 1u;
 const SUM = 2u;
+const TILES = 3u;
 
 struct Params {
     rows: u32,          // outputs of a matrix or expert
     out_first: u32,     // where the first one goes
     second_block: u32,  // the first block of rows of the second matrix
     second_rows: u32,
-    part_first: u32,    // experts: the part that the first binding holds, and how many a part has
-    part_experts: u32,
+    part_first: u32,    // experts: the part (of a tile the expert) that the first binding holds first,
+    part_experts: u32,  // and how many a part has
     norm_eps: f32,
     x_first: u32,       // the first activation
     scale_base: vec4<u32>, // word offsets in the scales, of each source
+    tokens: u32,
+    out_stride: u32,    // values between lines of outputs
+    row_first: u32,     // of an expert, and its rows
+    expert_rows: u32,
 }
 
 var<immediate> p: Params;
@@ -34,25 +41,25 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 @group(0) @binding(2) var<storage, read_write> second_out: array<f32>;
-@group(0) @binding(3) var<storage, read> norm_weight: array<X>;
-@group(0) @binding(4) var<storage, read> ids: array<u32>;
+@group(0) @binding(3) var<storage, read> norm_or_tiles: array<Words>; // tiles: how many; then expert, first pair, count
+@group(0) @binding(4) var<storage, read> ids: array<u32>;             // or pairs, sorted by expert
 @group(0) @binding(5) var<storage, read> weights: array<f32>;
 
 const VIRTUAL = UNITS * select(1u, CHOICES, MODE == SUM); // units of a row, or of the rows side by side
-const VALUES = STEP_ROWS * (PAIR + 1u);                   // sums of a step
+const VALUES = STEP_ROWS * (PAIR + 1u);                   // sums of a step, of each line
 const BLOCK = STEPS * STEP_ROWS * SLOTS;                  // rows of a workgroup
-const OUTS = STEPS * VALUES * SLOTS;
+const OUTS = STEPS * VALUES * SLOTS;                      // sums of a line
 const QUADS = (COLS + 3u) / 4u;
 const UNIT_QUADS = UNIT / 4u;
 const LOADS = (VIRTUAL * UNIT_QUADS + WORKGROUP - 1u) / WORKGROUP;
 const PER_ROUND = (VIRTUAL + ROUNDS - 1u) / ROUNDS; // units that are staged at once
 const PITCH = UNIT + 1u;                            // floats of a staged unit, and one against bank conflicts
-const KEPT_SUMS = select(OUTS * SPAN, STEPS * WORKGROUP, FOLD == 1u);
+const KEPT_SUMS = LINES * select(OUTS * SPAN, STEPS * WORKGROUP, FOLD == 1u);
 
 // Activations on their way to their threads, then the sums. Single floats: on Metal, threads that write parts of one
 // vector lose each other's.
 var<workgroup> cells: array<f32, max(PER_ROUND * PITCH, KEPT_SUMS)>;
-var<workgroup> shares: array<f32, (OUTS + 1u) * SHARES>;
+var<workgroup> shares: array<f32, (LINES * OUTS + 1u) * SHARES>;
 var<workgroup> squares: array<f32, WORKGROUP>;
 
 fn load(matrix: u32, unit: u32) -> array<u32, WORDS> {
@@ -97,44 +104,14 @@ fn fold(values: array<f32, VALUES>, thread: u32) -> f32 {
     return kept[0];
 }
 
-@compute @workgroup_size(WORKGROUP)
-fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let slot = thread / SPAN;
-    let lane = thread % SPAN;
-    let busy = slot < SLOTS && lane < VIRTUAL;
-    let v = min(lane, VIRTUAL - 1u);
-    let unit = v % UNITS;
-    let second = MODE == ROWS && block.x >= p.second_block;
+// What a thread keeps of a line.
+struct Kept {
+    prepared: Prepared,
+    square: f32, // of the activations that the thread brought in
+}
 
-    // Which expert, and where its rows are.
-    var index = 0u;
-    var source = 0u;
-    var mine = true;
-    var choice = 0u;
-    if (MODE == ROWS) {
-        source = select(0u, 1u, second);
-    } else {
-        choice = select(block.y, v / UNITS, MODE == SUM);
-        if (SHARED == 1u && choice == CHOICES - 1u) {
-            source = SOURCES - 1u;
-        } else {
-            let part = ids[choice] / p.part_experts;
-            index = ids[choice] - part * p.part_experts;
-            source = part - p.part_first;
-            mine = source < SOURCES - SHARED; // or another dispatch has them
-        }
-        if (!mine && MODE == GATHER) {
-            return;
-        }
-        source = select(0u, source, mine);
-        index = select(0u, index, mine);
-    }
-    if (SOURCES == 1u) {
-        source = 0u;
-    }
-    let first_matrix = source * (PAIR + 1u);
-    let scale_base = p.scale_base[source];
-
+// Brings in a line of activations that begins at `x_at`. `v` is the thread's unit, where it `has` one.
+fn keep(thread: u32, x_at: u32, v: u32, has: bool, factor: f32) -> Kept {
     // Runs of memory into registers, and through shared memory to the threads that need them.
     var square = 0.0;
     var quads: array<vec4<f32>, LOADS>;
@@ -143,7 +120,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         let column = cell / UNIT_QUADS % UNITS * UNIT_QUADS + cell % UNIT_QUADS;
         quads[i] = vec4(0.0);
         if (cell < VIRTUAL * UNIT_QUADS && column < QUADS) {
-            quads[i] = quad_of_x(p.x_first + cell / UNIT_QUADS / UNITS * COLS, column);
+            quads[i] = quad_of_x(x_at + cell / UNIT_QUADS / UNITS * COLS, column);
             if (NORM == 1u) {
                 square += dot(quads[i], quads[i]);
                 quads[i] *= quad_of_norm(column);
@@ -168,7 +145,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
             }
         }
         workgroupBarrier();
-        if (busy && mine && v - round * PER_ROUND < PER_ROUND) {
+        if (has && v - round * PER_ROUND < PER_ROUND) {
             for (var q = 0u; q < UNIT_QUADS; q++) {
                 let at = (v - round * PER_ROUND) * PITCH + 4u * q;
                 values[q] = vec4(cells[at], cells[at + 1u], cells[at + 2u], cells[at + 3u]);
@@ -176,17 +153,106 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         }
     }
     workgroupBarrier();
+    return Kept(prepare(values, factor), square);
+}
+
+// Line `line`, or the last one, of a workgroup that has `count` of them from `first` on.
+fn keep_line(thread: u32, line: u32, first: u32, count: u32, v: u32, has: bool) -> Kept {
+    var at = first + min(line, count - 1u);
     var factor = 1.0;
-    if (MODE == SUM && choice < CHOICES - SHARED) {
-        factor = weights[choice];
+    if (MODE == TILES) {
+        let pair = ids[at];
+        at = select(pair / CHOSEN, pair, PER_PAIR == 1u);
+        if (WEIGHTED == 1u) {
+            factor = weights[pair];
+        }
     }
-    let prepared = prepare(values, factor);
+    return keep(thread, p.x_first + at * COLS, v, has, factor);
+}
+
+@compute @workgroup_size(WORKGROUP)
+fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let slot = thread / SPAN;
+    let lane = thread % SPAN;
+    let busy = slot < SLOTS && lane < VIRTUAL;
+    let v = min(lane, VIRTUAL - 1u);
+    let unit = v % UNITS;
+    let second = MODE == ROWS && block.x >= p.second_block;
+
+    // Which expert, and where its rows are.
+    var index = 0u;
+    var source = 0u;
+    var mine = true;
+    var choice = 0u;
+    var line_first = block.y * LINES;
+    var line_count = min(LINES, p.tokens - line_first);
+    if (MODE == ROWS) {
+        source = select(0u, 1u, second);
+    } else if (MODE == TILES) {
+        if (block.y >= tile_at(0u).x) {
+            return;
+        }
+        let tile = tile_at(block.y + 1u);
+        index = tile.x - p.part_first;
+        if (index >= p.part_experts) {
+            return;
+        }
+        line_first = tile.y;
+        line_count = tile.z;
+    } else {
+        choice = select(block.y, v / UNITS, MODE == SUM);
+        if (SHARED == 1u && choice == CHOICES - 1u) {
+            source = SOURCES - 1u;
+        } else {
+            let part = ids[choice] / p.part_experts;
+            index = ids[choice] - part * p.part_experts;
+            source = part - p.part_first;
+            mine = source < SOURCES - SHARED; // or another dispatch has them
+        }
+        if (!mine && MODE == GATHER) {
+            return;
+        }
+        source = select(0u, source, mine);
+        index = select(0u, index, mine);
+    }
+    if (SOURCES == 1u) {
+        source = 0u;
+    }
+    let first_matrix = source * (PAIR + 1u);
+    let scale_base = p.scale_base[source];
+
+    // One by one, so that they are registers whatever a compiler makes of loops.
+    var kept: array<Prepared, LINES>;
+    var square = 0.0;
+    if (MODE == ROWS || MODE == TILES) {
+        let one = keep_line(thread, 0u, line_first, line_count, v, busy);
+        kept[0] = one.prepared;
+        square = one.square;
+        if (LINES > 1u) {
+            kept[1u % LINES] = keep_line(thread, 1u, line_first, line_count, v, busy).prepared;
+        }
+        if (LINES > 2u) {
+            kept[2u % LINES] = keep_line(thread, 2u, line_first, line_count, v, busy).prepared;
+        }
+        if (LINES > 3u) {
+            kept[3u % LINES] = keep_line(thread, 3u, line_first, line_count, v, busy).prepared;
+        }
+    } else {
+        var factor = 1.0;
+        if (MODE == SUM && choice < CHOICES - SHARED) {
+            factor = weights[choice];
+        }
+        let one = keep(thread, p.x_first, v, busy && mine, factor);
+        kept[0] = one.prepared;
+        square = one.square;
+    }
 
     let rows = select(p.rows, p.second_rows, second);
     let first_row = select(block.x, block.x - p.second_block, second) * BLOCK;
     for (var step = 0u; step < STEPS; step++) {
         // STEP_ROWS divides the rows: a step has all of its rows, or stands in for one that has none.
-        let row_at = min(first_row + (step * SLOTS + slot) * STEP_ROWS, rows - STEP_ROWS) + index * p.rows;
+        let row_here = min(first_row + (step * SLOTS + slot) * STEP_ROWS, rows - STEP_ROWS);
+        let row_at = index * p.expert_rows + p.row_first + row_here;
         let unit_at = row_at * UNITS + unit;
         var words: array<array<u32, WORDS>, VALUES>;
         var groups: array<array<vec2<f32>, PARTS>, VALUES>;
@@ -198,16 +264,21 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
                 groups[i][part] = group(matrix, index, row, unit, part, scale_base);
             }
         }
-        var results: array<f32, VALUES>;
-        for (var i = 0u; i < VALUES; i++) {
-            results[i] = unit_product(words[i], groups[i], prepared);
-        }
-        if (FOLD == 1u) {
-            cells[step * WORKGROUP + thread] = fold(results, thread);
-        } else if (slot < SLOTS) {
+        for (var line = 0u; line < LINES; line++) {
+            if (line > 0u && line >= line_count) {
+                continue;
+            }
+            var results: array<f32, VALUES>;
             for (var i = 0u; i < VALUES; i++) {
-                let at = ((step * SLOTS + slot) * VALUES + i) * SPAN + lane;
-                cells[at] = results[i];
+                results[i] = unit_product(words[i], groups[i], kept[line]);
+            }
+            let at = line * STEPS + step;
+            if (FOLD == 1u) {
+                cells[at * WORKGROUP + thread] = fold(results, thread);
+            } else if (slot < SLOTS) {
+                for (var i = 0u; i < VALUES; i++) {
+                    cells[((at * SLOTS + slot) * VALUES + i) * SPAN + lane] = results[i];
+                }
             }
         }
     }
@@ -218,7 +289,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
 
     // SHARES threads for each sum, then one.
     let share = thread % SHARES;
-    for (var o = thread / SHARES; o < OUTS; o += WORKGROUP / SHARES) {
+    for (var o = thread / SHARES; o < LINES * OUTS; o += WORKGROUP / SHARES) {
         var sum = 0.0;
         if (FOLD == 1u) {
             let at = (o / VALUES) / SLOTS * WORKGROUP + (o / VALUES) % SLOTS * SPAN + o % VALUES;
@@ -237,11 +308,13 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         for (var i = thread; i < WORKGROUP; i += SHARES) {
             sum += squares[i];
         }
-        shares[OUTS * SHARES + thread] = sum;
+        shares[LINES * OUTS * SHARES + thread] = sum;
     }
     workgroupBarrier();
-    for (var o = thread; o < BLOCK; o += WORKGROUP) {
-        let at = (o / STEP_ROWS * VALUES + o % STEP_ROWS * (PAIR + 1u)) * SHARES;
+    for (var i = thread; i < LINES * BLOCK; i += WORKGROUP) {
+        let line = i / BLOCK;
+        let o = i % BLOCK;
+        let at = (line * OUTS + o / STEP_ROWS * VALUES + o % STEP_ROWS * (PAIR + 1u)) * SHARES;
         var result = 0.0;
         for (var i = 0u; i < SHARES; i++) {
             result += shares[at + i];
@@ -250,7 +323,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         if (NORM == 1u) {
             var sum = 0.0;
             for (var i = 0u; i < SHARES; i++) {
-                sum += shares[OUTS * SHARES + i];
+                sum += shares[LINES * OUTS * SHARES + i];
             }
             norm = 1.0 / sqrt(sum / f32(COLS) + p.norm_eps);
         }
@@ -263,11 +336,18 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
             result = swiglu(result, other * norm);
         }
         let row = first_row + o;
-        if (row < rows) {
+        if (row < rows && (LINES == 1u || line < line_count)) {
             if (second) {
-                second_out[row] = result;
+                second_out[(line_first + line) * p.second_rows + row] = result;
             } else {
-                let to = select(0u, block.y * p.rows, MODE == GATHER) + p.out_first + row;
+                var to = p.out_first + row;
+                if (MODE == ROWS) {
+                    to += (line_first + line) * p.out_stride;
+                } else if (MODE == GATHER) {
+                    to += block.y * p.rows;
+                } else if (MODE == TILES) {
+                    to += ids[line_first + line] * p.out_stride;
+                }
                 if (ADD == 1u) {
                     result += out[to];
                 }

@@ -321,6 +321,13 @@ fn tunings_agree() {
             both.projections(format, 1, if values >= 8 { 80 } else { 75 }, 384);
         }
         both.projections(Format::Int4 { group: 32, scales: FloatType::F16 }, 1, 40, 96);
+        // Several lines of activations at once.
+        gpu.set_batch_kernel(Some(BatchKernel::Matvec));
+        let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+        for tokens in [3, 7] {
+            both.projections(FOUR_BITS, tokens, 40, 384);
+            both.experts([FOUR_BITS; 3], tokens, shape, 9);
+        }
     }
 }
 

@@ -5,10 +5,12 @@ use std::sync::{Arc, PoisonError};
 use super::attention::lines_grid;
 use super::device::Device;
 use super::grouped::Groups;
+use super::matvec::{Matvec, Mode, Source, Tiles};
 use super::pool::Buffer;
 use super::recorder::Dispatch;
 use super::shader::{COOPERATIVE, FEW, HALVES, Packing, Spec, TILED, UNIT};
-use super::weights::Part;
+use super::tuning::{integer, most_lines};
+use super::weights::{GpuExperts, Part};
 use super::{Gpu, GpuRouting, GpuTensor};
 use crate::BackendError;
 
@@ -17,7 +19,9 @@ type Result<T> = std::result::Result<T, BackendError>;
 /// The kernels of products of more than one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchKernel {
-    /// Few tokens (`few.wgsl`): bound by reading weights.
+    /// A few tokens at a time (`matvec.wgsl`), whose activations are in registers: bound by reading weights.
+    Matvec,
+    /// Few tokens (`few.wgsl`), whose activations are in shared memory: for rows of floats, or very long ones.
     Few,
     /// Many tokens (`tiled.wgsl`): bound by arithmetic.
     Tiled,
@@ -112,19 +116,30 @@ impl Tile {
 }
 
 impl BatchKernel {
-    /// For `tokens` tokens and `rows` outputs in all.
-    fn dense(tokens: usize, rows: usize) -> Self {
+    /// For `tokens` tokens and `rows` outputs in all; `integer` if codes are multiplied as integers.
+    fn dense(tokens: usize, rows: usize, integer: bool) -> Self {
         // Below this, tiles are too few to keep a GPU busy, or mostly empty.
         let busy = rows.div_ceil(128) * tokens.div_ceil(16) >= ENOUGH_WORKGROUPS;
-        if tokens > 2 * FEW_LINES && busy { Self::Tiled } else { Self::Few }
+        match tokens > 2 * FEW_LINES && busy {
+            true => Self::Tiled,
+            false if integer => Self::Matvec,
+            false => Self::Few,
+        }
     }
 
     /// The kernel for experts, and the most pairs that a workgroup takes.
-    fn grouped(given: Option<Self>, routing: &GpuRouting, experts: usize) -> (Self, usize) {
+    fn grouped(given: Option<Self>, routing: &GpuRouting, experts: usize, integer: bool) -> (Self, usize) {
         // Pairs of an expert; few have twice as many and more.
         let mean = (routing.tokens * routing.chosen) as f64 / experts.max(1) as f64;
-        let kernel = given.unwrap_or(if mean < 4.0 { Self::Few } else { Self::Tiled });
+        let kernel = given.unwrap_or(match integer {
+            true if mean < 2.0 => Self::Matvec,
+            _ if mean < 4.0 => Self::Few,
+            _ => Self::Tiled,
+        });
+        let most = most_lines(integer) as usize;
         let lines = match kernel {
+            Self::Matvec if mean < 0.5 => 2.min(routing.tokens),
+            Self::Matvec => most.min(routing.tokens),
             Self::Few if mean < 0.3 => 2.min(routing.tokens),
             Self::Few if mean < 1.0 => 4.min(routing.tokens),
             Self::Few => FEW_LINES.min(routing.tokens),
@@ -144,7 +159,7 @@ impl Gpu {
     /// The kernels that this device has.
     pub fn batch_kernels(&self) -> Vec<BatchKernel> {
         let cooperative = self.recorder.device.cooperative.then_some(BatchKernel::Cooperative);
-        [BatchKernel::Few, BatchKernel::Tiled].into_iter().chain(cooperative).collect()
+        [BatchKernel::Matvec, BatchKernel::Few, BatchKernel::Tiled].into_iter().chain(cooperative).collect()
     }
 
     fn batch_kernel(&self) -> Option<BatchKernel> {
@@ -152,8 +167,14 @@ impl Gpu {
     }
 
     /// The kernel for a product of `x` with `rows` outputs.
-    pub(crate) fn dense_kernel(&self, x: &GpuTensor, rows: usize) -> BatchKernel {
-        self.batch_kernel().unwrap_or_else(|| BatchKernel::dense(x.rows, rows))
+    pub(crate) fn dense_kernel(&self, x: &GpuTensor, rows: usize, packing: Packing) -> BatchKernel {
+        self.batch_kernel()
+            .unwrap_or_else(|| BatchKernel::dense(x.rows, rows, self.multiplies_integers(packing)))
+    }
+
+    fn multiplies_integers(&self, packing: Packing) -> bool {
+        let given = *self.tuning.lock().unwrap_or_else(PoisonError::into_inner);
+        integer(&self.recorder.device, given, packing)
     }
 
     /// Cooperative matrices instead of tiles where they can be used, and the reverse where they can't. They take
@@ -168,16 +189,46 @@ impl Gpu {
         }
     }
 
+    /// The product by `matvec.wgsl`; `false` if it is too wide.
+    fn few_lines(&self, product: &Batched<'_>) -> Result<bool> {
+        let mode = match product.lines {
+            Lines::Tokens => Mode::Rows { second: None },
+            Lines::Experts { routing, groups, rows, down } => {
+                Mode::Tiles(Tiles { routing, groups, expert_rows: rows, row_first: product.row_first, down })
+            }
+        };
+        self.matvec(&Matvec {
+            mode,
+            packing: product.packing,
+            rows: product.rows,
+            x: product.x,
+            out: product.out,
+            out_first: product.out_first,
+            norm: None,
+            sources: &[Source { weights: product.weights, up: product.up }],
+            add: product.add,
+        })
+    }
+
     /// The kernel for the experts, and the routing's pairs in tiles for it.
-    pub(crate) fn grouped(&self, routing: &GpuRouting, experts: usize) -> Result<(BatchKernel, Groups)> {
-        let (kernel, lines) = BatchKernel::grouped(self.batch_kernel(), routing, experts);
-        Ok((kernel, self.groups(routing, experts, lines)?))
+    pub(crate) fn grouped(
+        &self,
+        routing: &GpuRouting,
+        experts: &GpuExperts,
+    ) -> Result<(BatchKernel, Groups)> {
+        let integer = self.multiplies_integers(experts.packing);
+        let (kernel, lines) = BatchKernel::grouped(self.batch_kernel(), routing, experts.count, integer);
+        Ok((kernel, self.groups(routing, experts.count, lines)?))
     }
 
     /// Records one product. The caller has checked the shapes.
     pub(crate) fn batched(&self, product: &Batched<'_>) -> Result<()> {
         let Batched { packing, rows, x, out, weights, .. } = *product;
-        let kernel = self.usable(product);
+        let kernel = match self.usable(product) {
+            BatchKernel::Matvec if self.few_lines(product)? => return Ok(()),
+            BatchKernel::Matvec => BatchKernel::Few, // too wide for it
+            kernel => kernel,
+        };
         let device = &self.recorder.device;
         let pair = u32::from(product.up.is_some());
         let tile = || match product.lines {
@@ -185,7 +236,7 @@ impl Gpu {
             Lines::Experts { groups, .. } => Tile::of_groups(device, groups.lines as u32, pair == 1),
         };
         let (op, mut constants, block_rows, lines) = match kernel {
-            BatchKernel::Few => {
+            BatchKernel::Matvec | BatchKernel::Few => {
                 let few = Few::choose(device, product);
                 (&FEW, few.constants(device, packing), few.workgroup / device.lanes * few.rows, few.lines)
             }

@@ -1,7 +1,8 @@
-//! Products of one token's activations with packed rows: which specialisation, which bindings, which grid.
+//! Products of one line of activations, or a few, with packed rows: which specialisation, which bindings, which grid.
 
 use std::sync::PoisonError;
 
+use super::grouped::Groups;
 use super::recorder::Dispatch;
 use super::shader::{Dot, MATVEC, MATVEC_RAGGED, Packing, Spec};
 use super::tuning::{Shape, Sizes};
@@ -14,12 +15,27 @@ type Result<T> = std::result::Result<T, BackendError>;
 /// Which rows meet which activations.
 #[derive(Clone, Copy)]
 pub(crate) enum Mode<'a> {
-    /// The rows of a matrix; and those of a second one, with outputs of its own, that read the same activations.
+    /// The rows of a matrix, for every token; and those of a second one, with outputs of its own, that read the same
+    /// activations.
     Rows { second: Option<(usize, &'a GpuTensor)> },
+    /// The experts of the one source, for the pairs that chose them.
+    Tiles(Tiles<'a>),
     /// Those of the chosen experts, each with its own outputs.
     Gather(Choices<'a>),
     /// The chosen experts' results added up with their weights.
     Sum(Choices<'a>),
+}
+
+/// The (token, choice) pairs of a batch, in tiles of one expert each.
+#[derive(Clone, Copy)]
+pub(crate) struct Tiles<'a> {
+    pub(crate) routing: &'a GpuRouting,
+    pub(crate) groups: &'a Groups,
+    /// Rows of an expert, and the first that is multiplied.
+    pub(crate) expert_rows: usize,
+    pub(crate) row_first: usize,
+    /// Whether inputs are those of pairs, and results are multiplied by the pairs' weights.
+    pub(crate) down: bool,
 }
 
 /// The experts of a token, and which of them the sources hold.
@@ -81,12 +97,19 @@ impl Gpu {
     fn sizes(&self, product: &Matvec<'_>) -> Option<Sizes> {
         let (beside, outputs, second) = match product.mode {
             Mode::Rows { second } => (1, product.rows, second.map_or(0, |(rows, _)| rows)),
+            Mode::Tiles(tiles) => (1, product.rows * tiles.groups.most_tiles, 0),
             Mode::Gather(choices) => (1, product.rows * choices.count(), 0),
             Mode::Sum(choices) => (choices.count(), product.rows, 0),
+        };
+        let lines = match product.mode {
+            Mode::Rows { .. } => product.x.rows,
+            Mode::Tiles(tiles) => tiles.groups.lines,
+            _ => 1,
         };
         let shape = Shape {
             packing: product.packing,
             beside: beside as u32,
+            lines: lines as u32,
             rows: [product.rows, second],
             outputs: outputs + second,
             pair: product.sources.iter().any(|s| s.up.is_some()),
@@ -95,10 +118,17 @@ impl Gpu {
         Sizes::choose(&self.recorder.device, given, &shape)
     }
 
-    /// Records one product; `false` if its rows are too wide for this kernel. The caller has checked the shapes.
+    /// Records one product; `false` if its rows or tiles are too wide for this kernel. Norms are for one line only. The
+    /// caller has checked the shapes.
     pub(crate) fn matvec(&self, product: &Matvec<'_>) -> Result<bool> {
         let Some(sizes) = self.sizes(product) else { return Ok(false) };
         if product.rows == 0 || product.packing.cols == 0 {
+            return Ok(false);
+        }
+        let tiles = if let Mode::Tiles(tiles) = product.mode { Some(tiles) } else { None };
+        if tiles.is_some_and(|t| t.groups.lines > sizes.lines as usize)
+            || (sizes.lines > 1 && product.norm.is_some())
+        {
             return Ok(false);
         }
         let pair = u32::from(product.sources.iter().any(|s| s.up.is_some()));
@@ -107,6 +137,7 @@ impl Gpu {
             Mode::Rows { .. } => (0, None),
             Mode::Gather(choices) => (1, Some(choices)),
             Mode::Sum(choices) => (2, Some(choices)),
+            Mode::Tiles(_) => (3, None),
         };
         let second = if let Mode::Rows { second } = product.mode { second } else { None };
         let mut constants = sizes.constants(&self.recorder.device);
@@ -118,6 +149,9 @@ impl Gpu {
             ("CHOICES", choices.map_or(1, |c| c.count() as u32)),
             ("SHARED", u32::from(choices.is_some_and(|c| c.shared))),
             ("SOURCES", product.sources.len() as u32),
+            ("CHOSEN", tiles.map_or(1, |t| t.routing.chosen as u32)),
+            ("PER_PAIR", u32::from(tiles.is_some_and(|t| t.down))),
+            ("WEIGHTED", u32::from(tiles.is_some_and(|t| t.down))),
             ("SHARE", (8 / product.packing.bits().max(1) as u32).clamp(1, 4)),
         ]);
         let aligned = product.packing.cols.is_multiple_of(4);
@@ -126,9 +160,14 @@ impl Gpu {
             Spec::new(op, constants).with_matrices(sizes.packing, product.sources.len() as u32 * (1 + pair));
         spec.dot = Some(if sizes.integer { Dot::Integer } else { Dot::Float });
         let norm = product.norm.map_or(none, |n| &*n.weight.buffer);
-        let (ids, weights) = choices.map_or((none, none), |c| (&*c.routing.ids, &*c.routing.weights));
+        let [norm_or_tiles, ids, weights] = match (tiles, choices) {
+            (Some(t), _) => [&*t.groups.tiles, &*t.groups.pairs, &*t.routing.weights],
+            (_, Some(c)) => [norm, &*c.routing.ids, &*c.routing.weights],
+            _ => [norm, none, none],
+        };
         let second_out = second.map_or(&*product.out.buffer, |(_, out)| &*out.buffer);
-        let mut buffers = vec![&*product.x.buffer, &*product.out.buffer, second_out, norm, ids, weights];
+        let mut buffers =
+            vec![&*product.x.buffer, &*product.out.buffer, second_out, norm_or_tiles, ids, weights];
         for source in product.sources {
             let parts = std::iter::once(source.weights).chain(source.up);
             buffers.extend(parts.flat_map(|part| [&*part.codes, &*part.scales]));
@@ -136,7 +175,8 @@ impl Gpu {
         let blocks = product.rows.div_ceil(sizes.block());
         let second_blocks = second.map_or(0, |(rows, _)| rows.div_ceil(sizes.block()));
         let grid = match product.mode {
-            Mode::Rows { .. } => [blocks + second_blocks, 1, 1],
+            Mode::Rows { .. } => [blocks + second_blocks, product.x.rows.div_ceil(sizes.lines as usize), 1],
+            Mode::Tiles(tiles) => [blocks, tiles.groups.most_tiles, 1],
             Mode::Gather(choices) => [blocks, choices.count(), 1],
             Mode::Sum(_) => [blocks, 1, 1],
         };
@@ -147,21 +187,27 @@ impl Gpu {
 }
 
 impl Matvec<'_> {
-    fn params(&self, second_block: usize, second_rows: usize) -> [u32; 12] {
-        let (part_first, part_experts) = match self.mode {
-            Mode::Rows { .. } => (0, 1),
-            Mode::Gather(choices) | Mode::Sum(choices) => (choices.part_first, choices.part_experts),
+    fn params(&self, second_block: usize, second_rows: usize) -> [u32; 16] {
+        let held = self.sources.first().map_or(0..0, |source| source.weights.range.clone());
+        let [part_first, part_experts, row_first, expert_rows] = match self.mode {
+            Mode::Rows { .. } => [0, 1, 0, 0],
+            Mode::Tiles(tiles) => [held.start, held.len(), tiles.row_first, tiles.expert_rows],
+            Mode::Gather(choices) | Mode::Sum(choices) => {
+                [choices.part_first, choices.part_experts, 0, self.rows]
+            }
         };
         let numbers = [self.rows, self.out_first, second_block, second_rows, part_first, part_experts]
             .map(|n| n as u32);
         let scale_bases: [u32; MOST_SOURCES] =
             std::array::from_fn(|i| self.sources.get(i).map_or(0, |source| source.weights.scale_base));
         let eps = self.norm.map_or(0.0, |n| n.eps).to_bits();
-        let mut params = [0; 12];
+        let mut params = [0; 16];
         params[..6].copy_from_slice(&numbers);
         params[6] = eps;
         params[7] = self.x.first as u32;
-        params[8..].copy_from_slice(&scale_bases);
+        params[8..12].copy_from_slice(&scale_bases);
+        let strides = [self.x.rows, self.out.cols, row_first, expert_rows];
+        params[12..].copy_from_slice(&strides.map(|n| n as u32));
         params
     }
 }

@@ -359,18 +359,16 @@ impl Backend for Gpu {
             BackendError::check(OP, "input width", x.cols, m.cols())?;
             outs.push(self.tensor(x.rows, m.rows)?);
         }
+        // Of one token, the product normalises on the way.
+        let normed = if x.rows == 1 { None } else { Some(self.rms_norm(x, norm)?) };
+        let (x, norm) = normed.as_ref().map_or((x, Some(norm)), |normed| (normed, None));
         if let ([a, b], [first, second]) = (projections.as_slice(), outs.as_slice())
             && self.project_both(x, norm, [a, b], [first, second])?
         {
             // One dispatch has done both.
-        } else if x.rows == 1 {
-            for (m, out) in projections.iter().zip(&outs) {
-                self.project(x, Some(norm), m, out, false)?;
-            }
         } else {
-            let normed = self.rms_norm(x, norm)?;
             for (m, out) in projections.iter().zip(&outs) {
-                self.project(&normed, None, m, out, false)?;
+                self.project(x, norm, m, out, false)?;
             }
         }
         outs.try_into().map_err(|_| BackendError::Device("a projection has no result".to_owned()))

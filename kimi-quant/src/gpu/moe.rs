@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use super::attention::lines_grid;
-use super::batched::{Batched, Lines};
+use super::batched::{BatchKernel, Batched, Lines};
 use super::matvec::{Choices, Matvec, Mode, Source};
 use super::recorder::Dispatch;
 use super::shader::{Packing, RMS_NORM, ROUTE, SWIGLU, Spec};
@@ -153,7 +153,7 @@ impl Gpu {
             let x = moved.as_ref().unwrap_or(x);
             self.batched(&Batched {
                 lines: Lines::Tokens,
-                kernel: self.dense_kernel(x, rows),
+                kernel: self.dense_kernel(x, rows, packing),
                 packing,
                 rows,
                 row_first: 0,
@@ -168,16 +168,18 @@ impl Gpu {
         Ok(())
     }
 
-    /// Two projections of one token in one dispatch; `false` if they are too different.
+    /// Two projections of a token, or a few, in one dispatch; `false` if they are too different, or tokens too many.
     pub(crate) fn project_both(
         &self,
         x: &GpuTensor,
-        norm: &Norm<GpuVector>,
+        norm: Option<&Norm<GpuVector>>,
         [first, second]: [&GpuMatrix; 2],
         [out, second_out]: [&GpuTensor; 2],
     ) -> Result<bool> {
         let ([a], [b]) = (first.parts.as_slice(), second.parts.as_slice()) else { return Ok(false) };
-        if x.rows != 1 || first.packing != second.packing || self.most_sources(false) < 2 {
+        let few = x.rows == 1
+            || self.dense_kernel(x, first.rows + second.rows, first.packing) == BatchKernel::Matvec;
+        if !few || first.packing != second.packing || self.most_sources(false) < 2 {
             return Ok(false);
         }
         self.matvec(&Matvec {
@@ -187,7 +189,7 @@ impl Gpu {
             x,
             out,
             out_first: 0,
-            norm: Some(norm),
+            norm,
             sources: &[Source { weights: a, up: None }, Source { weights: b, up: None }],
             add: false,
         })
@@ -268,7 +270,7 @@ impl Gpu {
                 return Ok(shared.is_some());
             }
         }
-        let (kernel, groups) = self.grouped(routing, experts.count)?;
+        let (kernel, groups) = self.grouped(routing, experts)?;
         let x = &*self.settled(x)?;
         for source in sources {
             self.batched(&Batched {
@@ -371,7 +373,7 @@ impl Gpu {
         if pairs == 0 {
             return Ok(());
         }
-        let (kernel, groups) = self.grouped(routing, down.count)?;
+        let (kernel, groups) = self.grouped(routing, down)?;
         let most = PAIR_RESULTS.min(self.recorder.pool.largest()) as usize / (4 * pairs);
         let step = if most < 128 { most.max(1) } else { most / 128 * 128 };
         for first in (0..down.rows).step_by(step) {

@@ -42,8 +42,8 @@ macro_rules! op {
     };
 }
 
-op!(MATVEC, "matvec", [false, true, true, false, false, false], 6, true, 12, with "quads");
-op!(MATVEC_RAGGED, "matvec", [false, true, true, false, false, false], 6, true, 12, with "quads_ragged");
+op!(MATVEC, "matvec", [false, true, true, false, false, false], 6, true, 16, with "quads");
+op!(MATVEC_RAGGED, "matvec", [false, true, true, false, false, false], 6, true, 16, with "quads_ragged");
 op!(FEW, "few", [false, true, false, false, false], 2, true, 10, with "lines");
 op!(TILED, "tiled", [false, true, false, false, false], 2, false, 10, with "lines");
 op!(COOPERATIVE, "cooperative", [false, true, false, false, false, false], 2, false, 10, with "lines",

@@ -27,9 +27,11 @@ fn formats() -> Vec<Format> {
 /// One token; numbers: mode, sources, pair, norm, add, shared.
 fn matvec(packing: Packing, numbers: [u32; 6], dot: Dot, subgroups: bool) -> (&'static Op, Spec) {
     let [mode, sources, pair, norm, add, shared] = numbers;
+    let lines = if norm == 0 && [0, 3].contains(&mode) { 4 } else { 1 };
     let span = packing.units() as u32 * if mode == 2 { 3 } else { 1 };
     let span = span.next_multiple_of(8);
     let constants = vec![
+        ("LINES", lines),
         ("STEP_ROWS", 8 / (1 + pair)),
         ("STEPS", 2),
         ("SPAN", span),
@@ -45,6 +47,9 @@ fn matvec(packing: Packing, numbers: [u32; 6], dot: Dot, subgroups: bool) -> (&'
         ("ADD", add),
         ("CHOICES", 3),
         ("SHARED", shared),
+        ("CHOSEN", 2),
+        ("PER_PAIR", pair),
+        ("WEIGHTED", pair),
         ("SOURCES", sources),
         ("SHARE", (8 / packing.bits() as u32).clamp(1, 4)),
     ];
@@ -110,8 +115,14 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     specials.push(matvec(ragged, [0, 1, 0, 1, 0, 0], Dot::Float, true));
     for (i, format) in formats().into_iter().enumerate() {
         let packing = Packing::new(format, if format.group() < 32 { 272 } else { 256 });
-        let modes = [[0, 1, 0, 1, 0, 0], [0, 2, 0, 1, 0, 0], [1, 3, 1, 0, 0, 1], [2, 3, 0, 0, 1, 1]];
-        for (numbers, subgroups) in modes.into_iter().zip([true, false, true, false]) {
+        let modes = [
+            [0, 1, 0, 1, 0, 0],
+            [0, 2, 0, 0, 0, 0],
+            [1, 3, 1, 0, 0, 1],
+            [2, 3, 0, 0, 1, 1],
+            [3, 1, 1, 0, 0, 0],
+        ];
+        for (numbers, subgroups) in modes.into_iter().zip([true, false, true, false, true]) {
             specials.push(matvec(packing, numbers, Dot::Float, subgroups == (i % 2 == 0)));
             if packing.is_integer() {
                 specials.push(matvec(packing, numbers, Dot::Integer, subgroups));
