@@ -10,7 +10,7 @@
 //! | [`models`] | from a model's name to its folder |
 //! | [`discovery`], [`placement`] | the machines, and which holds what |
 //! | [`devices`] | what this machine can compute on |
-//! | [`bench`] | how fast a device computes |
+//! | [`mod@bench`] | how fast a device computes |
 //! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
 #![warn(missing_docs)]
 
