@@ -14,8 +14,27 @@ use super::codec::{Codec, Packed};
 use super::kernel::{Blocks, Multiply, each_step, sums};
 use super::order::Order;
 use super::scales::Parameters;
-use super::simd::{ByteDot, MAX_LANES};
+use super::simd::{MAX_LANES, Simd};
 use crate::PackedMatrix;
+
+/// Dot products of four bytes in every lane.
+///
+/// # Safety
+/// As for [`Simd`].
+pub(crate) trait ByteDot: Simd {
+    unsafe fn zeros() -> Self::Words;
+    /// A block of [`Packed`] codes in the order of lanes; reads no more than the block.
+    unsafe fn block<const BITS: usize>(from: *const u8) -> Self::Words;
+    /// Of what [`ByteDot::block`] gave, in every lane the codes `k`, `k + step`, `k + 2 * step` and `k + 3 * step`, a
+    /// byte each.
+    unsafe fn codes<const BITS: usize>(block: Self::Words, k: usize, step: usize) -> Self::Words;
+    /// Adds to every lane its four codes times the four signed bytes that `digits` has for it.
+    unsafe fn dot(sums: Self::Words, codes: Self::Words, digits: Self::Words) -> Self::Words;
+    /// `256 * high + low`.
+    unsafe fn shift_add(high: Self::Words, low: Self::Words) -> Self::Words;
+    /// The lanes as signed integers.
+    unsafe fn floats(sums: Self::Words) -> Self::V;
+}
 
 /// Digits of an activation.
 const DIGITS: usize = 3;
@@ -25,9 +44,10 @@ const fn block_words(codes: usize) -> usize {
     MAX_LANES * (1 + DIGITS * codes / 4)
 }
 
-/// 32-bit words of a row of `cols` columns, which are whole blocks.
-pub(crate) const fn words(order: Order, group: usize, cols: usize) -> usize {
-    cols / order.block() * block_words(order.codes()) + (cols / group).next_multiple_of(MAX_LANES)
+/// 32-bit words of a row for blocks of `CODES` codes a lane. See [`super::kernel::Length`].
+pub(crate) fn length<const CODES: usize>(order: Order, group: usize, cols: usize) -> usize {
+    let cols = order.padded(cols);
+    cols / (MAX_LANES * CODES) * block_words(CODES) + (cols / group).next_multiple_of(MAX_LANES)
 }
 
 /// Writes a row of activations for blocks of `CODES` codes a lane to `out`, which is zeros.

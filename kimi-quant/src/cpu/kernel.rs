@@ -32,6 +32,7 @@ macro_rules! each_step {
         })*
     };
 }
+#[cfg(target_arch = "x86_64")]
 pub(crate) use each_step;
 
 /// Rows of a matrix times some of the tokens of an operand.
@@ -49,6 +50,9 @@ pub(crate) struct Product<'a> {
 /// [`dot`] of a codec: `out[(r - range.start) * stride + t]` for the tokens of the product.
 pub(crate) type Dot = unsafe fn(&Product<'_>, out: &mut [f32], stride: usize);
 
+/// Words of 32 bits of a row of activations as a kernel reads it, for groups of some columns.
+pub(crate) type Length = fn(Order, group: usize, cols: usize) -> usize;
+
 /// Writes a row of activations as a kernel reads them, for groups of some columns, to zeros.
 pub(crate) type Prepare = unsafe fn(Order, group: usize, x: &[f32], out: &mut [f32]);
 
@@ -60,8 +64,7 @@ pub(crate) type Decode = unsafe fn(&PackedMatrix, rows: Range<usize>, out: &mut 
 pub(crate) struct Kernel {
     /// Of decoded weights, and of activations that are floats.
     pub(crate) order: Order,
-    /// What activations are read as.
-    pub(crate) form: Form,
+    pub(crate) length: Length,
     pub(crate) prepare: Prepare,
     /// For up to 1, 2, 4 and 8 tokens. All give a token the same bits.
     pub(crate) dot: [Dot; 4],
@@ -72,21 +75,18 @@ pub(crate) struct Kernel {
 impl Kernel {
     pub(crate) const fn of<C: Codec>(dot: [Dot; 4], decode: Decode) -> Self {
         assert!(C::S::LANES <= MAX_LANES);
-        Self { order: Order::of::<C>(), form: Form::Floats, prepare: permute, dot, decode }
+        Self { order: Order::of::<C>(), length: floats, prepare: permute, dot, decode }
     }
+}
+
+/// [`Length`] for floats.
+fn floats(order: Order, _group: usize, cols: usize) -> usize {
+    order.padded(cols)
 }
 
 /// [`Prepare`] for floats.
 fn permute(order: Order, _group: usize, x: &[f32], out: &mut [f32]) {
     order.permute(x, out);
-}
-
-/// What activations are multiplied as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Form {
-    Floats,
-    /// See [`super::digits`].
-    Digits,
 }
 
 /// How rows in a codec are multiplied with activations.
@@ -110,7 +110,7 @@ pub(crate) trait Multiply {
 ///
 /// # Safety
 /// The machine has the codec's instruction set, `p.m` has the codec's format with a group that fits its order and rows
-/// of whole blocks, `p.x` is in its order and form, and there are 1 to `T` tokens.
+/// of whole blocks, `p.x` was prepared for the kernel, and there are 1 to `T` tokens.
 #[inline(always)]
 pub(crate) unsafe fn dot<M: Multiply, const R: usize, const T: usize>(
     p: &Product<'_>,

@@ -8,9 +8,9 @@ use std::ops::Range;
 use bytes::Bytes;
 use rayon::prelude::*;
 
-use super::kernel::{Form, Kernel, Product};
+use super::kernel::{Kernel, Product};
 use super::order::Order;
-use super::{Isa, Tensor, dequant, digits};
+use super::{Isa, Tensor, dequant};
 use crate::{FloatType, Format, PackedMatrix};
 
 /// Packed bytes that one task reads: enough to hide the task's cost, small enough for a core's second-level cache.
@@ -32,11 +32,8 @@ pub(crate) struct Operand {
 impl Operand {
     /// Prepares `x`, rows of `m.cols()` values, for products with `m` and its like.
     pub(crate) fn new(isa: Isa, m: &PackedMatrix, x: &[f32]) -> Self {
-        let (Kernel { order, form, prepare, .. }, group) = (kernel_for(isa, m).0, m.format().group());
-        let stride = match form {
-            Form::Floats => order.padded(m.cols()),
-            Form::Digits => digits::words(order, group, order.padded(m.cols())),
-        };
+        let (Kernel { order, length, prepare, .. }, group) = (kernel_for(isa, m).0, m.format().group());
+        let stride = length(order, group, m.cols());
         let values = x.len() / m.cols() * stride;
         let mut data = vec![Line([0.0; 16]); values.div_ceil(16)];
         for_each_row(&mut bytemuck::cast_slice_mut(&mut data)[..values], stride, x, m.cols(), |out, x| {
@@ -46,7 +43,7 @@ impl Operand {
         Self { key: key(isa, m), data, stride }
     }
 
-    /// One token's activations in the kernel's form, filled up with zeros to whole blocks.
+    /// One token's activations as the kernel reads them, filled up with zeros to whole blocks.
     pub(crate) fn row(&self, token: u32) -> &[f32] {
         &bytemuck::cast_slice(&self.data)[token as usize * self.stride..][..self.stride]
     }

@@ -16,6 +16,7 @@ mod bandwidth;
 mod codec;
 mod dense;
 mod dequant;
+#[cfg(target_arch = "x86_64")]
 mod digits;
 mod isa;
 mod kernel;

@@ -16,11 +16,6 @@ impl Order {
         Self { lanes: C::S::LANES, codes: C::CODES, natural: C::NATURAL }
     }
 
-    /// Weights of a lane in a block.
-    pub(crate) const fn codes(self) -> usize {
-        self.codes
-    }
-
     /// Weights in a block.
     pub(crate) const fn block(self) -> usize {
         self.lanes * self.codes

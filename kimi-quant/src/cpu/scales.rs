@@ -107,6 +107,7 @@ impl<S: Simd> Parameters<S> {
     ///
     /// # Safety
     /// As for [`Simd`]; a row with that group was read into `slot`, of a codec that has biases.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) unsafe fn biases(&self, slot: usize, group: usize) -> S::V {
         // SAFETY: a vector of padding follows the row.

@@ -60,22 +60,3 @@ pub(crate) trait Simd: Copy + 'static {
         k: usize,
     ) -> Self::V;
 }
-
-/// Dot products of four bytes in every lane.
-///
-/// # Safety
-/// As for [`Simd`].
-pub(crate) trait ByteDot: Simd {
-    unsafe fn zeros() -> Self::Words;
-    /// A block of [`super::codec::Packed`] codes in the order of lanes; reads no more than the block.
-    unsafe fn block<const BITS: usize>(from: *const u8) -> Self::Words;
-    /// Of what [`ByteDot::block`] gave, in every lane the codes `k`, `k + step`, `k + 2 * step` and `k + 3 * step`, a
-    /// byte each.
-    unsafe fn codes<const BITS: usize>(block: Self::Words, k: usize, step: usize) -> Self::Words;
-    /// Adds to every lane its four codes times the four signed bytes that `digits` has for it.
-    unsafe fn dot(sums: Self::Words, codes: Self::Words, digits: Self::Words) -> Self::Words;
-    /// `256 * high + low`.
-    unsafe fn shift_add(high: Self::Words, low: Self::Words) -> Self::Words;
-    /// The lanes as signed integers.
-    unsafe fn floats(sums: Self::Words) -> Self::V;
-}

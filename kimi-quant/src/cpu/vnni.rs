@@ -8,10 +8,9 @@ use std::arch::x86_64::*;
 
 use super::avx512::{self, Avx512};
 use super::codec::{Codec, Packed};
-use super::digits::{self, InIntegers};
-use super::kernel::{self, Form, Kernel, Multiply, Product};
+use super::digits::{self, ByteDot, InIntegers};
+use super::kernel::{self, Kernel, Multiply, Product};
 use super::order::Order;
-use super::simd::ByteDot;
 use crate::{BitWidth, Format};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
@@ -43,7 +42,7 @@ const fn in_integers<const BITS: usize, const CODES: usize>(floats: Kernel) -> K
     type M<const BITS: usize> = InIntegers<Avx512, BITS>;
     assert!(CODES == Packed::<Avx512, BITS, false>::CODES);
     Kernel {
-        form: Form::Digits,
+        length: digits::length::<CODES>,
         prepare: prepare::<CODES>,
         dot: [dot::<M<BITS>, 4, 1>, dot::<M<BITS>, 4, 2>, dot::<M<BITS>, 2, 4>, dot::<M<BITS>, 2, 8>],
         ..floats
