@@ -23,11 +23,8 @@ use crate::PackedMatrix;
 /// As for [`Simd`].
 pub(crate) trait ByteDot: Simd {
     unsafe fn zeros() -> Self::Words;
-    /// A block of [`Packed`] codes in the order of lanes; reads no more than the block.
-    unsafe fn block<const BITS: usize>(from: *const u8) -> Self::Words;
-    /// Of what [`ByteDot::block`] gave, in every lane the codes `k`, `k + step`, `k + 2 * step` and `k + 3 * step`, a
-    /// byte each.
-    unsafe fn codes<const BITS: usize>(block: Self::Words, k: usize, step: usize) -> Self::Words;
+    /// In every lane its codes `k`, `k + step`, `k + 2 * step` and `k + 3 * step` of `BITS` bits, a byte each.
+    unsafe fn codes<const BITS: usize>(words: Self::Words, k: usize, step: usize) -> Self::Words;
     /// Adds to every lane its four codes times the four signed bytes that `digits` has for it.
     unsafe fn dot(sums: Self::Words, codes: Self::Words, digits: Self::Words) -> Self::Words;
     /// `256 * high + low`.
@@ -156,7 +153,7 @@ impl<S: ByteDot, const BITS: usize> Multiply for InIntegers<S, BITS> {
                 let mut cut = [[S::zeros(); R]; 4];
                 let mut scales = [S::splat(0.0); R];
                 for r in 0..R {
-                    let words = S::block::<BITS>(at.weight[r]);
+                    let words = Self::C::load(at.weight[r]);
                     for (k, cut) in cut.iter_mut().enumerate().take(step) {
                         cut[r] = S::codes::<BITS>(words, k, step);
                     }

@@ -55,35 +55,19 @@ impl ByteDot for Avx512 {
         _mm512_setzero_si512()
     }
     #[inline(always)]
-    unsafe fn block<const BITS: usize>(from: *const u8) -> __m512i {
-        if 8 % BITS == 0 {
-            return _mm512_loadu_si512(from.cast());
-        }
-        // To each lane the four bytes from the one in which its codes begin.
-        let lane_bits = lane_bits(BITS);
-        let mut places = [0u8; 64];
-        let mut i = 0;
-        while i < 64 {
-            places[i] = (i / 4 * lane_bits / 8 + i % 4) as u8;
-            i += 1;
-        }
-        let words = _mm512_maskz_loadu_epi32((1 << (lane_bits / 2)) - 1, from.cast());
-        _mm512_permutexvar_epi8(_mm512_loadu_si512(places.as_ptr().cast()), words)
-    }
-    #[inline(always)]
-    unsafe fn codes<const BITS: usize>(block: __m512i, k: usize, step: usize) -> __m512i {
+    unsafe fn codes<const BITS: usize>(words: __m512i, k: usize, step: usize) -> __m512i {
         let mask = _mm512_set1_epi8((1 << BITS) - 1);
         if 8 % BITS == 0 {
-            return _mm512_and_si512(_mm512_srlv_epi32(block, _mm512_set1_epi32((BITS * k) as i32)), mask);
+            return _mm512_and_si512(_mm512_srlv_epi32(words, _mm512_set1_epi32((BITS * k) as i32)), mask);
         }
         // For each byte the bit, of the 64 of two lanes, with which its code begins.
         let mut bits = 0;
         for i in 0..8 {
             let (lane, j) = (i / 4, i % 4);
-            let bit = 32 * lane + lane_bits(BITS) * lane % 8 + BITS * (k + j * step);
+            let bit = 32 * lane + BITS * (k + j * step);
             bits |= (bit as i64) << (8 * i);
         }
-        _mm512_and_si512(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(bits), block), mask)
+        _mm512_and_si512(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(bits), words), mask)
     }
     #[inline(always)]
     unsafe fn dot(sums: __m512i, codes: __m512i, digits: __m512i) -> __m512i {
@@ -97,9 +81,4 @@ impl ByteDot for Avx512 {
     unsafe fn floats(sums: __m512i) -> __m512 {
         _mm512_cvtepi32_ps(sums)
     }
-}
-
-/// Bits of a lane's codes in a block.
-const fn lane_bits(bits: usize) -> usize {
-    if bits == 5 { 20 } else { 24 }
 }
