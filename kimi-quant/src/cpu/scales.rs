@@ -2,7 +2,7 @@
 
 use super::codec::{Codec, Scaling};
 use super::dequant::{e4m3, e8m0};
-use super::simd::{LINE, MAX_LANES, Simd};
+use super::simd::{MAX_LANES, Simd};
 use crate::{FloatType, Format, PackedMatrix};
 
 /// Scales and biases of a few rows, each row followed by a vector of padding.
@@ -10,8 +10,6 @@ pub(crate) struct Parameters<S: Simd> {
     scales: Vec<f32>,
     biases: Vec<f32>,
     stride: usize,
-    /// Rows that are read at once.
-    rows: usize,
     /// Groups a row has.
     groups: usize,
     places: S::Places,
@@ -38,7 +36,6 @@ impl<S: Simd> Parameters<S> {
             scales: vec![0.0; rows * stride],
             biases: vec![0.0; biases],
             stride,
-            rows,
             groups,
             // SAFETY: passed on.
             places: unsafe { S::places(&lanes) },
@@ -53,22 +50,10 @@ impl<S: Simd> Parameters<S> {
     }
 
     /// Reads row `row` of `m` into place `slot`.
-    ///
-    /// # Safety
-    /// The machine has the instruction set.
     #[inline(always)]
-    pub(crate) unsafe fn read<C: Codec<S = S>>(&mut self, slot: usize, m: &PackedMatrix, row: usize) {
+    pub(crate) fn read<C: Codec<S = S>>(&mut self, slot: usize, m: &PackedMatrix, row: usize) {
         if C::SCALING == Scaling::None {
             return;
-        }
-        for bytes in [m.scales(), m.biases()] {
-            let length = bytes.len() / m.rows();
-            // Those of the next rows: they are all needed at once.
-            for line in (0..length).step_by(LINE) {
-                let at = bytes.as_ptr().wrapping_add((row + self.rows) * length + line);
-                // SAFETY: passed on.
-                unsafe { S::prefetch(at) }
-            }
         }
         let to = slot * self.stride..slot * self.stride + self.groups;
         let from = |size: usize| row * self.groups * size..(row + 1) * self.groups * size;
@@ -93,27 +78,6 @@ impl<S: Simd> Parameters<S> {
         }
     }
 
-    /// Scales of the lanes of block `block`.
-    ///
-    /// # Safety
-    /// As for [`Simd`]; a row with that block was read into `slot`, of a codec that has scales.
-    #[inline(always)]
-    pub(crate) unsafe fn scales(&self, slot: usize, block: usize) -> S::V {
-        // SAFETY: a block's groups lie in a row, and a vector of padding follows it.
-        unsafe { S::pick(self.scales.as_ptr().add(slot * self.stride + self.first(block)), self.places) }
-    }
-
-    /// Biases of the groups from `group` on, then zeros.
-    ///
-    /// # Safety
-    /// As for [`Simd`]; a row with that group was read into `slot`, of a codec that has biases.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    pub(crate) unsafe fn biases(&self, slot: usize, group: usize) -> S::V {
-        // SAFETY: a vector of padding follows the row.
-        unsafe { S::load(self.biases.as_ptr().add(slot * self.stride + group)) }
-    }
-
     /// Scales and biases of the lanes of block `block`.
     ///
     /// # Safety
@@ -125,7 +89,7 @@ impl<S: Simd> Parameters<S> {
         unsafe {
             let scale = match C::SCALING {
                 Scaling::None => S::splat(1.0),
-                _ => self.scales(slot, block),
+                _ => S::pick(self.scales.as_ptr().add(at), self.places),
             };
             let bias = match C::SCALING {
                 Scaling::Affine => S::pick(self.biases.as_ptr().add(at), self.places),
