@@ -1,5 +1,6 @@
 //! `config.json` as it comes from the hub, parsed once into values that cannot be wrong.
 
+use kimi_quant::RouterShape;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -149,6 +150,17 @@ const MAX_DIM: u64 = 1 << 24;
 impl ModelConfig {
     /// Epsilon of `q_a_layernorm` and `kv_a_layernorm`, whatever the file says.
     pub const INNER_NORM_EPS: f32 = 1e-6;
+
+    /// How experts are chosen.
+    pub fn router_shape(&self) -> RouterShape {
+        RouterShape {
+            chosen: self.num_experts_per_tok,
+            groups: self.n_group,
+            kept_groups: self.topk_group,
+            normalize: self.norm_topk_prob,
+            scale: self.routed_scaling_factor,
+        }
+    }
 
     /// Parses the bytes of a `config.json`.
     ///

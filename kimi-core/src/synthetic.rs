@@ -1,9 +1,7 @@
 //! Models of random weights, for measurements: the shapes of the real one, and no file.
 
 use bytes::Bytes;
-use kimi_quant::{
-    BitWidth, FloatType, Format, LatentProjections, Norm, PackedMatrix, RandomWeights, Router, RouterShape,
-};
+use kimi_quant::{BitWidth, FloatType, Format, LatentProjections, Norm, PackedMatrix, RandomWeights, Router};
 use serde_json::json;
 
 use crate::config::{ConfigError, ModelConfig};
@@ -154,13 +152,7 @@ impl Synthetic {
         let router = Router {
             gate: self.stored("mlp.gate", e, h, Format::Float(FloatType::Bf16), seed)?,
             bias: StoredVector { data: vec![0; 4 * e].into(), float: FloatType::F32 },
-            shape: RouterShape {
-                chosen: c.num_experts_per_tok,
-                groups: c.n_group,
-                kept_groups: c.topk_group,
-                normalize: c.norm_topk_prob,
-                scale: c.routed_scaling_factor,
-            },
+            shape: c.router_shape(),
         };
         let shared = match c.n_shared_experts {
             0 => None,

@@ -4,9 +4,7 @@
 //! by one; Hugging Face's bf16; compressed-tensors INT4; all of these below `language_model.` too.
 
 use bytes::Bytes;
-use kimi_quant::{
-    BitWidth, FloatType, Format, FormatError, LatentProjections, Norm, PackedMatrix, Router, RouterShape,
-};
+use kimi_quant::{BitWidth, FloatType, Format, FormatError, LatentProjections, Norm, PackedMatrix, Router};
 use safetensors::Dtype;
 
 use crate::checkpoint::{Checkpoint, Tensor};
@@ -198,13 +196,7 @@ impl<'a> Weights<'a> {
         let router = Router {
             gate: self.matrix(&gate, c.n_routed_experts, h)?,
             bias: self.vector(&gate, &format!("{gate}.e_score_correction_bias"), c.n_routed_experts)?,
-            shape: RouterShape {
-                chosen: c.num_experts_per_tok,
-                groups: c.n_group,
-                kept_groups: c.topk_group,
-                normalize: c.norm_topk_prob,
-                scale: c.routed_scaling_factor,
-            },
+            shape: c.router_shape(),
         };
         let shared = match c.n_shared_experts {
             0 => None,

@@ -171,7 +171,8 @@ fn cut(from: &Bytes, bytes: usize, seed: usize) -> Option<Bytes> {
     Some(from.slice(start..start + bytes))
 }
 
-fn next(state: &mut u64) -> u64 {
+/// The next of a series of random numbers (xorshift64*); `state` is not 0.
+pub(crate) fn next(state: &mut u64) -> u64 {
     *state ^= *state >> 12;
     *state ^= *state << 25;
     *state ^= *state >> 27;

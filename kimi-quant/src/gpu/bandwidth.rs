@@ -7,6 +7,7 @@ use super::recorder::Dispatch;
 use super::shader::{READ, Spec};
 use super::{Gpu, GpuTensor};
 use crate::BackendError;
+use crate::random::next;
 
 /// Loads of a thread.
 const CELLS: u32 = 8;
@@ -76,11 +77,4 @@ impl Gpu {
             grid: [count.div_ceil((WORKGROUP * CELLS) as usize), 1, 1],
         })
     }
-}
-
-fn next(state: &mut u64) -> u64 {
-    *state ^= *state >> 12;
-    *state ^= *state << 25;
-    *state ^= *state >> 27;
-    state.wrapping_mul(0x2545_f491_4f6c_dd1d)
 }

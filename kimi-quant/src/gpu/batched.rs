@@ -173,8 +173,7 @@ impl Gpu {
     }
 
     fn multiplies_integers(&self, packing: Packing) -> bool {
-        let given = *self.tuning.lock().unwrap_or_else(PoisonError::into_inner);
-        integer(&self.recorder.device, given, packing)
+        integer(&self.recorder.device, self.tuning(), packing)
     }
 
     /// Cooperative matrices instead of tiles where they can be used, and the reverse where they can't. They take

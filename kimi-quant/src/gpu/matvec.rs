@@ -1,7 +1,5 @@
 //! Products of one line of activations, or a few, with packed rows: which specialisation, which bindings, which grid.
 
-use std::sync::PoisonError;
-
 use super::grouped::Groups;
 use super::recorder::Dispatch;
 use super::shader::{Dot, MATVEC, MATVEC_RAGGED, Packing, Spec};
@@ -114,8 +112,7 @@ impl Gpu {
             outputs: outputs + second,
             pair: product.sources.iter().any(|s| s.up.is_some()),
         };
-        let given = *self.tuning.lock().unwrap_or_else(PoisonError::into_inner);
-        Sizes::choose(&self.recorder.device, given, &shape)
+        Sizes::choose(&self.recorder.device, self.tuning(), &shape)
     }
 
     /// Records one product; `false` if its rows or tiles are too wide for this kernel. Norms are for one line only. The

@@ -201,6 +201,10 @@ impl Gpu {
         *self.tuning.lock().unwrap_or_else(PoisonError::into_inner) = tuning;
     }
 
+    pub(crate) fn tuning(&self) -> Option<Tuning> {
+        *self.tuning.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// A routing from the host: `ids` and `weights` are `[tokens, chosen]`. For measurements and tests.
     ///
     /// # Errors

@@ -40,11 +40,7 @@ impl Profile {
         let (set, index) = (self.dispatches.len() / SET, 2 * (self.dispatches.len() % SET) as u32);
         self.dispatches.push((shader, matrices));
         if self.sets.len() <= set {
-            self.sets.push(device.create_query_set(&wgpu::QuerySetDescriptor {
-                label: Some("times"),
-                ty: wgpu::QueryType::Timestamp,
-                count: 2 * SET as u32,
-            }));
+            self.sets.push(queries(device, SET));
         }
         wgpu::ComputePassTimestampWrites {
             query_set: &self.sets[set],
@@ -52,6 +48,15 @@ impl Profile {
             end_of_pass_write_index: Some(index + 1),
         }
     }
+}
+
+/// Queries for `count` pairs of timestamps.
+pub(super) fn queries(device: &wgpu::Device, count: usize) -> wgpu::QuerySet {
+    device.create_query_set(&wgpu::QuerySetDescriptor {
+        label: Some("times"),
+        ty: wgpu::QueryType::Timestamp,
+        count: 2 * count as u32,
+    })
 }
 
 impl Recorder {
@@ -70,7 +75,13 @@ impl Recorder {
     }
 
     fn times(&self, profile: &Profile) -> Result<Vec<DispatchTime>> {
-        let count = profile.dispatches.len();
+        let times = self.nanoseconds(&profile.sets, profile.dispatches.len())?;
+        let time = |(&(shader, matrices), nanoseconds)| DispatchTime { shader, matrices, nanoseconds };
+        Ok(profile.dispatches.iter().zip(times).map(time).collect())
+    }
+
+    /// Submits, waits, and returns the time between each of `count` pairs of timestamps, [`SET`] of them in each set.
+    pub(super) fn nanoseconds(&self, sets: &[wgpu::QuerySet], count: usize) -> Result<Vec<f64>> {
         let bytes = (TIMES * count) as u64;
         if count == 0 {
             return Ok(Vec::new());
@@ -88,7 +99,7 @@ impl Recorder {
             state.pass = None;
             let encoder =
                 state.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
-            for (i, set) in profile.sets.iter().enumerate() {
+            for (i, set) in sets.iter().enumerate() {
                 let queries = 2 * (count - i * SET).min(SET) as u32;
                 encoder.resolve_query_set(set, 0..queries, &resolved, (i * SET * TIMES) as u64);
             }
@@ -97,11 +108,6 @@ impl Recorder {
         let read = self.read(&[(&out, 0..bytes)])?;
         let ticks: Vec<[u64; 2]> = read.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
         let period = f64::from(self.device.queue.get_timestamp_period());
-        let time = |(&(shader, matrices), [start, end]): (&(&'static str, u32), [u64; 2])| DispatchTime {
-            shader,
-            matrices,
-            nanoseconds: end.wrapping_sub(start) as f64 * period,
-        };
-        Ok(profile.dispatches.iter().zip(ticks).map(time).collect())
+        Ok(ticks.into_iter().map(|[start, end]| end.wrapping_sub(start) as f64 * period).collect())
     }
 }

@@ -10,7 +10,7 @@ use std::time::Instant;
 use super::device::Device;
 use super::pace::Pace;
 use super::pool::{Buffer, Pool};
-use super::profile::Profile;
+use super::profile::{Profile, queries};
 use super::shader::{Op, Spec};
 use crate::BackendError;
 
@@ -280,17 +280,7 @@ impl Recorder {
         }
         self.submit(&mut self.lock());
         let device = &self.device.device;
-        let queries = device.create_query_set(&wgpu::QuerySetDescriptor {
-            label: Some("time"),
-            ty: wgpu::QueryType::Timestamp,
-            count: 2,
-        });
-        let resolved = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("time"),
-            size: 256,
-            usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: false,
-        });
+        let queries = queries(device, 1);
         {
             let mut state = self.lock();
             let mut encoder = device.create_command_encoder(&Default::default());
@@ -309,22 +299,7 @@ impl Recorder {
         let recorded = work();
         self.lock().whole = false;
         recorded?;
-        let out = self.pool.take(256, false)?;
-        {
-            let mut state = self.lock();
-            state.pass = None;
-            let encoder =
-                state.encoder.get_or_insert_with(|| device.create_command_encoder(&Default::default()));
-            encoder.resolve_query_set(&queries, 0..2, &resolved, 0);
-            encoder.copy_buffer_to_buffer(&resolved, 0, &out.raw, 0, Some(16));
-        }
-        let ticks: Vec<u64> =
-            self.read(&[(&out, 0..16)])?.first().map(|b| bytemuck::pod_collect_to_vec(b)).unwrap_or_default();
-        let period = f64::from(self.device.queue.get_timestamp_period());
-        Ok(match ticks.as_slice() {
-            [start, end] => Some(end.wrapping_sub(*start) as f64 * period),
-            _ => None,
-        })
+        Ok(self.nanoseconds(&[queries], 1)?.first().copied())
     }
 
     fn wait(&self, state: &mut State) -> Result<()> {
