@@ -17,8 +17,9 @@ const PITCH = 20u;     // pairs of columns: 16, and 4 that keep rows apart in th
 const INPUTS = LINES * 16u / WORKGROUP; // cells of a thread
 const PART_QUADS = 8u / PARTS;
 
+// Rows of cooperative matrices begin at multiples of 16 bytes, so every one of these has a multiple of that.
 var<workgroup> upper: array<vec2<f16>, WORKGROUP * PITCH>;
-var<workgroup> lower: array<vec2<f16>, WORKGROUP * PITCH * SPLIT + 1u>;
+var<workgroup> lower: array<vec2<f16>, max(WORKGROUP * PITCH * SPLIT, 4u)>;
 var<workgroup> x_upper: array<vec2<f16>, LINES * PITCH>;
 var<workgroup> x_lower: array<vec2<f16>, LINES * PITCH>;
 var<workgroup> results: array<f32, 16u * WORKGROUP>;
@@ -60,13 +61,17 @@ fn lay(thread: u32, fetched: ptr<function, Fetched>) {
     for (var j = 0u; j < 8u; j++) {
         let value = f32(FACTOR) * weighed(quad(&words, j), (*fetched).scales[j / PART_QUADS], place);
         let at = thread * PITCH + 2u * j;
-        let first = vec2<f16>(value.xy);
-        let second = vec2<f16>(value.zw);
-        upper[at] = first;
-        upper[at + 1u] = second;
         if (SPLIT == 1u) {
-            lower[at] = vec2<f16>(value.xy - vec2<f32>(first));
-            lower[at + 1u] = vec2<f16>(value.zw - vec2<f32>(second));
+            // As in halves.wgsl.
+            let first = bitcast<vec4<f32>>(bitcast<vec4<u32>>(value) & vec4(0xffffe000u));
+            let rest = value - first;
+            upper[at] = vec2<f16>(first.xy);
+            upper[at + 1u] = vec2<f16>(first.zw);
+            lower[at] = vec2<f16>(rest.xy);
+            lower[at + 1u] = vec2<f16>(rest.zw);
+        } else {
+            upper[at] = vec2<f16>(value.xy);
+            upper[at + 1u] = vec2<f16>(value.zw);
         }
     }
     for (var i = 0u; i < INPUTS; i++) {

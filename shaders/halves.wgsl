@@ -1,10 +1,11 @@
 // Splits activations for cooperative matrices, a line a workgroup: a value times a power of two is an upper and a lower
-// 16-bit float, 22 bits together. The power brings the line's largest value just below the largest 16-bit float.
+// 16-bit float, 22 bits together. The upper one is cut out of the bits: compilers may take a conversion there and back
+// for nothing, and nothing would be left below it. The power brings the line's largest value just below the largest 16-bit float.
+
+// A line has WIDTH values, and PAIRS pairs of columns: it is filled up with zeros.
 
 struct Params {
     lines: u32,
-    width: u32,
-    pairs: u32, // of columns, filled up with zeros
 }
 
 var<immediate> p: Params;
@@ -15,12 +16,7 @@ var<immediate> p: Params;
 
 var<workgroup> largest: array<f32, WORKGROUP>;
 
-fn column(line: u32, i: u32) -> f32 {
-    if (i >= p.width) {
-        return 0.0;
-    }
-    return x[line * p.width + i];
-}
+const EACH = (PAIRS + WORKGROUP - 1u) / WORKGROUP; // pairs of a thread
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -28,9 +24,14 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (line >= p.lines) {
         return;
     }
+    var values: array<vec2<f32>, EACH>;
     var mine = 0.0;
-    for (var i = thread; i < p.width; i += WORKGROUP) {
-        mine = max(mine, abs(column(line, i)));
+    for (var i = 0u; i < EACH; i++) {
+        for (var k = 0u; k < 2u; k++) {
+            let column = 2u * (i * WORKGROUP + thread) + k;
+            values[i][k] = select(0.0, x[line * WIDTH + min(column, WIDTH - 1u)], column < WIDTH);
+        }
+        mine = max(mine, max(abs(values[i].x), abs(values[i].y)));
     }
     largest[thread] = mine;
     workgroupBarrier();
@@ -42,11 +43,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let exponent = clamp(bitcast<u32>(largest[0]) >> 23u, 15u, 254u);
     let power = bitcast<f32>((268u - exponent) << 23u); // 2^14 over the largest value's power of two
-    for (var i = thread; i < p.pairs; i += WORKGROUP) {
-        let values = power * vec2(column(line, 2u * i), column(line, 2u * i + 1u));
-        let upper = vec2<f16>(values);
-        let lower = vec2<f16>(values - vec2<f32>(upper));
-        halves[line * p.pairs + i] = vec4(upper, lower);
+    for (var i = 0u; i < EACH; i++) {
+        let pair = i * WORKGROUP + thread;
+        if (pair < PAIRS) {
+            let scaled = power * values[i];
+            let upper = bitcast<vec2<f32>>(bitcast<vec2<u32>>(scaled) & vec2(0xffffe000u));
+            halves[line * PAIRS + pair] = vec4(vec2<f16>(upper), vec2<f16>(scaled - upper));
+        }
     }
     if (thread == 0u) {
         factors[line] = bitcast<f32>((exponent - 14u) << 23u);

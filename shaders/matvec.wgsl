@@ -1,16 +1,17 @@
-// Products of one line of activations, or a few, with packed rows: `out[r] = sum_c x[c] * w[r, c]`.
+// Products of one token's activations with packed rows: `out[r] = sum_c x[c] * w[r, c]`. Of several tokens, each has
+// workgroups of its own; those that read the same rows run side by side, so that the cache has them for all but one.
 //
-// ROWS    LINES neighbouring tokens (grid y) and the rows of one matrix, or of two, one after the other (`second`)
+// ROWS    the rows of one matrix, or of two, one after the other (`second`). With SEVERAL tokens those are grid x
 // GATHER  grid y is a choice of the only token: the rows of the chosen expert, for each its own outputs
 // SUM     the rows of all chosen experts side by side, each with its own activations times its weight
-// TILES   grid y is a tile: up to LINES (token, choice) pairs that chose the same expert. A line's input is its token's
-//         row, or with PER_PAIR the pair's own; with WEIGHTED it is multiplied by the pair's weight
+// PAIRS   grid y is one of the (token, choice) pairs, which are sorted by expert. Its input is its token's row, or with
+//         PER_PAIR its own; with WEIGHTED it is multiplied by the pair's weight
 //
 // A thread keeps the activations of one unit of 32 or 64 columns in registers (all choices' units side by side) and walks
 // down the rows, a few at once so that many loads are under way. There is no barrier in that loop: neighbouring
 // threads fold their sums (FOLD), the rest is summed at the end. With PAIR two matrices are multiplied and the result
-// is silu(first) * second; with NORM the activations of the only line are RMS-normalised, by a factor on the results;
-// with ADD the results are added to what is there.
+// is silu(first) * second; with NORM the activations are RMS-normalised, by a factor on the results; with ADD the results
+// are added to what is there.
 //
 // An expert's rows are in the binding that holds its part (`SOURCES`); the shared expert, which is every token's last
 // choice, may be one more of them.
@@ -18,20 +19,19 @@
 const ROWS = 0u;
 const GATHER = 1u;
 const SUM = 2u;
-const TILES = 3u;
+const PAIRS = 3u;
 
 struct Params {
     rows: u32,          // outputs of a matrix or expert
     out_first: u32,     // where the first one goes
     second_block: u32,  // the first block of rows of the second matrix
     second_rows: u32,
-    part_first: u32,    // experts: the part (of a tile the expert) that the first binding holds first,
+    part_first: u32,    // experts: the part (of a pair the expert) that the first binding holds first,
     part_experts: u32,  // and how many a part has
     norm_eps: f32,
     x_first: u32,       // the first activation
     scale_base: vec4<u32>, // word offsets in the scales, of each source
-    tokens: u32,
-    out_stride: u32,    // values between lines of outputs
+    out_stride: u32,    // values between the outputs of tokens or pairs
     row_first: u32,     // of an expert, and its rows
     expert_rows: u32,
 }
@@ -41,47 +41,31 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> x: array<X>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 @group(0) @binding(2) var<storage, read_write> second_out: array<f32>;
-@group(0) @binding(3) var<storage, read> norm_or_tiles: array<Words>; // tiles: how many; then expert, first pair, count
+@group(0) @binding(3) var<storage, read> norm_or_tiles: array<Words>; // pairs: how many; then expert and place in `ids`
 @group(0) @binding(4) var<storage, read> ids: array<u32>;             // or pairs, sorted by expert
 @group(0) @binding(5) var<storage, read> weights: array<f32>;
 
 const VIRTUAL = UNITS * select(1u, CHOICES, MODE == SUM); // units of a row, or of the rows side by side
-const VALUES = STEP_ROWS * (PAIR + 1u);                   // sums of a step, of each line
+const VALUES = STEP_ROWS * (PAIR + 1u);                   // sums of a step
 const BLOCK = STEPS * STEP_ROWS * SLOTS;                  // rows of a workgroup
-const OUTS = STEPS * VALUES * SLOTS;                      // sums of a line
+const OUTS = STEPS * VALUES * SLOTS;                      // sums of a workgroup
 const QUADS = (COLS + 3u) / 4u;
 const UNIT_QUADS = UNIT / 4u;
 const LOADS = (VIRTUAL * UNIT_QUADS + WORKGROUP - 1u) / WORKGROUP;
 const PER_ROUND = (VIRTUAL + ROUNDS - 1u) / ROUNDS; // units that are staged at once
 const PITCH = UNIT + 1u;                            // floats of a staged unit, and one against bank conflicts
-const KEPT_SUMS = LINES * select(OUTS * SPAN, STEPS * WORKGROUP, FOLD == 1u);
+const KEPT_SUMS = select(OUTS * SPAN, STEPS * WORKGROUP, FOLD == 1u);
 
 // Activations on their way to their threads, then the sums. Single floats: on Metal, threads that write parts of one
 // vector lose each other's.
 var<workgroup> cells: array<f32, max(PER_ROUND * PITCH, KEPT_SUMS)>;
-var<workgroup> shares: array<f32, (LINES * OUTS + 1u) * SHARES>;
+var<workgroup> shares: array<f32, (OUTS + 1u) * SHARES>;
 var<workgroup> squares: array<f32, WORKGROUP>;
 
-fn load(matrix: u32, unit: u32) -> array<u32, WORDS> {
-    switch matrix {
-        case 1u: { return m1_load(unit); }
-        case 2u: { return m2_load(unit); }
-        case 3u: { return m3_load(unit); }
-        case 4u: { return m4_load(unit); }
-        case 5u: { return m5_load(unit); }
-        default: { return m0_load(unit); }
-    }
-}
-
-fn group(matrix: u32, index: u32, row: u32, unit: u32, part: u32, scale_base: u32) -> vec2<f32> {
-    switch matrix {
-        case 1u: { return m1_group(index, row, unit, part, scale_base); }
-        case 2u: { return m2_group(index, row, unit, part, scale_base); }
-        case 3u: { return m3_group(index, row, unit, part, scale_base); }
-        case 4u: { return m4_group(index, row, unit, part, scale_base); }
-        case 5u: { return m5_group(index, row, unit, part, scale_base); }
-        default: { return m0_group(index, row, unit, part, scale_base); }
-    }
+// What a thread has of a step: its unit of each row, with scales and biases.
+struct Fetched {
+    words: array<array<u32, WORDS>, VALUES>,
+    groups: array<array<vec2<f32>, PARTS>, VALUES>,
 }
 
 fn swiglu(gate: f32, up: f32) -> f32 {
@@ -104,13 +88,13 @@ fn fold(values: array<f32, VALUES>, thread: u32) -> f32 {
     return kept[0];
 }
 
-// What a thread keeps of a line.
+// What a thread keeps.
 struct Kept {
     prepared: Prepared,
     square: f32, // of the activations that the thread brought in
 }
 
-// Brings in a line of activations that begins at `x_at`. `v` is the thread's unit, where it `has` one.
+// Brings in the activations that begin at `x_at`. `v` is the thread's unit, where it `has` one.
 fn keep(thread: u32, x_at: u32, v: u32, has: bool, factor: f32) -> Kept {
     // Runs of memory into registers, and through shared memory to the threads that need them.
     var square = 0.0;
@@ -156,18 +140,19 @@ fn keep(thread: u32, x_at: u32, v: u32, has: bool, factor: f32) -> Kept {
     return Kept(prepare(values, factor), square);
 }
 
-// Line `line`, or the last one, of a workgroup that has `count` of them from `first` on.
-fn keep_line(thread: u32, line: u32, first: u32, count: u32, v: u32, has: bool) -> Kept {
-    var at = first + min(line, count - 1u);
-    var factor = 1.0;
-    if (MODE == TILES) {
-        let pair = ids[at];
-        at = select(pair / CHOSEN, pair, PER_PAIR == 1u);
-        if (WEIGHTED == 1u) {
-            factor = weights[pair];
+// The sums of a step, and where they are added up later.
+fn multiply(thread: u32, at: u32, fetched: ptr<function, Fetched>, kept: Prepared) {
+    var results: array<f32, VALUES>;
+    for (var i = 0u; i < VALUES; i++) {
+        results[i] = unit_product((*fetched).words[i], (*fetched).groups[i], kept);
+    }
+    if (FOLD == 1u) {
+        cells[at * WORKGROUP + thread] = fold(results, thread);
+    } else if (thread < SLOTS * SPAN) {
+        for (var i = 0u; i < VALUES; i++) {
+            cells[((at * SLOTS + thread / SPAN) * VALUES + i) * SPAN + thread % SPAN] = results[i];
         }
     }
-    return keep(thread, p.x_first + at * COLS, v, has, factor);
 }
 
 @compute @workgroup_size(WORKGROUP)
@@ -177,30 +162,36 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     let busy = slot < SLOTS && lane < VIRTUAL;
     let v = min(lane, VIRTUAL - 1u);
     let unit = v % UNITS;
-    let second = MODE == ROWS && block.x >= p.second_block;
+    let several = MODE == ROWS && SEVERAL == 1u;
+    let row_block = select(block.x, block.y, several);
+    let item = select(block.y, block.x, several); // the token, choice or pair
+    let second = MODE == ROWS && row_block >= p.second_block;
 
-    // Which expert, and where its rows are.
+    // Which activations, which expert, and where its rows are.
+    var x_line = item;
+    var out_line = item;
+    var factor = 1.0;
     var index = 0u;
     var source = 0u;
     var mine = true;
-    var choice = 0u;
-    var line_first = block.y * LINES;
-    var line_count = min(LINES, p.tokens - line_first);
     if (MODE == ROWS) {
         source = select(0u, 1u, second);
-    } else if (MODE == TILES) {
-        if (block.y >= tile_at(0u).x) {
+    } else if (MODE == PAIRS) {
+        if (item >= tile_at(0u).x) {
             return;
         }
-        let tile = tile_at(block.y + 1u);
+        let tile = tile_at(item + 1u);
         index = tile.x - p.part_first;
         if (index >= p.part_experts) {
             return;
         }
-        line_first = tile.y;
-        line_count = tile.z;
+        out_line = ids[tile.y];
+        x_line = select(out_line / CHOSEN, out_line, PER_PAIR == 1u);
+        if (WEIGHTED == 1u) {
+            factor = weights[out_line];
+        }
     } else {
-        choice = select(block.y, v / UNITS, MODE == SUM);
+        let choice = select(item, v / UNITS, MODE == SUM);
         if (SHARED == 1u && choice == CHOICES - 1u) {
             source = SOURCES - 1u;
         } else {
@@ -214,6 +205,10 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         }
         source = select(0u, source, mine);
         index = select(0u, index, mine);
+        x_line = 0u;
+        if (MODE == SUM && choice < CHOICES - SHARED) {
+            factor = weights[choice];
+        }
     }
     if (SOURCES == 1u) {
         source = 0u;
@@ -221,75 +216,33 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     let first_matrix = source * (PAIR + 1u);
     let scale_base = p.scale_base[source];
 
-    // One by one, so that they are registers whatever a compiler makes of loops.
-    var kept: array<Prepared, LINES>;
-    var square = 0.0;
-    if (MODE == ROWS || MODE == TILES) {
-        let one = keep_line(thread, 0u, line_first, line_count, v, busy);
-        kept[0] = one.prepared;
-        square = one.square;
-        if (LINES > 1u) {
-            kept[1u % LINES] = keep_line(thread, 1u, line_first, line_count, v, busy).prepared;
-        }
-        if (LINES > 2u) {
-            kept[2u % LINES] = keep_line(thread, 2u, line_first, line_count, v, busy).prepared;
-        }
-        if (LINES > 3u) {
-            kept[3u % LINES] = keep_line(thread, 3u, line_first, line_count, v, busy).prepared;
-        }
-    } else {
-        var factor = 1.0;
-        if (MODE == SUM && choice < CHOICES - SHARED) {
-            factor = weights[choice];
-        }
-        let one = keep(thread, p.x_first, v, busy && mine, factor);
-        kept[0] = one.prepared;
-        square = one.square;
-    }
+    let kept = keep(thread, p.x_first + x_line * COLS, v, busy && mine, factor);
 
     let rows = select(p.rows, p.second_rows, second);
-    let first_row = select(block.x, block.x - p.second_block, second) * BLOCK;
+    let first_row = select(row_block, row_block - p.second_block, second) * BLOCK;
     for (var step = 0u; step < STEPS; step++) {
         // STEP_ROWS divides the rows: a step has all of its rows, or stands in for one that has none.
-        let row_here = min(first_row + (step * SLOTS + slot) * STEP_ROWS, rows - STEP_ROWS);
-        let row_at = index * p.expert_rows + p.row_first + row_here;
-        let unit_at = row_at * UNITS + unit;
-        var words: array<array<u32, WORDS>, VALUES>;
-        var groups: array<array<vec2<f32>, PARTS>, VALUES>;
-        for (var i = 0u; i < VALUES; i++) {
-            let matrix = first_matrix + select(0u, i & 1u, PAIR == 1u);
-            let row = row_at + select(i, i >> 1u, PAIR == 1u);
-            words[i] = load(matrix, unit_at + select(i, i >> 1u, PAIR == 1u) * UNITS);
-            for (var part = 0u; part < PARTS; part++) {
-                groups[i][part] = group(matrix, index, row, unit, part, scale_base);
-            }
+        let row = min(first_row + (step * SLOTS + slot) * STEP_ROWS, rows - STEP_ROWS);
+        let row_at = index * p.expert_rows + p.row_first + row;
+        var fetched: Fetched;
+        switch first_matrix {
+            case 1u: { m1_fetch(index, row_at, unit, scale_base, &fetched); }
+            case 2u: { m2_fetch(index, row_at, unit, scale_base, &fetched); }
+            case 3u: { m3_fetch(index, row_at, unit, scale_base, &fetched); }
+            case 4u: { m4_fetch(index, row_at, unit, scale_base, &fetched); }
+            case 5u: { m5_fetch(index, row_at, unit, scale_base, &fetched); }
+            default: { m0_fetch(index, row_at, unit, scale_base, &fetched); }
         }
-        for (var line = 0u; line < LINES; line++) {
-            if (line > 0u && line >= line_count) {
-                continue;
-            }
-            var results: array<f32, VALUES>;
-            for (var i = 0u; i < VALUES; i++) {
-                results[i] = unit_product(words[i], groups[i], kept[line]);
-            }
-            let at = line * STEPS + step;
-            if (FOLD == 1u) {
-                cells[at * WORKGROUP + thread] = fold(results, thread);
-            } else if (slot < SLOTS) {
-                for (var i = 0u; i < VALUES; i++) {
-                    cells[((at * SLOTS + slot) * VALUES + i) * SPAN + lane] = results[i];
-                }
-            }
-        }
+        multiply(thread, step, &fetched, kept.prepared);
     }
     if (NORM == 1u) {
-        squares[thread] = square;
+        squares[thread] = kept.square;
     }
     workgroupBarrier();
 
     // SHARES threads for each sum, then one.
     let share = thread % SHARES;
-    for (var o = thread / SHARES; o < LINES * OUTS; o += WORKGROUP / SHARES) {
+    for (var o = thread / SHARES; o < OUTS; o += WORKGROUP / SHARES) {
         var sum = 0.0;
         if (FOLD == 1u) {
             let at = (o / VALUES) / SLOTS * WORKGROUP + (o / VALUES) % SLOTS * SPAN + o % VALUES;
@@ -308,13 +261,11 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         for (var i = thread; i < WORKGROUP; i += SHARES) {
             sum += squares[i];
         }
-        shares[LINES * OUTS * SHARES + thread] = sum;
+        shares[OUTS * SHARES + thread] = sum;
     }
     workgroupBarrier();
-    for (var i = thread; i < LINES * BLOCK; i += WORKGROUP) {
-        let line = i / BLOCK;
-        let o = i % BLOCK;
-        let at = (line * OUTS + o / STEP_ROWS * VALUES + o % STEP_ROWS * (PAIR + 1u)) * SHARES;
+    for (var o = thread; o < BLOCK; o += WORKGROUP) {
+        let at = (o / STEP_ROWS * VALUES + o % STEP_ROWS * (PAIR + 1u)) * SHARES;
         var result = 0.0;
         for (var i = 0u; i < SHARES; i++) {
             result += shares[at + i];
@@ -323,7 +274,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         if (NORM == 1u) {
             var sum = 0.0;
             for (var i = 0u; i < SHARES; i++) {
-                sum += shares[LINES * OUTS * SHARES + i];
+                sum += shares[OUTS * SHARES + i];
             }
             norm = 1.0 / sqrt(sum / f32(COLS) + p.norm_eps);
         }
@@ -336,18 +287,11 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
             result = swiglu(result, other * norm);
         }
         let row = first_row + o;
-        if (row < rows && (LINES == 1u || line < line_count)) {
+        if (row < rows) {
             if (second) {
-                second_out[(line_first + line) * p.second_rows + row] = result;
+                second_out[item * p.second_rows + row] = result;
             } else {
-                var to = p.out_first + row;
-                if (MODE == ROWS) {
-                    to += (line_first + line) * p.out_stride;
-                } else if (MODE == GATHER) {
-                    to += block.y * p.rows;
-                } else if (MODE == TILES) {
-                    to += ids[line_first + line] * p.out_stride;
-                }
+                let to = p.out_first + out_line * p.out_stride + row;
                 if (ADD == 1u) {
                     result += out[to];
                 }

@@ -19,14 +19,15 @@ struct Bench {
     search: bool,
     quick: bool,
     deadline: Instant,
+    experts: usize,
     random: RandomWeights,
 }
 
 fn main() -> Outcome<()> {
     let args: Vec<String> = std::env::args().collect();
     let has = |name: &str| args.iter().any(|a| a == name);
-    let seconds = args.iter().position(|a| a == "--seconds").and_then(|i| args.get(i + 1));
-    let seconds = seconds.map_or(Ok(3600), |s| s.parse())?;
+    let value = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1));
+    let seconds = value("--seconds").map_or(Ok(3600), |s| s.parse())?;
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let quick = has("--quick");
     let gpu = Gpu::new(&GpuOptions::default())?;
@@ -34,12 +35,13 @@ fn main() -> Outcome<()> {
     println!("{}; reading memory: {:.0} GB/s", gpu.name(), bandwidth / 1e9);
     // Room for the head of 8 bits.
     let random = RandomWeights::new(if quick { 8 << 20 } else { 1200 << 20 });
-    let bench = Bench { gpu, bandwidth, search: has("--search"), quick, deadline, random };
+    let experts = value("--experts").map_or(Ok(64), |n| n.parse())?;
+    let bench = Bench { gpu, bandwidth, search: has("--search"), quick, deadline, experts, random };
     println!(
         "{:<26} {:>4} {:>9} {:>9} {:>8} {:>7}",
         "one token through", "bits", "MB", "us", "GB/s", "of read"
     );
-    let wanted = args.iter().position(|a| a == "--bits").and_then(|i| args.get(i + 1));
+    let wanted = value("--bits");
     for bits in [BitWidth::B4, BitWidth::B3, BitWidth::B2, BitWidth::B6, BitWidth::B8, BitWidth::B5] {
         if wanted.is_some_and(|list| !list.split(',').any(|b| b == bits.bits().to_string())) {
             continue;
@@ -64,7 +66,7 @@ impl Bench {
 
     fn width(&self, format: Format) -> Outcome<()> {
         let small = |n: usize| if self.quick { n / 16 } else { n };
-        let (experts, hidden, width) = (64, small(7168).next_multiple_of(64), small(2048));
+        let (experts, hidden, width) = (self.experts, small(7168).next_multiple_of(64), small(2048));
         self.experts(format, experts, hidden, width)?;
         self.both(format, [1536, 576], hidden)?;
         for (what, rows, cols) in [
@@ -74,14 +76,16 @@ impl Bench {
         ] {
             self.dense(what, format, rows, cols)?;
         }
-        Ok(())
+        self.in_turn(format, hidden, small(8192))
     }
 
+    /// The chosen experts and the shared one, as in the model.
     fn experts(&self, format: Format, experts: usize, hidden: usize, width: usize) -> Outcome<()> {
         const CHOSEN: usize = 8;
         let load = |rows, cols, seed| -> Outcome<_> {
             let all = (0..experts).map(|e| self.matrix(rows, cols, format, seed + e));
-            Ok(self.gpu.load_experts(all.collect::<Outcome<Vec<_>>>()?)?)
+            let all = self.gpu.load_experts(all.collect::<Outcome<Vec<_>>>()?)?;
+            Ok((all, self.gpu.load_matrix(self.matrix(rows, cols, format, seed + experts)?)?))
         };
         let (gate, up, down) =
             (load(width, hidden, 1)?, load(width, hidden, 1000)?, load(hidden, width, 2000)?);
@@ -90,14 +94,16 @@ impl Bench {
             choices.chunks_exact(CHOSEN).map(|ids| self.gpu.upload_routing(1, ids, &[0.125; CHOSEN]));
         let routings: Vec<GpuRouting> = routings.collect::<Result<_, _>>()?;
         let x = self.activations(1, hidden)?;
-        let bytes = CHOSEN * self.matrix(width, hidden, format, 0)?.bytes() as usize;
-        self.line("8 experts, gate+up", format, 2 * bytes, routings.len(), &mut |i| {
-            self.gpu.experts_swiglu(&x, &routings[i], &gate, &up, None).map(drop)
+        let bytes = (CHOSEN + 1) * self.matrix(width, hidden, format, 0)?.bytes() as usize;
+        self.line("8 + 1 experts, gate+up", format, 2 * bytes, routings.len(), &mut |i| {
+            let shared = Some((&gate.1, &up.1));
+            self.gpu.experts_swiglu(&x, &routings[i], &gate.0, &up.0, shared).map(drop)
         })?;
-        let h = ExpertHidden { routed: self.activations(CHOSEN, width)?, shared: None };
+        let shared = Some(self.activations(1, width)?);
+        let h = ExpertHidden { routed: self.activations(CHOSEN, width)?, shared };
         let mut residual = self.activations(1, hidden)?;
-        self.line("8 experts, down", format, bytes, routings.len(), &mut |i| {
-            self.gpu.experts_down_add(&h, &routings[i], &down, None, &mut residual)
+        self.line("8 + 1 experts, down", format, bytes, routings.len(), &mut |i| {
+            self.gpu.experts_down_add(&h, &routings[i], &down.0, Some(&down.1), &mut residual)
         })
     }
 
@@ -112,6 +118,27 @@ impl Bench {
         let (x, norm) = (self.activations(1, cols)?, self.norm(cols)?);
         self.line("q_a and kv_a 2112x7168", format, bytes as usize, copies, &mut |i| {
             self.gpu.norm_project(&x, &norm, [&pairs[i].0, &pairs[i].1]).map(drop)
+        })
+    }
+
+    /// A layer's projections, each of what the one before it gives.
+    fn in_turn(&self, format: Format, hidden: usize, values: usize) -> Outcome<()> {
+        let shapes = [(1536, hidden), (576, hidden), (values, 1536), (hidden, values)];
+        let copies = if self.quick { 2 } else { 12 };
+        let load = |i: usize, seed| -> Outcome<_> {
+            let (rows, cols) = shapes[i];
+            Ok(self.gpu.load_matrix(self.matrix(rows, cols, format, seed)?)?)
+        };
+        let layers =
+            (0..copies).map(|c| Ok([load(0, c)?, load(1, c + 50)?, load(2, c + 100)?, load(3, c + 150)?]));
+        let layers = layers.collect::<Outcome<Vec<_>>>()?;
+        let bytes: u64 = layers.first().into_iter().flatten().map(kimi_quant::Stored::stored_bytes).sum();
+        let (mut x, norm, q_norm) = (self.activations(1, hidden)?, self.norm(hidden)?, self.norm(1536)?);
+        self.line("in turn: q_a+kv_a, q, o", format, bytes as usize, copies, &mut |i| {
+            let [q_a, kv_a, q_b, o] = &layers[i];
+            let [q, _] = self.gpu.norm_project(&x, &norm, [q_a, kv_a])?;
+            let [values] = self.gpu.norm_project(&q, &q_norm, [q_b])?;
+            self.gpu.project_add(&values, o, &mut x)
         })
     }
 
@@ -139,7 +166,7 @@ impl Bench {
         let mut results = Vec::new();
         let mut tunings = vec![None];
         if self.search {
-            for (unit, values) in [(32, 4), (32, 8), (32, 16), (64, 4), (64, 8)] {
+            for (unit, values) in [(32, 8), (64, 4), (64, 8), (64, 16)] {
                 tunings.push(Some(Tuning { unit, values, steps: None, integer: true }));
             }
         }
@@ -190,7 +217,7 @@ impl Bench {
         let calls = if self.quick { 2 } else { calls };
         let mut best = f64::INFINITY;
         // Idle devices slow their clocks down, so work goes on for a while before its time counts.
-        let (wait, wanted) = if self.search { (0, 1) } else { (150, 3) };
+        let (wait, wanted) = if self.search { (60, 2) } else { (150, 3) };
         let warm = Instant::now() + Duration::from_millis(if self.quick { 0 } else { wait });
         let mut rounds = 0;
         while rounds < wanted {

@@ -5,11 +5,11 @@ use std::sync::{Arc, PoisonError};
 use super::attention::lines_grid;
 use super::device::Device;
 use super::grouped::Groups;
-use super::matvec::{Matvec, Mode, Source, Tiles};
+use super::matvec::{Matvec, Mode, Pairs, Source};
 use super::pool::Buffer;
 use super::recorder::Dispatch;
 use super::shader::{COOPERATIVE, FEW, HALVES, Packing, Spec, TILED, UNIT};
-use super::tuning::{integer, most_lines};
+use super::tuning::integer;
 use super::weights::{GpuExperts, Part};
 use super::{Gpu, GpuRouting, GpuTensor};
 use crate::BackendError;
@@ -19,7 +19,7 @@ type Result<T> = std::result::Result<T, BackendError>;
 /// The kernels of products of more than one token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BatchKernel {
-    /// A few tokens at a time (`matvec.wgsl`), whose activations are in registers: bound by reading weights.
+    /// Every token by itself (`matvec.wgsl`), weights coming from the cache for all but one.
     Matvec,
     /// Few tokens (`few.wgsl`), whose activations are in shared memory: for rows of floats, or very long ones.
     Few,
@@ -67,6 +67,9 @@ pub(crate) struct Batched<'a> {
 
 /// Tokens of one dispatch's workgroup in `few.wgsl`.
 const FEW_LINES: usize = 8;
+
+/// Tokens from which on tiles are faster, if there are enough of them.
+const MANY: usize = 64;
 
 /// Threads of `cooperative.wgsl`, each of which has a row.
 const COOPERATIVE_ROWS: u32 = 128;
@@ -118,12 +121,12 @@ impl Tile {
 impl BatchKernel {
     /// For `tokens` tokens and `rows` outputs in all; `integer` if codes are multiplied as integers.
     fn dense(tokens: usize, rows: usize, integer: bool) -> Self {
-        // Below this, tiles are too few to keep a GPU busy, or mostly empty.
-        let busy = rows.div_ceil(128) * tokens.div_ceil(16) >= ENOUGH_WORKGROUPS;
-        match tokens > 2 * FEW_LINES && busy {
-            true => Self::Tiled,
-            false if integer => Self::Matvec,
-            false => Self::Few,
+        // Tiles are too few to keep a GPU busy, or mostly empty; but in the end they have less to do for a token.
+        let idle = rows.div_ceil(128) * tokens.div_ceil(16) < ENOUGH_WORKGROUPS;
+        match integer {
+            true if tokens <= MANY || (idle && tokens <= 4 * MANY) => Self::Matvec,
+            false if tokens <= 2 * FEW_LINES || (idle && tokens <= MANY) => Self::Few,
+            _ => Self::Tiled,
         }
     }
 
@@ -132,14 +135,12 @@ impl BatchKernel {
         // Pairs of an expert; few have twice as many and more.
         let mean = (routing.tokens * routing.chosen) as f64 / experts.max(1) as f64;
         let kernel = given.unwrap_or(match integer {
-            true if mean < 2.0 => Self::Matvec,
-            _ if mean < 4.0 => Self::Few,
+            true if mean < 24.0 => Self::Matvec,
+            false if mean < 4.0 => Self::Few,
             _ => Self::Tiled,
         });
-        let most = most_lines(integer) as usize;
         let lines = match kernel {
-            Self::Matvec if mean < 0.5 => 2.min(routing.tokens),
-            Self::Matvec => most.min(routing.tokens),
+            Self::Matvec => 1,
             Self::Few if mean < 0.3 => 2.min(routing.tokens),
             Self::Few if mean < 1.0 => 4.min(routing.tokens),
             Self::Few => FEW_LINES.min(routing.tokens),
@@ -189,11 +190,11 @@ impl Gpu {
     }
 
     /// The product by `matvec.wgsl`; `false` if it is too wide.
-    fn few_lines(&self, product: &Batched<'_>) -> Result<bool> {
+    fn each_token(&self, product: &Batched<'_>) -> Result<bool> {
         let mode = match product.lines {
             Lines::Tokens => Mode::Rows { second: None },
             Lines::Experts { routing, groups, rows, down } => {
-                Mode::Tiles(Tiles { routing, groups, expert_rows: rows, row_first: product.row_first, down })
+                Mode::Pairs(Pairs { routing, groups, expert_rows: rows, row_first: product.row_first, down })
             }
         };
         self.matvec(&Matvec {
@@ -224,7 +225,7 @@ impl Gpu {
     pub(crate) fn batched(&self, product: &Batched<'_>) -> Result<()> {
         let Batched { packing, rows, x, out, weights, .. } = *product;
         let kernel = match self.usable(product) {
-            BatchKernel::Matvec if self.few_lines(product)? => return Ok(()),
+            BatchKernel::Matvec if self.each_token(product)? => return Ok(()),
             BatchKernel::Matvec => BatchKernel::Few, // too wide for it
             kernel => kernel,
         };
@@ -339,11 +340,13 @@ impl Gpu {
             factors: self.recorder.pool.take(4 * x.rows as u64, false)?,
             cells,
         };
+        let workgroup = self.recorder.device.workgroup_of(cells);
+        let sizes = [("WORKGROUP", workgroup), ("WIDTH", x.cols as u32), ("PAIRS", cells as u32)];
         self.recorder.dispatch(Dispatch {
             op: &HALVES,
-            spec: Spec::new(&HALVES, vec![("WORKGROUP", 128)]),
+            spec: Spec::new(&HALVES, sizes.to_vec()),
             buffers: &[&x.buffer, &halves.values, &halves.factors],
-            params: &[x.rows as u32, x.cols as u32, cells as u32],
+            params: &[x.rows as u32],
             grid: lines_grid(x.rows),
         })?;
         Ok(halves)

@@ -107,7 +107,8 @@ impl Device {
             label: Some("kimi"),
             required_features: features,
             required_limits: limits.clone(),
-            memory_hints: wgpu::MemoryHints::MemoryUsage, // small blocks: large buffers have their own
+            // Small blocks: what is larger has memory of its own, of which nothing is left over.
+            memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK_BYTES },
             experimental_features: match cooperative {
                 // SAFETY: what is experimental are cooperative matrices. Only cooperative.wgsl uses them, in uniform
                 // control flow, on shared memory that it has written, and only where the adapter lists their shape.
@@ -150,6 +151,13 @@ impl Device {
         }
     }
 
+    /// Threads of a workgroup that goes over `cells` cells: a power of two.
+    pub(crate) fn workgroup_of(&self, cells: usize) -> u32 {
+        let most =
+            self.limits.max_compute_invocations_per_workgroup.min(self.limits.max_compute_workgroup_size_x);
+        (cells.next_power_of_two() as u32).clamp(self.lanes.max(64), 1024).min(1 << most.ilog2())
+    }
+
     pub(crate) fn name(&self) -> String {
         self.about.to_string()
     }
@@ -178,6 +186,9 @@ pub(super) fn missing(has: wgpu::Features) -> Option<String> {
     let lacks = !has.contains(wgpu::Features::IMMEDIATES);
     lacks.then(|| "the adapter has no immediates (push constants), which the kernels need".to_owned())
 }
+
+/// Device memory that small buffers share, at first and when there are many.
+const BLOCK_BYTES: std::ops::Range<u64> = 4 << 20..16 << 20;
 
 /// What `cooperative.wgsl` needs.
 const COOPERATIVE: wgpu::Features =

@@ -1,4 +1,5 @@
-//! Products of one line of activations, or a few, with packed rows: which specialisation, which bindings, which grid.
+//! Products of one token's activations, or of few tokens', with packed rows: which specialisation, which bindings, which
+//! grid.
 
 use super::grouped::Groups;
 use super::recorder::Dispatch;
@@ -16,18 +17,19 @@ pub(crate) enum Mode<'a> {
     /// The rows of a matrix, for every token; and those of a second one, with outputs of its own, that read the same
     /// activations.
     Rows { second: Option<(usize, &'a GpuTensor)> },
-    /// The experts of the one source, for the pairs that chose them.
-    Tiles(Tiles<'a>),
+    /// The experts of the one source, for the (token, choice) pairs that chose them.
+    Pairs(Pairs<'a>),
     /// Those of the chosen experts, each with its own outputs.
     Gather(Choices<'a>),
     /// The chosen experts' results added up with their weights.
     Sum(Choices<'a>),
 }
 
-/// The (token, choice) pairs of a batch, in tiles of one expert each.
+/// The (token, choice) pairs of a batch.
 #[derive(Clone, Copy)]
-pub(crate) struct Tiles<'a> {
+pub(crate) struct Pairs<'a> {
     pub(crate) routing: &'a GpuRouting,
+    /// In tiles of one each, sorted by expert.
     pub(crate) groups: &'a Groups,
     /// Rows of an expert, and the first that is multiplied.
     pub(crate) expert_rows: usize,
@@ -95,48 +97,39 @@ impl Gpu {
     fn sizes(&self, product: &Matvec<'_>) -> Option<Sizes> {
         let (beside, outputs, second) = match product.mode {
             Mode::Rows { second } => (1, product.rows, second.map_or(0, |(rows, _)| rows)),
-            Mode::Tiles(tiles) => (1, product.rows * tiles.groups.most_tiles, 0),
+            Mode::Pairs(pairs) => (1, product.rows * pairs.groups.most_tiles, 0),
             Mode::Gather(choices) => (1, product.rows * choices.count(), 0),
             Mode::Sum(choices) => (choices.count(), product.rows, 0),
         };
-        let lines = match product.mode {
-            Mode::Rows { .. } => product.x.rows,
-            Mode::Tiles(tiles) => tiles.groups.lines,
-            _ => 1,
-        };
+        let tokens = if let Mode::Rows { .. } = product.mode { product.x.rows } else { 1 };
         let shape = Shape {
             packing: product.packing,
             beside: beside as u32,
-            lines: lines as u32,
             rows: [product.rows, second],
-            outputs: outputs + second,
+            outputs: (outputs + second) * tokens,
             pair: product.sources.iter().any(|s| s.up.is_some()),
+            sources: product.sources.len(),
         };
         Sizes::choose(&self.recorder.device, self.tuning(), &shape)
     }
 
-    /// Records one product; `false` if its rows or tiles are too wide for this kernel. Norms are for one line only. The
-    /// caller has checked the shapes.
+    /// Records one product; `false` if its rows are too wide for this kernel. The caller has checked the shapes.
     pub(crate) fn matvec(&self, product: &Matvec<'_>) -> Result<bool> {
         let Some(sizes) = self.sizes(product) else { return Ok(false) };
         if product.rows == 0 || product.packing.cols == 0 {
             return Ok(false);
         }
-        let tiles = if let Mode::Tiles(tiles) = product.mode { Some(tiles) } else { None };
-        if tiles.is_some_and(|t| t.groups.lines > sizes.lines as usize)
-            || (sizes.lines > 1 && product.norm.is_some())
-        {
-            return Ok(false);
-        }
+        let pairs = if let Mode::Pairs(pairs) = product.mode { Some(pairs) } else { None };
         let pair = u32::from(product.sources.iter().any(|s| s.up.is_some()));
         let none = &*self.nothing;
         let (mode, choices) = match product.mode {
             Mode::Rows { .. } => (0, None),
             Mode::Gather(choices) => (1, Some(choices)),
             Mode::Sum(choices) => (2, Some(choices)),
-            Mode::Tiles(_) => (3, None),
+            Mode::Pairs(_) => (3, None),
         };
         let second = if let Mode::Rows { second } = product.mode { second } else { None };
+        let several = matches!(product.mode, Mode::Rows { .. }) && product.x.rows > 1;
         let mut constants = sizes.constants(&self.recorder.device);
         constants.extend([
             ("MODE", mode),
@@ -146,9 +139,10 @@ impl Gpu {
             ("CHOICES", choices.map_or(1, |c| c.count() as u32)),
             ("SHARED", u32::from(choices.is_some_and(|c| c.shared))),
             ("SOURCES", product.sources.len() as u32),
-            ("CHOSEN", tiles.map_or(1, |t| t.routing.chosen as u32)),
-            ("PER_PAIR", u32::from(tiles.is_some_and(|t| t.down))),
-            ("WEIGHTED", u32::from(tiles.is_some_and(|t| t.down))),
+            ("SEVERAL", u32::from(several)),
+            ("CHOSEN", pairs.map_or(1, |p| p.routing.chosen as u32)),
+            ("PER_PAIR", u32::from(pairs.is_some_and(|p| p.down))),
+            ("WEIGHTED", u32::from(pairs.is_some_and(|p| p.down))),
             ("SHARE", (8 / product.packing.bits().max(1) as u32).clamp(1, 4)),
         ]);
         let aligned = product.packing.cols.is_multiple_of(4);
@@ -157,8 +151,8 @@ impl Gpu {
             Spec::new(op, constants).with_matrices(sizes.packing, product.sources.len() as u32 * (1 + pair));
         spec.dot = Some(if sizes.integer { Dot::Integer } else { Dot::Float });
         let norm = product.norm.map_or(none, |n| &*n.weight.buffer);
-        let [norm_or_tiles, ids, weights] = match (tiles, choices) {
-            (Some(t), _) => [&*t.groups.tiles, &*t.groups.pairs, &*t.routing.weights],
+        let [norm_or_tiles, ids, weights] = match (pairs, choices) {
+            (Some(p), _) => [&*p.groups.tiles, &*p.groups.pairs, &*p.routing.weights],
             (_, Some(c)) => [norm, &*c.routing.ids, &*c.routing.weights],
             _ => [norm, none, none],
         };
@@ -172,12 +166,19 @@ impl Gpu {
         let blocks = product.rows.div_ceil(sizes.block());
         let second_blocks = second.map_or(0, |(rows, _)| rows.div_ceil(sizes.block()));
         let grid = match product.mode {
-            Mode::Rows { .. } => [blocks + second_blocks, product.x.rows.div_ceil(sizes.lines as usize), 1],
-            Mode::Tiles(tiles) => [blocks, tiles.groups.most_tiles, 1],
+            Mode::Rows { .. } if several => [product.x.rows, blocks + second_blocks, 1],
+            Mode::Rows { .. } => [blocks + second_blocks, 1, 1],
+            Mode::Pairs(pairs) => [blocks, pairs.groups.most_tiles, 1],
             Mode::Gather(choices) => [blocks, choices.count(), 1],
             Mode::Sum(_) => [blocks, 1, 1],
         };
         let params = product.params(blocks, second.map_or(0, |(rows, _)| rows));
+        let outputs = match product.mode {
+            Mode::Rows { .. } => product.x.rows * (product.rows + second.map_or(0, |(rows, _)| rows)),
+            Mode::Pairs(pairs) => pairs.routing.tokens * pairs.routing.chosen * product.rows,
+            Mode::Gather(_) | Mode::Sum(_) => 0, // one token's: never much
+        };
+        self.recorder.count(f64::from(1 + pair) * outputs as f64 * product.packing.cols as f64);
         self.recorder.dispatch(Dispatch { op, spec, buffers: &buffers, params: &params, grid })?;
         Ok(true)
     }
@@ -188,7 +189,7 @@ impl Matvec<'_> {
         let held = self.sources.first().map_or(0..0, |source| source.weights.range.clone());
         let [part_first, part_experts, row_first, expert_rows] = match self.mode {
             Mode::Rows { .. } => [0, 1, 0, 0],
-            Mode::Tiles(tiles) => [held.start, held.len(), tiles.row_first, tiles.expert_rows],
+            Mode::Pairs(pairs) => [held.start, held.len(), pairs.row_first, pairs.expert_rows],
             Mode::Gather(choices) | Mode::Sum(choices) => {
                 [choices.part_first, choices.part_experts, 0, self.rows]
             }
@@ -203,8 +204,8 @@ impl Matvec<'_> {
         params[6] = eps;
         params[7] = self.x.first as u32;
         params[8..12].copy_from_slice(&scale_bases);
-        let strides = [self.x.rows, self.out.cols, row_first, expert_rows];
-        params[12..].copy_from_slice(&strides.map(|n| n as u32));
+        let strides = [self.out.cols, row_first, expert_rows];
+        params[12..15].copy_from_slice(&strides.map(|n| n as u32));
         params
     }
 }

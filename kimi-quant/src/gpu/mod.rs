@@ -363,8 +363,8 @@ impl Backend for Gpu {
             BackendError::check(OP, "input width", x.cols, m.cols())?;
             outs.push(self.tensor(x.rows, m.rows)?);
         }
-        // Of one token, the product normalises on the way.
-        let normed = if x.rows == 1 { None } else { Some(self.rms_norm(x, norm)?) };
+        let on_the_way = projections.iter().all(|m| self.normalises(x, m.rows, m.packing));
+        let normed = if on_the_way { None } else { Some(self.rms_norm(x, norm)?) };
         let (x, norm) = normed.as_ref().map_or((x, Some(norm)), |normed| (normed, None));
         if let ([a, b], [first, second]) = (projections.as_slice(), outs.as_slice())
             && self.project_both(x, norm, [a, b], [first, second])?
@@ -449,11 +449,7 @@ impl Backend for Gpu {
         let x = &*self.settled(x)?;
         check_norm(OP, x, norm)?;
         check_halves(OP, x, gate, up)?;
-        if x.rows == 1 {
-            return self.swiglu_dense(x, Some(norm), gate, up);
-        }
-        let normed = self.rms_norm(x, norm)?;
-        self.swiglu_dense(&normed, None, gate, up)
+        self.swiglu_dense(x, Some(norm), gate, up)
     }
 
     fn route(

@@ -19,12 +19,14 @@ const PAIR_RESULTS: u64 = 256 << 20;
 impl Gpu {
     pub(crate) fn rms_norm(&self, x: &GpuTensor, norm: &Norm<GpuVector>) -> Result<GpuTensor> {
         let out = self.tensor(x.rows, x.cols)?;
-        let lanes = self.recorder.device.lanes;
+        let device = &self.recorder.device;
+        let sizes =
+            [("WORKGROUP", device.workgroup_of(x.cols)), ("LANES", device.lanes), ("WIDTH", x.cols as u32)];
         self.recorder.dispatch(Dispatch {
             op: &RMS_NORM,
-            spec: Spec::new(&RMS_NORM, vec![("WORKGROUP", 256), ("LANES", lanes)]),
+            spec: Spec::new(&RMS_NORM, sizes.to_vec()),
             buffers: &[&x.buffer, &out.buffer, &norm.weight.buffer],
-            params: &[x.cols as u32, norm.eps.to_bits()],
+            params: &[norm.eps.to_bits()],
             grid: [x.rows, 1, 1],
         })?;
         Ok(out)
@@ -129,7 +131,7 @@ impl Gpu {
         for source in sources {
             let rows = source.weights.range.len();
             let out_first = source.weights.range.start;
-            let done = x.rows == 1
+            let done = self.normalises(x, rows, packing)
                 && self.matvec(&Matvec {
                     mode: Mode::Rows { second: None },
                     packing,
@@ -168,6 +170,11 @@ impl Gpu {
         Ok(())
     }
 
+    /// Whether products of `x` with `rows` rows read it as it is and normalise on the way, unless rows are too wide.
+    pub(crate) fn normalises(&self, x: &GpuTensor, rows: usize, packing: Packing) -> bool {
+        x.rows == 1 || self.dense_kernel(x, rows, packing) == BatchKernel::Matvec
+    }
+
     /// Two projections of a token, or a few, in one dispatch; `false` if they are too different, or tokens too many.
     pub(crate) fn project_both(
         &self,
@@ -177,8 +184,7 @@ impl Gpu {
         [out, second_out]: [&GpuTensor; 2],
     ) -> Result<bool> {
         let ([a], [b]) = (first.parts.as_slice(), second.parts.as_slice()) else { return Ok(false) };
-        let few = x.rows == 1
-            || self.dense_kernel(x, first.rows + second.rows, first.packing) == BatchKernel::Matvec;
+        let few = [first, second].iter().all(|m| self.normalises(x, m.rows, m.packing));
         if !few || first.packing != second.packing || self.most_sources(false) < 2 {
             return Ok(false);
         }

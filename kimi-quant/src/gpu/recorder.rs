@@ -19,8 +19,14 @@ type Result<T> = std::result::Result<T, BackendError>;
 /// Bind groups kept before all are made anew.
 const BIND_GROUPS: usize = 16384;
 
-/// Dispatches of one submission before the device starts on them.
-const DISPATCHES: usize = 8192;
+/// Dispatches that are recorded before the device starts on them, after `submitted` submissions that nobody waited for: few
+/// at first, so that the device computes while the host records, then more, since a submission takes the host longer than
+/// they do.
+fn dispatches_of(submitted: usize) -> usize {
+    const FIRST: usize = 4;
+    const MOST: usize = 128;
+    FIRST.saturating_mul(3usize.saturating_pow(submitted.min(8) as u32)).min(MOST)
+}
 
 struct Pipeline {
     number: usize,
@@ -33,6 +39,8 @@ pub(super) struct State {
     pub(super) pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
     pub(super) encoder: Option<wgpu::CommandEncoder>,
     recorded: usize,
+    /// Submissions since the device was waited for.
+    submitted: usize,
     pace: Pace,
     /// Whether what is recorded must stay in one submission.
     whole: bool,
@@ -143,7 +151,7 @@ impl Recorder {
         pass.dispatch_workgroups(x, y, z);
         state.recorded += 1;
         self.dispatches.fetch_add(1, Ordering::Relaxed);
-        if !state.whole && (state.recorded >= DISPATCHES || state.pace.is_full()) {
+        if !state.whole && (state.recorded >= dispatches_of(state.submitted) || state.pace.is_full()) {
             self.submit(state);
         }
         Ok(())
@@ -199,6 +207,7 @@ impl Recorder {
         state.pass = None;
         self.device.queue.submit(state.encoder.take().map(wgpu::CommandEncoder::finish));
         state.recorded = 0;
+        state.submitted += 1;
         state.pace.submit(Instant::now());
         self.pool.submitted();
     }
@@ -305,6 +314,7 @@ impl Recorder {
     fn wait(&self, state: &mut State) -> Result<()> {
         let waited = survive(|| self.device.device.poll(wgpu::PollType::wait_indefinitely()));
         state.pace.done(Instant::now());
+        state.submitted = 0;
         self.staging.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.device.check()?;
         waited?.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))

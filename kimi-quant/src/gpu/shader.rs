@@ -48,7 +48,7 @@ op!(FEW, "few", [false, true, false, false, false], 2, true, 10, with "lines");
 op!(TILED, "tiled", [false, true, false, false, false], 2, false, 10, with "lines");
 op!(COOPERATIVE, "cooperative", [false, true, false, false, false, false], 2, false, 10, with "lines",
     enable "f16", enable "wgpu_cooperative_matrix");
-op!(HALVES, "halves", [false, true, true], 0, false, 3, enable "f16");
+op!(HALVES, "halves", [false, true, true], 0, false, 1, enable "f16");
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 4);
@@ -58,7 +58,7 @@ op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 8, with "tile", w
 op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 5, with "tile");
 op!(VALUES, "values", [false, true, false, false], 1, false, 7, with "output_rows");
 op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 7, with "tile", with "tiled_rows");
-op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 2);
+op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 1);
 op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
 op!(READ, "read", [false, true], 0, false, 1);
@@ -78,6 +78,7 @@ const DOT_FLOAT: &str = include_str!("../../../shaders/dot_float.wgsl");
 const DOT_INTEGER: &str = include_str!("../../../shaders/dot_integer.wgsl");
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
 const MATRIX: &str = include_str!("../../../shaders/matrix.wgsl");
+const MATVEC_FETCH: &str = include_str!("../../../shaders/matvec_fetch.wgsl");
 const NO_MATRIX: &str = include_str!("../../../shaders/no_matrix.wgsl");
 const REDUCE_SUBGROUP: &str = include_str!("../../../shaders/reduce_subgroup.wgsl");
 const REDUCE_SHARED: &str = include_str!("../../../shaders/reduce_shared.wgsl");
@@ -246,7 +247,8 @@ impl Spec {
             };
             text.push_str(&format!("alias Chunk = {chunk};\n"));
             text.push_str(CODES);
-            let names: &[&str] = if op.matrices > 2 { &MATRICES } else { &PAIR };
+            let many = op.matrices > 2;
+            let names: &[&str] = if many { &MATRICES } else { &PAIR };
             for (i, name) in names.iter().take(op.matrices as usize).enumerate() {
                 let binding = op.writes.len() + 2 * i;
                 let piece = if (i as u32) < self.matrices { MATRIX } else { NO_MATRIX };
@@ -257,6 +259,10 @@ impl Spec {
                         .replace("SCALES_BINDING", &(binding + 1).to_string())
                         .replace("UNPACK_CHUNK", unpack),
                 );
+                if many {
+                    let second = names.get(i + 1).unwrap_or(name);
+                    text.push_str(&MATVEC_FETCH.replace("FIRST", name).replace("SECOND", second));
+                }
             }
         }
         match (self.dot, self.packing) {

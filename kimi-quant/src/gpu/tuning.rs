@@ -22,13 +22,13 @@ pub(crate) struct Shape {
     pub(crate) packing: Packing,
     /// How many rows are side by side as one.
     pub(crate) beside: u32,
-    /// Lines of activations that meet the same rows.
-    pub(crate) lines: u32,
     /// Rows of a matrix or expert; of the second matrix, if there are two.
     pub(crate) rows: [usize; 2],
-    /// Outputs of all workgroups together.
+    /// Outputs of all workgroups together, for all tokens.
     pub(crate) outputs: usize,
     pub(crate) pair: bool,
+    /// Bindings of weights: the code that fetches from each is in the kernel.
+    pub(crate) sources: usize,
 }
 
 /// Sizes of a dispatch, as constants of the shader.
@@ -37,8 +37,6 @@ pub(crate) struct Sizes {
     /// The weights', with the unit that a thread has.
     pub(crate) packing: Packing,
     pub(crate) integer: bool,
-    /// Lines of activations that a workgroup has.
-    pub(crate) lines: u32,
     /// Rows of a step and of both matrices together.
     pub(crate) step_rows: u32,
     pub(crate) values: u32,
@@ -67,17 +65,14 @@ const PROLOGUE: usize = 2;
 const THREADS: u32 = 256;
 /// Units of a row that is long: half as many threads on it are enough.
 const LONG: usize = 128;
+/// Outputs that are many: threads that are fewer a row still fill the device.
+const MANY_OUTPUTS: usize = 16_000;
 /// Bytes of activations that are staged at once, about.
 const STAGED: u32 = 16 << 10;
 
 /// Whether codes are multiplied as integers.
 pub(crate) fn integer(device: &Device, given: Option<Tuning>, packing: Packing) -> bool {
     given.map_or(device.integer_dot, |t| t.integer) && packing.is_integer()
-}
-
-/// Lines of activations that a thread's registers hold: fixed-point numbers take less than floats.
-pub(crate) fn most_lines(integer: bool) -> u32 {
-    if integer { 4 } else { 2 }
 }
 
 impl Sizes {
@@ -87,17 +82,15 @@ impl Sizes {
         let most = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
         let matrices = 1 + u32::from(shape.pair);
         let integer = integer(device, given, shape.packing);
-        // As even as possible: 5 lines are 3 and 2.
-        let all_lines = shape.lines.max(1);
-        let lines = all_lines.div_ceil(all_lines.div_ceil(most_lines(integer)));
         // Fewer loads and less to add up for as many weights, where rows have threads enough.
-        let long = shape.beside == 1 && lines == 1 && shape.packing.units() >= LONG;
-        let few_bits = shape.packing.bits() <= if shape.pair { 4 } else { 3 };
-        let unit = given.map_or(if long && few_bits { 2 * UNIT } else { UNIT }, |t| t.unit);
+        let long = shape.beside == 1 && shape.packing.units() >= LONG;
+        let long = long && shape.sources == 1 && shape.outputs >= MANY_OUTPUTS;
+        let long = long && !(shape.pair && shape.packing.bits() > 5);
+        let unit = given.map_or(if long { 2 * UNIT } else { UNIT }, |t| t.unit);
         let wide = if integer && unit > UNIT { shape.packing.wide() } else { None };
         let packing = wide.unwrap_or(shape.packing);
         let units = packing.units() as u32 * shape.beside;
-        let values = Self::values(device, given, shape, units * lines, matrices);
+        let values = Self::values(device, given, shape, units, packing.unit > UNIT);
         let span = units.next_multiple_of(values);
         if span > most {
             return None;
@@ -108,22 +101,10 @@ impl Sizes {
         let workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
         let step_rows = values / matrices;
         let steps_in_all = shape.outputs.div_ceil((step_rows * slots) as usize);
-        let steps_in_all = steps_in_all * all_lines.div_ceil(lines) as usize;
         let steps = given.and_then(|t| t.steps).unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup));
         let rounds = (units * (packing.unit as u32 + 1) * 4).div_ceil(STAGED);
-        let mut sizes = Self {
-            packing,
-            integer,
-            lines,
-            step_rows,
-            values,
-            steps,
-            span,
-            slots,
-            workgroup,
-            rounds,
-            shares: 1,
-        };
+        let mut sizes =
+            Self { packing, integer, step_rows, values, steps, span, slots, workgroup, rounds, shares: 1 };
         let room = limits.max_compute_workgroup_storage_size;
         loop {
             sizes.shares = sizes.best_shares();
@@ -137,15 +118,16 @@ impl Sizes {
         }
     }
 
-    /// Sums of a step: a power of two that divides all rows, so that a step has all of its rows or none.
-    fn values(device: &Device, given: Option<Tuning>, shape: &Shape, kept_units: u32, matrices: u32) -> u32 {
-        let wide = kept_units > 288; // many threads or lines, so fewer registers
+    /// Sums of a step: a power of two that divides all rows, so that a step has all of its rows or none. With `units` on a
+    /// row, `wide` ones or not.
+    fn values(device: &Device, given: Option<Tuning>, shape: &Shape, units: u32, wide: bool) -> u32 {
+        let matrices = 1 + u32::from(shape.pair);
         let wanted = given.map_or_else(
             || match shape.packing.bits() {
-                _ if wide => 4,
-                ..=6 => 8,
-                7..=8 => 4,
-                _ => matrices,
+                9.. => matrices,
+                _ if units > 288 => 4, // many threads, so fewer registers
+                _ if wide || shape.pair => 8,
+                _ => 4, // the same alone, and less code to fetch where other kernels came before
             },
             |t| t.values.clamp(1, 16),
         );
@@ -181,16 +163,15 @@ impl Sizes {
     }
 
     fn best_shares(&self) -> u32 {
-        1 << (self.workgroup / (self.lines * self.outs())).clamp(1, 8).ilog2()
+        1 << (self.workgroup / self.outs()).clamp(1, 8).ilog2()
     }
 
     /// Shared memory, as matvec.wgsl declares it and the sums over workgroups.
     fn shared_bytes(&self, device: &Device, units: u32) -> u32 {
         let kept = if device.subgroups { self.steps * self.workgroup } else { self.outs() * self.span };
-        let kept = self.lines * kept;
         let cells = (units.div_ceil(self.rounds) * (self.packing.unit as u32 + 1)).max(kept);
         let reduction = if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
-        4 * (cells + (self.lines * self.outs() + 1) * self.shares + self.workgroup + reduction)
+        4 * (cells + (self.outs() + 1) * self.shares + self.workgroup + reduction)
     }
 
     /// Rows of a workgroup.
@@ -201,7 +182,6 @@ impl Sizes {
     /// The shader's constants.
     pub(crate) fn constants(&self, device: &Device) -> Vec<(&'static str, u32)> {
         vec![
-            ("LINES", self.lines),
             ("STEP_ROWS", self.step_rows),
             ("STEPS", self.steps),
             ("SPAN", self.span),

@@ -27,11 +27,11 @@ fn formats() -> Vec<Format> {
 /// One token; numbers: mode, sources, pair, norm, add, shared.
 fn matvec(packing: Packing, numbers: [u32; 6], dot: Dot, subgroups: bool) -> (&'static Op, Spec) {
     let [mode, sources, pair, norm, add, shared] = numbers;
-    let lines = if norm == 0 && [0, 3].contains(&mode) { 4 } else { 1 };
+    let several = u32::from(mode == 0 && sources == 1);
     let span = packing.units() as u32 * if mode == 2 { 3 } else { 1 };
     let span = span.next_multiple_of(8);
     let constants = vec![
-        ("LINES", lines),
+        ("SEVERAL", several),
         ("STEP_ROWS", 8 / (1 + pair)),
         ("STEPS", 2),
         ("SPAN", span),
@@ -139,11 +139,11 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     let group = ("WORKGROUP", 64);
     let sums = || vec![group, ("LANES", 32)];
     all.push((&READ, Spec::new(&READ, vec![group, ("CELLS", 8)])));
-    all.push((&RMS_NORM, Spec::new(&RMS_NORM, sums())));
+    all.push((&RMS_NORM, Spec::new(&RMS_NORM, [sums(), vec![("WIDTH", 100)]].concat())));
     all.push((&SWIGLU, Spec::new(&SWIGLU, vec![group])));
     all.push((&GATHER_ROWS, Spec::new(&GATHER_ROWS, vec![group])));
     all.push((&GROUP, Spec::new(&GROUP, vec![group, ("EXPERTS", 384)])));
-    all.push((&HALVES, Spec::new(&HALVES, vec![group])));
+    all.push((&HALVES, Spec::new(&HALVES, vec![group, ("WIDTH", 100), ("PAIRS", 64)])));
     all.push((&COMBINE, Spec::new(&COMBINE, vec![group, ("CHOSEN", 8)])));
     for (tile, rope) in [([256, 64, 32, 16], 64), ([64, 32, 8, 8], 6)] {
         let names = ["WORKGROUP", "TILE_ROWS", "TILE_COLUMNS", "SLAB"];
