@@ -169,8 +169,12 @@ impl Gpu {
 
     /// The kernel for a product of `x` with `rows` outputs.
     pub(crate) fn dense_kernel(&self, x: &GpuTensor, rows: usize, packing: Packing) -> BatchKernel {
-        self.batch_kernel()
-            .unwrap_or_else(|| BatchKernel::dense(x.rows, rows, self.multiplies_integers(packing)))
+        let integer = self.multiplies_integers(packing);
+        self.batch_kernel().unwrap_or_else(|| match BatchKernel::dense(x.rows, rows, integer) {
+            // Floats too where they were measured to be faster so.
+            BatchKernel::Few if self.recorder.device.integer_dot => BatchKernel::Matvec,
+            kernel => kernel,
+        })
     }
 
     fn multiplies_integers(&self, packing: Packing) -> bool {

@@ -67,6 +67,8 @@ const THREADS: u32 = 256;
 const LONG: usize = 128;
 /// Outputs that are many: threads that are fewer a row still fill the device.
 const MANY_OUTPUTS: usize = 16_000;
+/// Outputs that keep the device busy for so long that the kernel's code is soon fetched.
+const BUSY_OUTPUTS: usize = 50_000;
 /// Bytes of activations that are staged at once, about.
 const STAGED: u32 = 16 << 10;
 
@@ -126,8 +128,8 @@ impl Sizes {
             || match shape.packing.bits() {
                 9.. => matrices,
                 _ if units > 288 => 4, // many threads, so fewer registers
-                _ if wide || shape.pair => 8,
-                _ => 4, // the same alone, and less code to fetch where other kernels came before
+                _ if wide || shape.pair || shape.outputs >= BUSY_OUTPUTS => 8,
+                _ => 4, // as fast alone, and less code to fetch where other kernels came before
             },
             |t| t.values.clamp(1, 16),
         );
