@@ -131,12 +131,12 @@ impl<S: Simd, const KIND: u8> Codec for Floats<S, KIND> {
 macro_rules! kernels {
     ($simd:ty $(, $features:literal)?) => {
         $(#[target_feature(enable = $features)])?
-        unsafe fn dot<C: $crate::cpu::codec::Codec, const R: usize, const T: usize>(
+        unsafe fn dot<M: $crate::cpu::kernel::Multiply, const R: usize, const T: usize>(
             p: &$crate::cpu::kernel::Product<'_>,
             out: &mut [f32],
             stride: usize,
         ) {
-            $crate::cpu::kernel::dot::<C, R, T>(p, out, stride)
+            $crate::cpu::kernel::dot::<M, R, T>(p, out, stride)
         }
 
         $(#[target_feature(enable = $features)])?

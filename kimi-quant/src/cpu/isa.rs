@@ -17,6 +17,8 @@ enum Kind {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
@@ -35,7 +37,9 @@ impl Isa {
                 && is_x86_feature_detected!("f16c");
             let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             sets.extend(avx2.then_some(Self(Kind::Avx2)));
+            let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
             sets.extend((avx2 && avx512).then_some(Self(Kind::Avx512)));
+            sets.extend((avx2 && avx512 && vnni).then_some(Self(Kind::Avx512Vnni)));
         }
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
@@ -57,6 +61,8 @@ impl Isa {
             Kind::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => "AVX-512 VNNI",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "NEON",
         }
@@ -70,6 +76,8 @@ impl Isa {
             Kind::Avx2 => super::avx2::kernel(format),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => super::avx512::kernel(format),
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512Vnni => super::vnni::kernel(format),
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => super::neon::kernel(format),
         }
@@ -82,7 +90,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => super::avx2::DENSE,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx512 => super::avx512::DENSE,
+            Kind::Avx512 | Kind::Avx512Vnni => super::avx512::DENSE,
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => super::neon::DENSE,
         }

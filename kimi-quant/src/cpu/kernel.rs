@@ -13,25 +13,27 @@ use super::dequant::RowBytes;
 use super::matmul::Operand;
 use super::order::Order;
 use super::scales::Parameters;
-use super::simd::{MAX_LANES, Simd};
+use super::simd::{LINE, MAX_LANES, Simd};
 use crate::PackedMatrix;
 
 /// A codec's vector of floats.
 type V<C> = <<C as Codec>::S as Simd>::V;
 
-/// Does something for each step of a block with the step's number as a constant: the compiler leaves a loop a loop,
-/// and then shifts by a variable.
+/// Does something for each of some steps, at most sixteen, with the step's number as a constant: the compiler leaves a
+/// loop a loop, and then shifts by a variable.
 macro_rules! each_step {
-    ($codec:ty, $k:ident => $body:expr) => {
-        each_step!(@ $codec, $k, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
+    ($steps:expr, $k:ident => $body:expr) => {
+        each_step!(@ $steps, $k, $body, 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
     };
-    (@ $codec:ty, $k:ident, $body:expr, $($step:literal)*) => {
-        $(if $step < <$codec>::CODES {
+    (@ $steps:expr, $k:ident, $body:expr, $($step:literal)*) => {
+        $(if $step < $steps {
             let $k = $step;
             $body
         })*
     };
 }
+#[cfg(target_arch = "x86_64")]
+pub(crate) use each_step;
 
 /// Rows of a matrix times some of the tokens of an operand.
 pub(crate) struct Product<'a> {
@@ -48,16 +50,22 @@ pub(crate) struct Product<'a> {
 /// [`dot`] of a codec: `out[(r - range.start) * stride + t]` for the tokens of the product.
 pub(crate) type Dot = unsafe fn(&Product<'_>, out: &mut [f32], stride: usize);
 
+/// Words of 32 bits of a row of activations as a kernel reads it, for groups of some columns.
+pub(crate) type Length = fn(Order, group: usize, cols: usize) -> usize;
+
+/// Writes a row of activations as a kernel reads them, for groups of some columns, to zeros.
+pub(crate) type Prepare = unsafe fn(Order, group: usize, x: &[f32], out: &mut [f32]);
+
 /// [`decode`] of a codec.
 pub(crate) type Decode = unsafe fn(&PackedMatrix, rows: Range<usize>, out: &mut [f32]);
-
-/// Bytes that one prefetch brings, on most machines.
-const LINE: usize = 64;
 
 /// The kernels of one format and instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel {
+    /// Of decoded weights, and of activations that are floats.
     pub(crate) order: Order,
+    pub(crate) length: Length,
+    pub(crate) prepare: Prepare,
     /// For up to 1, 2, 4 and 8 tokens. All give a token the same bits.
     pub(crate) dot: [Dot; 4],
     /// Weights of some rows in the kernel's order, `[rows, cols]`.
@@ -67,19 +75,48 @@ pub(crate) struct Kernel {
 impl Kernel {
     pub(crate) const fn of<C: Codec>(dot: [Dot; 4], decode: Decode) -> Self {
         assert!(C::S::LANES <= MAX_LANES);
-        Self { order: Order::of::<C>(), dot, decode }
+        Self { order: Order::of::<C>(), length: floats, prepare: permute, dot, decode }
     }
+}
+
+/// [`Length`] for floats.
+fn floats(order: Order, _group: usize, cols: usize) -> usize {
+    order.padded(cols)
+}
+
+/// [`Prepare`] for floats.
+fn permute(order: Order, _group: usize, x: &[f32], out: &mut [f32]) {
+    order.permute(x, out);
+}
+
+/// How rows in a codec are multiplied with activations.
+///
+/// # Safety
+/// As for [`Codec`].
+pub(crate) trait Multiply {
+    type C: Codec;
+
+    /// Prepares the parameters of a row that were read into place `slot`.
+    #[inline(always)]
+    unsafe fn settle(_parameters: &mut Parameters<<Self::C as Codec>::S>, _slot: usize) {}
+
+    /// `R` rows of `m`, whose parameters were read, times the `T` tokens at `x`. The order of summation does not
+    /// depend on `R` and `T`.
+    unsafe fn tile<const R: usize, const T: usize>(
+        m: &PackedMatrix,
+        rows: [usize; R],
+        parameters: &Parameters<<Self::C as Codec>::S>,
+        x: [*const f32; T],
+    ) -> [[f32; T]; R];
 }
 
 /// Rows times up to `T` tokens, `R` rows at a time. See [`Dot`].
 ///
-/// Every sum is taken in one vector over the blocks in ascending order, then over its lanes: whatever `R` and `T`.
-///
 /// # Safety
 /// The machine has the codec's instruction set, `p.m` has the codec's format with a group that fits its order and rows
-/// of whole blocks, `p.x` is in its order, and there are 1 to `T` tokens.
+/// of whole blocks, `p.x` was prepared for the kernel, and there are 1 to `T` tokens.
 #[inline(always)]
-pub(crate) unsafe fn dot<C: Codec, const R: usize, const T: usize>(
+pub(crate) unsafe fn dot<M: Multiply, const R: usize, const T: usize>(
     p: &Product<'_>,
     out: &mut [f32],
     stride: usize,
@@ -91,14 +128,15 @@ pub(crate) unsafe fn dot<C: Codec, const R: usize, const T: usize>(
     }
     // SAFETY: passed on; the operand's rows are as long as the matrix's.
     unsafe {
-        let mut parameters = Parameters::<C::S>::new::<C>(p.m, R);
+        let mut parameters = Parameters::new::<M::C>(p.m, R);
         for start in p.range.clone().step_by(R) {
             let mut rows = [0; R];
             for (i, row) in rows.iter_mut().enumerate() {
                 *row = (start + i).min(p.range.end - 1);
-                parameters.read::<C>(i, p.m, *row);
+                parameters.read::<M::C>(i, p.m, *row);
+                M::settle(&mut parameters, i);
             }
-            let sums = dot_tile::<C, R, T>(p.m, rows, &parameters, x);
+            let sums = M::tile::<R, T>(p.m, rows, &parameters, x);
             for (row, sums) in rows.into_iter().zip(sums) {
                 let at = (row - p.range.start) * stride;
                 out[at..at + p.tokens.len()].copy_from_slice(&sums[..p.tokens.len()]);
@@ -107,56 +145,84 @@ pub(crate) unsafe fn dot<C: Codec, const R: usize, const T: usize>(
     }
 }
 
-/// `R` rows times `T` tokens.
-#[inline(always)]
-unsafe fn dot_tile<C: Codec, const R: usize, const T: usize>(
-    m: &PackedMatrix,
-    rows: [usize; R],
-    parameters: &Parameters<C::S>,
-    x: [*const f32; T],
-) -> [[f32; T]; R] {
-    let blocks = m.cols() / (C::S::LANES * C::CODES);
-    let row_bytes = blocks * C::BYTES;
-    let mut weight = [m.weight().as_ptr(); R];
-    // SAFETY: the rows are rows of the matrix, so that their blocks lie in its bytes; operands have a value for every
-    // weight; the rows' parameters were read.
-    unsafe {
-        for (pointer, row) in weight.iter_mut().zip(rows) {
-            *pointer = pointer.add(row * row_bytes);
-        }
-        let codec = C::new();
-        let mut acc = [[C::S::splat(0.0); T]; R];
-        for block in 0..blocks {
-            let tile = Tile::<C, R>::load(block, weight, parameters);
-            let mut here = x;
-            for x in &mut here {
-                *x = x.add(block * C::CODES * C::S::LANES);
-            }
-            each_step!(C, k => {
-                let w = tile.weights(codec, k);
-                for t in 0..T {
-                    let value = C::S::load(here[t].add(k * C::S::LANES));
-                    for r in 0..R {
-                        acc[r][t] = C::S::fma(w[r], value, acc[r][t]);
-                    }
-                }
-            });
-            for pointer in &mut weight {
-                // The same place of the next rows: the machine's own prefetching starts anew with every row.
-                for line in (0..C::BYTES).step_by(LINE) {
-                    C::S::prefetch(pointer.wrapping_add(R * row_bytes + line));
-                }
-                *pointer = pointer.add(C::BYTES);
-            }
-        }
-        let mut sums = [[0.0; T]; R];
-        for (sums, acc) in sums.iter_mut().zip(acc) {
-            for (sum, acc) in sums.iter_mut().zip(acc) {
-                *sum = C::S::sum(acc);
-            }
-        }
-        sums
+/// Where some rows of a matrix lie, a block at a time.
+pub(crate) struct Blocks<const R: usize> {
+    pub(crate) weight: [*const u8; R],
+    row_bytes: usize,
+}
+
+impl<const R: usize> Blocks<R> {
+    /// The first blocks of rows of `m`.
+    #[inline(always)]
+    pub(crate) fn of<C: Codec>(m: &PackedMatrix, rows: [usize; R]) -> Self {
+        let row_bytes = m.cols() / (C::S::LANES * C::CODES) * C::BYTES;
+        Self { weight: rows.map(|row| m.weight()[row * row_bytes..].as_ptr()), row_bytes }
     }
+
+    /// Goes to the next blocks.
+    #[inline(always)]
+    pub(crate) unsafe fn next<C: Codec>(&mut self) {
+        for pointer in &mut self.weight {
+            // The same place of the next rows: the machine's own prefetching starts anew with every row.
+            for line in (0..C::BYTES).step_by(LINE) {
+                // SAFETY: passed on.
+                unsafe { C::S::prefetch(pointer.wrapping_add(R * self.row_bytes + line)) }
+            }
+            *pointer = pointer.wrapping_add(C::BYTES);
+        }
+    }
+}
+
+/// Weights as floats: every sum is taken in one vector over the blocks in ascending order, then over its lanes.
+impl<C: Codec> Multiply for C {
+    type C = C;
+
+    #[inline(always)]
+    unsafe fn tile<const R: usize, const T: usize>(
+        m: &PackedMatrix,
+        rows: [usize; R],
+        parameters: &Parameters<C::S>,
+        x: [*const f32; T],
+    ) -> [[f32; T]; R] {
+        // SAFETY: the rows' blocks lie in the matrix; operands have a value for every weight; the rows' parameters were
+        // read.
+        unsafe {
+            let mut at = Blocks::of::<C>(m, rows);
+            let codec = C::new();
+            let mut acc = [[C::S::splat(0.0); T]; R];
+            for block in 0..m.cols() / (C::S::LANES * C::CODES) {
+                let tile = Tile::<C, R>::load(block, at.weight, parameters);
+                let mut here = x;
+                for x in &mut here {
+                    *x = x.add(block * C::CODES * C::S::LANES);
+                }
+                each_step!(C::CODES, k => {
+                    let w = tile.weights(codec, k);
+                    for t in 0..T {
+                        let value = C::S::load(here[t].add(k * C::S::LANES));
+                        for r in 0..R {
+                            acc[r][t] = C::S::fma(w[r], value, acc[r][t]);
+                        }
+                    }
+                });
+                at.next::<C>();
+            }
+            sums::<C::S, R, T>(acc)
+        }
+    }
+}
+
+/// The sums of the lanes.
+#[inline(always)]
+pub(crate) unsafe fn sums<S: Simd, const R: usize, const T: usize>(acc: [[S::V; T]; R]) -> [[f32; T]; R] {
+    let mut sums = [[0.0; T]; R];
+    for (sums, acc) in sums.iter_mut().zip(acc) {
+        for (sum, acc) in sums.iter_mut().zip(acc) {
+            // SAFETY: passed on.
+            *sum = unsafe { S::sum(acc) };
+        }
+    }
+    sums
 }
 
 /// A block of `R` rows in registers.
@@ -220,7 +286,7 @@ pub(crate) unsafe fn decode<C: Codec>(m: &PackedMatrix, rows: Range<usize>, out:
             let blocks = bytes.chunks_exact(C::BYTES).zip(out.chunks_exact_mut(C::S::LANES * C::CODES));
             for (block, (bytes, out)) in blocks.enumerate() {
                 let tile = Tile::<C, 1>::load(block, [bytes.as_ptr()], &parameters);
-                each_step!(C, k => {
+                each_step!(C::CODES, k => {
                     let [w] = tile.weights(codec, k);
                     C::S::store(out.as_mut_ptr().add(k * C::S::LANES), w);
                 });

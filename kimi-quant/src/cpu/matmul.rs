@@ -23,7 +23,8 @@ struct Line([f32; 16]);
 
 /// Activations in the order in which the kernels of one format read them.
 pub(crate) struct Operand {
-    order: Order,
+    /// Which matrices it is for.
+    key: (Isa, Format, usize),
     data: Vec<Line>,
     stride: usize,
 }
@@ -31,20 +32,26 @@ pub(crate) struct Operand {
 impl Operand {
     /// Prepares `x`, rows of `m.cols()` values, for products with `m` and its like.
     pub(crate) fn new(isa: Isa, m: &PackedMatrix, x: &[f32]) -> Self {
-        let order = order(isa, m);
-        let stride = order.padded(m.cols());
+        let (Kernel { order, length, prepare, .. }, group) = (kernel_for(isa, m).0, m.format().group());
+        let stride = length(order, group, m.cols());
         let values = x.len() / m.cols() * stride;
         let mut data = vec![Line([0.0; 16]); values.div_ceil(16)];
         for_each_row(&mut bytemuck::cast_slice_mut(&mut data)[..values], stride, x, m.cols(), |out, x| {
-            order.permute(x, out)
+            // SAFETY: the instruction set is this machine's.
+            unsafe { prepare(order, group, x, out) }
         });
-        Self { order, data, stride }
+        Self { key: key(isa, m), data, stride }
     }
 
-    /// One token's activations, filled up with zeros to whole blocks.
+    /// One token's activations as the kernel reads them, filled up with zeros to whole blocks.
     pub(crate) fn row(&self, token: u32) -> &[f32] {
         &bytemuck::cast_slice(&self.data)[token as usize * self.stride..][..self.stride]
     }
+}
+
+/// What an operand depends on.
+fn key(isa: Isa, m: &PackedMatrix) -> (Isa, Format, usize) {
+    (isa, m.format(), m.cols())
 }
 
 /// Calls `f` with each row of `out` and of `x`: on all cores where there are enough rows to be worth it.
@@ -131,7 +138,7 @@ pub(crate) fn rows(
 ) {
     let (kernel, reading) = kernel_for(isa, m);
     let count = range.len() * tokens.len();
-    let fits = range.end <= m.rows() && x.order == kernel.order && x.stride == x.order.padded(m.cols());
+    let fits = range.end <= m.rows() && x.key == key(isa, m);
     debug_assert!(fits && out.len() == count);
     if range.is_empty() || tokens.is_empty() || out.len() != count || !fits {
         return;

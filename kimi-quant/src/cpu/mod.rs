@@ -2,9 +2,9 @@
 //!
 //! What holds of its results:
 //!
-//! * Sums are f32. A product's order of summation depends on the matrix and the instruction set only, so a token's
-//!   result is the same bits alone or in any batch, and on any number of threads. Attention splits the positions of
-//!   a sequence at fixed places for the same reason.
+//! * Sums are f32, or exact integers over a few columns and f32 from there (`digits.rs`). A product's order of summation
+//!   depends on the matrix and the instruction set only, so a token's result is the same bits alone or in any batch, and
+//!   on any number of threads. Attention splits the positions of a sequence at fixed places for the same reason.
 //! * Two instruction sets differ by rounding.
 
 mod attention;
@@ -16,6 +16,8 @@ mod bandwidth;
 mod codec;
 mod dense;
 mod dequant;
+#[cfg(target_arch = "x86_64")]
+mod digits;
 mod isa;
 mod kernel;
 mod latent;
@@ -31,6 +33,8 @@ mod scalar;
 mod scales;
 mod simd;
 mod tensor;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 pub use bandwidth::read_bandwidth;
 pub use dequant::{dequantize, dequantize_row};

@@ -2,14 +2,18 @@
 
 use super::codec::{Codec, Scaling};
 use super::dequant::{e4m3, e8m0};
-use super::simd::{MAX_LANES, Simd};
+use super::simd::{LINE, MAX_LANES, Simd};
 use crate::{FloatType, Format, PackedMatrix};
 
 /// Scales and biases of a few rows, each row followed by a vector of padding.
 pub(crate) struct Parameters<S: Simd> {
     scales: Vec<f32>,
     biases: Vec<f32>,
+    /// See [`Self::take_zeros`]; integers.
+    zeros: Vec<f32>,
     stride: usize,
+    /// Rows that are read at once.
+    rows: usize,
     /// Groups a row has.
     groups: usize,
     places: S::Places,
@@ -35,7 +39,9 @@ impl<S: Simd> Parameters<S> {
         Self {
             scales: vec![0.0; rows * stride],
             biases: vec![0.0; biases],
+            zeros: Vec::new(),
             stride,
+            rows,
             groups,
             // SAFETY: passed on.
             places: unsafe { S::places(&lanes) },
@@ -50,10 +56,22 @@ impl<S: Simd> Parameters<S> {
     }
 
     /// Reads row `row` of `m` into place `slot`.
+    ///
+    /// # Safety
+    /// The machine has the instruction set.
     #[inline(always)]
-    pub(crate) fn read<C: Codec<S = S>>(&mut self, slot: usize, m: &PackedMatrix, row: usize) {
+    pub(crate) unsafe fn read<C: Codec<S = S>>(&mut self, slot: usize, m: &PackedMatrix, row: usize) {
         if C::SCALING == Scaling::None {
             return;
+        }
+        for bytes in [m.scales(), m.biases()] {
+            let length = bytes.len() / m.rows();
+            // Those of the next rows: they are all needed at once.
+            for line in (0..length).step_by(LINE) {
+                let at = bytes.as_ptr().wrapping_add((row + self.rows) * length + line);
+                // SAFETY: passed on.
+                unsafe { S::prefetch(at) }
+            }
         }
         let to = slot * self.stride..slot * self.stride + self.groups;
         let from = |size: usize| row * self.groups * size..(row + 1) * self.groups * size;
@@ -78,6 +96,62 @@ impl<S: Simd> Parameters<S> {
         }
     }
 
+    /// Takes each group's zero point off the biases of the row in `slot`: the integer code, up to `largest`, whose
+    /// weight is nearest to zero. Scales that are large beside the weights leave nothing large behind then.
+    ///
+    /// # Safety
+    /// The machine has the instruction set and fused multiply-adds; a row was read into `slot`, of a codec that has
+    /// biases.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) unsafe fn take_zeros(&mut self, slot: usize, largest: f32) {
+        self.zeros.resize(self.scales.len(), 0.0);
+        let row = slot * self.stride..slot * self.stride + self.groups;
+        let zeros = self.zeros[row.clone()].iter_mut();
+        for ((zero, bias), &scale) in zeros.zip(&mut self.biases[row.clone()]).zip(&self.scales[row]) {
+            let exact = -*bias / scale;
+            // In this form a maximum and a minimum of vectors. A scale of zero, or none that is a number, has 0.
+            let exact = if exact > 0.0 { exact } else { 0.0 };
+            let exact = if exact < largest { exact } else { largest };
+            // 2^23 more leaves no bit for a fraction: the lowest bits are the integer.
+            let whole = exact + 8_388_608.0;
+            *bias = (whole - 8_388_608.0).mul_add(scale, *bias);
+            *zero = f32::from_bits(whole.to_bits() & 0x007f_ffff);
+        }
+    }
+
+    /// Zero points of the lanes of block `block`, integers.
+    ///
+    /// # Safety
+    /// As for [`Simd`]; a row with that block was read into `slot` and its zero points were taken.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) unsafe fn zeros(&self, slot: usize, block: usize) -> S::V {
+        // SAFETY: a block's groups lie in a row, and a vector of padding follows it.
+        unsafe { S::pick(self.zeros.as_ptr().add(slot * self.stride + self.first(block)), self.places) }
+    }
+
+    /// Scales of the lanes of block `block`.
+    ///
+    /// # Safety
+    /// As for [`Simd`]; a row with that block was read into `slot`, of a codec that has scales.
+    #[inline(always)]
+    pub(crate) unsafe fn scales(&self, slot: usize, block: usize) -> S::V {
+        // SAFETY: a block's groups lie in a row, and a vector of padding follows it.
+        unsafe { S::pick(self.scales.as_ptr().add(slot * self.stride + self.first(block)), self.places) }
+    }
+
+    /// Biases of the groups from `group` on, then zeros.
+    ///
+    /// # Safety
+    /// As for [`Simd`]; a row with that group was read into `slot`, of a codec that has biases.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    pub(crate) unsafe fn biases(&self, slot: usize, group: usize) -> S::V {
+        // SAFETY: a vector of padding follows the row.
+        unsafe { S::load(self.biases.as_ptr().add(slot * self.stride + group)) }
+    }
+
     /// Scales and biases of the lanes of block `block`.
     ///
     /// # Safety
@@ -89,7 +163,7 @@ impl<S: Simd> Parameters<S> {
         unsafe {
             let scale = match C::SCALING {
                 Scaling::None => S::splat(1.0),
-                _ => S::pick(self.scales.as_ptr().add(at), self.places),
+                _ => self.scales(slot, block),
             };
             let bias = match C::SCALING {
                 Scaling::Affine => S::pick(self.biases.as_ptr().add(at), self.places),

@@ -3,6 +3,9 @@
 /// The widest vector, and the padding of everything that is read a vector at a time.
 pub(crate) const MAX_LANES: usize = 16;
 
+/// Bytes that one prefetch brings, on most machines.
+pub(crate) const LINE: usize = 64;
+
 /// Vectors of f32 and of 32-bit words, as many lanes each.
 ///
 /// # Safety
