@@ -1,4 +1,4 @@
-//! Work is recorded into one command encoder; only bringing results out submits it, and waits.
+//! Work is recorded into a command encoder, which is submitted now and then; only bringing results out waits.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;

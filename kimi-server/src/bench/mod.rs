@@ -82,8 +82,9 @@ pub fn measure<B: Measured>(
     let backend = Arc::new(Timed::new(backend));
     let stage = Stage::load_from(source, backend.clone(), 0..layers, cache, &mut |_| {})?;
     backend.inner().wait()?;
-    let load = Load::new(weight_bytes, start.elapsed());
-    say(format!("loaded in {:.1} s, {:.1} GB/s; decode", load.seconds, load.gb_per_second));
+    let copied = backend.inner().copies_weights().then_some(weight_bytes);
+    let load = Load::new(copied, start.elapsed());
+    say(format!("{load}; decode"));
     let mut steps = Steps::new(stage, backend.clone(), source.config(), workload, read_bandwidth);
     let decode = steps.measure(Kind::Decode)?;
     let several = workload.sequences > 1;

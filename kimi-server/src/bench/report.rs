@@ -45,15 +45,22 @@ pub struct Report {
 pub struct Load {
     /// Time.
     pub seconds: f64,
-    /// Weights a second.
-    pub gb_per_second: f64,
+    /// Weights a second; absent where they are read from where they lie.
+    pub gb_per_second: Option<f64>,
 }
 
 impl Load {
-    /// Of `bytes` bytes in `time`.
-    pub fn new(bytes: u64, time: Duration) -> Self {
+    /// In `time`, of `copied` bytes if they were copied.
+    pub fn new(copied: Option<u64>, time: Duration) -> Self {
         let seconds = time.as_secs_f64();
-        Self { seconds, gb_per_second: bytes as f64 / 1e9 / seconds.max(1e-9) }
+        Self { seconds, gb_per_second: copied.map(|bytes| bytes as f64 / 1e9 / seconds.max(1e-9)) }
+    }
+}
+
+impl fmt::Display for Load {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "loaded in {:.1} s", self.seconds)?;
+        self.gb_per_second.map_or(Ok(()), |rate| write!(f, " ({rate:.1} GB/s)"))
     }
 }
 
@@ -338,11 +345,7 @@ impl fmt::Display for Report {
         let rate = self.read_gb_per_second;
         writeln!(f, "{model}, {layers} layers, on {device}; reading memory: {rate:.1} GB/s")?;
         let (weights, cache) = (Bytes(memory.weight_bytes), Bytes(memory.cache_bytes));
-        let Load { seconds, gb_per_second } = load;
-        write!(
-            f,
-            "{weights} of weights loaded in {seconds:.1} s ({gb_per_second:.1} GB/s), {cache} of cache"
-        )?;
+        write!(f, "{weights} of weights {load}, {cache} of cache")?;
         match (memory.allocated_bytes, memory.overhead_percent) {
             (Some(all), Some(more)) => writeln!(f, "; allocated {}, {more:+.1} %", Bytes(all))?,
             _ => writeln!(f)?,

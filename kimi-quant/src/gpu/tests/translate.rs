@@ -196,6 +196,13 @@ fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
             return Err(what.to_owned());
         }
     }
+    if op.name == "cooperative"
+        && let Some(name) = misaligned(&module)
+    {
+        return Err(format!(
+            "{name} has no multiple of 16 bytes: what is behind it in shared memory is misaligned"
+        ));
+    }
     let options = spv::Options { lang_version: (1, 3), ..Default::default() };
     spv::write_vec(&module, &info, &options, None).map_err(|e| format!("SPIR-V: {e}"))?;
     let resources = msl::EntryPointResources {
@@ -211,6 +218,13 @@ fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
     };
     msl::write_string(&module, &info, &options, &Default::default()).map_err(|e| format!("MSL: {e}"))?;
     Ok(())
+}
+
+/// A variable of shared memory whose size is no multiple of 16 bytes, at which rows of cooperative matrices must begin.
+fn misaligned(module: &Module) -> Option<&str> {
+    let shared = module.global_variables.iter().filter(|(_, v)| v.space == AddressSpace::WorkGroup);
+    let size = |v: &naga::GlobalVariable| module.types[v.ty].inner.size(module.to_ctx());
+    shared.filter(|(_, v)| !size(v).is_multiple_of(16)).find_map(|(_, v)| v.name.as_deref())
 }
 
 /// Whether a single component of a vector that threads share is stored to.
