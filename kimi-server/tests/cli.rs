@@ -74,6 +74,17 @@ fn failures_exit_with_1_and_say_why() {
 }
 
 #[test]
+fn a_context_above_the_models_is_said_to_be_cut() {
+    let ask = ["run", "kimi-tiny", "--backend", "cpu", "--prompt", "Hello", "--max-tokens", "1", "--context"];
+    for (context, noted) in [("4096", false), ("999999", true)] {
+        let output = run(&[&ask[..], &[context]].concat());
+        let text = stderr(&output);
+        assert!(output.status.success(), "{text}");
+        assert_eq!(text.contains("--context 999999 is cut to"), noted, "{text}");
+    }
+}
+
+#[test]
 fn inspect_shows_the_embedded_model() {
     let report = json(&run(&["inspect", "kimi-tiny", "--json"]));
     assert_eq!(report["model_type"], "kimi_k2");

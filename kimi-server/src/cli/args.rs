@@ -99,6 +99,13 @@ impl CacheArgs {
     pub fn options(&self) -> kimi_core::ModelOptions {
         kimi_core::ModelOptions { context_tokens: self.context, cache_tokens: self.cache_tokens }
     }
+
+    /// Says on stderr that less context than asked for is there: `limit` tokens.
+    pub fn note_limit(&self, limit: usize) {
+        if let Some(asked) = self.context.filter(|asked| *asked > limit) {
+            eprintln!("note: --context {asked} is cut to {limit}, the model's limit");
+        }
+    }
 }
 
 /// How much context.

@@ -60,7 +60,9 @@ fn load(args: &RunArgs) -> anyhow::Result<ChatModel> {
     let tokens = cache.pages * cache.page_tokens;
     let cluster = LocalCluster::start(&found, &checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
     let built = cluster.build(&checkpoint, cache, &ui::load_bars(&[found.id]))?;
-    Ok(ChatModel::start(&checkpoint, built.pipeline, &options)?)
+    let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    args.cache.note_limit(model.context_tokens());
+    Ok(model)
 }
 
 struct Chat<'a> {

@@ -41,9 +41,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     };
     eprintln!("loaded in {:.1} s on {}", started.elapsed().as_secs_f64(), built.devices.join(", "));
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
-    if let Some(asked) = args.cache.context.filter(|asked| *asked > model.context_tokens()) {
-        eprintln!("note: --context {asked} is cut to {}, the model's limit", model.context_tokens());
-    }
+    args.cache.note_limit(model.context_tokens());
     announce(args, addr, &found.id, model.context_tokens())?;
     let stop = stop(model.engine().clone());
     let served = serving::served(&found.id, model, &plan, &built.devices, built.lost);
