@@ -2,7 +2,7 @@
 //! of Kimi-K2, beside the read bandwidth measured in the same run.
 //!
 //! `cargo bench --features gpu --bench gpu_matvec` prints the table; `-- --search` tries many kernel sizes for each line
-//! and prints the best ones; `--bits 2,3` has those widths only; `--quick` shrinks everything for a software adapter; `--seconds N` stops after that time.
+//! and prints the best ones; `--bits 2,3` has those widths only; `--experts N` has so many to choose from (64); `--quick` shrinks everything for a software adapter; `--seconds N` stops after that time.
 //! Weights rotate through more memory than the caches hold, as they do in the model.
 
 use std::time::{Duration, Instant};

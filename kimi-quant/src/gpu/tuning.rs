@@ -80,15 +80,14 @@ pub(crate) fn integer(device: &Device, given: Option<Tuning>, packing: Packing) 
 impl Sizes {
     /// `None` where a row has more units than a workgroup may have threads.
     pub(crate) fn choose(device: &Device, given: Option<Tuning>, shape: &Shape) -> Option<Self> {
-        let limits = &device.limits;
-        let most = limits.max_compute_invocations_per_workgroup.min(limits.max_compute_workgroup_size_x);
+        let most = device.most_threads();
         let matrices = 1 + u32::from(shape.pair);
         let integer = integer(device, given, shape.packing);
         // Fewer loads and less to add up for as many weights, where rows have threads enough.
-        let long = shape.beside == 1 && shape.packing.units() >= LONG;
-        let long = long && shape.sources == 1 && shape.outputs >= MANY_OUTPUTS;
-        let long = long && !(shape.pair && shape.packing.bits() > 5);
-        let unit = given.map_or(if long { 2 * UNIT } else { UNIT }, |t| t.unit);
+        let long = shape.packing.units() >= LONG && shape.outputs >= MANY_OUTPUTS;
+        let little_code =
+            shape.sources == 1 && shape.beside == 1 && !(shape.pair && shape.packing.bits() > 5);
+        let unit = given.map_or(if long && little_code { 2 * UNIT } else { UNIT }, |t| t.unit);
         let wide = if integer && unit > UNIT { shape.packing.wide() } else { None };
         let packing = wide.unwrap_or(shape.packing);
         let units = packing.units() as u32 * shape.beside;
@@ -107,7 +106,7 @@ impl Sizes {
         let rounds = (units * (packing.unit as u32 + 1) * 4).div_ceil(STAGED);
         let mut sizes =
             Self { packing, integer, step_rows, values, steps, span, slots, workgroup, rounds, shares: 1 };
-        let room = limits.max_compute_workgroup_storage_size;
+        let room = device.limits.max_compute_workgroup_storage_size;
         loop {
             sizes.shares = sizes.best_shares();
             if sizes.shared_bytes(device, units) <= room {
