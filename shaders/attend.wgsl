@@ -30,6 +30,7 @@ struct Params {
     first: u32,       // the dispatch's segments
     count: u32,
     scale: f32,
+    one: u32, // steps by it keep a loop from being unrolled: the code of a layer's kernels should stay in the cache
 }
 
 var<immediate> p: Params;
@@ -113,7 +114,7 @@ fn score(thread: u32, token: u32, head_first: u32) {
                 next[i] = fetch(thread + i * WORKGROUP, slab + 1u, token, head_first);
             }
         }
-        sums = multiply(at, sums);
+        sums = multiply(at, sums, select(1u, p.one, ROLLED == 1u));
         workgroupBarrier();
     }
     put_sums(at, sums);
@@ -145,9 +146,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
 
     for (var first = start; first < end; first += TILE_ROWS) {
         workgroupBarrier();
-        for (var i = thread; i < TILE_ROWS; i += WORKGROUP) {
-            let position = min(first + i, end - 1u);
-            slots[i] = (batch[table + position / PAGE] * PAGE + position % PAGE) * WIDTH;
+        if (thread < TILE_ROWS) { // there are more threads
+            let position = min(first + thread, end - 1u);
+            slots[thread] = (batch[table + position / PAGE] * PAGE + position % PAGE) * WIDTH;
         }
         workgroupBarrier();
         score(thread, token, head_first);
@@ -164,7 +165,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         workgroupBarrier();
         if (scorer < SCORERS) {
-            for (var i = 0u; i < SCORERS; i++) {
+            for (var i = 0u; i < SCORERS; i += p.one) {
                 highest = max(highest, score_parts[i * COLUMN_GROUPS + scored]);
             }
             highest = max(highest, largest);
@@ -225,7 +226,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     workgroupBarrier();
     if (scorer == 0u) {
         var sum = vec4(0.0);
-        for (var i = 0u; i < SCORERS; i++) {
+        for (var i = 0u; i < SCORERS; i += p.one) {
             sum += score_parts[i * COLUMN_GROUPS + scored];
         }
         for (var i = 0u; i < 4u; i++) {

@@ -18,13 +18,12 @@ fn fixed(value: f32) -> u32 {
 
 fn planes(a: f32, b: f32, c: f32, d: f32) -> vec3<u32> {
     let number = vec4(fixed(a), fixed(b), fixed(c), fixed(d));
-    let even = (number.xz & vec2(0x00ff00ffu)) | ((number.yw & vec2(0x00ff00ffu)) << vec2(8u));
-    let odd = ((number.xz >> vec2(8u)) & vec2(0xffu)) | (number.yw & vec2(0xff00u));
-    let digits = vec3(
-        (even.x & 0xffffu) | (even.y << 16u),
-        odd.x | (odd.y << 16u),
-        (even.x >> 16u) | (even.y & 0xffff0000u),
-    );
+    var digits: vec3<u32>;
+    for (var i = 0u; i < 3u; i++) {
+        let digit = number >> vec4(8u * i);
+        let low = insertBits(digit.x, digit.y, 8u, 8u);
+        digits[i] = insertBits(low, insertBits(digit.z, digit.w, 8u, 8u), 16u, 16u);
+    }
     return digits ^ vec3(0x80808080u);
 }
 

@@ -60,7 +60,7 @@ fn project(thread: u32, block: u32, head: u32, token: u32, tokens: u32) {
         for (var n = thread; n < BLOCK_UNITS * 32u; n += WORKGROUP) {
             let column = block * BLOCK_UNITS * 32u + n;
             var sum = 0.0;
-            for (var i = 0u; i < ROW_STEP; i++) {
+            for (var i = 0u; i < ROW_STEP; i += p.one) {
                 sum += partial[(i * BLOCK_UNITS + n / 32u) * 33u + n % 32u];
             }
             if (column < OUTER && t < tokens) {

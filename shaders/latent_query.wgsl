@@ -9,6 +9,7 @@ const OUTER = LATENT;
 const OUT_HEAD = LATENT + ROPE;
 const WIDTH = LATENT + ROPE;
 const HALF = ROPE / 2u;
+const THREAD_LATENTS = (LATENT + WORKGROUP - 1u) / WORKGROUP;
 
 struct Params {
     tokens: u32,
@@ -19,6 +20,7 @@ struct Params {
     slots: u32, // where the tokens' cache slots begin in `batch`
     eps: f32,
     mscale: f32,
+    one: u32, // steps by it keep a loop from being unrolled
 }
 
 var<immediate> p: Params;
@@ -71,12 +73,18 @@ fn store_key(thread: u32, token: u32) {
     let source = token * WIDTH;
     let to = batch[p.slots + token] * WIDTH;
     var square = 0.0;
-    for (var i = thread; i < LATENT; i += WORKGROUP) {
-        square += kv[source + i] * kv[source + i];
+    var values: array<f32, THREAD_LATENTS>;
+    for (var k = 0u; k < THREAD_LATENTS; k++) {
+        let i = k * WORKGROUP + thread;
+        values[k] = select(0.0, kv[source + min(i, LATENT - 1u)], i < LATENT);
+        square += values[k] * values[k];
     }
     let factor = 1.0 / sqrt(workgroup_sum(square, thread) / f32(LATENT) + p.eps);
-    for (var i = thread; i < LATENT; i += WORKGROUP) {
-        cache[to + i] = kv[source + i] * factor * norm_weight[i];
+    for (var k = 0u; k < THREAD_LATENTS; k++) {
+        let i = k * WORKGROUP + thread;
+        if (i < LATENT) {
+            cache[to + i] = values[k] * factor * norm_weight[i];
+        }
     }
     for (var i = thread; i < HALF; i += WORKGROUP) {
         let pair = source + LATENT + 2u * i;

@@ -1,20 +1,24 @@
 // Products of one token's activations with packed rows: `out[r] = sum_c x[c] * w[r, c]`. Of several tokens, each has
 // workgroups of its own; those that read the same rows run side by side, so that the cache has them for all but one.
 //
-// ROWS    the rows of one matrix, or of two, one after the other (`second`). With SEVERAL tokens those are grid x
+// ROWS    the rows of one matrix, or of two, one after the other (`second`). Of `several` tokens, those are grid x
 // GATHER  grid y is a choice of the only token: the rows of the chosen expert, for each its own outputs
 // SUM     the rows of all chosen experts side by side, each with its own activations times its weight
 // PAIRS   grid y is one of the (token, choice) pairs, which are sorted by expert. Its input is its token's row, or with
 //         PER_PAIR its own; with WEIGHTED it is multiplied by the pair's weight
 //
 // A thread keeps the activations of one unit of 32 or 64 columns in registers (all choices' units side by side) and walks
-// down the rows, a few at once so that many loads are under way. There is no barrier in that loop: neighbouring
-// threads fold their sums (FOLD), the rest is summed at the end. With PAIR two matrices are multiplied and the result
-// is silu(first) * second; with NORM the activations are RMS-normalised, by a factor on the results; with ADD the results
-// are added to what is there.
+// down the rows, a few at once so that many loads are under way. There is no barrier in that loop: runs of neighbouring
+// threads fold their sums, and at the end a thread for each output adds those of all runs. With PAIR two matrices are
+// multiplied and the result is silu(first) * second; with `norm` the activations are RMS-normalised, by a factor on the
+// results; with `add` the results are added to what is there.
 //
 // An expert's rows are in the binding that holds its part (`SOURCES`); the shared expert, which is every token's last
 // choice, may be one more of them.
+//
+// The code of all kernels of a layer should stay in the cache for instructions (128 KB on an H100): fetching it takes
+// longer than the small products themselves. So the loop over steps is not unrolled, and for ROWS the sizes of the matrix
+// are parameters: all of a layer's dense projections run the same code.
 
 const ROWS = 0u;
 const GATHER = 1u;
@@ -34,6 +38,15 @@ struct Params {
     out_stride: u32,    // values between the outputs of tokens or pairs
     row_first: u32,     // of an expert, and its rows
     expert_rows: u32,
+    cols: u32,
+    units: u32,         // of a row, and its groups of scales
+    groups: u32,
+    span: u32,
+    slots: u32,
+    steps: u32,
+    norm: u32,
+    add: u32,
+    several: u32,
 }
 
 var<immediate> p: Params;
@@ -45,22 +58,25 @@ var<immediate> p: Params;
 @group(0) @binding(4) var<storage, read> ids: array<u32>;             // or pairs, sorted by expert
 @group(0) @binding(5) var<storage, read> weights: array<f32>;
 
-const VIRTUAL = UNITS * select(1u, CHOICES, MODE == SUM); // units of a row, or of the rows side by side
-const VALUES = STEP_ROWS * (PAIR + 1u);                   // sums of a step
-const BLOCK = STEPS * STEP_ROWS * SLOTS;                  // rows of a workgroup
-const OUTS = STEPS * VALUES * SLOTS;                      // sums of a workgroup
-const QUADS = (COLS + 3u) / 4u;
-const UNIT_QUADS = UNIT / 4u;
-const LOADS = (VIRTUAL * UNIT_QUADS + WORKGROUP - 1u) / WORKGROUP;
-const PER_ROUND = (VIRTUAL + ROUNDS - 1u) / ROUNDS; // units that are staged at once
-const PITCH = UNIT + 1u;                            // floats of a staged unit, and one against bank conflicts
-const KEPT_SUMS = select(OUTS * SPAN, STEPS * WORKGROUP, FOLD == 1u);
+// Sizes that are constants (sizes_fixed.wgsl) or parameters (sizes_varied.wgsl).
+struct Sizes {
+    cols: u32,
+    units: u32,   // of a row
+    beside: u32,  // units of a row, or of the rows side by side
+    span: u32,    // threads on them: a multiple of RUN
+    slots: u32,   // rows beneath each other
+    norm: u32,
+    add: u32,
+    several: u32,
+}
 
-// Activations on their way to their threads, then the sums. Single floats: on Metal, threads that write parts of one
-// vector lose each other's.
-var<workgroup> cells: array<f32, max(PER_ROUND * PITCH, KEPT_SUMS)>;
-var<workgroup> shares: array<f32, (OUTS + 1u) * SHARES>;
-var<workgroup> squares: array<f32, WORKGROUP>;
+const VALUES = STEP_ROWS * (PAIR + 1u); // sums of a step
+const RUNS = WORKGROUP / RUN;           // runs of threads that fold their sums
+const UNIT_QUADS = UNIT / 4u;
+const PITCH = UNIT_QUADS + 1u;          // quads of a staged unit, and one against bank conflicts
+
+var<workgroup> staged: array<vec4<f32>, STAGED * PITCH>; // activations on their way to their threads
+var<workgroup> sums: array<f32, MOST_STEPS * RUNS * VALUES>;
 
 // What a thread has of a step: its unit of each row, with scales and biases.
 struct Fetched {
@@ -72,7 +88,7 @@ fn swiglu(gate: f32, up: f32) -> f32 {
     return gate / (1.0 + exp(-gate)) * up;
 }
 
-// The values of a step folded over neighbouring threads: thread i is left with value i % VALUES of VALUES threads.
+// The values of a step folded over the RUN threads of a run: thread i is left with value i % VALUES.
 fn fold(values: array<f32, VALUES>, thread: u32) -> f32 {
     var kept = values;
     var count = VALUES;
@@ -85,84 +101,81 @@ fn fold(values: array<f32, VALUES>, thread: u32) -> f32 {
             kept[i] = select(even, odd, high) + from_lane_xor(select(odd, even, high), bit);
         }
     }
+    for (var bit = VALUES; bit < RUN; bit = bit << 1u) {
+        kept[0] += from_lane_xor(kept[0], bit);
+    }
     return kept[0];
 }
 
 // What a thread keeps.
 struct Kept {
     prepared: Prepared,
-    square: f32, // of the activations that the thread brought in
+    square: f32, // of all activations, with `norm`
 }
 
 // Brings in the activations that begin at `x_at`. `v` is the thread's unit, where it `has` one.
-fn keep(thread: u32, x_at: u32, v: u32, has: bool, factor: f32) -> Kept {
-    // Runs of memory into registers, and through shared memory to the threads that need them.
-    var square = 0.0;
+fn keep(thread: u32, s: Sizes, x_at: u32, v: u32, has: bool, factor: f32) -> Kept {
+    // Runs of memory into registers, and through shared memory to the threads that need them. All loads before the first
+    // use, and none in a branch of its own: they come from far.
+    let cells = s.beside * UNIT_QUADS;
+    let row_quads = (s.cols + 3u) / 4u;
     var quads: array<vec4<f32>, LOADS>;
     for (var i = 0u; i < LOADS; i++) {
-        let cell = i * WORKGROUP + thread;
-        let column = cell / UNIT_QUADS % UNITS * UNIT_QUADS + cell % UNIT_QUADS;
-        quads[i] = vec4(0.0);
-        if (cell < VIRTUAL * UNIT_QUADS && column < QUADS) {
-            quads[i] = quad_of_x(x_at + cell / UNIT_QUADS / UNITS * COLS, column);
-            if (NORM == 1u) {
-                square += dot(quads[i], quads[i]);
-                quads[i] *= quad_of_norm(column);
-            }
+        let cell = min(i * WORKGROUP + thread, cells - 1u);
+        if (RAGGED == 0u) {
+            quads[i] = quad_of_x(x_at, cell); // whole units: the next row follows
+        } else {
+            let row = cell / UNIT_QUADS / s.units;
+            quads[i] = quad_of_x(x_at + row * s.cols, min(cell - row * s.units * UNIT_QUADS, row_quads - 1u));
         }
+    }
+    var square = 0.0;
+    if (s.norm == 1u) {
+        var norms: array<vec4<f32>, LOADS>;
+        for (var i = 0u; i < LOADS; i++) {
+            norms[i] = quad_of_norm(min(i * WORKGROUP + thread, row_quads - 1u));
+        }
+        for (var i = 0u; i < LOADS; i++) {
+            square += select(0.0, dot(quads[i], quads[i]), i * WORKGROUP + thread < row_quads);
+            quads[i] *= norms[i];
+        }
+        square = workgroup_sum(square, thread);
     }
     var values: array<vec4<f32>, UNIT_QUADS>;
     for (var q = 0u; q < UNIT_QUADS; q++) {
         values[q] = vec4(0.0);
     }
-    for (var round = 0u; round < ROUNDS; round++) {
-        if (round > 0u) {
+    for (var first = 0u; first < s.beside; first += STAGED) {
+        if (first > 0u) {
             workgroupBarrier();
         }
         for (var i = 0u; i < LOADS; i++) {
             let cell = i * WORKGROUP + thread;
-            let at = cell / UNIT_QUADS - round * PER_ROUND;
-            if (at < PER_ROUND && cell < VIRTUAL * UNIT_QUADS) {
-                for (var k = 0u; k < 4u; k++) {
-                    cells[at * PITCH + cell % UNIT_QUADS * 4u + k] = quads[i][k];
-                }
+            let at = cell / UNIT_QUADS - first;
+            if (at < STAGED && cell < cells) {
+                let inside = RAGGED == 0u || cell / UNIT_QUADS % s.units * UNIT_QUADS + cell % UNIT_QUADS < row_quads;
+                staged[at * PITCH + cell % UNIT_QUADS] = select(vec4(0.0), quads[i], inside);
             }
         }
         workgroupBarrier();
-        if (has && v - round * PER_ROUND < PER_ROUND) {
+        if (has && v - first < STAGED) {
             for (var q = 0u; q < UNIT_QUADS; q++) {
-                let at = (v - round * PER_ROUND) * PITCH + 4u * q;
-                values[q] = vec4(cells[at], cells[at + 1u], cells[at + 2u], cells[at + 3u]);
+                values[q] = staged[(v - first) * PITCH + q];
             }
         }
     }
-    workgroupBarrier();
     return Kept(prepare(values, factor), square);
-}
-
-// The sums of a step, and where they are added up later.
-fn multiply(thread: u32, at: u32, fetched: ptr<function, Fetched>, kept: Prepared) {
-    var results: array<f32, VALUES>;
-    for (var i = 0u; i < VALUES; i++) {
-        results[i] = unit_product((*fetched).words[i], (*fetched).groups[i], kept);
-    }
-    if (FOLD == 1u) {
-        cells[at * WORKGROUP + thread] = fold(results, thread);
-    } else if (thread < SLOTS * SPAN) {
-        for (var i = 0u; i < VALUES; i++) {
-            cells[((at * SLOTS + thread / SPAN) * VALUES + i) * SPAN + thread % SPAN] = results[i];
-        }
-    }
 }
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    let slot = thread / SPAN;
-    let lane = thread % SPAN;
-    let busy = slot < SLOTS && lane < VIRTUAL;
-    let v = min(lane, VIRTUAL - 1u);
-    let unit = v % UNITS;
-    let several = MODE == ROWS && SEVERAL == 1u;
+    let s = sizes();
+    let slot = thread / s.span;
+    let lane = thread % s.span;
+    let busy = slot < s.slots && lane < s.beside;
+    let v = min(lane, s.beside - 1u);
+    let unit = select(v, v % s.units, MODE == SUM);
+    let several = MODE == ROWS && s.several == 1u;
     let row_block = select(block.x, block.y, several);
     let item = select(block.y, block.x, several); // the token, choice or pair
     let second = MODE == ROWS && row_block >= p.second_block;
@@ -191,7 +204,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
             factor = weights[out_line];
         }
     } else {
-        let choice = select(item, v / UNITS, MODE == SUM);
+        let choice = select(item, v / s.units, MODE == SUM);
         if (SHARED == 1u && choice == CHOICES - 1u) {
             source = SOURCES - 1u;
         } else {
@@ -216,13 +229,14 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     let first_matrix = source * (PAIR + 1u);
     let scale_base = p.scale_base[source];
 
-    let kept = keep(thread, p.x_first + x_line * COLS, v, busy && mine, factor);
+    let kept = keep(thread, s, p.x_first + x_line * s.cols, v, busy && mine, factor);
 
     let rows = select(p.rows, p.second_rows, second);
-    let first_row = select(row_block, row_block - p.second_block, second) * BLOCK;
-    for (var step = 0u; step < STEPS; step++) {
+    let block_rows = p.steps * s.slots * STEP_ROWS;
+    let first_row = select(row_block, row_block - p.second_block, second) * block_rows;
+    for (var step = 0u; step < p.steps; step++) {
         // STEP_ROWS divides the rows: a step has all of its rows, or stands in for one that has none.
-        let row = min(first_row + (step * SLOTS + slot) * STEP_ROWS, rows - STEP_ROWS);
+        let row = min(first_row + (step * s.slots + slot) * STEP_ROWS, rows - STEP_ROWS);
         let row_at = index * p.expert_rows + p.row_first + row;
         var fetched: Fetched;
         switch first_matrix {
@@ -233,66 +247,48 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
             case 5u: { m5_fetch(index, row_at, unit, scale_base, &fetched); }
             default: { m0_fetch(index, row_at, unit, scale_base, &fetched); }
         }
-        multiply(thread, step, &fetched, kept.prepared);
-    }
-    if (NORM == 1u) {
-        squares[thread] = kept.square;
+        var results: array<f32, VALUES>;
+        for (var i = 0u; i < VALUES; i++) {
+            results[i] = unit_product(fetched.words[i], fetched.groups[i], kept.prepared);
+        }
+        if (RUN > 1u) {
+            let result = fold(results, thread);
+            if (thread % RUN < VALUES) {
+                sums[(step * RUNS + thread / RUN) * VALUES + thread % RUN] = result;
+            }
+        } else {
+            for (var i = 0u; i < VALUES; i++) {
+                sums[(step * RUNS + thread) * VALUES + i] = results[i];
+            }
+        }
     }
     workgroupBarrier();
 
-    // SHARES threads for each sum, then one.
-    let share = thread % SHARES;
-    for (var o = thread / SHARES; o < OUTS; o += WORKGROUP / SHARES) {
-        var sum = 0.0;
-        if (FOLD == 1u) {
-            let at = (o / VALUES) / SLOTS * WORKGROUP + (o / VALUES) % SLOTS * SPAN + o % VALUES;
-            for (var i = VALUES * share; i < SPAN; i += VALUES * SHARES) {
-                sum += cells[at + i];
-            }
-        } else {
-            for (var i = share; i < SPAN; i += SHARES) {
-                sum += cells[o * SPAN + i];
-            }
-        }
-        shares[o * SHARES + share] = sum;
-    }
-    if (NORM == 1u && thread < SHARES) {
-        var sum = 0.0;
-        for (var i = thread; i < WORKGROUP; i += SHARES) {
-            sum += squares[i];
-        }
-        shares[OUTS * SHARES + thread] = sum;
-    }
-    workgroupBarrier();
-    for (var o = thread; o < BLOCK; o += WORKGROUP) {
-        let at = (o / STEP_ROWS * VALUES + o % STEP_ROWS * (PAIR + 1u)) * SHARES;
+    let norm = select(1.0, 1.0 / sqrt(kept.square / f32(s.cols) + p.norm_eps), s.norm == 1u);
+    let runs = s.span / RUN; // of a row
+    if (thread < block_rows) { // which are no more than threads
+        let row_of_slots = thread / STEP_ROWS;
+        let step = row_of_slots / s.slots;
+        let first = (step * RUNS + (row_of_slots - step * s.slots) * runs) * VALUES + thread % STEP_ROWS * (PAIR + 1u);
         var result = 0.0;
-        for (var i = 0u; i < SHARES; i++) {
-            result += shares[at + i];
-        }
-        var norm = 1.0;
-        if (NORM == 1u) {
-            var sum = 0.0;
-            for (var i = 0u; i < SHARES; i++) {
-                sum += shares[OUTS * SHARES + i];
+        var other = 0.0;
+        for (var run = 0u; run < runs; run++) {
+            result += sums[first + run * VALUES];
+            if (PAIR == 1u) {
+                other += sums[first + run * VALUES + 1u];
             }
-            norm = 1.0 / sqrt(sum / f32(COLS) + p.norm_eps);
         }
         result *= norm;
         if (PAIR == 1u) {
-            var other = 0.0;
-            for (var i = 0u; i < SHARES; i++) {
-                other += shares[at + SHARES + i];
-            }
             result = swiglu(result, other * norm);
         }
-        let row = first_row + o;
+        let row = first_row + thread;
         if (row < rows) {
             if (second) {
                 second_out[item * p.second_rows + row] = result;
             } else {
                 let to = p.out_first + out_line * p.out_stride + row;
-                if (ADD == 1u) {
+                if (s.add == 1u) {
                     result += out[to];
                 }
                 out[to] = result;

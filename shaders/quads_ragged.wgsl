@@ -3,10 +3,10 @@
 alias X = f32;
 alias Words = u32;
 
-// A quad of a row of COLS values that begins at value `start`.
+// A quad of a row of `p.cols` values that begins at value `start`.
 fn quad_of_x(start: u32, quad: u32) -> vec4<f32> {
     var value = vec4(0.0);
-    for (var i = 0u; i < min(4u, COLS - 4u * quad); i++) {
+    for (var i = 0u; i < min(4u, p.cols - 4u * quad); i++) {
         value[i] = x[start + 4u * quad + i];
     }
     return value;
@@ -14,7 +14,7 @@ fn quad_of_x(start: u32, quad: u32) -> vec4<f32> {
 
 fn quad_of_norm(quad: u32) -> vec4<f32> {
     var value = vec4(0.0);
-    for (var i = 0u; i < min(4u, COLS - 4u * quad); i++) {
+    for (var i = 0u; i < min(4u, p.cols - 4u * quad); i++) {
         value[i] = bitcast<f32>(norm_or_tiles[4u * quad + i]);
     }
     return value;

@@ -2,12 +2,17 @@
 
 var<workgroup> reduction: array<f32, WORKGROUP / LANES>;
 
+// (subgroupAdd does the same with several times the code where lanes might be missing.)
 fn lanes_sum(value: f32, thread: u32) -> f32 {
-    return subgroupAdd(value);
+    var sum = value;
+    for (var mask = 1u; mask < LANES; mask = mask << 1u) {
+        sum += subgroupShuffleXor(sum, mask);
+    }
+    return sum;
 }
 
 fn workgroup_sum(value: f32, thread: u32) -> f32 {
-    let part = subgroupAdd(value);
+    let part = lanes_sum(value, thread);
     if ((thread & (LANES - 1u)) == 0u) {
         reduction[thread / LANES] = part;
     }

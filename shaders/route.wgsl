@@ -6,6 +6,7 @@
 struct Params {
     normalize: u32,
     scale: f32,
+    one: u32, // steps by it keep a loop from being unrolled
 }
 
 var<immediate> p: Params;
@@ -88,7 +89,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let first = e & ~(BLOCK - 1u);
         let own = keys[e];
         var rank = 0u;
-        for (var i = 0u; i < BLOCK; i++) {
+        for (var i = 0u; i < BLOCK; i += p.one) {
             // Neighbouring threads read neighbouring keys.
             let other = first + ((e + i) & (BLOCK - 1u));
             rank += u32(keys[other] > own || (keys[other] == own && other < e));
@@ -101,7 +102,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var s = thread; s < BLOCKS * SURVIVORS; s += WORKGROUP) {
         let own = best[s];
         var rank = 0u;
-        for (var i = 0u; i < BLOCKS * SURVIVORS; i++) {
+        for (var i = 0u; i < BLOCKS * SURVIVORS; i += p.one) {
             rank += u32(best[i].x > own.x || (best[i].x == own.x && i < s));
         }
         if (rank < CHOSEN) {
@@ -112,7 +113,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var divisor = 1.0;
     if (p.normalize == 1u && CHOSEN > 1u) {
         divisor = 0.0;
-        for (var k = 0u; k < CHOSEN; k++) {
+        for (var k = 0u; k < CHOSEN; k += p.one) {
             divisor += scores[chosen[k]];
         }
     }

@@ -71,10 +71,10 @@ fn add_row(sums: vec4<f32>, row: vec4<f32>, a: vec4<f32>, b: vec4<f32>, c: vec4<
     return fma(vec4(row.w), vec4(a.w, b.w, c.w, d.w), sum);
 }
 
-// Adds the slab's products to a thread's sums.
-fn multiply(at: Place, before: Sums) -> Sums {
+// Adds the slab's products to a thread's sums. `one` is 1.
+fn multiply(at: Place, before: Sums, one: u32) -> Sums {
     var sums = before;
-    for (var i = 0u; i < TEAM_CELLS; i++) {
+    for (var i = 0u; i < TEAM_CELLS; i += one) {
         let cell = at.team * TEAM_CELLS + i;
         var column = COLUMNS_AT + cell * COLUMN_STRIDE + at.column;
         var step = COLUMN_GROUPS;

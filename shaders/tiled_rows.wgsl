@@ -70,7 +70,7 @@ fn project(thread: u32, block: u32, head: u32, token: u32, tokens: u32) {
         if (slab + 1u < SLABS) {
             next = load(thread, block, head, slab + 1u); // on its way while this one is multiplied
         }
-        sums = multiply(at, sums);
+        sums = multiply(at, sums, 1u);
         workgroupBarrier();
     }
     put_sums(at, sums);

@@ -7,7 +7,6 @@ const INNER = LATENT;
 const OUTER = VALUE;
 const OUT_HEAD = VALUE;
 const LATENT_CELLS = (LATENT + 3u) / 4u;
-const LOWEST = -3.0e38;
 
 struct Params {
     tokens: u32,
@@ -17,6 +16,7 @@ struct Params {
     scale_base: u32,
     segments_at: u32, // in `batch`: the segments, and of each token the first one
     firsts: u32,
+    one: u32, // steps by it keep a loop from being unrolled: the code of a layer's kernels should stay in the cache
 }
 
 var<immediate> p: Params;
@@ -35,11 +35,11 @@ var<workgroup> slices: array<vec4<f32>, WORKGROUP * (min(SLICES, 2u) - 1u) + 1u>
 fn prepare(thread: u32, token: u32, tokens: u32, head: u32) {
     let base = batch[p.firsts + token];
     let count = batch[p.firsts + token + tokens] - base;
-    for (var i = thread; i < count; i += WORKGROUP) {
+    for (var i = thread; i < count; i += WORKGROUP * p.one) {
         segment_stats[i] = stats[(base + i) * p.heads + head];
     }
     workgroupBarrier();
-    for (var i = thread; i < count; i += WORKGROUP) {
+    for (var i = thread; i < count; i += WORKGROUP * p.one) {
         var first = 0u;
         var end = count;
         if (TOKENS > 1u) {
@@ -47,15 +47,13 @@ fn prepare(thread: u32, token: u32, tokens: u32, head: u32) {
             first = batch[p.firsts + own] - base;
             end = batch[p.firsts + own + 1u] - base;
         }
-        var largest = LOWEST;
-        for (var s = first; s < end; s++) {
-            largest = max(largest, segment_stats[s].x);
-        }
+        // 1 / sum of exp(x - own) * y: where another score is so much larger, nothing of this segment is left.
+        let own_score = segment_stats[i].x;
         var total = 0.0;
-        for (var s = first; s < end; s++) {
-            total += exp(segment_stats[s].x - largest) * segment_stats[s].y;
+        for (var s = first; s < end; s += p.one) {
+            total = fma(exp(min(segment_stats[s].x - own_score, 60.0)), segment_stats[s].y, total);
         }
-        segment_weights[i] = exp(segment_stats[i].x - largest) / total;
+        segment_weights[i] = 1.0 / total;
     }
     workgroupBarrier();
 }

@@ -297,6 +297,7 @@ fn without_subgroups() {
     };
     let mut both = Both::new(&gpu, 3);
     both.projections(FOUR_BITS, 1, 37, 512);
+    both.projections(FOUR_BITS, 1, 2400, 64);
     both.projections(FOUR_BITS, 5, 37, 512);
     let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
     both.experts([FOUR_BITS; 3], 2, shape, 16);

@@ -3,8 +3,8 @@
 use super::layout::MOST_SEGMENTS;
 use super::recorder::Dispatch;
 use super::shader::{
-    ATTEND, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, Op, Spec, VALUES,
-    VALUES_TILED,
+    ATTEND, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, Op, Spec, UNIT,
+    VALUES, VALUES_TILED,
 };
 use super::tuning::NVIDIA;
 use super::weights::{GpuMatrix, Part};
@@ -22,6 +22,12 @@ const DISPATCH_PRODUCTS: f64 = 5e11;
 
 /// Tokens from which on a per-head product takes tiles of them.
 const MANY_TOKENS: usize = 5;
+
+/// Heads of a tile where there is much to do.
+const MANY_COLUMNS: usize = 32;
+
+/// Units of columns of a workgroup of `input_rows.wgsl`.
+const BLOCK_UNITS: usize = 4;
 
 /// A tile's sizes (shaders/tile.wgsl): threads, rows, columns, cells of a slab.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,7 +102,7 @@ impl Gpu {
             outputs: heads.latent,
             by_inputs,
         };
-        let more = [device_layout.slots as u32, norm.eps.to_bits(), rope.mscale.to_bits()];
+        let more = [device_layout.slots as u32, norm.eps.to_bits(), rope.mscale.to_bits(), 1];
         self.head_product(
             &product,
             &[&q.buffer, &out.buffer, &kv.buffer, &cache.buffer, &norm.weight.buffer, &device_layout.words],
@@ -131,6 +137,7 @@ impl Gpu {
             ("ROPE", heads.rope as u32),
             ("SPAN", span as u32),
             ("PAGE", cache.shape.page_tokens as u32),
+            ("ROLLED", u32::from(tile.columns < MANY_COLUMNS)),
         ]);
         let blocks = heads.heads.div_ceil(tile.columns);
         let products = layout.positions as f64 * (heads.heads * (2 * heads.latent + heads.rope)) as f64;
@@ -149,6 +156,7 @@ impl Gpu {
                     first as u32,
                     count as u32,
                     scale.to_bits(),
+                    1,
                 ],
                 grid: [count, blocks, 1],
             })?;
@@ -172,7 +180,7 @@ impl Gpu {
         ];
         let wanted = match heads.heads {
             0..=8 => 8,
-            n if n > 16 && n.div_ceil(32) * segments >= ENOUGH_WORKGROUPS => 32,
+            n if n > 16 && n.div_ceil(MANY_COLUMNS) * segments >= ENOUGH_WORKGROUPS => MANY_COLUMNS,
             _ => 16,
         };
         self.fitting(TILES.into_iter().filter(|tile| tile.columns <= wanted), |tile| {
@@ -221,7 +229,7 @@ impl Gpu {
             &product,
             &[&attended.parts, &out.buffer, &attended.stats, &layout.words],
             rows,
-            &[layout.segments as u32, layout.firsts as u32],
+            &[layout.segments as u32, layout.firsts as u32, 1],
             0,
         )?;
         Ok(out)
@@ -290,10 +298,9 @@ impl Gpu {
         let tokens = if little { 1 } else { product.tokens.next_power_of_two().max(1) };
         constants.push(("TOKENS", tokens as u32));
         if product.by_inputs {
-            const BLOCK_UNITS: usize = 4;
-            let workgroup = if little { 64 } else { 128 };
-            constants.extend([("WORKGROUP", workgroup), ("BLOCK_UNITS", BLOCK_UNITS as u32)]);
-            return Ok((product.few, constants, 32 * BLOCK_UNITS, tokens));
+            constants
+                .extend([("WORKGROUP", if little { 64 } else { 128 }), ("BLOCK_UNITS", BLOCK_UNITS as u32)]);
+            return Ok((product.few, constants, UNIT * BLOCK_UNITS, tokens));
         }
         const BLOCK_ROWS: usize = 64;
         let most = device.limits.max_compute_invocations_per_workgroup as usize;

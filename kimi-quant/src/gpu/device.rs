@@ -50,8 +50,8 @@ pub(crate) struct Device {
     failure: Arc<OnceLock<String>>,
 }
 
-/// Words of immediate data that the kernels take.
-const IMMEDIATE_BYTES: u32 = 64;
+/// Immediate data that the kernels take at most; Vulkan has 128 bytes everywhere.
+const IMMEDIATE_BYTES: u32 = 96;
 
 /// Features that are used where there are any.
 const WANTED: wgpu::Features = wgpu::Features::IMMEDIATES

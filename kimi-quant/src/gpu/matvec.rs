@@ -3,7 +3,7 @@
 
 use super::grouped::Groups;
 use super::recorder::Dispatch;
-use super::shader::{Dot, MATVEC, MATVEC_RAGGED, Packing, Spec};
+use super::shader::{Dot, MATVEC, MATVEC_RAGGED, MATVEC_VARIED, Packing, Spec};
 use super::tuning::{Shape, Sizes};
 use super::weights::Part;
 use super::{Gpu, GpuRouting, GpuTensor, GpuVector};
@@ -109,6 +109,7 @@ impl Gpu {
             outputs: (outputs + second) * tokens,
             pair: product.sources.iter().any(|s| s.up.is_some()),
             sources: product.sources.len(),
+            common: matches!(product.mode, Mode::Rows { .. }) && tokens == 1,
         };
         Sizes::choose(&self.recorder.device, self.tuning(), &shape)
     }
@@ -130,25 +131,34 @@ impl Gpu {
         };
         let second = if let Mode::Rows { second } = product.mode { second } else { None };
         let several = matches!(product.mode, Mode::Rows { .. }) && product.x.rows > 1;
+        // A kernel for many products reads two matrices, if only twice the same.
+        let twice = sizes.common && pair == 0 && product.sources.len() == 1 && self.most_sources(false) > 1;
+        let sources = product.sources.len() + usize::from(twice);
         let mut constants = sizes.constants(&self.recorder.device);
         constants.extend([
             ("MODE", mode),
             ("PAIR", pair),
-            ("NORM", u32::from(product.norm.is_some())),
-            ("ADD", u32::from(product.add)),
             ("CHOICES", choices.map_or(1, |c| c.count() as u32)),
             ("SHARED", u32::from(choices.is_some_and(|c| c.shared))),
-            ("SOURCES", product.sources.len() as u32),
-            ("SEVERAL", u32::from(several)),
+            ("SOURCES", sources as u32),
             ("CHOSEN", pairs.map_or(1, |p| p.routing.chosen as u32)),
             ("PER_PAIR", u32::from(pairs.is_some_and(|p| p.down))),
             ("WEIGHTED", u32::from(pairs.is_some_and(|p| p.down))),
             ("SHARE", (8 / product.packing.bits().max(1) as u32).clamp(1, 4)),
         ]);
-        let aligned = product.packing.cols.is_multiple_of(4);
-        let op = if aligned { &MATVEC } else { &MATVEC_RAGGED };
-        let mut spec =
-            Spec::new(op, constants).with_matrices(sizes.packing, product.sources.len() as u32 * (1 + pair));
+        let op = match product.packing.cols.is_multiple_of(4) {
+            true if sizes.common => &MATVEC_VARIED,
+            true => &MATVEC,
+            false => &MATVEC_RAGGED,
+        };
+        if !sizes.common {
+            constants.extend([
+                ("NORM", u32::from(product.norm.is_some())),
+                ("ADD", u32::from(product.add)),
+                ("SEVERAL", u32::from(several)),
+            ]);
+        }
+        let mut spec = Spec::new(op, constants).with_matrices(sizes.packing, sources as u32 * (1 + pair));
         spec.dot = Some(if sizes.integer { Dot::Integer } else { Dot::Float });
         let norm = product.norm.map_or(none, |n| &*n.weight.buffer);
         let [norm_or_tiles, ids, weights] = match (pairs, choices) {
@@ -159,7 +169,7 @@ impl Gpu {
         let second_out = second.map_or(&*product.out.buffer, |(_, out)| &*out.buffer);
         let mut buffers =
             vec![&*product.x.buffer, &*product.out.buffer, second_out, norm_or_tiles, ids, weights];
-        for source in product.sources {
+        for source in product.sources.iter().cycle().take(sources) {
             let parts = std::iter::once(source.weights).chain(source.up);
             buffers.extend(parts.flat_map(|part| [&*part.codes, &*part.scales]));
         }
@@ -172,7 +182,7 @@ impl Gpu {
             Mode::Gather(choices) => [blocks, choices.count(), 1],
             Mode::Sum(_) => [blocks, 1, 1],
         };
-        let params = product.params(blocks, second.map_or(0, |(rows, _)| rows));
+        let params = product.params(&sizes, blocks, second.map_or(0, |(rows, _)| rows), several);
         let outputs = match product.mode {
             Mode::Rows { .. } => product.x.rows * (product.rows + second.map_or(0, |(rows, _)| rows)),
             Mode::Pairs(pairs) => pairs.routing.tokens * pairs.routing.chosen * product.rows,
@@ -185,7 +195,7 @@ impl Gpu {
 }
 
 impl Matvec<'_> {
-    fn params(&self, second_block: usize, second_rows: usize) -> [u32; 16] {
+    fn params(&self, sizes: &Sizes, second_block: usize, second_rows: usize, several: bool) -> [u32; 24] {
         let held = self.sources.first().map_or(0..0, |source| source.weights.range.clone());
         let [part_first, part_experts, row_first, expert_rows] = match self.mode {
             Mode::Rows { .. } => [0, 1, 0, 0],
@@ -199,13 +209,16 @@ impl Matvec<'_> {
         let scale_bases: [u32; MOST_SOURCES] =
             std::array::from_fn(|i| self.sources.get(i).map_or(0, |source| source.weights.scale_base));
         let eps = self.norm.map_or(0.0, |n| n.eps).to_bits();
-        let mut params = [0; 16];
+        let packing = sizes.packing;
+        let mut params = [0; 24];
         params[..6].copy_from_slice(&numbers);
         params[6] = eps;
         params[7] = self.x.first as u32;
         params[8..12].copy_from_slice(&scale_bases);
-        let strides = [self.out.cols, row_first, expert_rows];
-        params[12..15].copy_from_slice(&strides.map(|n| n as u32));
+        let more = [self.out.cols, row_first, expert_rows, packing.cols, packing.units(), packing.groups()];
+        params[12..18].copy_from_slice(&more.map(|n| n as u32));
+        params[18..21].copy_from_slice(&[sizes.span, sizes.slots, sizes.steps]);
+        params[21..].copy_from_slice(&[self.norm.is_some(), self.add, several].map(u32::from));
         params
     }
 }

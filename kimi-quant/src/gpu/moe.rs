@@ -13,6 +13,9 @@ use crate::{BackendError, ExpertHidden, Norm, Router};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
+/// Neighbouring experts of which route.wgsl first finds the best.
+const ROUTE_BLOCK: usize = 32;
+
 /// Bytes for the results of (token, choice) pairs before they are summed.
 const PAIR_RESULTS: u64 = 256 << 20;
 
@@ -52,7 +55,7 @@ impl Gpu {
         let (experts, shape) = (router.gate.rows, router.shape);
         let room = self.recorder.device.limits.max_compute_workgroup_storage_size as usize;
         // Scores, keys, the best of each block of 32, and the chosen.
-        let best = experts.div_ceil(32) * shape.chosen.min(32);
+        let best = experts.div_ceil(ROUTE_BLOCK) * shape.chosen.min(ROUTE_BLOCK);
         let needed = 8 * (experts + 32) + 8 * best + 4 * (shape.chosen + shape.groups) + 64;
         BackendError::check_range("route", "shared memory for the experts", needed, room + 1)?;
         let pairs = x.rows * shape.chosen;
@@ -78,7 +81,7 @@ impl Gpu {
             op: &ROUTE,
             spec: Spec::new(&ROUTE, constants),
             buffers: &[&logits.buffer, &routing.ids, &routing.weights, &router.bias.buffer],
-            params: &[u32::from(shape.normalize), shape.scale.to_bits()],
+            params: &[u32::from(shape.normalize), shape.scale.to_bits(), 1],
             grid: [x.rows, 1, 1],
         })?;
         Ok((normed, routing))

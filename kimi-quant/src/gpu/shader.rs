@@ -22,11 +22,13 @@ pub(crate) struct Op {
     pub(crate) sums: bool,
     /// Words of immediate data.
     pub(crate) params: usize,
+    /// Whether sizes of matrices are parameters, which are constants for other operations.
+    varied: bool,
 }
 
 macro_rules! op {
     ($constant:ident, $file:literal, $writes:expr, $matrices:literal, $sums:literal, $params:literal
-     $(, with $piece:literal)* $(, enable $extension:literal)*) => {
+     $(, with $piece:literal)* $(, enable $extension:literal)* $(, varied $varied:literal)?) => {
         pub(crate) static $constant: Op = Op {
             name: $file,
             text: concat!(
@@ -38,12 +40,14 @@ macro_rules! op {
             matrices: $matrices,
             sums: $sums,
             params: $params,
+            varied: false $(|| $varied)?,
         };
     };
 }
 
-op!(MATVEC, "matvec", [false, true, true, false, false, false], 6, true, 16, with "quads");
-op!(MATVEC_RAGGED, "matvec", [false, true, true, false, false, false], 6, true, 16, with "quads_ragged");
+op!(MATVEC, "matvec", MATVEC_WRITES, 6, true, 24, with "quads", with "sizes_fixed");
+op!(MATVEC_RAGGED, "matvec", MATVEC_WRITES, 6, true, 24, with "quads_ragged", with "sizes_fixed");
+op!(MATVEC_VARIED, "matvec", MATVEC_WRITES, 6, true, 24, with "quads", with "sizes_varied", varied true);
 op!(FEW, "few", [false, true, false, false, false], 2, true, 10, with "lines");
 op!(TILED, "tiled", [false, true, false, false, false], 2, false, 10, with "lines");
 op!(COOPERATIVE, "cooperative", [false, true, false, false, false, false], 2, false, 10, with "lines",
@@ -52,14 +56,14 @@ op!(HALVES, "halves", [false, true, true], 0, false, 1, enable "f16");
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true], 1, false, 4);
-op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 8, with "input_rows");
-op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 8, with "output_rows");
-op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 8, with "tile", with "tiled_rows");
-op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 5, with "tile");
-op!(VALUES, "values", [false, true, false, false], 1, false, 7, with "output_rows");
-op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 7, with "tile", with "tiled_rows");
+op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "input_rows");
+op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "output_rows");
+op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 9, with "tile", with "tiled_rows");
+op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 6, with "tile");
+op!(VALUES, "values", [false, true, false, false], 1, false, 8, with "output_rows");
+op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 8, with "tile", with "tiled_rows");
 op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 1);
-op!(ROUTE, "route", [false, true, true, false], 0, false, 2);
+op!(ROUTE, "route", [false, true, true, false], 0, false, 3);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
 op!(READ, "read", [false, true], 0, false, 1);
 op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 2);
@@ -68,6 +72,10 @@ op!(SAMPLE_DIGIT, "sample_digit", [false, true, false], 0, false, 4, with "sampl
 op!(SAMPLE_WEIGH, "sample_weigh", [false, true, false, true], 0, false, 4, with "sample", with "sample_search");
 op!(SAMPLE_CHOOSE, "sample_choose", [false, false, false, false, false, true], 0, false, 4, with "sample");
 
+/// Sizes of rows: parameters of varied operations.
+const VARIED: [&str; 3] = ["COLS", "UNITS", "GROUPS"];
+
+const MATVEC_WRITES: [bool; 6] = [false, true, true, false, false, false];
 const LATENT_QUERY: [bool; 6] = [false, true, false, true, false, false];
 
 /// What matrices are called in shaders: `matvec` has up to six, the others up to two.
@@ -239,7 +247,9 @@ impl Spec {
         constant("GRID_Y", GRID_Y);
         self.constants.iter().for_each(|(name, value)| constant(name, *value));
         if let Some(packing) = self.packing {
-            packing.constants().into_iter().for_each(|(name, value)| constant(name, value));
+            let varies = |name: &str| op.varied && VARIED.contains(&name);
+            let sizes = packing.constants().into_iter().filter(|(name, _)| !varies(name));
+            sizes.for_each(|(name, value)| constant(name, value));
             let (chunk, unpack) = match packing.chunk() {
                 4 => ("vec4<u32>", "for (var k = 0u; k < 4u; k++) { words[4u * i + k] = chunk[k]; }"),
                 2 => ("vec2<u32>", "words[2u * i] = chunk.x; words[2u * i + 1u] = chunk.y;"),

@@ -29,6 +29,8 @@ pub(crate) struct Shape {
     pub(crate) pair: bool,
     /// Bindings of weights: the code that fetches from each is in the kernel.
     pub(crate) sources: usize,
+    /// Whether other products of a layer may have the same kernel.
+    pub(crate) common: bool,
 }
 
 /// Sizes of a dispatch, as constants of the shader.
@@ -41,14 +43,20 @@ pub(crate) struct Sizes {
     pub(crate) step_rows: u32,
     pub(crate) values: u32,
     pub(crate) steps: u32,
-    /// Threads on a row, and rows beside each other.
+    /// Units of a row or of the rows side by side, threads on them, and rows beneath each other.
+    units: u32,
     pub(crate) span: u32,
     pub(crate) slots: u32,
     pub(crate) workgroup: u32,
-    /// In how many rounds the activations are staged.
-    pub(crate) rounds: u32,
-    /// Threads that first add up a sum.
-    pub(crate) shares: u32,
+    /// Units of activations that are staged at once, and loads of a thread for all of them.
+    staged: u32,
+    loads: u32,
+    /// Threads that fold their sums; 1 without subgroups.
+    run: u32,
+    /// Steps that there is shared memory for.
+    most_steps: u32,
+    /// Whether the kernel is the one of many sizes.
+    pub(crate) common: bool,
 }
 
 /// PCI vendor.
@@ -57,8 +65,11 @@ pub(crate) const NVIDIA: u32 = 0x10de;
 /// Multiprocessors of a large GPU, and threads of this kernel that one of them runs at a time (their registers fill it).
 const MULTIPROCESSORS: usize = 132;
 const RESIDENT_THREADS: usize = 512;
-/// Most steps of a workgroup.
-const MOST_STEPS: usize = 16;
+/// Most steps of a workgroup; and where sums are not folded, which takes more shared memory.
+const MOST_STEPS: u32 = 16;
+const MOST_STEPS_UNFOLDED: u32 = 2;
+/// Threads that fold their sums: rows that have fewer units leave threads without work.
+const RUN: u32 = 16;
 /// What a workgroup spends before its first step, in steps.
 const PROLOGUE: usize = 2;
 /// Most threads of a workgroup with several slots.
@@ -69,8 +80,11 @@ const LONG: usize = 128;
 const MANY_OUTPUTS: usize = 16_000;
 /// Outputs that keep the device busy for so long that the kernel's code is soon fetched.
 const BUSY_OUTPUTS: usize = 50_000;
-/// Bytes of activations that are staged at once, about.
+/// Bytes of activations that are staged at once, about: with over 24 KB of shared memory in all, an H100 runs one workgroup
+/// at a time where its registers allow two.
 const STAGED: u32 = 16 << 10;
+/// Loads of a thread for its workgroup's activations, in a kernel for many sizes: 8192 of 256 threads.
+const COMMON_LOADS: u32 = 8;
 
 /// Whether codes are multiplied as integers.
 pub(crate) fn integer(device: &Device, given: Option<Tuning>, packing: Packing) -> bool {
@@ -92,31 +106,58 @@ impl Sizes {
         let packing = wide.unwrap_or(shape.packing);
         let units = packing.units() as u32 * shape.beside;
         let values = Self::values(device, given, shape, units, packing.unit > UNIT);
-        let span = units.next_multiple_of(values);
+        let run = if device.subgroups { RUN.min(device.lanes) } else { 1 };
+        let span = units.next_multiple_of(run.max(values)); // so that no step has more outputs than threads
         if span > most {
             return None;
         }
         // As many as leave the fewest threads without work.
         let idle = |slots: &u32| (span * slots).next_multiple_of(device.lanes) * 60 / slots;
         let slots = (1..=(THREADS.min(most) / span).max(1)).min_by_key(idle).unwrap_or(1);
-        let workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
+        let mut workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
+        let mut loads = (units * packing.unit as u32 / 4).div_ceil(workgroup);
+        let unit_bytes = 4 * (packing.unit as u32 + 4);
+        let mut staged = units.div_ceil((units * unit_bytes).div_ceil(STAGED));
+        let small = workgroup <= THREADS.min(most) && loads <= COMMON_LOADS;
+        let common = shape.common && packing.unit == UNIT && packing.cols.is_multiple_of(4) && small;
+        if common {
+            (workgroup, loads) = (THREADS.min(most), COMMON_LOADS);
+            staged = STAGED / unit_bytes / RUN * RUN;
+        }
         let step_rows = values / matrices;
         let steps_in_all = shape.outputs.div_ceil((step_rows * slots) as usize);
-        let steps = given.and_then(|t| t.steps).unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup));
-        let rounds = (units * (packing.unit as u32 + 1) * 4).div_ceil(STAGED);
-        let mut sizes =
-            Self { packing, integer, step_rows, values, steps, span, slots, workgroup, rounds, shares: 1 };
-        let room = device.limits.max_compute_workgroup_storage_size;
-        loop {
-            sizes.shares = sizes.best_shares();
-            if sizes.shared_bytes(device, units) <= room {
-                return Some(sizes);
-            }
-            if sizes.steps == 1 {
+        let most_steps = if run > 1 { MOST_STEPS } else { MOST_STEPS_UNFOLDED };
+        let most = most_steps.min(workgroup / (step_rows * slots)); // no more outputs than threads
+        let wanted = given.and_then(|t| t.steps);
+        let steps = wanted.unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup, most));
+        let steps = steps.clamp(1, most);
+        let mut sizes = Self {
+            packing,
+            integer,
+            step_rows,
+            values,
+            steps,
+            units,
+            span,
+            slots,
+            workgroup,
+            staged,
+            loads,
+            run,
+            most_steps: if common { most_steps } else { steps },
+            common,
+        };
+        while sizes.shared_bytes(device) > device.limits.max_compute_workgroup_storage_size {
+            if sizes.staged > 1 {
+                sizes.staged /= 2;
+            } else if sizes.most_steps > 1 {
+                sizes.most_steps /= 2;
+                sizes.steps = sizes.steps.min(sizes.most_steps);
+            } else {
                 return None;
             }
-            sizes.steps /= 2;
         }
+        Some(sizes)
     }
 
     /// Sums of a step: a power of two that divides all rows, so that a step has all of its rows or none. With `units` on a
@@ -132,7 +173,7 @@ impl Sizes {
             },
             |t| t.values.clamp(1, 16),
         );
-        let mut values = wanted.max(matrices).min(device.lanes.max(matrices));
+        let mut values = wanted.max(matrices).min(RUN.min(device.lanes).max(matrices));
         values = 1 << values.ilog2();
         let divides = |values: u32| {
             let rows = (values / matrices) as usize;
@@ -145,7 +186,7 @@ impl Sizes {
     }
 
     /// The number of steps with which all workgroups are done first: they run in waves, each as long as its steps.
-    fn best_steps(steps_in_all: usize, workgroup: u32) -> u32 {
+    fn best_steps(steps_in_all: usize, workgroup: u32, most: u32) -> u32 {
         let resident = MULTIPROCESSORS * (RESIDENT_THREADS / workgroup as usize).max(1);
         let time = |steps: &usize| {
             let waves = steps_in_all.div_ceil(*steps).div_ceil(resident);
@@ -156,23 +197,15 @@ impl Sizes {
                 waves * (steps + PROLOGUE)
             }
         };
-        (1..=MOST_STEPS).min_by_key(time).unwrap_or(1) as u32
-    }
-
-    fn outs(&self) -> u32 {
-        self.steps * self.values * self.slots
-    }
-
-    fn best_shares(&self) -> u32 {
-        1 << (self.workgroup / self.outs()).clamp(1, 8).ilog2()
+        (1..=most as usize).min_by_key(time).unwrap_or(1) as u32
     }
 
     /// Shared memory, as matvec.wgsl declares it and the sums over workgroups.
-    fn shared_bytes(&self, device: &Device, units: u32) -> u32 {
-        let kept = if device.subgroups { self.steps * self.workgroup } else { self.outs() * self.span };
-        let cells = (units.div_ceil(self.rounds) * (self.packing.unit as u32 + 1)).max(kept);
+    fn shared_bytes(&self, device: &Device) -> u32 {
+        let staged = self.staged * (self.packing.unit as u32 + 4);
+        let sums = self.most_steps * self.workgroup / self.run * self.values;
         let reduction = if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
-        4 * (cells + (self.outs() + 1) * self.shares + self.workgroup + reduction)
+        4 * (staged + sums + reduction)
     }
 
     /// Rows of a workgroup.
@@ -182,16 +215,18 @@ impl Sizes {
 
     /// The shader's constants.
     pub(crate) fn constants(&self, device: &Device) -> Vec<(&'static str, u32)> {
-        vec![
+        let mut constants = vec![
             ("STEP_ROWS", self.step_rows),
-            ("STEPS", self.steps),
-            ("SPAN", self.span),
-            ("SLOTS", self.slots),
             ("WORKGROUP", self.workgroup),
             ("LANES", device.lanes),
-            ("ROUNDS", self.rounds),
-            ("SHARES", self.shares),
-            ("FOLD", u32::from(device.subgroups)),
-        ]
+            ("STAGED", self.staged),
+            ("LOADS", self.loads),
+            ("RUN", self.run),
+            ("MOST_STEPS", self.most_steps),
+        ];
+        if !self.common {
+            constants.extend([("BESIDE", self.units), ("SPAN", self.span), ("SLOTS", self.slots)]);
+        }
+        constants
     }
 }

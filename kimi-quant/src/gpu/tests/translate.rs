@@ -6,8 +6,9 @@ use naga::{AddressSpace, Block, Module, Statement, TypeInner};
 
 use super::super::shader::{
     ATTEND, COMBINE, COOPERATIVE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, HALVES, LATENT_QUERY_BY_INPUTS,
-    LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED, Op, Packing, READ, RMS_NORM, ROUTE,
-    SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, VALUES, VALUES_TILED,
+    LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED, MATVEC_VARIED, Op, Packing, READ,
+    RMS_NORM, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, UNIT,
+    VALUES, VALUES_TILED,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -24,27 +25,20 @@ fn formats() -> Vec<Format> {
     all
 }
 
-/// One token; numbers: mode, sources, pair, norm, add, shared.
-fn matvec(packing: Packing, numbers: [u32; 6], dot: Dot, subgroups: bool) -> (&'static Op, Spec) {
-    let [mode, sources, pair, norm, add, shared] = numbers;
-    let several = u32::from(mode == 0 && sources == 1);
-    let span = packing.units() as u32 * if mode == 2 { 3 } else { 1 };
-    let span = span.next_multiple_of(8);
-    let constants = vec![
-        ("SEVERAL", several),
+/// One token; numbers: mode, sources, pair, shared.
+fn matvec(packing: Packing, numbers: [u32; 4], dot: Dot, subgroups: bool) -> (&'static Op, Spec) {
+    let [mode, sources, pair, shared] = numbers;
+    let varied = mode == 0 && packing.unit == UNIT && packing.cols.is_multiple_of(4);
+    let mut constants = vec![
         ("STEP_ROWS", 8 / (1 + pair)),
-        ("STEPS", 2),
-        ("SPAN", span),
-        ("SLOTS", 2),
-        ("WORKGROUP", 2 * span),
+        ("WORKGROUP", 96),
         ("LANES", 8),
-        ("ROUNDS", 2),
-        ("SHARES", 2),
-        ("FOLD", u32::from(subgroups)),
+        ("STAGED", 16),
+        ("LOADS", 4),
+        ("RUN", if subgroups { 8 } else { 1 }),
+        ("MOST_STEPS", 2),
         ("MODE", mode),
         ("PAIR", pair),
-        ("NORM", norm),
-        ("ADD", add),
         ("CHOICES", 3),
         ("SHARED", shared),
         ("CHOSEN", 2),
@@ -53,7 +47,15 @@ fn matvec(packing: Packing, numbers: [u32; 6], dot: Dot, subgroups: bool) -> (&'
         ("SOURCES", sources),
         ("SHARE", (8 / packing.bits() as u32).clamp(1, 4)),
     ];
-    let op = if packing.cols.is_multiple_of(4) { &MATVEC } else { &MATVEC_RAGGED };
+    if !varied {
+        constants.extend([("BESIDE", packing.units() as u32), ("SPAN", 48), ("SLOTS", 2)]);
+        constants.extend(["NORM", "ADD", "SEVERAL"].map(|name| (name, 1)));
+    }
+    let op = match packing.cols.is_multiple_of(4) {
+        true if varied => &MATVEC_VARIED,
+        true => &MATVEC,
+        false => &MATVEC_RAGGED,
+    };
     let mut spec = Spec::new(op, constants).with_matrices(packing, sources * (1 + pair));
     (spec.dot, spec.subgroups) = (Some(dot), subgroups);
     (op, spec)
@@ -112,16 +114,10 @@ fn head_products(packing: Packing) -> Vec<(&'static Op, Spec)> {
 fn specialisations() -> Vec<(&'static Op, Spec)> {
     let (mut all, mut specials) = (Vec::new(), Vec::new());
     let ragged = Packing::new(Format::Float(FloatType::Bf16), 77);
-    specials.push(matvec(ragged, [0, 1, 0, 1, 0, 0], Dot::Float, true));
+    specials.push(matvec(ragged, [0, 1, 0, 0], Dot::Float, true));
     for (i, format) in formats().into_iter().enumerate() {
         let packing = Packing::new(format, if format.group() < 32 { 272 } else { 256 });
-        let modes = [
-            [0, 1, 0, 1, 0, 0],
-            [0, 2, 0, 0, 0, 0],
-            [1, 3, 1, 0, 0, 1],
-            [2, 3, 0, 0, 1, 1],
-            [3, 1, 1, 0, 0, 0],
-        ];
+        let modes = [[0, 1, 0, 0], [0, 2, 0, 0], [1, 3, 1, 1], [2, 3, 0, 1], [3, 1, 1, 0]];
         for (numbers, subgroups) in modes.into_iter().zip([true, false, true, false, true]) {
             specials.push(matvec(packing, numbers, Dot::Float, subgroups == (i % 2 == 0)));
             if packing.is_integer() {
@@ -153,6 +149,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
             ("ROPE", rope),
             ("SPAN", tile[0].min(128)),
             ("PAGE", 16),
+            ("ROLLED", u32::from(rope == 6)),
         ];
         let constants = [names.into_iter().zip(tile).collect(), sizes].concat();
         all.push((&ATTEND, Spec::new(&ATTEND, constants)));
@@ -172,6 +169,16 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     all.extend(without);
     all.extend(specials);
     all
+}
+
+#[test]
+fn dense_projections_of_a_layer_share_their_code() {
+    let format = Format::Affine { bits: BitWidth::B4, group: 64, scales: FloatType::Bf16 };
+    let text = |cols| {
+        let (op, spec) = matvec(Packing::new(format, cols), [0, 2, 0, 0], Dot::Integer, true);
+        spec.source(op)
+    };
+    assert!(text(7168) == text(1536) && text(7168) == text(8192), "the text has a size in it");
 }
 
 fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
