@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::device::Device;
 use super::pace::Pace;
@@ -15,6 +15,10 @@ use super::shader::{Op, Spec};
 use crate::BackendError;
 
 type Result<T> = std::result::Result<T, BackendError>;
+type Polled = std::result::Result<wgpu::PollStatus, wgpu::PollError>;
+
+/// How long before and after the expected end of a wait the device is asked again and again.
+const ASKING: Duration = Duration::from_millis(1);
 
 /// Bind groups kept before all are made anew.
 const BIND_GROUPS: usize = 16384;
@@ -41,12 +45,16 @@ pub(super) struct State {
     recorded: usize,
     /// Submissions since the device was waited for.
     submitted: usize,
+    /// How long the device was last waited for.
+    last_wait: Duration,
     pace: Pace,
     /// Whether what is recorded must stay in one submission.
     whole: bool,
     /// While each dispatch is timed.
     pub(super) profile: Option<Profile>,
     pipelines: HashMap<Spec, Arc<Pipeline>>,
+    /// The same by their shaders' whole text: many specialisations have the same.
+    by_text: HashMap<String, Arc<Pipeline>>,
     bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
     readback: Option<wgpu::Buffer>,
 }
@@ -121,7 +129,15 @@ impl Recorder {
         let pipeline = match state.pipelines.get(&spec) {
             Some(found) => found.clone(),
             None => {
-                let made = Arc::new(self.pipeline(op, &spec, state.pipelines.len()));
+                let text = spec.source(op);
+                let made = match state.by_text.get(&text) {
+                    Some(same) => same.clone(),
+                    None => {
+                        let made = Arc::new(self.pipeline(op, &spec, &text, state.by_text.len()));
+                        state.by_text.insert(text, made.clone());
+                        made
+                    }
+                };
                 state.pipelines.insert(spec, made.clone());
                 made
             }
@@ -157,7 +173,7 @@ impl Recorder {
         Ok(())
     }
 
-    fn pipeline(&self, op: &'static Op, spec: &Spec, number: usize) -> Pipeline {
+    fn pipeline(&self, op: &'static Op, spec: &Spec, text: &str, number: usize) -> Pipeline {
         let device = &self.device.device;
         let entries: Vec<_> = spec.writes(op).iter().enumerate().map(|(i, w)| layout_entry(i, *w)).collect();
         let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
@@ -169,7 +185,7 @@ impl Recorder {
             bind_group_layouts: &[Some(&layout)],
             immediate_size: 4 * op.params as u32,
         });
-        let source = wgpu::ShaderSource::Wgsl(spec.source(op).into());
+        let source = wgpu::ShaderSource::Wgsl(text.into());
         let descriptor = wgpu::ShaderModuleDescriptor { label: Some(op.name), source };
         let checks = wgpu::ShaderRuntimeChecks::unchecked();
         // SAFETY: the shaders are ours. Their loops end; they index buffers within the sizes that the operations check
@@ -311,13 +327,42 @@ impl Recorder {
         Ok(self.nanoseconds(&[queries], 1)?.first().copied())
     }
 
+    /// Waits for all submitted work.
     fn wait(&self, state: &mut State) -> Result<()> {
-        let waited = survive(|| self.device.device.poll(wgpu::PollType::wait_indefinitely()));
+        let start = Instant::now();
+        let waited = survive(|| self.ask(state.last_wait).unwrap_or_else(|| self.block(None)));
+        state.last_wait = start.elapsed();
         state.pace.done(Instant::now());
         state.submitted = 0;
         self.staging.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.device.check()?;
         waited?.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
+    }
+
+    fn block(&self, timeout: Option<Duration>) -> Polled {
+        self.device.device.poll(wgpu::PollType::Wait { submission_index: None, timeout })
+    }
+
+    /// Waits for about as long as the `last` wait took. A blocked thread is woken late (an H100 was done for 0.1 ms by then),
+    /// so it asks again and again when the time has nearly come. `None` if the work is not done soon.
+    fn ask(&self, last: Duration) -> Option<Polled> {
+        if self.device.info.device_type == wgpu::DeviceType::Cpu {
+            return None; // which needs the processor itself
+        }
+        let start = Instant::now();
+        if last > ASKING {
+            match self.block(Some(last - ASKING)) {
+                Err(wgpu::PollError::Timeout) => {}
+                done => return Some(done),
+            }
+        }
+        while start.elapsed() < last + ASKING {
+            match self.device.device.poll(wgpu::PollType::Poll) {
+                Ok(wgpu::PollStatus::Poll) => std::hint::spin_loop(),
+                done => return Some(done),
+            }
+        }
+        None
     }
 
     /// Submits, waits, and returns some bytes of some buffers; ranges begin and end at multiples of 4.
