@@ -3,6 +3,8 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+#[cfg(feature = "gpu")]
+use std::time::Instant;
 
 use kimi_quant::{Backend, BackendError, Cpu};
 
@@ -38,6 +40,12 @@ pub struct LoadedStage {
     pub runner: Box<dyn StageRunner>,
     /// Name of the device, for people.
     pub device: String,
+}
+
+impl<B: Backend> From<Stage<B>> for LoadedStage {
+    fn from(stage: Stage<B>) -> Self {
+        Self { device: stage.backend().name(), runner: Box::new(stage) }
+    }
 }
 
 impl fmt::Debug for LoadedStage {
@@ -79,7 +87,9 @@ impl DeviceChoice {
                     tracing::info!("running on the CPU: {reason}");
                     on_cpu(&source, progress)
                 }
-                Err(reason @ (LoadError::DoesNotFit { .. } | LoadError::Backend(_))) => {
+                Err(
+                    reason @ (LoadError::DoesNotFit { .. } | LoadError::Backend(_) | LoadError::WarmUp(_)),
+                ) => {
                     tracing::warn!("running on the CPU: {reason}");
                     on_cpu(&source, progress)
                 }
@@ -90,7 +100,15 @@ impl DeviceChoice {
 
     #[cfg(feature = "gpu")]
     fn on_gpu(&self, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
-        loaded(Arc::new(self.open_gpu()?), source, progress)
+        let gpu = Arc::new(self.open_gpu()?);
+        let hardware = gpu.adapter().is_hardware();
+        let mut stage = load(gpu, source, progress)?;
+        if hardware {
+            let start = Instant::now(); // software takes minutes to compile what may not be needed
+            stage.warm_up().map_err(LoadError::WarmUp)?;
+            tracing::info!(seconds = start.elapsed().as_secs_f32(), "warmed up");
+        }
+        Ok(stage.into())
     }
 
     /// Opens the GPU of choice, whatever the kind: no software if it is [`DeviceKind::Auto`].
@@ -116,16 +134,16 @@ impl DeviceChoice {
 }
 
 fn on_cpu(source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
-    loaded(Arc::new(Cpu::new()), source, progress)
+    load(Arc::new(Cpu::new()), source, progress).map(LoadedStage::from)
 }
 
-fn loaded<B: Backend>(
+fn load<B: Backend>(
     backend: Arc<B>,
     source: &Source<'_>,
     progress: &mut dyn FnMut(u64),
-) -> Result<LoadedStage, LoadError> {
+) -> Result<Stage<B>, LoadError> {
     let device = backend.name();
     let stage = Stage::load(source.checkpoint, backend, source.layers.clone(), source.cache, progress)?;
     tracing::info!(layers = ?source.layers, device, "loaded");
-    Ok(LoadedStage { runner: Box::new(stage), device })
+    Ok(stage)
 }

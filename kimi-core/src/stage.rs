@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use kimi_quant::{AttentionInputs, Backend};
 
-use crate::batch::{Batch, Output, SequenceId};
+use crate::batch::{Batch, Output, PageId, Sampling, SequenceId, SequenceSlice};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
@@ -111,6 +111,9 @@ pub enum LoadError {
     /// The device has no room, or failed.
     #[error(transparent)]
     Backend(#[from] kimi_quant::BackendError),
+    /// It computed nothing when it was tried.
+    #[error("the first step failed: {0}")]
+    WarmUp(#[source] StageError),
     /// The device's memory is too small.
     #[error(
         "layers {first}-{last} do not fit {device}: {weights} of weights and {cache} of cache need {needed} with what it \
@@ -163,7 +166,7 @@ pub struct Stage<B: Backend> {
     config: ModelConfig,
     geometry: Geometry,
     span: StageSpan,
-    page_tokens: usize,
+    cache: CacheConfig,
     embedding: Option<B::Matrix>, // [V, H], first stage
     layers: Vec<DeviceLayer<B>>,  // span.layers
     caches: Vec<B::Cache>,        // one a layer
@@ -221,7 +224,7 @@ impl<B: Backend> Stage<B> {
             layers: Vec::with_capacity(span.layers.len()),
             caches: Vec::with_capacity(span.layers.len()),
             head: None,
-            page_tokens: cache.page_tokens,
+            cache,
             geometry,
             span,
             config,
@@ -303,13 +306,45 @@ impl<B: Backend> Stage<B> {
         })
     }
 
+    /// Computes a token and a short prompt whose results nobody sees, so that what a device does once (it compiles its
+    /// kernels and brings the weights into reach) does not delay the first request. Before any request: it writes to the
+    /// cache's first pages.
+    ///
+    /// # Errors
+    /// As [`StageRunner::run`].
+    pub fn warm_up(&mut self) -> Result<(), StageError> {
+        const PROMPT: usize = 128;
+        let CacheConfig { pages, page_tokens } = self.cache;
+        for tokens in [1, PROMPT.min(pages.saturating_mul(page_tokens))] {
+            let sampling = Sampling {
+                params: Arc::default(),
+                history: Vec::new(),
+                uniform: 0.0,
+                top_logprobs: 0,
+                allowed: None,
+            };
+            let sequence = SequenceSlice {
+                id: SequenceId(0),
+                start: 0,
+                tokens: vec![0; tokens],
+                pages: (0..tokens.div_ceil(page_tokens.max(1)) as PageId).collect(),
+                output: Output::Sample(sampling),
+            };
+            let cols = self.config.hidden_size;
+            let input = Hidden { rows: tokens, cols, data: floats_to_bytes(vec![0.0; tokens * cols]) };
+            let batch = Batch { step: 0, sequences: vec![sequence] };
+            self.forward(&batch, (!self.span.first).then_some(input), None)?;
+        }
+        Ok(())
+    }
+
     /// Fills the cache of the batch's tokens with arbitrary latents, without computing the layers: for measurements of
     /// long contexts.
     ///
     /// # Errors
     /// As [`StageRunner::run`].
     pub fn fill_cache(&mut self, batch: &Batch) -> Result<(), StageError> {
-        let layout = batch.layout(self.page_tokens)?;
+        let layout = batch.layout(self.cache.page_tokens)?;
         let Geometry { heads, rope, .. } = &self.geometry;
         let random = |count: usize| -> Vec<f32> {
             // Steps through a turn of a circle that never meet: as good as random here.
@@ -369,7 +404,7 @@ impl<B: Backend> Stage<B> {
         mut x: B::Tensor,
         mut trace: Option<&mut dyn Trace<B>>,
     ) -> Result<B::Tensor, StageError> {
-        let layout = batch.layout(self.page_tokens)?;
+        let layout = batch.layout(self.cache.page_tokens)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let (index, cache) = (self.span.layers.start + i, &mut self.caches[i]);
             forward_layer(

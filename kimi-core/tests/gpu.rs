@@ -76,7 +76,8 @@ fn argmax(logits: &[f32]) -> u32 {
     best.0 as u32
 }
 
-fn verify(model: &Path, golden: &Path, parts: usize) {
+/// With `warm`, stages have computed something before.
+fn verify(model: &Path, golden: &Path, parts: usize, warm: bool) {
     let Some(gpu) = gpu() else { return };
     let golden = Golden::open(golden);
     let mut cases: Vec<String> =
@@ -87,6 +88,9 @@ fn verify(model: &Path, golden: &Path, parts: usize) {
         .iter()
         .map(|case| golden.ids(&format!("{case}.ids")).len() + golden.ids(&format!("{case}.greedy")).len());
     let mut engine = Model::load(model, &gpu, parts, lengths.max().unwrap());
+    if warm {
+        engine.stages.iter_mut().for_each(|stage| stage.warm_up().unwrap());
+    }
     for case in cases {
         let what = format!("{} {case} in {parts} stages", model.display());
         let ids = golden.ids(&format!("{case}.ids"));
@@ -128,7 +132,7 @@ fn oracle(model: &str, golden: &str) {
     else {
         return;
     };
-    verify(&folder, &golden, 2);
+    verify(&folder, &golden, 2, false);
 }
 
 #[test]
@@ -154,5 +158,5 @@ fn hugging_face_bf16() {
 #[test]
 fn kimi_tiny() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/kimi-tiny");
-    verify(&folder, &folder.join("golden.safetensors"), 2);
+    verify(&folder, &folder.join("golden.safetensors"), 2, true);
 }

@@ -322,6 +322,7 @@ fn tunings_agree() {
             both.projections(format, 1, if values >= 8 { 80 } else { 75 }, 384);
         }
         both.projections(Format::Int4 { group: 32, scales: FloatType::F16 }, 1, 40, 96);
+        both.projections(FOUR_BITS, 1, 75, 2240); // with the kernel of 384 columns, if it is for many sizes
         // Several lines of activations at once.
         gpu.set_batch_kernel(Some(BatchKernel::Matvec));
         let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };

@@ -109,6 +109,7 @@ impl Gpu {
             outputs: (outputs + second) * tokens,
             pair: product.sources.iter().any(|s| s.up.is_some()),
             sources: product.sources.len(),
+            single: tokens == 1 && !matches!(product.mode, Mode::Pairs(_)),
             common: matches!(product.mode, Mode::Rows { .. }) && tokens == 1,
         };
         Sizes::choose(&self.recorder.device, self.tuning(), &shape)

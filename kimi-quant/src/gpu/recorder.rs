@@ -346,8 +346,8 @@ impl Recorder {
     /// Waits for about as long as the `last` wait took. A blocked thread is woken late (an H100 was done for 0.1 ms by then),
     /// so it asks again and again when the time has nearly come. `None` if the work is not done soon.
     fn ask(&self, last: Duration) -> Option<Polled> {
-        if self.device.info.device_type == wgpu::DeviceType::Cpu {
-            return None; // which needs the processor itself
+        if !self.device.about.is_hardware() {
+            return None; // software needs the processor itself
         }
         let start = Instant::now();
         if last > ASKING {

@@ -29,6 +29,8 @@ pub(crate) struct Shape {
     pub(crate) pair: bool,
     /// Bindings of weights: the code that fetches from each is in the kernel.
     pub(crate) sources: usize,
+    /// Whether it is for one token.
+    pub(crate) single: bool,
     /// Whether other products of a layer may have the same kernel.
     pub(crate) common: bool,
 }
@@ -68,7 +70,7 @@ const RESIDENT_THREADS: usize = 512;
 /// Most steps of a workgroup; and where sums are not folded, which takes more shared memory.
 const MOST_STEPS: u32 = 16;
 const MOST_STEPS_UNFOLDED: u32 = 2;
-/// Threads that fold their sums: rows that have fewer units leave threads without work.
+/// Most threads that fold their sums.
 const RUN: u32 = 16;
 /// What a workgroup spends before its first step, in steps.
 const PROLOGUE: usize = 2;
@@ -106,7 +108,8 @@ impl Sizes {
         let packing = wide.unwrap_or(shape.packing);
         let units = packing.units() as u32 * shape.beside;
         let values = Self::values(device, given, shape, units, packing.unit > UNIT);
-        let run = if device.subgroups { RUN.min(device.lanes) } else { 1 };
+        let longest = RUN.min(device.lanes);
+        let run = if device.subgroups { longest.min(units.next_power_of_two()).max(values) } else { 1 };
         let span = units.next_multiple_of(run.max(values)); // so that no step has more outputs than threads
         if span > most {
             return None;
@@ -118,8 +121,10 @@ impl Sizes {
         let mut loads = (units * packing.unit as u32 / 4).div_ceil(workgroup);
         let unit_bytes = 4 * (packing.unit as u32 + 4);
         let mut staged = units.div_ceil((units * unit_bytes).div_ceil(STAGED));
-        let small = workgroup <= THREADS.min(most) && loads <= COMMON_LOADS;
-        let common = shape.common && packing.unit == UNIT && packing.cols.is_multiple_of(4) && small;
+        let fits = run == longest && workgroup <= THREADS.min(most) && loads <= COMMON_LOADS;
+        // Software is slow where threads idle, and has no such cache. With sizes given, tests see what hardware would run.
+        let wanted = shape.common && (device.about.is_hardware() || given.is_some());
+        let common = wanted && packing.unit == UNIT && packing.cols.is_multiple_of(4) && fits;
         if common {
             (workgroup, loads) = (THREADS.min(most), COMMON_LOADS);
             staged = STAGED / unit_bytes / RUN * RUN;
@@ -128,9 +133,13 @@ impl Sizes {
         let steps_in_all = shape.outputs.div_ceil((step_rows * slots) as usize);
         let most_steps = if run > 1 { MOST_STEPS } else { MOST_STEPS_UNFOLDED };
         let most = most_steps.min(workgroup / (step_rows * slots)); // no more outputs than threads
-        let wanted = given.and_then(|t| t.steps);
-        let steps = wanted.unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup, most));
-        let steps = steps.clamp(1, most);
+        let steps = given.and_then(|t| t.steps);
+        let steps = steps.unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup, most)).clamp(1, most);
+        let room_for = match (common, shape.single) {
+            (true, _) => most_steps,
+            (_, true) => steps,
+            (_, false) => steps.next_power_of_two(), // the same kernel for many numbers of tokens
+        };
         let mut sizes = Self {
             packing,
             integer,
@@ -144,7 +153,7 @@ impl Sizes {
             staged,
             loads,
             run,
-            most_steps: if common { most_steps } else { steps },
+            most_steps: room_for,
             common,
         };
         while sizes.shared_bytes(device) > device.limits.max_compute_workgroup_storage_size {
