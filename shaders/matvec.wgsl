@@ -46,7 +46,6 @@ struct Params {
     steps: u32,
     norm: u32,
     add: u32,
-    several: u32,
 }
 
 var<immediate> p: Params;

@@ -6,7 +6,7 @@ var<workgroup> reduction: array<f32, WORKGROUP / LANES>;
 fn lanes_sum(value: f32, thread: u32) -> f32 {
     var sum = value;
     for (var mask = 1u; mask < LANES; mask = mask << 1u) {
-        sum += subgroupShuffleXor(sum, mask);
+        sum += from_lane_xor(sum, mask);
     }
     return sum;
 }

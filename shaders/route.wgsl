@@ -18,8 +18,7 @@ var<immediate> p: Params;
 
 const GROUP_SIZE = EXPERTS / GROUPS;
 
-// The best of each block of neighbouring experts come into the second round.
-const BLOCK = 32u;
+// The best of each BLOCK neighbouring experts come into the second round.
 const BLOCKS = (EXPERTS + BLOCK - 1u) / BLOCK;
 const SURVIVORS = min(CHOSEN, BLOCK);
 

@@ -7,5 +7,5 @@ var<private> GROUPS: u32;
 fn sizes() -> Sizes {
     UNITS = p.units;
     GROUPS = p.groups;
-    return Sizes(p.cols, p.units, p.units, p.span, p.slots, p.norm, p.add, p.several);
+    return Sizes(p.cols, p.units, p.units, p.span, p.slots, p.norm, p.add, 0u); // one token
 }

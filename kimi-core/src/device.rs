@@ -142,8 +142,7 @@ fn load<B: Backend>(
     source: &Source<'_>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Stage<B>, LoadError> {
-    let device = backend.name();
     let stage = Stage::load(source.checkpoint, backend, source.layers.clone(), source.cache, progress)?;
-    tracing::info!(layers = ?source.layers, device, "loaded");
+    tracing::info!(layers = ?source.layers, device = stage.backend().name(), "loaded");
     Ok(stage)
 }

@@ -331,9 +331,9 @@ impl<B: Backend> Stage<B> {
                 output: Output::Sample(sampling),
             };
             let cols = self.config.hidden_size;
-            let input = Hidden { rows: tokens, cols, data: floats_to_bytes(vec![0.0; tokens * cols]) };
-            let batch = Batch { step: 0, sequences: vec![sequence] };
-            self.forward(&batch, (!self.span.first).then_some(input), None)?;
+            let zeros = || Hidden { rows: tokens, cols, data: floats_to_bytes(vec![0.0; tokens * cols]) };
+            let input = (!self.span.first).then(zeros);
+            self.forward(&Batch { step: 0, sequences: vec![sequence] }, input, None)?;
         }
         Ok(())
     }

@@ -183,7 +183,7 @@ impl Gpu {
             Mode::Gather(choices) => [blocks, choices.count(), 1],
             Mode::Sum(_) => [blocks, 1, 1],
         };
-        let params = product.params(&sizes, blocks, second.map_or(0, |(rows, _)| rows), several);
+        let params = product.params(&sizes, blocks, second.map_or(0, |(rows, _)| rows));
         let outputs = match product.mode {
             Mode::Rows { .. } => product.x.rows * (product.rows + second.map_or(0, |(rows, _)| rows)),
             Mode::Pairs(pairs) => pairs.routing.tokens * pairs.routing.chosen * product.rows,
@@ -196,7 +196,7 @@ impl Gpu {
 }
 
 impl Matvec<'_> {
-    fn params(&self, sizes: &Sizes, second_block: usize, second_rows: usize, several: bool) -> [u32; 24] {
+    fn params(&self, sizes: &Sizes, second_block: usize, second_rows: usize) -> [u32; 24] {
         let held = self.sources.first().map_or(0..0, |source| source.weights.range.clone());
         let [part_first, part_experts, row_first, expert_rows] = match self.mode {
             Mode::Rows { .. } => [0, 1, 0, 0],
@@ -219,7 +219,7 @@ impl Matvec<'_> {
         let more = [self.out.cols, row_first, expert_rows, packing.cols, packing.units(), packing.groups()];
         params[12..18].copy_from_slice(&more.map(|n| n as u32));
         params[18..21].copy_from_slice(&[sizes.span, sizes.slots, sizes.steps]);
-        params[21..].copy_from_slice(&[self.norm.is_some(), self.add, several].map(u32::from));
+        params[21..23].copy_from_slice(&[self.norm.is_some(), self.add].map(u32::from));
         params
     }
 }

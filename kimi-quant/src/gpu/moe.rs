@@ -76,6 +76,7 @@ impl Gpu {
             ("GROUPS", shape.groups as u32),
             ("KEPT", shape.kept_groups as u32),
             ("CHOSEN", shape.chosen as u32),
+            ("BLOCK", ROUTE_BLOCK as u32),
         ];
         self.recorder.dispatch(Dispatch {
             op: &ROUTE,

@@ -20,7 +20,7 @@ pub(crate) struct Op {
     matrices: u32,
     /// Whether it sums over threads.
     pub(crate) sums: bool,
-    /// Words of immediate data.
+    /// Words of immediate data: of all of `Params`, with what fills it up to its alignment.
     pub(crate) params: usize,
     /// Whether sizes of matrices are parameters, which are constants for other operations.
     varied: bool,

@@ -108,7 +108,7 @@ impl Sizes {
         let packing = wide.unwrap_or(shape.packing);
         let units = packing.units() as u32 * shape.beside;
         let values = Self::values(device, given, shape, units, packing.unit > UNIT);
-        let longest = RUN.min(device.lanes);
+        let longest = Self::longest_run(device);
         let run = if device.subgroups { longest.min(units.next_power_of_two()).max(values) } else { 1 };
         let span = units.next_multiple_of(run.max(values)); // so that no step has more outputs than threads
         if span > most {
@@ -116,27 +116,29 @@ impl Sizes {
         }
         // As many as leave the fewest threads without work.
         let idle = |slots: &u32| (span * slots).next_multiple_of(device.lanes) * 60 / slots;
-        let slots = (1..=(THREADS.min(most) / span).max(1)).min_by_key(idle).unwrap_or(1);
+        let threads = THREADS.min(most);
+        let slots = (1..=(threads / span).max(1)).min_by_key(idle).unwrap_or(1);
         let mut workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
         let mut loads = (units * packing.unit as u32 / 4).div_ceil(workgroup);
         let unit_bytes = 4 * (packing.unit as u32 + 4);
         let mut staged = units.div_ceil((units * unit_bytes).div_ceil(STAGED));
-        let fits = run == longest && workgroup <= THREADS.min(most) && loads <= COMMON_LOADS;
+        let fits = run == longest && workgroup <= threads && loads <= COMMON_LOADS;
         // Software is slow where threads idle, and has no such cache. With sizes given, tests see what hardware would run.
         let wanted = shape.common && (device.about.is_hardware() || given.is_some());
         let common = wanted && packing.unit == UNIT && packing.cols.is_multiple_of(4) && fits;
         if common {
-            (workgroup, loads) = (THREADS.min(most), COMMON_LOADS);
+            (workgroup, loads) = (threads, COMMON_LOADS);
             staged = STAGED / unit_bytes / RUN * RUN;
         }
         let step_rows = values / matrices;
         let steps_in_all = shape.outputs.div_ceil((step_rows * slots) as usize);
-        let most_steps = if run > 1 { MOST_STEPS } else { MOST_STEPS_UNFOLDED };
-        let most = most_steps.min(workgroup / (step_rows * slots)); // no more outputs than threads
+        let room_for = if run > 1 { MOST_STEPS } else { MOST_STEPS_UNFOLDED };
+        let most_steps = room_for.min(workgroup / (step_rows * slots)); // no more outputs than threads
         let steps = given.and_then(|t| t.steps);
-        let steps = steps.unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup, most)).clamp(1, most);
+        let steps = steps.unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup, most_steps));
+        let steps = steps.clamp(1, most_steps);
         let room_for = match (common, shape.single) {
-            (true, _) => most_steps,
+            (true, _) => room_for,
             (_, true) => steps,
             (_, false) => steps.next_power_of_two(), // the same kernel for many numbers of tokens
         };
@@ -182,7 +184,7 @@ impl Sizes {
             },
             |t| t.values.clamp(1, 16),
         );
-        let mut values = wanted.max(matrices).min(RUN.min(device.lanes).max(matrices));
+        let mut values = wanted.max(matrices).min(Self::longest_run(device).max(matrices));
         values = 1 << values.ilog2();
         let divides = |values: u32| {
             let rows = (values / matrices) as usize;
@@ -192,6 +194,11 @@ impl Sizes {
             values /= 2;
         }
         values
+    }
+
+    /// Threads that fold their sums where rows are long enough.
+    fn longest_run(device: &Device) -> u32 {
+        RUN.min(device.lanes)
     }
 
     /// The number of steps with which all workgroups are done first: they run in waves, each as long as its steps.

@@ -155,7 +155,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         all.push((&ATTEND, Spec::new(&ATTEND, constants)));
     }
     for (experts, groups) in [(384, 1), (256, 8), (7, 7)] {
-        let sizes = vec![("EXPERTS", experts), ("GROUPS", groups), ("KEPT", 1), ("CHOSEN", 2)];
+        let sizes = vec![("EXPERTS", experts), ("GROUPS", groups), ("KEPT", 1), ("CHOSEN", 2), ("BLOCK", 32)];
         all.push((&ROUTE, Spec::new(&ROUTE, [vec![group], sizes].concat())));
     }
     for (radix, sampled) in [(0, 0), (0, 1), (1, 1)] {
