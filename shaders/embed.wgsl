@@ -1,9 +1,11 @@
-// Rows `ids` of a packed matrix, as values: `out[t, c] = w[ids[t], c]`. A thread writes a unit.
+// Rows of a packed matrix, as values: `out[t, c] = w[row, c]`, where `row` is `ids[t]`, or the token that was chosen at the
+// place `ids[t]`. A thread writes a unit.
 
 struct Params {
-    tokens: u32,
+    chosen: u32, // whether `ids` are places
     row_first: u32, // the rows that the bindings hold
     rows: u32,
+    all_rows: u32,
     scale_base: u32,
 }
 
@@ -11,12 +13,17 @@ var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> ids: array<u32>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
+@group(0) @binding(2) var<storage, read> chosen: array<u32>;
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     let unit = group.x * WORKGROUP + thread;
     let token = group.y;
-    let row = ids[token] - p.row_first;
+    var id = ids[token];
+    if (p.chosen != 0u) {
+        id = min(chosen[id], p.all_rows - 1u); // none was found: what follows is not used
+    }
+    let row = id - p.row_first;
     if (unit >= UNITS || row >= p.rows) {
         return;
     }

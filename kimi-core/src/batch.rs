@@ -23,6 +23,9 @@ pub struct Batch {
     pub step: u64,
     /// At most one entry a sequence.
     pub sequences: Vec<SequenceSlice>,
+    /// Of a batch that is made before the batch before it is done, that batch's step. Each sequence has one token, which
+    /// that step chooses; in its place `tokens` holds a 0.
+    pub follows: Option<u64>,
 }
 
 /// A sequence's share of a batch.

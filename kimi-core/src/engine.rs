@@ -54,7 +54,7 @@ impl EngineConfig {
         }
     }
 
-    fn scheduler(&self, depth: usize) -> Result<SchedulerConfig, EngineError> {
+    fn scheduler(&self, depth: usize, ahead: bool) -> Result<SchedulerConfig, EngineError> {
         let sizes = [
             ("vocab_size", self.vocab_size as usize, 1),
             ("context_tokens", self.context_tokens, 2),
@@ -74,6 +74,7 @@ impl EngineConfig {
             token_budget: self.token_budget,
             max_sequences: self.max_sequences,
             depth,
+            ahead,
         })
     }
 }
@@ -244,7 +245,7 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Config`] or [`EngineError::Thread`].
     pub fn start(pipeline: Pipeline, config: EngineConfig) -> Result<Self, EngineError> {
-        let limits = config.scheduler(pipeline.depth())?;
+        let limits = config.scheduler(pipeline.depth(), pipeline.runs_ahead())?;
         let state = Arc::new(State::default());
         state.stats().scheduler.pages_total = config.cache_pages;
         let (mailbox, messages) = mpsc::channel();

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::batch::Batch;
-use crate::stage::{Hidden, SequenceOutput, StageError, StageOutput, StageRunner, StageSpan};
+use crate::stage::{Finish, Hidden, SequenceOutput, StageError, StageOutput, StageRunner, StageSpan};
 
 /// How long a dropped pipeline waits for stages that are still computing.
 const DROP_WAIT: Duration = Duration::from_secs(5);
@@ -27,6 +27,7 @@ pub struct PipelineInput {
     /// `None` only while it is dropped.
     work: Option<Sender<Work>>,
     spans: Vec<StageSpan>,
+    runs_ahead: bool,
     /// Disconnected when the last stage thread has ended.
     threads: Receiver<()>,
 }
@@ -34,7 +35,10 @@ pub struct PipelineInput {
 /// The end of a [`Pipeline`] that gives results.
 #[derive(Debug)]
 pub struct PipelineOutput {
-    steps: Receiver<StepOutput>,
+    steps: Receiver<Landing>,
+    last: StageSpan,
+    /// When the last result was there.
+    landed: Option<Instant>,
 }
 
 /// The result of one batch.
@@ -90,10 +94,20 @@ struct Work {
     times: Vec<Duration>,
 }
 
+/// A batch that the last stage has started on.
+struct Landing {
+    step: u64,
+    /// `None` if a stage before failed.
+    started: Option<Instant>,
+    finish: Result<Finish, StageError>,
+    /// Of the stages before.
+    times: Vec<Duration>,
+}
+
 /// Where a stage's results go.
 enum Next {
     Stage(Sender<Work>),
-    Results(Sender<StepOutput>),
+    Results(Sender<Landing>),
 }
 
 impl Pipeline {
@@ -105,6 +119,8 @@ impl Pipeline {
     pub fn new(stages: Vec<Box<dyn StageRunner>>) -> Result<Self, PipelineError> {
         let spans: Vec<_> = stages.iter().map(|stage| stage.span()).collect();
         check_spans(&spans)?;
+        let runs_ahead = matches!(stages.as_slice(), [only] if only.runs_ahead());
+        let last = spans.last().ok_or(PipelineError::Empty)?.clone();
         let (alive, threads) = mpsc::channel();
         let (work, mut source) = mpsc::channel();
         let (results, steps) = mpsc::channel();
@@ -118,8 +134,8 @@ impl Pipeline {
                 .spawn(move || stage_loop(alive, runner, &span, next, source));
             spawned.map_err(|e| PipelineError::Thread { stage: i, reason: e.to_string() })?;
         }
-        let input = PipelineInput { work: Some(work), spans, threads };
-        Ok(Self { input, output: PipelineOutput { steps } })
+        let input = PipelineInput { work: Some(work), spans, runs_ahead, threads };
+        Ok(Self { input, output: PipelineOutput { steps, last, landed: None } })
     }
 
     /// Number of stages: how many batches can be computed at once.
@@ -130,6 +146,11 @@ impl Pipeline {
     /// The parts of the model, in order.
     pub fn spans(&self) -> &[StageSpan] {
         &self.input.spans
+    }
+
+    /// See [`PipelineInput::runs_ahead`].
+    pub fn runs_ahead(&self) -> bool {
+        self.input.runs_ahead()
     }
 
     /// Hands a batch to the first stage. Does not wait.
@@ -144,7 +165,7 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`PipelineError::Stopped`].
-    pub fn recv(&self) -> Result<StepOutput, PipelineError> {
+    pub fn recv(&mut self) -> Result<StepOutput, PipelineError> {
         self.output.recv()
     }
 
@@ -158,6 +179,11 @@ impl PipelineInput {
     /// See [`Pipeline::depth`].
     pub fn depth(&self) -> usize {
         self.spans.len()
+    }
+
+    /// Whether a batch may follow the one before it while that is computed: there is one stage, and it queues.
+    pub fn runs_ahead(&self) -> bool {
+        self.runs_ahead
     }
 
     /// See [`Pipeline::submit`].
@@ -176,8 +202,19 @@ impl PipelineOutput {
     ///
     /// # Errors
     /// [`PipelineError::Stopped`].
-    pub fn recv(&self) -> Result<StepOutput, PipelineError> {
-        self.steps.recv().map_err(|_| PipelineError::Stopped)
+    pub fn recv(&mut self) -> Result<StepOutput, PipelineError> {
+        let Landing { step, started, finish, mut times } =
+            self.steps.recv().map_err(|_| PipelineError::Stopped)?;
+        let result = match finish.and_then(|finish| finish()) {
+            Ok(StageOutput::Sequences(sequences)) => Ok(sequences),
+            Ok(StageOutput::Hidden(_)) => Err(wrong_output(&self.last, "activations", "tokens")),
+            Err(error) => Err(error),
+        };
+        // What it waited for the batch before it is that batch's time.
+        let (before, now) = (self.landed.max(started), Instant::now());
+        self.landed = Some(now);
+        times.push(started.and(before).map_or(Duration::ZERO, |before| now - before));
+        Ok(StepOutput { step, result, stage_times: times })
     }
 }
 
@@ -221,7 +258,7 @@ fn stage_loop(
     for work in source {
         let sent = match &next {
             Next::Stage(next) => next.send(pass(&mut *runner, span, work)).is_ok(),
-            Next::Results(results) => results.send(finish(&mut *runner, span, work)).is_ok(),
+            Next::Results(results) => results.send(start(&mut *runner, work)).is_ok(),
         };
         if !sent {
             return;
@@ -230,35 +267,22 @@ fn stage_loop(
 }
 
 /// Runs a stage, unless one before it failed.
-fn run(runner: &mut dyn StageRunner, work: &mut Work) -> Result<StageOutput, StageError> {
-    let started = Instant::now();
-    let output = match std::mem::replace(&mut work.hidden, Ok(None)) {
-        Ok(hidden) => runner.run(&work.batch, hidden),
-        Err(error) => {
-            work.times.push(Duration::ZERO);
-            return Err(error);
-        }
-    };
-    work.times.push(started.elapsed());
-    output
-}
-
 fn pass(runner: &mut dyn StageRunner, span: &StageSpan, mut work: Work) -> Work {
-    work.hidden = match run(runner, &mut work) {
-        Ok(StageOutput::Hidden(hidden)) => Ok(Some(hidden)),
-        Ok(StageOutput::Sequences(_)) => Err(wrong_output(span, "tokens", "activations")),
-        Err(error) => Err(error),
-    };
+    let started = work.hidden.is_ok().then(Instant::now);
+    work.hidden = work.hidden.and_then(|hidden| match runner.run(&work.batch, hidden)? {
+        StageOutput::Hidden(hidden) => Ok(Some(hidden)),
+        StageOutput::Sequences(_) => Err(wrong_output(span, "tokens", "activations")),
+    });
+    work.times.push(started.map_or(Duration::ZERO, |started| started.elapsed()));
     work
 }
 
-fn finish(runner: &mut dyn StageRunner, span: &StageSpan, mut work: Work) -> StepOutput {
-    let result = match run(runner, &mut work) {
-        Ok(StageOutput::Sequences(sequences)) => Ok(sequences),
-        Ok(StageOutput::Hidden(_)) => Err(wrong_output(span, "activations", "tokens")),
-        Err(error) => Err(error),
-    };
-    StepOutput { step: work.batch.step, result, stage_times: work.times }
+/// Starts the last stage, unless one before it failed.
+fn start(runner: &mut dyn StageRunner, work: Work) -> Landing {
+    let Work { batch, hidden, times } = work;
+    let started = hidden.is_ok().then(Instant::now);
+    let finish = hidden.and_then(|hidden| runner.start(&batch, hidden));
+    Landing { step: batch.step, started, finish, times }
 }
 
 fn wrong_output(span: &StageSpan, found: &str, expected: &str) -> StageError {

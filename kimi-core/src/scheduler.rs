@@ -9,6 +9,10 @@
 //!   while several chunks of one prompt may follow each other through the stages.
 //! * Decode tokens come first; the rest of the token budget is shared evenly by the prompts. So a long prompt
 //!   stalls nobody. With several stages the decoding sequences are spread over as many batches.
+//! * Where a stage can be given a batch before the last one is done ([`SchedulerConfig::ahead`]), a batch of decode tokens
+//!   is followed by one that takes its tokens before they are known, so that the device never waits for the host. A
+//!   sequence that turns out to have ended has computed one token in vain. Whatever needs to know more (a prompt, a
+//!   penalty that counts tokens, a page that must be taken from another) waits until nothing is in flight.
 //! * Pages are taken when a batch needs them. If none is free, the youngest sequence gives up its pages and
 //!   waits; later its prompt and what it has generated are prefilled again. As only a younger sequence is ever
 //!   evicted, the oldest always goes on, so every sequence ends.
@@ -39,6 +43,8 @@ pub struct SchedulerConfig {
     pub max_sequences: usize,
     /// Most batches in flight, at least 1: the number of stages.
     pub depth: usize,
+    /// Whether one batch more may be in flight that follows the last ([`Batch::follows`]). Only with one stage.
+    pub ahead: bool,
 }
 
 impl SchedulerConfig {
@@ -89,6 +95,8 @@ pub struct SchedulerStats {
 struct InFlight {
     step: u64,
     sequences: Vec<(SequenceId, bool)>,
+    /// Whether each sequence has one token.
+    decodes: bool,
 }
 
 /// See the [module](self).
@@ -114,6 +122,7 @@ impl Scheduler {
             token_budget,
             max_sequences: config.max_sequences.clamp(1, token_budget),
             depth: config.depth.max(1),
+            ahead: config.ahead && config.depth <= 1,
             ..config
         };
         Self {
@@ -158,21 +167,27 @@ impl Scheduler {
 
     /// The next batch to compute; `None` while nothing can be computed before a batch in flight is back.
     pub fn next_batch(&mut self) -> Option<Batch> {
-        if self.in_flight.len() >= self.config.depth {
+        if self.in_flight.len() > self.config.depth {
             return None;
         }
         self.admit();
         let step = self.next_step;
         let mut sequences = Vec::new();
-        self.place_decodes(step, &mut sequences);
-        self.place_prefills(step, &mut sequences);
+        let follows = if self.in_flight.len() == self.config.depth {
+            Some(self.follow(step, &mut sequences)?)
+        } else {
+            self.place_decodes(step, &mut sequences);
+            self.place_prefills(step, &mut sequences);
+            None
+        };
         if sequences.is_empty() {
             return None;
         }
         self.next_step += 1;
         let used = sequences.iter().map(|s| (s.id, matches!(s.output, Output::Sample(_)))).collect();
-        self.in_flight.push_back(InFlight { step, sequences: used });
-        Some(Batch { step, sequences })
+        let decodes = sequences.iter().all(|s| s.tokens.len() == 1);
+        self.in_flight.push_back(InFlight { step, sequences: used, decodes });
+        Some(Batch { step, sequences, follows })
     }
 
     /// Takes the results of a batch. A step that is not in flight changes nothing.
@@ -240,6 +255,32 @@ impl Scheduler {
                 self.running.insert(id, sequence);
             }
         }
+    }
+
+    /// The sequences of the batch in flight once more, each with the token that is being chosen for it. Returns that
+    /// batch's step; `None` if this can't be done or something else should come first.
+    fn follow(&mut self, step: u64, batch: &mut Vec<SequenceSlice>) -> Option<u64> {
+        let last = self.in_flight.back().filter(|last| self.config.ahead && last.decodes)?;
+        let samples = |id| last.sequences.contains(&(id, true));
+        if self.live().any(|s| s.pending() > 0 || !samples(s.id) || s.params.history_needed() > 0) {
+            return None;
+        }
+        let going_on: Vec<_> = self.live().filter(|s| !s.ends_next()).map(|s| s.id).collect();
+        let (pool, page_tokens, follows) = (&mut self.pool, self.config.page_tokens, last.step);
+        let mut enough = true;
+        for id in &going_on {
+            let Some(sequence) = self.running.get_mut(id) else { continue };
+            while enough && sequence.pages.len() * page_tokens <= sequence.scheduled {
+                match pool.allocate() {
+                    Some(page) => sequence.pages.push(page),
+                    None => enough = false,
+                }
+            }
+        }
+        for sequence in going_on.iter().filter(|_| enough) {
+            batch.extend(self.running.get_mut(sequence).map(|s| s.follow(step)));
+        }
+        Some(follows)
     }
 
     /// One token each for the sequences that have waited longest, at most a `depth`-th of all that decode.

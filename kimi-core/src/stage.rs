@@ -57,12 +57,29 @@ pub struct SequenceOutput {
     pub logits: Vec<f32>,
 }
 
+/// The end of a batch that was started: waits for its output.
+pub type Finish = Box<dyn FnOnce() -> Result<StageOutput, StageError> + Send>;
+
 /// Runs batches through one stage, wherever it is: in this process or on another machine.
 ///
 /// Batches arrive in the order of their steps. A runner lives on a thread of its own, so `run` may block.
 pub trait StageRunner: Send {
     /// The part of the model it holds.
     fn span(&self) -> StageSpan;
+
+    /// Whether a batch can be started before the one before it is done, and follow it ([`Batch::follows`]).
+    fn runs_ahead(&self) -> bool {
+        false
+    }
+
+    /// Starts on a batch; what it returns may be called on another thread, while the next batch is started.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
+        let output = self.run(batch, input)?;
+        Ok(Box::new(move || Ok(output)))
+    }
 
     /// Computes one batch. `input` is `None` for the first stage and the previous stage's output for any other.
     ///
@@ -171,6 +188,58 @@ pub struct Stage<B: Backend> {
     layers: Vec<DeviceLayer<B>>,  // span.layers
     caches: Vec<B::Cache>,        // one a layer
     head: Option<DeviceHead<B>>,  // last stage
+    chosen: Option<Chosen<B>>,    // first and last stage
+}
+
+/// The tokens that a step chooses.
+struct Chosen<B: Backend> {
+    step: u64,
+    /// Whose they are, in their order.
+    sequences: Vec<SequenceId>,
+    tokens: Arc<B::Chosen>,
+}
+
+/// A sequence that wants something: its rows of the logits, or a token.
+type Wanted = (SequenceId, Option<Range<usize>>);
+
+/// A step that the device has been given, and what is to be brought out.
+enum Started<B: Backend> {
+    Hidden {
+        rows: usize,
+        cols: usize,
+        x: B::Tensor,
+    },
+    Sequences {
+        wanted: Vec<Wanted>,
+        tokens: Option<Arc<B::Chosen>>,
+        vocabulary: usize,
+        /// `[S, V]`, if some are wanted: only then do they leave the device.
+        logits: Option<B::Tensor>,
+    },
+}
+
+impl<B: Backend> Started<B> {
+    /// Waits.
+    fn finish(self, backend: &B) -> Result<StageOutput, StageError> {
+        let (wanted, tokens, vocabulary, logits) = match self {
+            Self::Hidden { rows, cols, x } => {
+                let data = floats_to_bytes(backend.download(&x)?);
+                return Ok(StageOutput::Hidden(Hidden { rows, cols, data }));
+            }
+            Self::Sequences { wanted, tokens, vocabulary, logits } => (wanted, tokens, vocabulary, logits),
+        };
+        let sampled = tokens.map(|tokens| backend.finish_sample(&tokens)).transpose()?;
+        let values = logits.map(|logits| backend.download(&logits)).transpose()?.unwrap_or_default();
+        let mut sampled = sampled.into_iter().flatten();
+        let outputs = wanted.into_iter().map(|(id, rows)| match rows {
+            None => SequenceOutput { id, sampled: sampled.next(), logits: Vec::new() },
+            Some(rows) => {
+                let own = values.get(rows.start * vocabulary..rows.end * vocabulary);
+                SequenceOutput { id, sampled: None, logits: own.unwrap_or_default().to_vec() }
+            }
+        });
+        Ok(StageOutput::Sequences(outputs.collect()))
+    }
 }
 
 impl<B: Backend> std::fmt::Debug for Stage<B> {
@@ -224,6 +293,7 @@ impl<B: Backend> Stage<B> {
             layers: Vec::with_capacity(span.layers.len()),
             caches: Vec::with_capacity(span.layers.len()),
             head: None,
+            chosen: None,
             cache,
             geometry,
             span,
@@ -281,7 +351,7 @@ impl<B: Backend> Stage<B> {
         trace: Option<&mut dyn Trace<B>>,
     ) -> Result<StageOutput, StageError> {
         let backend = self.backend.clone();
-        backend.enter(|| self.step(batch, input, trace))
+        backend.enter(|| self.begin(batch, input, trace)?.finish(&backend))
     }
 
     /// Computes one batch without bringing anything out: the input of the next stage, `[T, H]`, or from the last one the
@@ -333,7 +403,8 @@ impl<B: Backend> Stage<B> {
             let cols = self.config.hidden_size;
             let zeros = || Hidden { rows: tokens, cols, data: floats_to_bytes(vec![0.0; tokens * cols]) };
             let input = (!self.span.first).then(zeros);
-            self.forward(&Batch { step: 0, sequences: vec![sequence] }, input, None)?;
+            let batch = Batch { sequences: vec![sequence], ..Batch::default() };
+            self.forward(&batch, input, None)?;
         }
         Ok(())
     }
@@ -361,41 +432,55 @@ impl<B: Backend> Stage<B> {
         Ok(())
     }
 
-    fn step(
+    /// Gives the device a step.
+    fn begin(
         &mut self,
         batch: &Batch,
         input: Option<Hidden>,
         trace: Option<&mut dyn Trace<B>>,
-    ) -> Result<StageOutput, StageError> {
+    ) -> Result<Started<B>, StageError> {
         let input = input.map(|hidden| self.upload(batch, &hidden)).transpose()?;
         let x = self.embed(batch, input)?;
         let x = self.run_layers(batch, x, trace)?;
         let Some(head) = &self.head else {
-            let data = floats_to_bytes(self.backend.download(&x)?);
-            return Ok(StageOutput::Hidden(Hidden {
-                rows: batch.tokens(),
-                cols: self.config.hidden_size,
-                data,
-            }));
+            return Ok(Started::Hidden { rows: batch.tokens(), cols: self.config.hidden_size, x });
         };
+        let vocabulary = self.config.vocab_size;
         let rows = batch.output_rows(); // [S]
         if rows.is_empty() {
-            return Ok(StageOutput::Sequences(Vec::new()));
+            return Ok(Started::Sequences { wanted: Vec::new(), tokens: None, vocabulary, logits: None });
         }
         let logits = self.logits(&x, &rows, head)?;
-        Ok(StageOutput::Sequences(self.outputs(batch, &logits)?))
+        let (wanted, tokens) = self.choose(batch, &logits)?;
+        let logits = wanted.iter().any(|(_, rows)| rows.is_some()).then_some(logits);
+        Ok(Started::Sequences { wanted, tokens, vocabulary, logits })
     }
 
     /// The batch's activations before the first layer: `[T, H]`.
     fn embed(&self, batch: &Batch, input: Option<B::Tensor>) -> Result<B::Tensor, StageError> {
         match (&self.embedding, input) {
-            (Some(table), None) => Ok(self.backend.embed(table, &batch.ids())?),
+            (Some(table), None) => match batch.follows {
+                None => Ok(self.backend.embed(table, &batch.ids())?),
+                Some(step) => self.embed_chosen(table, batch, step),
+            },
             (None, Some(hidden)) => Ok(hidden),
             (Some(_), Some(_)) => {
                 Err(self.wrong("got activations, but the first stage takes tokens".to_owned()))
             }
             (None, None) => Err(self.wrong("got no activations from the stage before it".to_owned())),
         }
+    }
+
+    /// The same for the tokens that an earlier step chooses.
+    fn embed_chosen(&self, table: &B::Matrix, batch: &Batch, step: u64) -> Result<B::Tensor, StageError> {
+        let missing = || self.wrong(format!("step {} follows {step}, whose tokens are not there", batch.step));
+        let chosen = self.chosen.as_ref().filter(|chosen| chosen.step == step).ok_or_else(missing)?;
+        let request = |s: &SequenceSlice| match s.tokens.len() {
+            1 => chosen.sequences.iter().position(|id| *id == s.id).map(|i| i as u32).ok_or_else(missing),
+            n => Err(self.wrong(format!("got {n} tokens of a sequence, expected the one that step {step} chooses"))),
+        };
+        let requests = batch.sequences.iter().map(request).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.backend.embed_chosen(table, &chosen.tokens, &requests)?)
     }
 
     fn run_layers(
@@ -426,38 +511,36 @@ impl<B: Backend> Stage<B> {
         Ok(self.backend.head(x, rows, &head.norm, &head.lm_head)?)
     }
 
-    /// Deals the logits `[S, V]` out to the sequences that asked for them, and samples where they are: only where a
-    /// sequence wants logits do they leave the device.
-    fn outputs(&self, batch: &Batch, logits: &B::Tensor) -> Result<Vec<SequenceOutput>, StageError> {
-        let vocabulary = self.config.vocab_size;
-        let (mut requests, mut wanted) = (Vec::new(), Vec::new()); // sequences that sample; rows of the others
+    /// Starts to sample for the sequences that want a token. Returns who wants what of the logits `[S, V]`.
+    fn choose(
+        &mut self,
+        batch: &Batch,
+        logits: &B::Tensor,
+    ) -> Result<(Vec<Wanted>, Option<Arc<B::Chosen>>), StageError> {
+        let (mut requests, mut sequences, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         let mut row = 0;
         for s in &batch.sequences {
             let rows = match &s.output {
                 Output::None => continue,
                 Output::Sample(sampling) => {
                     requests.push(sampling.params.request(row as u32, &sampling.draw()));
-                    1
+                    sequences.push(s.id);
+                    wanted.push((s.id, None));
+                    row += 1;
+                    continue;
                 }
                 Output::LastLogits => 1,
                 Output::AllLogits => s.tokens.len(),
             };
-            wanted.push((s.id, row..row + rows, matches!(s.output, Output::Sample(_))));
+            wanted.push((s.id, Some(row..row + rows)));
             row += rows;
         }
-        let sampled =
-            if requests.is_empty() { Vec::new() } else { self.backend.sample(logits, &requests)? };
-        let values = if requests.len() < wanted.len() { self.backend.download(logits)? } else { Vec::new() };
-        let mut sampled = sampled.into_iter();
-        let outputs = wanted.into_iter().map(|(id, rows, samples)| {
-            let own = values.get(rows.start * vocabulary..rows.end * vocabulary);
-            if samples {
-                SequenceOutput { id, sampled: sampled.next(), logits: Vec::new() }
-            } else {
-                SequenceOutput { id, sampled: None, logits: own.unwrap_or_default().to_vec() }
-            }
-        });
-        Ok(outputs.collect())
+        if requests.is_empty() {
+            return Ok((wanted, None));
+        }
+        let tokens = Arc::new(self.backend.start_sample(logits, &requests)?);
+        self.chosen = Some(Chosen { step: batch.step, sequences, tokens: tokens.clone() });
+        Ok((wanted, Some(tokens)))
     }
 
     fn upload(&self, batch: &Batch, hidden: &Hidden) -> Result<B::Tensor, StageError> {
@@ -500,6 +583,16 @@ fn check_memory<B: Backend>(
 impl<B: Backend> StageRunner for Stage<B> {
     fn span(&self) -> StageSpan {
         self.span.clone()
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.span.first && self.span.last && self.backend.queues()
+    }
+
+    fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
+        let backend = self.backend.clone();
+        let started = backend.enter(|| self.begin(batch, input, None))?;
+        Ok(Box::new(move || started.finish(&backend)))
     }
 
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {

@@ -54,7 +54,7 @@ fn batch(ids: &[u32]) -> Batch {
         pages: vec![2, 0],
         output: Output::AllLogits,
     };
-    Batch { step: 0, sequences: vec![sequence] }
+    Batch { sequences: vec![sequence], ..Default::default() }
 }
 
 fn values(tensor: Tensor<2>) -> Vec<f32> {

@@ -416,10 +416,10 @@ fn stages_that_make_up_no_model_are_refused() {
 
 #[test]
 fn errors_of_a_stage_come_out_in_order() {
-    let pipeline = idle([span(0, 3), span(1, 3), span(2, 3)]).unwrap();
+    let mut pipeline = idle([span(0, 3), span(1, 3), span(2, 3)]).unwrap();
     assert_eq!(pipeline.depth(), 3);
     for step in 0..5 {
-        pipeline.submit(Batch { step, sequences: vec![] }).unwrap();
+        pipeline.submit(Batch { step, ..Default::default() }).unwrap();
     }
     for step in 0..5 {
         let output = pipeline.recv().unwrap();

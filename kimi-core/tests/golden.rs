@@ -40,7 +40,7 @@ fn batch(tokens: &[u32], output: Output) -> Batch {
     // Pages out of order, so that a page table that is not followed shows.
     let pages = vec![5, 2, 7, 0, 3, 1, 4, 6];
     let slice = SequenceSlice { id: SequenceId(1), start: 0, tokens: tokens.to_vec(), pages, output };
-    Batch { step: 0, sequences: vec![slice] }
+    Batch { sequences: vec![slice], ..Default::default() }
 }
 
 fn hidden(values: &[f32], cols: usize) -> Hidden {

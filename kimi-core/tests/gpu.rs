@@ -6,14 +6,20 @@
 
 mod checkpoints;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use checkpoints::golden::Golden;
 use checkpoints::{max_abs_err, shared};
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::checkpoint::Checkpoint;
-use kimi_core::stage::{CacheConfig, Stage, StageOutput};
+use kimi_core::engine::{Engine, EngineConfig, Request, TokenEvent};
+use kimi_core::pipeline::Pipeline;
+use kimi_core::sampler::{RawSamplingParams, SamplingParams};
+use kimi_core::stage::{
+    CacheConfig, Finish, Hidden, Stage, StageError, StageOutput, StageRunner, StageSpan,
+};
 use kimi_quant::Gpu;
 use kimi_quant::gpu::GpuOptions;
 
@@ -58,7 +64,7 @@ impl Model {
             pages: (0..self.pages as u32).rev().collect(),
             output: if all { Output::AllLogits } else { Output::LastLogits },
         };
-        let batch = Batch { step: 0, sequences: vec![slice] };
+        let batch = Batch { sequences: vec![slice], ..Default::default() };
         let mut input = None;
         for stage in &mut self.stages {
             match stage.forward(&batch, input.take(), None).unwrap() {
@@ -155,8 +161,95 @@ fn hugging_face_bf16() {
     oracle("d_hf_bf16", "d_hf_bf16");
 }
 
+/// A stage that may be told not to run ahead, and that counts the batches that follow others.
+struct Counted {
+    stage: Stage<Gpu>,
+    ahead: bool,
+    followed: Arc<AtomicUsize>,
+}
+
+impl StageRunner for Counted {
+    fn span(&self) -> StageSpan {
+        self.stage.span()
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.ahead && self.stage.runs_ahead()
+    }
+
+    fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
+        self.followed.fetch_add(batch.follows.is_some().into(), Ordering::Relaxed);
+        self.stage.start(batch, input)
+    }
+
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
+        self.stage.run(batch, input)
+    }
+}
+
+/// Answers to requests one after the other, then to all of them at once; and how many batches followed others.
+fn answers(gpu: &Arc<Gpu>, requests: &[Request], ahead: bool) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, usize) {
+    let model = Model::load(&tiny(), gpu, 1, 512);
+    let vocabulary = Checkpoint::open(tiny()).unwrap().config().vocab_size as u32;
+    let (pages, followed) = (model.pages as u32, Arc::new(AtomicUsize::new(0)));
+    let stage = |stage| -> Box<dyn StageRunner> {
+        Box::new(Counted { stage, ahead, followed: followed.clone() })
+    };
+    let pipeline = Pipeline::new(model.stages.into_iter().map(stage).collect()).unwrap();
+    let engine = Engine::start(pipeline, EngineConfig::new(vocabulary, 512, pages, PAGE_TOKENS)).unwrap();
+    let answer = |events: &mut dyn Iterator<Item = TokenEvent>| {
+        let token = |event| match event {
+            TokenEvent::Token { id, .. } => Some(id),
+            TokenEvent::Failed { error } => panic!("{error}"),
+            _ => None,
+        };
+        events.filter_map(token).collect::<Vec<_>>()
+    };
+    let alone = requests.iter().map(|r| answer(&mut engine.generate(r.clone()).unwrap())).collect();
+    let mut running: Vec<_> = requests.iter().map(|r| engine.generate(r.clone()).unwrap()).collect();
+    let together = running.iter_mut().map(|events| answer(events)).collect();
+    (alone, together, followed.load(Ordering::Relaxed))
+}
+
+#[test]
+fn an_engine_that_runs_ahead_gives_the_same_answers() {
+    let Some(gpu) = gpu() else { return };
+    let params = |temperature, seed, presence_penalty| {
+        let raw =
+            RawSamplingParams { temperature, seed: Some(seed), presence_penalty, ..Default::default() };
+        SamplingParams::new(raw).unwrap()
+    };
+    let request = |i: u32, params, max_tokens| Request {
+        prompt: (0..3 + 5 * i).map(|t| 40 + (7 * t + i) % 50).collect(),
+        params,
+        max_tokens: Some(max_tokens),
+        ..Request::default()
+    };
+    let mut requests = vec![
+        request(0, params(0.0, 0, 0.0), 40),
+        request(1, params(1.0, 7, 0.0), 25),
+        request(2, params(0.7, 8, 0.0), 33),
+        request(3, params(0.7, 9, 0.5), 12), // can't be followed
+    ];
+    let (plain, _, none) = answers(&gpu, &requests, false);
+    // One that ends before the batch that follows is done.
+    let stop = plain[2][plain[2].len() / 2];
+    requests.push(Request { stop_ids: vec![stop], ..requests[2].clone() });
+    let (mut expected, until) = (plain.clone(), plain[2].iter().position(|&id| id == stop).unwrap());
+    expected.push(plain[2][..until].to_vec());
+    let (alone, together, followed) = answers(&gpu, &requests, true);
+    assert_eq!(none, 0);
+    assert!(followed > 60, "{followed} batches followed another");
+    assert_eq!(alone, expected);
+    assert_eq!(together, expected);
+}
+
+fn tiny() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/kimi-tiny")
+}
+
 #[test]
 fn kimi_tiny() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/kimi-tiny");
+    let folder = tiny();
     verify(&folder, &folder.join("golden.safetensors"), 2, true);
 }

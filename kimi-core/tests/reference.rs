@@ -203,7 +203,7 @@ impl Run {
                 pages: pages.clone(),
                 output: Output::AllLogits,
             };
-            let batch = Batch { step: step as u64, sequences: vec![sequence] };
+            let batch = Batch { step: step as u64, sequences: vec![sequence], follows: None };
             let mut hidden = None;
             for stage in &mut stages {
                 match stage.forward(&batch, hidden.take(), None).unwrap() {

@@ -153,7 +153,7 @@ impl Simulator {
     /// What holds at every moment.
     fn check(&self) {
         let in_flight: Vec<_> = self.queues.iter().rev().flatten().map(|(batch, _)| batch).collect();
-        assert!(in_flight.len() <= self.config.depth);
+        assert!(in_flight.len() <= self.config.depth + usize::from(self.config.ahead));
         let mut owners = BTreeMap::new();
         let mut ends = BTreeMap::new();
         for batch in in_flight {
@@ -167,10 +167,11 @@ impl Simulator {
                     assert_eq!(*owners.entry(page).or_insert(slice.id), slice.id, "a page is used twice");
                 }
                 let samples = matches!(slice.output, Output::Sample(_));
-                let end = (slice.start + slice.tokens.len() as u32, samples);
-                if let Some((before, sampled)) = ends.insert(slice.id, end) {
+                let end = (slice.start + slice.tokens.len() as u32, samples, batch.step);
+                if let Some((before, sampled, step)) = ends.insert(slice.id, end) {
                     assert_eq!(before, slice.start, "chunks do not follow each other");
-                    assert!(!sampled, "the next batch of a sequence does not wait for its sampled token");
+                    let waits = batch.follows != Some(step);
+                    assert!(!(sampled && waits), "a batch takes a sampled token that it does not wait for");
                 }
             }
         }
@@ -208,14 +209,16 @@ fn arrival() -> impl Strategy<Value = Arrival> {
 }
 
 fn config() -> impl Strategy<Value = SchedulerConfig> {
-    (2..64usize, 1..16u32, 1..9usize, 1..40usize, 1..8usize, 1..5usize).prop_map(
-        |(context_tokens, pages, page_tokens, token_budget, max_sequences, depth)| SchedulerConfig {
+    let depth = prop_oneof![(1..5usize).prop_map(|depth| (depth, false)), Just((1, true))];
+    (2..64usize, 1..16u32, 1..9usize, 1..40usize, 1..8usize, depth).prop_map(
+        |(context_tokens, pages, page_tokens, token_budget, max_sequences, (depth, ahead))| SchedulerConfig {
             context_tokens,
             pages,
             page_tokens,
             token_budget,
             max_sequences,
             depth,
+            ahead,
         },
     )
 }
@@ -227,7 +230,7 @@ proptest! {
     fn every_sequence_gets_the_tokens_it_would_get_alone(
         config in config(),
         arrivals in prop::collection::vec(arrival(), 1..14),
-        context in 0..30usize,
+        context in prop_oneof![Just(0), 0..30usize],
         failure_in in prop::option::weighted(0.3, 5..50u64),
         chance in any::<u64>(),
     ) {
@@ -282,6 +285,7 @@ const DEFAULTS: SchedulerConfig = SchedulerConfig {
     token_budget: 512,
     max_sequences: 32,
     depth: 1,
+    ahead: false,
 };
 
 fn prompt(tokens: usize, max_tokens: u32) -> NewSequence {
@@ -353,6 +357,46 @@ fn decoding_sequences_are_spread_over_the_stages() {
     complete(&mut scheduler, &prefill);
     let (a, b) = (scheduler.next_batch().unwrap(), scheduler.next_batch().unwrap());
     assert_eq!((shares(&a), shares(&b)), (vec![(0, 1), (1, 1)], vec![(2, 1), (3, 1)]));
+}
+
+#[test]
+fn a_batch_of_decodes_is_followed_before_it_is_done() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { ahead: true, ..DEFAULTS });
+    let greedy = |tokens, max_tokens| NewSequence {
+        params: Arc::new(SamplingParams::greedy()),
+        ..prompt(tokens, max_tokens)
+    };
+    for max_tokens in [3, 100] {
+        scheduler.add(greedy(16, max_tokens)).unwrap();
+    }
+    let prefill = scheduler.next_batch().unwrap();
+    assert!(scheduler.next_batch().is_none(), "a prompt is not followed");
+    complete(&mut scheduler, &prefill);
+    let (a, b) = (scheduler.next_batch().unwrap(), scheduler.next_batch().unwrap());
+    assert_eq!((a.follows, b.follows), (None, Some(a.step)));
+    assert_eq!((shares(&a), shares(&b)), (vec![(0, 1), (1, 1)], vec![(0, 1), (1, 1)]));
+    assert_eq!((b.sequences[0].start, b.sequences[0].tokens[0]), (17, 0));
+    assert!(scheduler.next_batch().is_none());
+    complete(&mut scheduler, &a);
+    let c = scheduler.next_batch().unwrap();
+    assert_eq!((c.follows, shares(&c)), (Some(b.step), vec![(1, 1)]), "the first ends with its third token");
+
+    scheduler.add(greedy(10, 5)).unwrap();
+    complete(&mut scheduler, &b);
+    assert!(scheduler.next_batch().is_none(), "a prompt waits");
+    assert_eq!(complete(&mut scheduler, &c).len(), 1);
+    assert_eq!(shares(&scheduler.next_batch().unwrap()), [(1, 1), (2, 10)]);
+}
+
+#[test]
+fn penalties_need_to_know_the_last_token() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { ahead: true, ..DEFAULTS });
+    scheduler.add(prompt(10, 5)).unwrap();
+    for _ in 0..2 {
+        let batch = scheduler.next_batch().unwrap();
+        assert!(scheduler.next_batch().is_none());
+        complete(&mut scheduler, &batch);
+    }
 }
 
 #[test]

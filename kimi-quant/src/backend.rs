@@ -124,8 +124,8 @@ pub trait Stored {
 /// A device that runs the model.
 ///
 /// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only
-/// `download`, the `download_*` functions and `sample` wait. Every function checks its operands' shapes and returns
-/// [`BackendError::Shape`] where they do not fit.
+/// `download`, the `download_*` functions, `finish_sample` and `sample` wait. Every function checks its operands' shapes and
+/// returns [`BackendError::Shape`] where they do not fit.
 pub trait Backend: Send + Sync + 'static {
     /// A packed matrix on the device.
     type Matrix: Stored + Send + Sync;
@@ -141,6 +141,8 @@ pub trait Backend: Send + Sync + 'static {
     type Cache: Send;
     /// Results of attention `[T, nh * kl]`, in whatever form `project_values` takes.
     type Attended: Send;
+    /// Chosen tokens, which may not be known to the host yet.
+    type Chosen: Send + Sync;
 
     /// A name for people: device and instruction set.
     fn name(&self) -> String;
@@ -153,6 +155,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Whether loaded weights are copies, so that the pages that they were read from can be given back.
     fn copies_weights(&self) -> bool {
+        false
+    }
+
+    /// Whether operations are queued, so that a step can be handed over while the device computes the one before it.
+    fn queues(&self) -> bool {
         false
     }
 
@@ -181,6 +188,15 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Rows `ids` of the embedding: `[T, H]`.
     fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Tensor>;
+
+    /// The same for tokens that the host need not know: those chosen for `requests`, by their place in that
+    /// [`Self::start_sample`]. Where none could be chosen the row is that of any token.
+    fn embed_chosen(
+        &self,
+        table: &Self::Matrix,
+        chosen: &Self::Chosen,
+        requests: &[u32],
+    ) -> Result<Self::Tensor>;
 
     /// Norm, then each of the projections: `[T, out]` each.
     fn norm_project<const N: usize>(
@@ -271,11 +287,20 @@ pub trait Backend: Send + Sync + 'static {
         lm_head: &Self::Matrix,
     ) -> Result<Self::Tensor>;
 
-    /// Waits, and chooses a token for each request from its row of the logits `[S, V]`, which stay as they are. A
-    /// request that fails, fails alone.
+    /// Starts to choose a token for each request from its row of the logits `[S, V]`, which stay as they are.
+    fn start_sample(&self, logits: &Self::Tensor, requests: &[SampleRequest<'_>]) -> Result<Self::Chosen>;
+
+    /// Waits for chosen tokens and brings them out, once. A request that fails, fails alone. Work that was queued later is
+    /// not waited for.
+    fn finish_sample(&self, chosen: &Self::Chosen)
+    -> Result<Vec<std::result::Result<Sampled, SampleError>>>;
+
+    /// Chooses tokens and waits for them.
     fn sample(
         &self,
         logits: &Self::Tensor,
         requests: &[SampleRequest<'_>],
-    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>>;
+    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
+        self.finish_sample(&self.start_sample(logits, requests)?)
+    }
 }

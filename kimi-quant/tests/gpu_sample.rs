@@ -6,11 +6,14 @@
 
 mod common;
 
+use bytes::Bytes;
 use common::Random;
 use common::device::{gpu, open, spoil};
 use kimi_quant::gpu::GpuOptions;
 use kimi_quant::sample::filters;
-use kimi_quant::{Backend, Cpu, Gpu, SampleError, SampleRequest, Sampled, TokenMask};
+use kimi_quant::{
+    Backend, Cpu, FloatType, Format, Gpu, PackedMatrix, SampleError, SampleRequest, Sampled, TokenMask,
+};
 
 /// A request that owns its lists.
 #[derive(Debug, Clone)]
@@ -283,6 +286,47 @@ fn a_failure_harms_no_other_request() {
     assert_eq!(found[1], Err(SampleError::NotFinite { token: 2500, found: "NaN".into() }));
     assert_eq!(found[2], Err(SampleError::NothingAllowed { vocabulary: 4000 }));
     assert_eq!(found[3].as_ref().unwrap().token, 7);
+}
+
+#[test]
+fn chosen_tokens_are_embedded_before_the_host_knows_them() {
+    let Some(gpu) = gpu() else { return };
+    let (cpu, mut random, vocabulary, cols) = (Cpu::new(), Random(3), 5000, 96);
+    let values: Vec<u8> = (0..vocabulary * cols).flat_map(|_| random.f32().to_le_bytes()).collect();
+    let float = Format::Float(FloatType::F32);
+    let table =
+        PackedMatrix::new(vocabulary, cols, float, values.into(), Bytes::new(), Bytes::new()).unwrap();
+    let on_gpu = gpu.load_matrix(table.clone()).unwrap();
+    let rows: Vec<f32> = (0..5 * vocabulary).map(|_| random.f32()).collect();
+    let logits = gpu.upload(5, vocabulary, &rows).unwrap();
+    let nothing = vec![0; vocabulary.div_ceil(32)];
+    let requests: Vec<_> = (0..5)
+        .map(|row| SampleRequest {
+            top_logprobs: row as usize,
+            allowed: (row == 3).then_some(TokenMask(&nothing)),
+            ..SampleRequest::greedy(4 - row)
+        })
+        .collect();
+    let chosen = gpu.start_sample(&logits, &requests).unwrap();
+    let embedded = gpu.embed_chosen(&on_gpu, &chosen, &[4, 3, 0, 4]).unwrap();
+    let later = gpu.start_sample(&logits, &requests[..1]).unwrap();
+    assert!(gpu.embed_chosen(&on_gpu, &chosen, &[5]).is_err());
+
+    let found = gpu.finish_sample(&chosen).unwrap();
+    let expected = cpu.sample(&cpu.upload(5, vocabulary, &rows).unwrap(), &requests).unwrap();
+    for (found, expected) in found.iter().zip(&expected) {
+        assert_eq!(found.as_ref().map(|s| s.token), expected.as_ref().map(|s| s.token));
+    }
+    assert_eq!(found[3], Err(SampleError::NothingAllowed { vocabulary }));
+    assert!(gpu.finish_sample(&chosen).is_err(), "they are brought out once");
+    assert_eq!(gpu.finish_sample(&later).unwrap()[0].as_ref().unwrap().token, found[0].as_ref().unwrap().token);
+
+    let embedded = gpu.download(&embedded).unwrap();
+    let on_cpu = cpu.embed_chosen(&table, &found, &[4, 3, 0, 4]).unwrap();
+    for row in [0, 2, 3] {
+        assert_eq!(&embedded[row * cols..][..cols], &on_cpu.data()[row * cols..][..cols], "row {row}");
+    }
+    assert!(embedded[cols..2 * cols].iter().all(|x| x.abs() <= 1.0), "of a failed choice any row");
 }
 
 #[test]

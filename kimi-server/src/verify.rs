@@ -216,7 +216,7 @@ impl Engine for PipelineEngine {
             pages: (0..self.cache.pages as u32).rev().collect(),
             output: if every_position { Output::AllLogits } else { Output::LastLogits },
         };
-        self.pipeline.submit(Batch { step: self.step, sequences: vec![slice] })?;
+        self.pipeline.submit(Batch { step: self.step, sequences: vec![slice], follows: None })?;
         self.position += tokens.len() as u32;
         let outputs = self.pipeline.recv()?.result?;
         Ok(outputs.into_iter().next().map(|o| o.logits).unwrap_or_default())

@@ -137,7 +137,7 @@ impl Driver {
         state.stats().stage_busy = vec![Default::default(); pipeline.depth()];
         let driver = Self { scheduler, requests: HashMap::new(), messages, pipeline, state };
         let mailbox = mailbox.clone();
-        thread::Builder::new().name("kimi-steps".into()).spawn(move || forward(&results, &mailbox))?;
+        thread::Builder::new().name("kimi-steps".into()).spawn(move || forward(results, &mailbox))?;
         thread::Builder::new().name("kimi-engine".into()).spawn(move || driver.run(alive))?;
         Ok(thread)
     }
@@ -262,7 +262,7 @@ impl Driver {
 }
 
 /// Moves results to the engine's mailbox, so that its thread waits in one place.
-fn forward(results: &PipelineOutput, mailbox: &Sender<Message>) {
+fn forward(mut results: PipelineOutput, mailbox: &Sender<Message>) {
     loop {
         let result = results.recv();
         let stopped = result.is_err();

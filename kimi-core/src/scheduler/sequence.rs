@@ -144,7 +144,8 @@ pub(super) struct Sequence {
     /// The prompt, then what was generated.
     pub(super) tokens: Vec<u32>,
     pub(super) pages: Vec<PageId>,
-    /// Tokens whose latents are in the pages or on the way there: a prefix of `tokens`.
+    /// Tokens whose latents are in the pages or on the way there: a prefix of `tokens`, and the one that comes next if its
+    /// batch was made before it is known.
     pub(super) scheduled: usize,
     /// Batches in flight that use the pages.
     pub(super) in_flight: usize,
@@ -154,7 +155,7 @@ pub(super) struct Sequence {
     end: usize,
     prompt: usize,
     stop_ids: Vec<u32>,
-    params: Arc<SamplingParams>,
+    pub(super) params: Arc<SamplingParams>,
     seed: u64,
     top_logprobs: u8,
 }
@@ -186,7 +187,12 @@ impl Sequence {
 
     /// Tokens that the next batch may take: 1 to decode, more to prefill, 0 while a token is being sampled.
     pub(super) fn pending(&self) -> usize {
-        if self.is_live() { self.tokens.len() - self.scheduled } else { 0 }
+        if self.is_live() { self.tokens.len().saturating_sub(self.scheduled) } else { 0 }
+    }
+
+    /// Whether the token that is being sampled is its last whatever it is.
+    pub(super) fn ends_next(&self) -> bool {
+        self.tokens.len() + 1 >= self.end
     }
 
     pub(super) fn generated(&self) -> u32 {
@@ -204,8 +210,18 @@ impl Sequence {
             start: start as u32,
             tokens: self.tokens[start..end].to_vec(),
             pages: self.pages.clone(),
-            output: if end == self.tokens.len() { Output::Sample(self.sampling()) } else { Output::None },
+            output: if end == self.tokens.len() { Output::Sample(self.sampling(end)) } else { Output::None },
         }
+    }
+
+    /// Its share of batch `step` that follows the one in flight: the token that is being sampled.
+    pub(super) fn follow(&mut self, step: u64) -> SequenceSlice {
+        let start = self.scheduled;
+        self.scheduled += 1;
+        self.in_flight += 1;
+        self.last_step = step;
+        let output = Output::Sample(self.sampling(self.scheduled));
+        SequenceSlice { id: self.id, start: start as u32, tokens: vec![0], pages: self.pages.clone(), output }
     }
 
     /// Adds a sampled token, or ends the sequence.
@@ -229,11 +245,12 @@ impl Sequence {
         events.push(SequenceEvent::Failed { id: self.id, error, generated: self.generated() });
     }
 
-    fn sampling(&self) -> Sampling {
+    /// What chooses the token at `position`. Without a history it need not be the next.
+    fn sampling(&self, position: usize) -> Sampling {
         Sampling {
             params: self.params.clone(),
             history: self.history(),
-            uniform: uniform(self.seed, self.tokens.len() as u64),
+            uniform: uniform(self.seed, position as u64),
             top_logprobs: self.top_logprobs,
             allowed: None,
         }

@@ -2,8 +2,10 @@
 //! the page tables stage by stage. A wrong page, a lost token, or another history or random number changes it.
 #![allow(dead_code, reason = "each test uses its part")]
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
-use kimi_core::batch::{Batch, Output, Sampling};
+use kimi_core::batch::{Batch, Output, Sampling, SequenceId};
 use kimi_core::sampler::Sampled;
 use kimi_core::stage::{Hidden, SequenceOutput, StageError, StageOutput, StageRunner, StageSpan};
 
@@ -34,12 +36,15 @@ pub(crate) struct ToyStage {
     page_tokens: usize,
     pages: usize,
     cells: Vec<u64>,
+    /// The last step, and the tokens that it chose.
+    chosen: (u64, BTreeMap<SequenceId, u32>),
 }
 
 impl ToyStage {
     pub(crate) fn new(stage: usize, stages: usize, pages: u32, page_tokens: usize) -> Self {
         let pages = pages as usize;
-        Self { span: span(stage, stages), page_tokens, pages, cells: vec![0; pages * page_tokens] }
+        let (cells, chosen) = (vec![0; pages * page_tokens], (u64::MAX, BTreeMap::new()));
+        Self { span: span(stage, stages), page_tokens, pages, cells, chosen }
     }
 
     pub(crate) fn row(stages: usize, pages: u32, page_tokens: usize) -> Vec<Self> {
@@ -55,7 +60,14 @@ impl StageRunner for ToyStage {
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
         let layout = batch.layout(self.page_tokens)?;
         layout.check_pages(self.pages)?;
+        if let Some(step) = batch.follows {
+            assert!(step == self.chosen.0 && self.span.first, "it follows {step}, not {}", self.chosen.0);
+            assert!(batch.sequences.iter().all(|s| s.tokens == [0]));
+        }
         let inputs: Vec<u64> = match &input {
+            None if batch.follows.is_some() => {
+                batch.sequences.iter().map(|s| self.chosen.1[&s.id].into()).collect()
+            }
             None => batch.ids().iter().map(|&id| id.into()).collect(),
             Some(hidden) => {
                 hidden.data.chunks(8).map(|c| u64::from_le_bytes(c.try_into().unwrap())).collect()
@@ -85,7 +97,10 @@ impl StageRunner for ToyStage {
                 logits: vec![],
             }
         });
-        Ok(StageOutput::Sequences(outputs.collect()))
+        let outputs: Vec<_> = outputs.collect();
+        let tokens = outputs.iter().map(|o| (o.id, o.sampled.as_ref().unwrap().as_ref().unwrap().token));
+        self.chosen = (batch.step, tokens.collect());
+        Ok(StageOutput::Sequences(outputs))
     }
 }
 

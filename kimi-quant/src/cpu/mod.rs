@@ -137,6 +137,7 @@ impl Backend for Cpu {
     type Routing = Routing;
     type Cache = Cache;
     type Attended = Tensor;
+    type Chosen = Vec<std::result::Result<Sampled, SampleError>>;
 
     fn name(&self) -> String {
         format!("cpu ({}, {} threads)", self.isa.name(), rayon::current_num_threads())
@@ -210,6 +211,14 @@ impl Backend for Cpu {
             dequant::row_exact(table, id as usize, &mut out[start..]);
         }
         Ok(Tensor::from_parts(ids.len(), table.cols(), out))
+    }
+
+    fn embed_chosen(&self, table: &PackedMatrix, chosen: &Self::Chosen, requests: &[u32]) -> Result<Tensor> {
+        let token = |&request: &u32| {
+            BackendError::check_range("embed_chosen", "chosen token", request as usize, chosen.len())?;
+            Ok(chosen[request as usize].as_ref().map_or(0, |sampled| sampled.token))
+        };
+        self.embed(table, &requests.iter().map(token).collect::<Result<Vec<_>>>()?)
     }
 
     fn norm_project<const N: usize>(
@@ -369,16 +378,16 @@ impl Backend for Cpu {
         Ok(matmul::product(self.isa, lm_head, &x))
     }
 
-    fn sample(
-        &self,
-        logits: &Tensor,
-        requests: &[SampleRequest<'_>],
-    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
+    fn start_sample(&self, logits: &Tensor, requests: &[SampleRequest<'_>]) -> Result<Self::Chosen> {
         requests
             .iter()
             .try_for_each(|r| BackendError::check_range("sample", "row", r.row as usize, logits.rows()))?;
         let choose = |r: &SampleRequest<'_>| sample::sample(&mut logits.row(r.row as usize).to_vec(), r);
         Ok(requests.par_iter().map(choose).collect())
+    }
+
+    fn finish_sample(&self, chosen: &Self::Chosen) -> Result<Self::Chosen> {
+        Ok(chosen.clone())
     }
 }
 

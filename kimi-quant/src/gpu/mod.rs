@@ -36,7 +36,7 @@ pub use batched::BatchKernel;
 pub use device::GpuOptions;
 pub use interop::Handles;
 pub use profile::DispatchTime;
-pub use sample::PendingTokens;
+pub use sample::GpuChosen;
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
 pub use wgpu;
@@ -252,6 +252,7 @@ impl Backend for Gpu {
     type Routing = GpuRouting;
     type Cache = GpuCache;
     type Attended = GpuAttended;
+    type Chosen = GpuChosen;
 
     fn name(&self) -> String {
         self.recorder.device.name()
@@ -262,6 +263,10 @@ impl Backend for Gpu {
     }
 
     fn copies_weights(&self) -> bool {
+        true
+    }
+
+    fn queues(&self) -> bool {
         true
     }
 
@@ -331,22 +336,12 @@ impl Backend for Gpu {
     fn embed(&self, table: &GpuMatrix, ids: &[u32]) -> Result<GpuTensor> {
         ids.iter()
             .try_for_each(|&id| BackendError::check_range("embed", "token id", id as usize, table.rows))?;
-        let out = self.tensor(ids.len(), table.cols())?;
-        let ids_buffer = upload_words(self, ids)?;
-        for part in &table.parts {
-            let spec =
-                Spec::new(&EMBED, vec![("WORKGROUP", 64), ("SHARE", 1)]).with_matrices(table.packing, 1);
-            let params =
-                [ids.len() as u32, part.range.start as u32, part.range.len() as u32, part.scale_base];
-            self.recorder.dispatch(Dispatch {
-                op: &EMBED,
-                spec,
-                buffers: &[&ids_buffer, &out.buffer, &part.codes, &part.scales],
-                params: &params,
-                grid: [table.packing.units().div_ceil(64), ids.len(), 1],
-            })?;
-        }
-        Ok(out)
+        self.embed_rows(table, ids, None)
+    }
+
+    fn embed_chosen(&self, table: &GpuMatrix, chosen: &GpuChosen, requests: &[u32]) -> Result<GpuTensor> {
+        let (tokens, places) = chosen.tokens("embed_chosen", requests)?;
+        self.embed_rows(table, &places, Some(tokens))
     }
 
     fn norm_project<const N: usize>(
@@ -530,17 +525,39 @@ impl Backend for Gpu {
         Ok(logits)
     }
 
-    fn sample(
+    fn start_sample(&self, logits: &GpuTensor, requests: &[SampleRequest<'_>]) -> Result<GpuChosen> {
+        self.choose_tokens(logits, requests)
+    }
+
+    fn finish_sample(
         &self,
-        logits: &GpuTensor,
-        requests: &[SampleRequest<'_>],
+        chosen: &GpuChosen,
     ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
-        let pending = self.start_sample(logits, requests)?;
-        self.finish_sample(pending)
+        self.chosen_tokens(chosen)
     }
 }
 
 impl Gpu {
+    /// Rows of a table: `ids`, or with `chosen` the tokens that are there at the places `ids`.
+    fn embed_rows(&self, table: &GpuMatrix, ids: &[u32], chosen: Option<&Buffer>) -> Result<GpuTensor> {
+        let out = self.tensor(ids.len(), table.cols())?;
+        let ids_buffer = upload_words(self, ids)?;
+        for part in &table.parts {
+            let spec =
+                Spec::new(&EMBED, vec![("WORKGROUP", 64), ("SHARE", 1)]).with_matrices(table.packing, 1);
+            let [first, rows, all] = [part.range.start, part.range.len(), table.rows].map(|n| n as u32);
+            let params = [chosen.is_some().into(), first, rows, all, part.scale_base];
+            self.recorder.dispatch(Dispatch {
+                op: &EMBED,
+                spec,
+                buffers: &[&ids_buffer, &out.buffer, chosen.unwrap_or(&self.nothing), &part.codes, &part.scales],
+                params: &params,
+                grid: [table.packing.units().div_ceil(64), ids.len(), 1],
+            })?;
+        }
+        Ok(out)
+    }
+
     fn gather_rows(&self, x: &Buffer, width: usize, rows: &Buffer, count: usize) -> Result<GpuTensor> {
         let out = self.tensor(count, width)?;
         self.recorder.dispatch(Dispatch {

@@ -17,13 +17,21 @@ pub(crate) struct Pace {
     /// Multiply-adds a second.
     rate: f64,
     recorded: f64,
-    submitted: f64,
+    submitted: Work,
+    /// When the device was last done with something.
+    done: Option<Instant>,
+}
+
+/// Work that was submitted and is waited for together.
+#[derive(Debug, Default)]
+pub(crate) struct Work {
+    products: f64,
     since: Option<Instant>,
 }
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { rate: FIRST_RATE, recorded: 0.0, submitted: 0.0, since: None }
+        Self { rate: FIRST_RATE, recorded: 0.0, submitted: Work::default(), done: None }
     }
 }
 
@@ -40,16 +48,21 @@ impl Pace {
 
     /// What is recorded was submitted.
     pub(crate) fn submit(&mut self, now: Instant) {
-        self.submitted += std::mem::take(&mut self.recorded);
-        self.since.get_or_insert(now);
+        self.submitted.products += std::mem::take(&mut self.recorded);
+        self.submitted.since.get_or_insert(now);
     }
 
-    /// All that was submitted is done.
-    pub(crate) fn done(&mut self, now: Instant) {
-        let submitted = std::mem::take(&mut self.submitted);
-        let Some(since) = self.since.take().filter(|_| submitted >= TELLING) else { return };
-        let seconds = now.saturating_duration_since(since).as_secs_f64();
-        self.rate = submitted / seconds.max(1e-6);
+    /// What was submitted since this was last asked.
+    pub(crate) fn submitted(&mut self) -> Work {
+        std::mem::take(&mut self.submitted)
+    }
+
+    /// `work` is done. It began when it was submitted, or when the work before it was done.
+    pub(crate) fn done(&mut self, work: &Work, now: Instant) {
+        let before = self.done.replace(now);
+        let Some(since) = work.since.filter(|_| work.products >= TELLING) else { return };
+        let seconds = now.saturating_duration_since(before.map_or(since, |done| done.max(since))).as_secs_f64();
+        self.rate = work.products / seconds.max(1e-6);
     }
 }
 
@@ -68,7 +81,8 @@ mod tests {
         assert!(!pace.is_full(), "what is submitted does not count");
         pace.record(1.9e10);
         pace.submit(start + Duration::from_millis(1));
-        pace.done(start + Duration::from_millis(10)); // 3e12 a second
+        let work = pace.submitted();
+        pace.done(&work, start + Duration::from_millis(10)); // 3e12 a second
         pace.record(5.9e11);
         assert!(!pace.is_full());
         pace.record(0.2e11);
@@ -80,8 +94,26 @@ mod tests {
         let (mut pace, start) = (Pace::default(), Instant::now());
         pace.record(1e6);
         pace.submit(start);
-        pace.done(start + Duration::from_secs(1));
+        let work = pace.submitted();
+        pace.done(&work, start + Duration::from_secs(1));
         pace.record(9e9);
         assert!(!pace.is_full());
+    }
+
+    #[test]
+    fn work_that_waits_for_other_work_is_not_slower_for_it() {
+        let (mut pace, start) = (Pace::default(), Instant::now());
+        let at = |ms| start + Duration::from_millis(ms);
+        let [first, second] = [0, 1].map(|ms| {
+            pace.record(1e10);
+            pace.submit(at(ms));
+            pace.submitted()
+        });
+        pace.done(&first, at(100));
+        pace.done(&second, at(110)); // 1e12 a second
+        pace.record(1.9e11);
+        assert!(!pace.is_full());
+        pace.record(0.2e11);
+        assert!(pace.is_full());
     }
 }

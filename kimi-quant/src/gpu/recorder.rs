@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use super::device::Device;
-use super::pace::Pace;
+use super::pace::{Pace, Work};
 use super::pool::{Buffer, Pool};
 use super::profile::{Profile, queries};
 use super::shader::{Op, Spec};
@@ -25,11 +25,11 @@ const BIND_GROUPS: usize = 16384;
 
 /// Dispatches that are recorded before the device starts on them, after `submitted` submissions that nobody waited for: few
 /// at first, so that the device computes while the host records, then more, since a submission takes the host longer than
-/// they do.
-fn dispatches_of(submitted: usize) -> usize {
+/// they do. A device that is busy with other work gets many at once.
+fn dispatches_of(submitted: usize, busy: bool) -> usize {
     const FIRST: usize = 4;
     const MOST: usize = 128;
-    FIRST.saturating_mul(3usize.saturating_pow(submitted.min(8) as u32)).min(MOST)
+    if busy { MOST } else { FIRST.saturating_mul(3usize.saturating_pow(submitted.min(8) as u32)).min(MOST) }
 }
 
 struct Pipeline {
@@ -43,8 +43,10 @@ pub(super) struct State {
     pub(super) pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
     pub(super) encoder: Option<wgpu::CommandEncoder>,
     recorded: usize,
-    /// Submissions since the device was waited for.
+    /// Submissions since the last that is or was waited for.
     submitted: usize,
+    /// Held by results that are on their way too.
+    on_the_way: Arc<()>,
     /// How long the device was last waited for.
     last_wait: Duration,
     pace: Pace,
@@ -56,7 +58,18 @@ pub(super) struct State {
     /// The same by their shaders' whole text: many specialisations have the same.
     by_text: HashMap<String, Arc<Pipeline>>,
     bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
-    readback: Option<wgpu::Buffer>,
+    /// Buffers that results came back in.
+    readbacks: Vec<wgpu::Buffer>,
+}
+
+/// Bytes on their way from the device.
+pub(crate) struct Arriving {
+    buffer: wgpu::Buffer,
+    lengths: Vec<usize>,
+    /// The submission that brings them.
+    submission: wgpu::SubmissionIndex,
+    work: Work,
+    _on_the_way: Arc<()>,
 }
 
 /// Records dispatches on one device.
@@ -167,7 +180,8 @@ impl Recorder {
         pass.dispatch_workgroups(x, y, z);
         state.recorded += 1;
         self.dispatches.fetch_add(1, Ordering::Relaxed);
-        if !state.whole && (state.recorded >= dispatches_of(state.submitted) || state.pace.is_full()) {
+        let enough = dispatches_of(state.submitted, Arc::strong_count(&state.on_the_way) > 1);
+        if !state.whole && (state.recorded >= enough || state.pace.is_full()) {
             self.submit(state);
         }
         Ok(())
@@ -219,13 +233,14 @@ impl Recorder {
         })
     }
 
-    fn submit(&self, state: &mut State) {
+    fn submit(&self, state: &mut State) -> wgpu::SubmissionIndex {
         state.pass = None;
-        self.device.queue.submit(state.encoder.take().map(wgpu::CommandEncoder::finish));
+        let index = self.device.queue.submit(state.encoder.take().map(wgpu::CommandEncoder::finish));
         state.recorded = 0;
         state.submitted += 1;
         state.pace.submit(Instant::now());
         self.pool.submitted();
+        index
     }
 
     /// Forgets bind groups, which keep their buffers alive: for when weights go.
@@ -329,51 +344,66 @@ impl Recorder {
 
     /// Waits for all submitted work.
     fn wait(&self, state: &mut State) -> Result<()> {
-        let start = Instant::now();
-        let waited = survive(|| self.ask(state.last_wait).unwrap_or_else(|| self.block(None)));
-        state.last_wait = start.elapsed();
-        state.pace.done(Instant::now());
+        let waited = survive(|| self.block(None, None));
+        let work = state.pace.submitted();
+        state.pace.done(&work, Instant::now());
         state.submitted = 0;
         self.staging.lock().unwrap_or_else(PoisonError::into_inner).take();
         self.device.check()?;
         waited?.map(|_| ()).map_err(|e| BackendError::Device(e.to_string()))
     }
 
-    fn block(&self, timeout: Option<Duration>) -> Polled {
-        self.device.device.poll(wgpu::PollType::Wait { submission_index: None, timeout })
+    fn block(&self, submission_index: Option<wgpu::SubmissionIndex>, timeout: Option<Duration>) -> Polled {
+        self.device.device.poll(wgpu::PollType::Wait { submission_index, timeout })
     }
 
-    /// Waits for about as long as the `last` wait took. A blocked thread is woken late (an H100 was done for 0.1 ms by then),
-    /// so it asks again and again when the time has nearly come. `None` if the work is not done soon.
-    fn ask(&self, last: Duration) -> Option<Polled> {
+    /// Waits until `arrived` for about as long as the `last` wait took, and says whether it has. A blocked thread is woken
+    /// late (an H100 was done for 0.1 ms by then), so it asks again and again when the time has nearly come.
+    fn ask(
+        &self,
+        submission: &wgpu::SubmissionIndex,
+        last: Duration,
+        arrived: &mut dyn FnMut() -> bool,
+    ) -> bool {
         if !self.device.about.is_hardware() {
-            return None; // software needs the processor itself
+            return false; // software needs the processor itself
         }
         let start = Instant::now();
-        if last > ASKING {
-            match self.block(Some(last - ASKING)) {
-                Err(wgpu::PollError::Timeout) => {}
-                done => return Some(done),
-            }
+        if last > ASKING && self.block(Some(submission.clone()), Some(last - ASKING)).is_ok() {
+            return arrived();
         }
         while start.elapsed() < last + ASKING {
-            match self.device.device.poll(wgpu::PollType::Poll) {
-                Ok(wgpu::PollStatus::Poll) => std::hint::spin_loop(),
-                done => return Some(done),
+            if self.device.device.poll(wgpu::PollType::Poll).is_err() {
+                return false;
             }
+            if arrived() {
+                return true;
+            }
+            std::hint::spin_loop();
         }
-        None
+        false
     }
 
     /// Submits, waits, and returns some bytes of some buffers; ranges begin and end at multiples of 4.
     pub(crate) fn read(&self, parts: &[(&Buffer, Range<u64>)]) -> Result<Vec<Vec<u8>>> {
+        let nothing = || BackendError::Device("nothing is brought out while work is timed".to_owned());
+        self.finish_read(self.start_read(parts).ok_or_else(nothing)?)
+    }
+
+    /// Records copies of some bytes of some buffers as they are now, and submits; [`Self::finish_read`] waits for them.
+    /// `None` while what is recorded must stay in one submission.
+    pub(crate) fn start_read(&self, parts: &[(&Buffer, Range<u64>)]) -> Option<Arriving> {
         let length = |range: &Range<u64>| range.end - range.start;
         let mut state = self.lock();
         let state = &mut *state;
+        if state.whole {
+            return None;
+        }
         let total: u64 = parts.iter().map(|(_, range)| length(range).next_multiple_of(8)).sum();
-        let readback = match state.readback.take() {
-            Some(buffer) if buffer.size() >= total => buffer,
-            _ => self.device.device.create_buffer(&wgpu::BufferDescriptor {
+        let kept = state.readbacks.iter().position(|buffer| buffer.size() >= total);
+        let buffer = match kept {
+            Some(i) => state.readbacks.swap_remove(i),
+            None => self.device.device.create_buffer(&wgpu::BufferDescriptor {
                 label: Some("results"),
                 size: total.max(4096).next_power_of_two(),
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST,
@@ -385,29 +415,55 @@ impl Recorder {
             .encoder
             .get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
         let mut offset = 0;
-        for (buffer, range) in parts.iter().filter(|(_, range)| !range.is_empty()) {
-            encoder.copy_buffer_to_buffer(&buffer.raw, range.start, &readback, offset, Some(length(range)));
+        for (from, range) in parts.iter().filter(|(_, range)| !range.is_empty()) {
+            encoder.copy_buffer_to_buffer(&from.raw, range.start, &buffer, offset, Some(length(range)));
             offset += length(range).next_multiple_of(8);
         }
-        self.submit(state);
-        let (send, arrived) = mpsc::channel();
-        readback.slice(..).map_async(wgpu::MapMode::Read, move |result| drop(send.send(result)));
-        self.wait(state)?;
+        let submission = self.submit(state);
+        state.submitted = 0;
+        let lengths = parts.iter().map(|(_, range)| length(range) as usize).collect();
+        let _on_the_way = state.on_the_way.clone();
+        Some(Arriving { buffer, lengths, submission, work: state.pace.submitted(), _on_the_way })
+    }
+
+    /// Waits for bytes that were asked for, and for nothing that was recorded after them.
+    pub(crate) fn finish_read(&self, arriving: Arriving) -> Result<Vec<Vec<u8>>> {
+        let Arriving { buffer, lengths, submission, work, _on_the_way } = arriving;
+        let last = self.lock().last_wait;
         let failed = |what: String| BackendError::Device(format!("can't read results: {what}"));
-        let mapped = arrived.try_recv().map_err(|e| failed(e.to_string()))?;
-        mapped.map_err(|e| failed(e.to_string()))?;
-        let mut out = Vec::with_capacity(parts.len());
+        let start = Instant::now();
+        let (send, result) = mpsc::channel();
+        buffer.slice(..).map_async(wgpu::MapMode::Read, move |result| drop(send.send(result)));
+        let mut mapped = None;
+        let mut arrived = || {
+            mapped = mapped.take().or_else(|| result.try_recv().ok());
+            mapped.is_some()
+        };
+        let waited = survive(|| {
+            let there = self.ask(&submission, last, &mut arrived);
+            if there { Ok(()) } else { self.block(Some(submission), None).map(drop) }
+        });
+        self.device.check()?;
+        waited?.map_err(|e| BackendError::Device(e.to_string()))?;
+        if !arrived() {
+            return Err(failed("they did not come".to_owned()));
+        }
+        mapped.into_iter().try_for_each(|result| result.map_err(|e| failed(e.to_string())))?;
+        let mut out = Vec::with_capacity(lengths.len());
         {
-            let view = readback.slice(..).get_mapped_range().map_err(|e| failed(e.to_string()))?;
+            let view = buffer.slice(..).get_mapped_range().map_err(|e| failed(e.to_string()))?;
             let mut offset = 0;
-            for (_, range) in parts {
-                let bytes = length(range) as usize;
+            for bytes in lengths {
                 out.push(view[offset..offset + bytes].to_vec());
                 offset += bytes.next_multiple_of(8);
             }
         }
-        readback.unmap();
-        state.readback = Some(readback);
+        buffer.unmap();
+        self.staging.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let mut state = self.lock();
+        state.last_wait = start.elapsed();
+        state.pace.done(&work, Instant::now());
+        state.readbacks.push(buffer);
         Ok(out)
     }
 }

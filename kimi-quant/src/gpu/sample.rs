@@ -7,10 +7,10 @@
 //! their copies stay in a GPU's cache.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use super::pool::Buffer;
-use super::recorder::Dispatch;
+use super::recorder::{Arriving, Dispatch};
 use super::shader::{GRID_Y, Op, SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, Spec};
 use super::{Gpu, GpuTensor, upload_words, words};
 use crate::sample::MAX_TOP_LOGPROBS;
@@ -28,15 +28,38 @@ const SEARCHES: usize = 2 + 6 * (DIGITS as usize + 1);
 const HISTOGRAM: usize = 3 * 256;
 const BAD_ID: usize = 1;
 const NO_MASK: u32 = u32::MAX;
-/// Words of a result before its likeliest tokens.
+/// Words of a result before its likeliest tokens, and which of them is the token.
 const RESULT: usize = 6;
+const TOKEN: u32 = 2;
 
-/// Choices that are recorded and not brought out.
-pub struct PendingTokens {
+/// Chosen tokens on the device, and on their way from it.
+pub struct GpuChosen {
     vocabulary: usize,
     /// Of each request how many of the likeliest tokens it asks for.
     tops: Vec<usize>,
     buffer: Arc<Buffer>,
+    /// `None` once they were brought out, and where they are not to be.
+    arriving: Mutex<Option<Arriving>>,
+}
+
+impl GpuChosen {
+    /// Words of a request's result.
+    fn stride(&self) -> usize {
+        RESULT + 2 * self.tops.iter().copied().max().unwrap_or(0)
+    }
+
+    /// The tokens, and the places in them of those of `requests`.
+    ///
+    /// # Errors
+    /// [`BackendError::Range`] if a request is not there.
+    pub(super) fn tokens(&self, op: &'static str, requests: &[u32]) -> Result<(&Arc<Buffer>, Vec<u32>)> {
+        let count = if self.vocabulary == 0 { 0 } else { self.tops.len() };
+        let place = |&request: &u32| {
+            BackendError::check_range(op, "chosen token", request as usize, count)?;
+            Ok(request * self.stride() as u32 + TOKEN)
+        };
+        Ok((&self.buffer, requests.iter().map(place).collect::<Result<_>>()?))
+    }
 }
 
 /// What differs between steps that choose: the constants of all their kernels.
@@ -57,12 +80,12 @@ struct Packed {
 }
 
 impl Gpu {
-    /// Records the choice of tokens without waiting for it. [`Backend::sample`](crate::Backend::sample) does both; apart,
-    /// they are for measurements.
-    ///
-    /// # Errors
-    /// [`BackendError::Range`] if a request's row is not there, and [`BackendError::Device`].
-    pub fn start_sample(&self, logits: &GpuTensor, requests: &[SampleRequest<'_>]) -> Result<PendingTokens> {
+    /// Records the choice of tokens and starts on it.
+    pub(super) fn choose_tokens(
+        &self,
+        logits: &GpuTensor,
+        requests: &[SampleRequest<'_>],
+    ) -> Result<GpuChosen> {
         const OP: &str = "sample";
         let vocabulary = logits.cols;
         requests
@@ -78,9 +101,10 @@ impl Gpu {
             tops: tops.iter().copied().max().unwrap_or(0),
         };
         let words = |count: usize| self.recorder.pool.take(4 * (count * requests.len()) as u64, false);
-        let pending = PendingTokens { vocabulary, tops, buffer: words(RESULT + 2 * kind.tops)? };
-        if vocabulary == 0 {
-            return Ok(pending);
+        let buffer = words(RESULT + 2 * kind.tops)?;
+        let mut chosen = GpuChosen { vocabulary, tops, buffer, arriving: Mutex::default() };
+        if vocabulary == 0 || requests.is_empty() {
+            return Ok(chosen);
         }
         let blocks = vocabulary.div_ceil(WORKGROUP * EACH);
         let packed = Packed::new(requests, vocabulary);
@@ -101,28 +125,28 @@ impl Gpu {
         if kind.sampled {
             run(&SAMPLE_WEIGH, 0, &[&keys, &state, &asked, &weights], rows)?;
         }
-        let choose: [&Buffer; 6] = [&parts, &keys, &state, &asked, &weights, &pending.buffer];
+        let choose: [&Buffer; 6] = [&parts, &keys, &state, &asked, &weights, &chosen.buffer];
         run(&SAMPLE_CHOOSE, 0, &choose, each)?;
-        Ok(pending)
+        let bytes = 4 * (chosen.stride() * chosen.tops.len()) as u64;
+        chosen.arriving = Mutex::new(self.recorder.start_read(&[(&chosen.buffer, 0..bytes)]));
+        Ok(chosen)
     }
 
     /// Waits, and brings choices out.
-    ///
-    /// # Errors
-    /// [`BackendError::Device`] if the device failed.
-    pub fn finish_sample(
+    pub(super) fn chosen_tokens(
         &self,
-        pending: PendingTokens,
+        chosen: &GpuChosen,
     ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
-        let vocabulary = pending.vocabulary;
-        if vocabulary == 0 || pending.tops.is_empty() {
-            return Ok(pending.tops.iter().map(|_| Err(SampleError::NoLogits)).collect());
+        let vocabulary = chosen.vocabulary;
+        if vocabulary == 0 || chosen.tops.is_empty() {
+            return Ok(chosen.tops.iter().map(|_| Err(SampleError::NoLogits)).collect());
         }
-        let stride = RESULT + 2 * pending.tops.iter().copied().max().unwrap_or(0);
-        let bytes = 4 * (stride * pending.tops.len()) as u64;
-        let read = self.recorder.read(&[(&pending.buffer, 0..bytes)])?;
+        let arriving = chosen.arriving.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let twice = || BackendError::Device("tokens are brought out once, and not while they are timed".to_owned());
+        let read = self.recorder.finish_read(arriving.ok_or_else(twice)?)?;
         let results: Vec<u32> = read.first().map(|b| words(b)).unwrap_or_default();
-        Ok(results.chunks(stride).zip(&pending.tops).map(|(r, n)| result(r, *n, vocabulary)).collect())
+        let each = results.chunks(chosen.stride()).zip(&chosen.tops);
+        Ok(each.map(|(r, n)| result(r, *n, vocabulary)).collect())
     }
 }
 

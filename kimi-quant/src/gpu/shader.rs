@@ -55,7 +55,7 @@ op!(COOPERATIVE, "cooperative", [false, true, false, false, false, false], 2, fa
 op!(HALVES, "halves", [false, true, true], 0, false, 1, enable "f16");
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
-op!(EMBED, "embed", [false, true], 1, false, 4);
+op!(EMBED, "embed", [false, true, false], 1, false, 5);
 op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "input_rows");
 op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "output_rows");
 op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 9, with "tile", with "tiled_rows");

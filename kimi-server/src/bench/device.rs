@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use kimi_quant::{Backend, BackendError, Cpu, SampleRequest};
+use kimi_quant::{Backend, BackendError, Cpu};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -34,12 +34,6 @@ pub trait Measured: Backend {
 
     /// A number that grows with the work done.
     fn mark(&self) -> u64;
-
-    /// Starts choosing tokens without waiting for them.
-    ///
-    /// # Errors
-    /// As [`Backend::sample`].
-    fn start_sample(&self, logits: &Self::Tensor, requests: &[SampleRequest<'_>]) -> Result<()>;
 
     /// Starts on what is recorded.
     fn start(&self);
@@ -77,10 +71,6 @@ impl Measured for Cpu {
     fn mark(&self) -> u64 {
         static START: OnceLock<Instant> = OnceLock::new();
         START.get_or_init(Instant::now).elapsed().as_nanos() as u64
-    }
-
-    fn start_sample(&self, logits: &Self::Tensor, requests: &[SampleRequest<'_>]) -> Result<()> {
-        self.sample(logits, requests).map(drop)
     }
 
     fn start(&self) {}
@@ -121,10 +111,6 @@ impl Measured for kimi_quant::Gpu {
 
     fn mark(&self) -> u64 {
         self.dispatches()
-    }
-
-    fn start_sample(&self, logits: &Self::Tensor, requests: &[SampleRequest<'_>]) -> Result<()> {
-        kimi_quant::Gpu::start_sample(self, logits, requests).map(drop)
     }
 
     fn start(&self) {

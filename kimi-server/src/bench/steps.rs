@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use kimi_core::batch::{Batch, Output, Sampling, SequenceId, SequenceSlice};
 use kimi_core::config::ModelConfig;
 use kimi_core::sampler::SamplingParams;
-use kimi_core::stage::{LoadError, Stage, StageError, device_bytes};
-use kimi_quant::{BackendError, SampleRequest};
+use kimi_core::stage::{LoadError, Stage, StageError, StageRunner, device_bytes};
+use kimi_quant::{Backend, BackendError, SampleRequest};
 
 use super::Workload;
 use super::device::{Kernel, Measured};
@@ -129,7 +129,7 @@ impl<B: Measured> Steps<B> {
             pages: (i * pages..(i + 1) * pages).map(|p| p as u32).collect(),
             output: output.clone(),
         };
-        Batch { step: 0, sequences: (0..count).map(slice).collect() }
+        Batch { sequences: (0..count).map(slice).collect(), ..Batch::default() }
     }
 
     /// Fills every sequence's cache up to the context.
@@ -138,7 +138,7 @@ impl<B: Measured> Steps<B> {
             let tokens = FILLED.min(self.workload.context - start);
             let all = self.slices(self.workload.sequences, start, tokens, &Output::None);
             for sequence in all.sequences {
-                self.stage.fill_cache(&Batch { step: 0, sequences: vec![sequence] })?;
+                self.stage.fill_cache(&Batch { sequences: vec![sequence], ..Batch::default() })?;
                 self.backend.inner().wait()?;
             }
         }
@@ -146,7 +146,7 @@ impl<B: Measured> Steps<B> {
         Ok(())
     }
 
-    /// One step as it is served: waits for the tokens.
+    /// One step alone: waits for the tokens.
     fn run(&mut self, batch: &Batch) -> Result<(), StageError> {
         self.stage.forward(batch, None, None).map(drop)
     }
@@ -159,16 +159,32 @@ impl<B: Measured> Steps<B> {
         Ok(())
     }
 
-    /// Seconds of steps, one after another.
+    /// Seconds of steps, one after another as they are served: where the scheduler has one follow the other
+    /// ([`Batch::follows`]), from one result to the next.
     fn rounds(&mut self, batch: &Batch) -> Result<Vec<f64>, StageError> {
+        let follows = self.stage.runs_ahead() && batch.sequences.iter().all(|s| s.tokens.len() == 1);
+        let mut before = if follows { Some(self.stage.start(batch, None)?) } else { None };
         let (start, mut times) = (Instant::now(), Vec::new());
+        let mut round = start;
         while times.len() < ROUNDS.start || (start.elapsed() < MEASURED && times.len() < ROUNDS.end) {
-            let round = Instant::now();
-            self.run(batch)?;
+            let step = times.len() as u64;
+            match before.take() {
+                Some(finish) => {
+                    let next = Batch { step: step + 1, follows: Some(step), ..batch.clone() };
+                    before = Some(self.stage.start(&next, None)?);
+                    finish()?;
+                }
+                None => self.run(batch)?,
+            }
             times.push(round.elapsed().as_secs_f64());
+            round = Instant::now();
             if start.elapsed() > PATIENCE {
                 break;
             }
+        }
+        before.map_or(Ok(()), |finish| finish().map(drop))?;
+        if follows && times.len() > 1 {
+            times.remove(0); // nothing came before it
         }
         Ok(times)
     }
@@ -242,7 +258,7 @@ fn record<B: Measured>(
         return Ok(());
     }
     let requests: Vec<_> = (0..batch.output_rows().len() as u32).map(SampleRequest::greedy).collect();
-    backend.start_sample(&logits, &requests)
+    backend.start_sample(&logits, &requests).map(drop)
 }
 
 fn greedy() -> Output {

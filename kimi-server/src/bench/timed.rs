@@ -71,14 +71,6 @@ impl<B: Measured> Timed<B> {
         std::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Starts choosing tokens without waiting for them.
-    ///
-    /// # Errors
-    /// As [`Backend::sample`].
-    pub fn start_sample(&self, logits: &B::Tensor, requests: &[SampleRequest<'_>]) -> Result<()> {
-        self.call("sample", &[], || (0, None), |b| b.start_sample(logits, requests))
-    }
-
     fn looks(&self) -> bool {
         self.notes.load(Ordering::Relaxed) == Notes::Experts as u8
     }
@@ -151,6 +143,12 @@ fn latent_parts<M: Stored>(projections: &LatentProjections<M>) -> [&dyn Stored; 
     }
 }
 
+/// Bytes of a row.
+fn row_bytes(table: &dyn Stored) -> u64 {
+    let [_, rows, _] = table.shape();
+    table.stored_bytes() / rows.max(1) as u64
+}
+
 /// Bytes of `experts` of a stack.
 fn chosen_bytes(stack: &dyn Stored, experts: usize) -> u64 {
     stack.stored_bytes() / stack.shape()[0].max(1) as u64 * experts as u64
@@ -164,6 +162,7 @@ impl<B: Measured> Backend for Timed<B> {
     type Routing = B::Routing;
     type Cache = B::Cache;
     type Attended = B::Attended;
+    type Chosen = B::Chosen;
 
     fn name(&self) -> String {
         self.inner.name()
@@ -175,6 +174,10 @@ impl<B: Measured> Backend for Timed<B> {
 
     fn copies_weights(&self) -> bool {
         self.inner.copies_weights()
+    }
+
+    fn queues(&self) -> bool {
+        self.inner.queues()
     }
 
     fn enter<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {
@@ -214,9 +217,13 @@ impl<B: Measured> Backend for Timed<B> {
     }
 
     fn embed(&self, table: &B::Matrix, ids: &[u32]) -> Result<B::Tensor> {
-        let [_, rows, _] = table.shape();
-        let read = || (table.stored_bytes() / rows.max(1) as u64 * ids.len() as u64, None);
+        let read = || (row_bytes(table) * ids.len() as u64, None);
         self.call("embed", &[table], read, |b| b.embed(table, ids))
+    }
+
+    fn embed_chosen(&self, table: &B::Matrix, chosen: &B::Chosen, requests: &[u32]) -> Result<B::Tensor> {
+        let read = || (row_bytes(table) * requests.len() as u64, None);
+        self.call("embed", &[table], read, |b| b.embed_chosen(table, chosen, requests))
     }
 
     fn norm_project<const N: usize>(
@@ -337,11 +344,11 @@ impl<B: Measured> Backend for Timed<B> {
         self.dense("head", &[lm_head], |b| b.head(x, rows, norm, lm_head))
     }
 
-    fn sample(
-        &self,
-        logits: &B::Tensor,
-        requests: &[SampleRequest<'_>],
-    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
-        self.dense("sample", &[], |b| b.sample(logits, requests))
+    fn start_sample(&self, logits: &B::Tensor, requests: &[SampleRequest<'_>]) -> Result<B::Chosen> {
+        self.dense("sample", &[], |b| b.start_sample(logits, requests))
+    }
+
+    fn finish_sample(&self, chosen: &B::Chosen) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
+        self.inner.finish_sample(chosen)
     }
 }

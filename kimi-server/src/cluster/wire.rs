@@ -69,7 +69,7 @@ pub(super) fn from_forward(
         let output = Output::None;
         SequenceSlice { id: SequenceId(s.id), start: s.start, tokens, pages: s.pages, output }
     });
-    Ok((Batch { step: forward.step, sequences: sequences.collect() }, input))
+    Ok((Batch { step: forward.step, sequences: sequences.collect(), follows: None }, input))
 }
 
 /// A worker's output as activations.
