@@ -1,4 +1,4 @@
-// Some rows of the activations: `out[s] = x[rows[s]]`.
+// Some rows of anything in words of 32 bits: `out[s] = x[rows[s]]`.
 
 struct Params {
     width: u32,
@@ -7,8 +7,8 @@ struct Params {
 
 var<immediate> p: Params;
 
-@group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read_write> out: array<f32>;
+@group(0) @binding(0) var<storage, read> x: array<u32>;
+@group(0) @binding(1) var<storage, read_write> out: array<u32>;
 @group(0) @binding(2) var<storage, read> rows: array<u32>;
 
 @compute @workgroup_size(WORKGROUP)

@@ -9,7 +9,7 @@ const OUTER = LATENT;
 const OUT_HEAD = LATENT + ROPE;
 const WIDTH = LATENT + ROPE;
 const HALF = ROPE / 2u;
-const THREAD_LATENTS = (LATENT + WORKGROUP - 1u) / WORKGROUP;
+const THREAD_PAIRS = ((LATENT + 1u) / 2u + WORKGROUP - 1u) / WORKGROUP;
 
 struct Params {
     tokens: u32,
@@ -17,7 +17,7 @@ struct Params {
     row_head: u32, // rows of the matrix from head to head
     row_first: u32,
     scale_base: u32,
-    slots: u32, // where the tokens' cache slots begin in `batch`
+    slots: u32, // where the tokens' cache slots begin in `batch`, and then how many slots behind theirs are to be cleared
     eps: f32,
     mscale: f32,
     one: u32, // steps by it keep a loop from being unrolled
@@ -28,7 +28,7 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<f32>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 @group(0) @binding(2) var<storage, read> kv: array<f32>;
-@group(0) @binding(3) var<storage, read_write> cache: array<f32>;
+@group(0) @binding(3) var<storage, read_write> cache: array<u32>; // floats, or with HALVED halves for attend_cooperative.wgsl
 @group(0) @binding(4) var<storage, read> norm_weight: array<f32>;
 @group(0) @binding(5) var<storage, read> batch: array<u32>; // begins with cosines and sines, [T, rope / 2, 2]
 
@@ -69,28 +69,52 @@ fn rotate_query(thread: u32, token: u32, tokens: u32, head: u32) {
     }
 }
 
+// Stores two columns of a key, of which the second may be one too many.
+fn keep(to: u32, column: u32, pair: vec2<f32>, end: u32) {
+    if (HALVED == 1u) {
+        // As in halves.wgsl, with the power that attend_cooperative.wgsl takes off.
+        let value = pair * select(1.0, 64.0, column < LATENT);
+        let upper = bitcast<vec2<f32>>(bitcast<vec2<u32>>(value) & vec2(0xffffe000u));
+        cache[to + column / 2u] = pack2x16float(upper);
+        cache[to + (WIDTH + column) / 2u] = pack2x16float(value - upper);
+        return;
+    }
+    cache[to + column] = bitcast<u32>(pair.x);
+    if (column + 1u < end) {
+        cache[to + column + 1u] = bitcast<u32>(pair.y);
+    }
+}
+
 fn store_key(thread: u32, token: u32) {
     let source = token * WIDTH;
     let to = batch[p.slots + token] * WIDTH;
     var square = 0.0;
-    var values: array<f32, THREAD_LATENTS>;
-    for (var k = 0u; k < THREAD_LATENTS; k++) {
-        let i = k * WORKGROUP + thread;
-        values[k] = select(0.0, kv[source + min(i, LATENT - 1u)], i < LATENT);
-        square += values[k] * values[k];
+    var values: array<vec2<f32>, THREAD_PAIRS>;
+    for (var k = 0u; k < THREAD_PAIRS; k++) {
+        let column = 2u * (k * WORKGROUP + thread);
+        let first = kv[source + min(column, LATENT - 1u)];
+        let second = kv[source + min(column + 1u, LATENT - 1u)];
+        values[k] = select(vec2(0.0), vec2(first, second), vec2(column, column + 1u) < vec2(LATENT));
+        square += dot(values[k], values[k]);
     }
     let factor = 1.0 / sqrt(workgroup_sum(square, thread) / f32(LATENT) + p.eps);
-    for (var k = 0u; k < THREAD_LATENTS; k++) {
-        let i = k * WORKGROUP + thread;
-        if (i < LATENT) {
-            cache[to + i] = values[k] * factor * norm_weight[i];
+    for (var k = 0u; k < THREAD_PAIRS; k++) {
+        let column = 2u * (k * WORKGROUP + thread);
+        if (column < LATENT) {
+            let weight = vec2(norm_weight[column], norm_weight[min(column + 1u, LATENT - 1u)]);
+            keep(to, column, values[k] * factor * weight, LATENT);
         }
     }
     for (var i = thread; i < HALF; i += WORKGROUP) {
         let pair = source + LATENT + 2u * i;
-        let turned = rotated(token, i, vec2(kv[pair], kv[pair + 1u]));
-        cache[to + LATENT + 2u * i] = turned.x;
-        cache[to + LATENT + 2u * i + 1u] = turned.y;
+        keep(to, LATENT + 2u * i, rotated(token, i, vec2(kv[pair], kv[pair + 1u])), WIDTH);
+    }
+    if (HALVED == 1u) {
+        // Slots of the same tile that have no token yet: whatever was left there is multiplied by zero.
+        let clear = batch[p.slots + p.tokens + token] * WIDTH;
+        for (var i = thread; i < clear; i += WORKGROUP * p.one) {
+            cache[to + WIDTH + i] = 0u;
+        }
     }
 }
 

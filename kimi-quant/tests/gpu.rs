@@ -225,6 +225,15 @@ impl<'a> Both<'a> {
             let (m, gm) = self.matrix(heads.heads * (heads.nope + heads.value), heads.latent, format);
             (LatentProjections::Joint(m), LatentProjections::Joint(gm))
         };
+        if next * page_tokens < 2000 {
+            // Whatever is left in pages that nobody has, nothing of it may show.
+            let mut all = TokenLayout::new(page_tokens);
+            all.push(0, next * page_tokens, &(0..next as u32).collect::<Vec<_>>()).unwrap();
+            let nothing = |cols: usize| gpu.upload(all.len(), cols, &vec![f32::NAN; all.len() * cols]).unwrap();
+            let (kv, q) = (nothing(width), nothing(heads.heads * (heads.nope + heads.rope)));
+            let inputs = AttentionInputs { q: &q, kv: &kv, norm: &gnorm, rope: &rope };
+            gpu.latent_query(inputs, &mut gcache, &gprojections, heads, &all).unwrap();
+        }
         // What is there before the batch is a batch too: a prompt.
         for layout in [&history, &layout] {
             let tokens = layout.len();
@@ -443,6 +452,7 @@ fn attention_over_pages() {
     let small = HeadShape { heads: 3, nope: 32, rope: 16, value: 24, latent: 64 };
     let kimi = HeadShape { heads: 4, nope: 128, rope: 64, value: 128, latent: 512 };
     let odd = HeadShape { heads: 7, nope: 32, rope: 6, value: 11, latent: 96 };
+    let whole = HeadShape { heads: 32, nope: 32, rope: 32, value: 16, latent: 128 };
     for (heads, split, sequences) in [
         (small, false, &[(0, 1)][..]),
         (small, true, &[(0, 5)]),
@@ -450,6 +460,8 @@ fn attention_over_pages() {
         (odd, true, &[(17, 1)]),
         (kimi, false, &[(700, 1)]),
         (kimi, false, &[(130, 3), (9, 1)]),
+        (whole, false, &[(15, 1), (16, 1), (17, 3), (0, 1)]),
+        (whole, true, &[(47, 1)]),
     ] {
         both.attention(heads, FOUR_BITS, split, 16, sequences);
     }
@@ -469,12 +481,15 @@ fn attention_of_batches() {
     spoil(gpu, &sizes);
     let small = HeadShape { heads: 3, nope: 32, rope: 16, value: 24, latent: 64 };
     let many = HeadShape { heads: 20, nope: 40, rope: 8, value: 70, latent: 72 };
+    let tiles = HeadShape { heads: 18, nope: 24, rope: 16, value: 20, latent: 192 };
     let lengths: Vec<(u32, usize)> = (0..32).map(|i| (i * i * 37 % 301, 1)).collect();
     for (heads, format, split, sequences) in [
         (small, FOUR_BITS, false, &lengths[..9]),
         (small, FOUR_BITS, true, &lengths),
         (many, Format::Float(FloatType::Bf16), false, &[(0, 260)]), // a prompt: 32 heads a tile
         (many, Format::Float(FloatType::F32), true, &[(90, 70), (500, 1), (0, 4)]),
+        (tiles, FOUR_BITS, false, &[(0, 260)]), // several tiles a segment
+        (tiles, FOUR_BITS, false, &[(90, 70), (500, 1), (0, 4)]),
     ] {
         both.attention(heads, format, split, 16, sequences);
     }
@@ -484,7 +499,7 @@ fn attention_of_batches() {
 fn attention_at_the_end_of_a_long_context() {
     let Some(gpu) = gpu() else { return };
     let mut both = Both::new(gpu, 11);
-    let heads = HeadShape { heads: 2, nope: 32, rope: 8, value: 8, latent: 32 };
+    let heads = HeadShape { heads: 2, nope: 32, rope: 16, value: 8, latent: 64 };
     both.attention(heads, FOUR_BITS, false, 64, &[(131_071, 1)]);
     both.attention(heads, FOUR_BITS, false, 64, &[(131_050, 22), (3, 2)]);
 }

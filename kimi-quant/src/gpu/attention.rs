@@ -1,15 +1,15 @@
 //! Attention over the latent cache, and the projections between heads and latent.
 
-use super::layout::MOST_SEGMENTS;
+use super::layout::{MOST_SEGMENTS, TILE_POSITIONS};
 use super::recorder::Dispatch;
 use super::shader::{
-    ATTEND, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, Op, Spec, UNIT,
+    ATTEND, ATTEND_COOPERATIVE, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, Op, Spec, UNIT,
     VALUES, VALUES_TILED,
 };
 use super::tuning::NVIDIA;
 use super::weights::{GpuMatrix, Part};
 use super::{Gpu, GpuAttended, GpuCache, GpuTensor};
-use crate::{AttentionInputs, BackendError, HeadShape, LatentProjections, TokenLayout};
+use crate::{AttentionInputs, BackendError, CacheShape, HeadShape, LatentProjections, TokenLayout};
 
 type Result<T> = std::result::Result<T, BackendError>;
 type Constants = Vec<(&'static str, u32)>;
@@ -25,6 +25,12 @@ const MANY_TOKENS: usize = 5;
 
 /// Heads of a tile where there is much to do.
 const MANY_COLUMNS: usize = 32;
+
+/// Heads of a workgroup of `attend_cooperative.wgsl`, its threads, its positions at a time, and its most latent columns.
+const COOPERATIVE_HEADS: usize = 16;
+const COOPERATIVE_THREADS: usize = 128;
+const COOPERATIVE_POSITIONS: usize = 64;
+const COOPERATIVE_LATENT: usize = 512;
 
 /// Units of columns of a workgroup of `input_rows.wgsl`.
 const BLOCK_UNITS: usize = 4;
@@ -105,6 +111,7 @@ impl Gpu {
         let more = [device_layout.slots as u32, norm.eps.to_bits(), rope.mscale.to_bits(), 1];
         self.head_product(
             &product,
+            &[("HALVED", cache.halved.into())],
             &[&q.buffer, &out.buffer, &kv.buffer, &cache.buffer, &norm.weight.buffer, &device_layout.words],
             [row_head, 0],
             &more,
@@ -124,22 +131,29 @@ impl Gpu {
     ) -> Result<GpuAttended> {
         let layout = self.layout(layout, None)?;
         let segments = layout.segment_count;
-        let tile = self.attention_tile(heads, segments)?;
         let cells = heads.latent.div_ceil(4);
-        // At least four heads a thread: their weights are read together.
-        let span = cells.next_power_of_two().max(4 * tile.workgroup / tile.columns).min(tile.workgroup);
         let parts = self.tensor(segments, heads.heads * 4 * cells)?.buffer;
         let stats = self.tensor(segments, heads.heads * 2)?.buffer;
-        let mut constants = tile.constants();
-        constants.extend([
-            ("BY_COLUMNS", 0),
+        let mut constants = vec![
             ("LATENT", heads.latent as u32),
             ("ROPE", heads.rope as u32),
-            ("SPAN", span as u32),
             ("PAGE", cache.shape.page_tokens as u32),
-            ("ROLLED", u32::from(tile.columns < MANY_COLUMNS)),
-        ]);
-        let blocks = heads.heads.div_ceil(tile.columns);
+        ];
+        let (op, columns) = if cache.halved {
+            let steps = (heads.latent + heads.rope) / 16;
+            let depth = (1..=12).rev().find(|depth| steps.is_multiple_of(*depth)).unwrap_or(1);
+            constants.extend([("WORKGROUP", COOPERATIVE_THREADS as u32), ("DEPTH", depth as u32)]);
+            (&ATTEND_COOPERATIVE, COOPERATIVE_HEADS)
+        } else {
+            let tile = self.attention_tile(heads, segments)?;
+            // At least four heads a thread: their weights are read together.
+            let span = cells.next_power_of_two().max(4 * tile.workgroup / tile.columns).min(tile.workgroup);
+            let rolled = u32::from(tile.columns < MANY_COLUMNS);
+            constants.extend(tile.constants());
+            constants.extend([("BY_COLUMNS", 0), ("SPAN", span as u32), ("ROLLED", rolled)]);
+            (&ATTEND, tile.columns)
+        };
+        let blocks = heads.heads.div_ceil(columns);
         let products = layout.positions as f64 * (heads.heads * (2 * heads.latent + heads.rope)) as f64;
         let some = (DISPATCH_PRODUCTS / products * segments as f64) as usize;
         let some = some.clamp(ENOUGH_WORKGROUPS.div_ceil(blocks.max(1)), GRID_Y as usize);
@@ -147,8 +161,8 @@ impl Gpu {
             let count = some.min(segments - first);
             self.recorder.count(products * count as f64 / segments as f64);
             self.recorder.dispatch(Dispatch {
-                op: &ATTEND,
-                spec: Spec::new(&ATTEND, constants.clone()),
+                op,
+                spec: Spec::new(op, constants.clone()),
                 buffers: &[&q.buffer, &parts, &stats, &cache.buffer, &layout.words],
                 params: &[
                     heads.heads as u32,
@@ -162,6 +176,20 @@ impl Gpu {
             })?;
         }
         Ok(GpuAttended { tokens: q.rows, heads: heads.heads, latent: heads.latent, parts, stats, layout })
+    }
+
+    /// Whether attention over such a cache goes through cooperative matrices.
+    pub(super) fn attends_cooperatively(&self, shape: CacheShape) -> bool {
+        let CacheShape { page_tokens, latent, rope, .. } = shape;
+        let device = &self.recorder.device;
+        let pitches = [2 * (latent + rope + 8), 4 * (COOPERATIVE_POSITIONS + 4), 2 * (COOPERATIVE_POSITIONS + 8)];
+        let shared = COOPERATIVE_HEADS * (2 * pitches[0] + pitches[1] + 2 * pitches[2]) + 256;
+        device.cooperative
+            && shared <= device.limits.max_compute_workgroup_storage_size as usize
+            && latent.is_multiple_of(64)
+            && (64..=COOPERATIVE_LATENT).contains(&latent)
+            && rope.is_multiple_of(16)
+            && page_tokens.is_multiple_of(TILE_POSITIONS)
     }
 
     /// Positions by heads: the largest tile that fits the shared memory, or fewer heads where there would be too few
@@ -227,6 +255,7 @@ impl Gpu {
         let layout = &attended.layout;
         self.head_product(
             &product,
+            &[],
             &[&attended.parts, &out.buffer, &attended.stats, &layout.words],
             rows,
             &[layout.segments as u32, layout.firsts as u32, 1],
@@ -235,25 +264,27 @@ impl Gpu {
         Ok(out)
     }
 
-    /// Records a per-head product. `rows` are those from head to head and the first of a head; `more` are the parameters
+    /// Records a per-head product. `constants` are those of the operation alone; `rows` are those from head to head and the first of a head; `more` are the parameters
     /// after the matrix's; `extra` are workgroups past the last head.
     fn head_product(
         &self,
         product: &HeadProduct<'_>,
+        constants: &[(&'static str, u32)],
         buffers: &[&super::pool::Buffer],
         rows: [usize; 2],
         more: &[u32],
         extra: usize,
     ) -> Result<()> {
         let Part { codes, scales, scale_base, .. } = product.matrix.whole(product.name)?;
-        let (op, constants, columns, tokens) = self.head_product_sizes(product)?;
+        let (op, mut sizes, columns, tokens) = self.head_product_sizes(product)?;
+        sizes.extend_from_slice(constants);
         let inner = if product.by_inputs { product.heads.nope } else { product.matrix.cols() };
         let products = product.tokens * product.heads.heads * inner * product.outputs;
         self.recorder.count(products as f64);
         let numbers = [product.tokens, product.heads.heads, rows[0], rows[1]].map(|n| n as u32);
         self.recorder.dispatch(Dispatch {
             op,
-            spec: Spec::new(op, constants).with_matrices(product.matrix.packing, 1),
+            spec: Spec::new(op, sizes).with_matrices(product.matrix.packing, 1),
             buffers: &[buffers, &[&**codes, &**scales]].concat(),
             params: &[&numbers[..], &[*scale_base], more].concat(),
             grid: [
@@ -335,6 +366,20 @@ impl Gpu {
             12 * (MOST_SEGMENTS + tile.rows) + 4 * tile.workgroup
         })
     }
+}
+
+/// Keys as latent_query.wgsl stores them for cooperative matrices, a row each, as floats.
+pub(super) fn from_halves(keys: &[f32], shape: CacheShape) -> Vec<f32> {
+    let width = shape.latent + shape.rope;
+    let value = |row: &[f32], column: usize| {
+        let half = |at: usize| {
+            let word = row[at / 2].to_bits() >> (16 * (at % 2));
+            half::f16::from_bits(word as u16).to_f32()
+        };
+        let sum = half(column) + half(width + column);
+        if column < shape.latent { sum / 64.0 } else { sum }
+    };
+    keys.chunks_exact(width).flat_map(|row| (0..width).map(move |column| value(row, column))).collect()
 }
 
 /// A grid of so many workgroups that are numbered `x + y * GRID_Y`.

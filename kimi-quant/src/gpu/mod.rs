@@ -108,6 +108,8 @@ pub struct GpuRouting {
 /// The latent cache of one layer on the device.
 pub struct GpuCache {
     shape: CacheShape,
+    /// Whether keys are halves of 16 bits, for cooperative matrices, and not floats of 32.
+    halved: bool,
     buffer: Arc<Buffer>,
 }
 
@@ -291,7 +293,7 @@ impl Backend for Gpu {
         let width = shape.latent.saturating_add(shape.rope);
         let values = shape.pages.saturating_mul(shape.page_tokens).saturating_mul(width);
         let buffer = self.recorder.pool.keep("the latent cache", (values as u64).saturating_mul(4))?;
-        Ok(GpuCache { shape, buffer })
+        Ok(GpuCache { shape, halved: self.attends_cooperatively(shape), buffer })
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
@@ -330,7 +332,8 @@ impl Backend for Gpu {
         });
         let slots = upload_words(self, &slots.collect::<Vec<_>>())?;
         let width = cache.shape.latent + cache.shape.rope;
-        self.download(&self.gather_rows(&cache.buffer, width, &slots, layout.len())?)
+        let keys = self.download(&self.gather_rows(&cache.buffer, width, &slots, layout.len())?)?;
+        Ok(if cache.halved { attention::from_halves(&keys, cache.shape) } else { keys })
     }
 
     fn embed(&self, table: &GpuMatrix, ids: &[u32]) -> Result<GpuTensor> {

@@ -60,6 +60,8 @@ op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "inpu
 op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "output_rows");
 op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 9, with "tile", with "tiled_rows");
 op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 6, with "tile");
+op!(ATTEND_COOPERATIVE, "attend_cooperative", [false, true, true, false, false], 0, false, 6,
+    enable "f16", enable "wgpu_cooperative_matrix");
 op!(VALUES, "values", [false, true, false, false], 1, false, 8, with "output_rows");
 op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 8, with "tile", with "tiled_rows");
 op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 1);

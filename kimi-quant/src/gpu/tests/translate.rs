@@ -5,7 +5,7 @@ use naga::valid::{Capabilities, FunctionInfo, SubgroupOperationSet, ValidationFl
 use naga::{AddressSpace, Block, Module, Statement, TypeInner};
 
 use super::super::shader::{
-    ATTEND, COMBINE, COOPERATIVE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, HALVES, LATENT_QUERY_BY_INPUTS,
+    ATTEND, ATTEND_COOPERATIVE, COMBINE, COOPERATIVE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, HALVES, LATENT_QUERY_BY_INPUTS,
     LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED, MATVEC_VARIED, Op, Packing, READ,
     RMS_NORM, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, UNIT,
     VALUES, VALUES_TILED,
@@ -96,9 +96,9 @@ fn head_products(packing: Packing) -> Vec<(&'static Op, Spec)> {
         (op, Spec::new(op, [&sizes[..], &more, constants].concat()).with_matrices(packing, 1))
     };
     let group = ("WORKGROUP", 128);
-    let few = [group, ("TOKENS", 1), ("BLOCK_UNITS", 4), ("BLOCK_ROWS", 64)];
+    let few = [group, ("TOKENS", 1), ("BLOCK_UNITS", 4), ("BLOCK_ROWS", 64), ("HALVED", 0)];
     let slices = [("SLICES", 2), ("DEPTH", 8)];
-    let tile = [group, ("TILE_ROWS", 8), ("TILE_COLUMNS", 64), ("SLAB", 8), ("TOKENS", 8)];
+    let tile = [group, ("TILE_ROWS", 8), ("TILE_COLUMNS", 64), ("SLAB", 8), ("TOKENS", 8), ("HALVED", 1)];
     let whole = [("SLICES", 1), ("DEPTH", 1)];
     vec![
         spec(&LATENT_QUERY_BY_INPUTS, &few),
@@ -154,6 +154,10 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         let constants = [names.into_iter().zip(tile).collect(), sizes].concat();
         all.push((&ATTEND, Spec::new(&ATTEND, constants)));
     }
+    for (latent, rope, depth) in [(512, 64, 12), (128, 32, 10), (64, 16, 5)] {
+        let sizes = vec![("LATENT", latent), ("ROPE", rope), ("PAGE", 64), ("WORKGROUP", 128), ("DEPTH", depth)];
+        all.push((&ATTEND_COOPERATIVE, Spec::new(&ATTEND_COOPERATIVE, sizes)));
+    }
     for (experts, groups) in [(384, 1), (256, 8), (7, 7)] {
         let sizes = vec![("EXPERTS", experts), ("GROUPS", groups), ("KEPT", 1), ("CHOSEN", 2), ("BLOCK", 32)];
         all.push((&ROUTE, Spec::new(&ROUTE, [vec![group], sizes].concat())));
@@ -203,7 +207,7 @@ fn translate(op: &Op, spec: &Spec) -> Result<(), String> {
             return Err(what.to_owned());
         }
     }
-    if op.name == "cooperative"
+    if op.name.ends_with("cooperative")
         && let Some(name) = misaligned(&module)
     {
         return Err(format!(
