@@ -1,27 +1,33 @@
 // The attention of attend.wgsl by cooperative matrices of 16x16 (f16 to f32), for subgroups of 32.
 //
-// A workgroup has 16 heads of one token and one segment of its positions, TILE positions at a time. Keys lie in the cache as
-// upper and lower halves (latent_query.wgsl), and are multiplied from there: a subgroup has 16 positions of the scores, then
-// a quarter of the latent's columns of the result. Queries and the weights of the softmax are split into halves here. The
-// product of two lower halves is left out. A tile of 16 positions lies in one page.
+// A workgroup has 16 heads of one token and one segment of its positions, 64 positions at a time. Keys lie in the cache as
+// upper and lower halves (latent_query.wgsl) and pass through shared memory in slabs of 64 columns, the next one being on its
+// way while one is multiplied: once for the scores, where a subgroup has 16 positions, and once for the result, where it has
+// 16 columns of each slab. Queries and the weights of the softmax are split into halves here. The product of two lower
+// halves is left out.
 
 alias Left = coop_mat16x16<f16, A>;
 alias Right = coop_mat16x16<f16, B>;
 alias Sum = coop_mat16x16<f32, C>;
 
 const WIDTH = LATENT + ROPE;
-const PAIRS = WIDTH / 2u; // of a key's columns: the upper halves of all, then the lower
-const STEPS = WIDTH / 16u;
+const STEPS = WIDTH / 16u; // of the scores' products
 const HEADS = 16u;
 const TILE = 64u;
-const COLUMN_TILES = LATENT / 64u; // of a subgroup
-const MATES = WORKGROUP / HEADS;   // threads of a head
-const MATE_PAIRS = TILE / 2u / MATES;
+const WORKGROUP = 128u;
+const MATES = WORKGROUP / HEADS; // threads of a head
 
-// Rows of cooperative matrices begin at multiples of 16 bytes; those of neighbours lie in other banks of shared memory.
-const QUERY_PITCH = PAIRS + 4u;
+// In quads of columns. The pitches keep rows in other banks of shared memory, and at multiples of 16 bytes.
+const KEY_QUADS = WIDTH / 4u; // the upper halves of a key, then its lower ones
+const SLAB = 16u;
+const PITCH = SLAB + 2u;
+const SLABS = (KEY_QUADS + SLAB - 1u) / SLAB;
+const LATENT_SLABS = LATENT / 64u;
+const LOADS = 2u * TILE * SLAB / WORKGROUP;
+const QUERY_LOADS = HEADS * SLAB / WORKGROUP;
 const SCORE_PITCH = TILE + 4u;
-const WEIGHT_PITCH = TILE / 2u + 4u;
+const LOWER_KEYS = TILE * PITCH;
+const LOWER_LINES = HEADS * PITCH;
 
 // Powers of two on the latents in the cache and on the weights, so that lower halves keep their bits.
 const LATENT_POWER = 64.0;
@@ -43,7 +49,7 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> parts: array<f32>; // [segment, head, LATENT]
 @group(0) @binding(2) var<storage, read_write> stats: array<vec2<f32>>; // largest score, sum: [segment, head]
-@group(0) @binding(3) var<storage, read> keys: array<vec2<f16>>;
+@group(0) @binding(3) var<storage, read> cache: array<vec4<f16>>;
 @group(0) @binding(4) var<storage, read> batch: array<u32>; // segments: token, start, end, page table
 
 struct Segment {
@@ -55,22 +61,17 @@ struct Segment {
 
 var<workgroup> segment_here: Segment;
 var<workgroup> moved: vec4<u32>; // whether some head's largest score has changed, four times
-var<workgroup> upper: array<vec2<f16>, HEADS * QUERY_PITCH>;
-var<workgroup> lower: array<vec2<f16>, HEADS * QUERY_PITCH>;
+var<workgroup> slots: array<u32, TILE>; // where each position's key begins
+var<workgroup> keys: array<vec4<f16>, 2u * LOWER_KEYS>;
+var<workgroup> lines: array<vec4<f16>, 2u * LOWER_LINES>; // queries, then weights
 var<workgroup> scores: array<f32, HEADS * SCORE_PITCH>;
-var<workgroup> upper_weights: array<vec2<f16>, HEADS * WEIGHT_PITCH>;
-var<workgroup> lower_weights: array<vec2<f16>, HEADS * WEIGHT_PITCH>;
 var<workgroup> corrections: array<f32, HEADS>;
 
-struct Halves {
-    upper: vec2<f16>,
-    lower: vec2<f16>,
-}
+// A slab on its way.
+var<private> next: array<vec4<f16>, LOADS>;
 
-// As in halves.wgsl.
-fn halves(pair: vec2<f32>) -> Halves {
-    let first = bitcast<vec2<f32>>(bitcast<vec2<u32>>(pair) & vec2(0xffffe000u));
-    return Halves(vec2<f16>(first), vec2<f16>(pair - first));
+fn upper(value: vec4<f32>) -> vec4<f32> {
+    return bitcast<vec4<f32>>((bitcast<vec4<u32>>(value) + vec4(0x1000u)) & vec4(0xffffe000u));
 }
 
 fn highest_of_mates(value: f32) -> f32 {
@@ -85,60 +86,91 @@ fn multiplied(x: Left, y: Left, w: Right, v: Right, sum: Sum) -> Sum {
     return coopMultiplyAdd(x, v, coopMultiplyAdd(x, w, coopMultiplyAdd(y, w, sum)));
 }
 
-// A cell of a head's query, its latent part without the power that the cache's has.
-fn query_cell(first: u32, cell: u32) -> vec4<f32> {
-    return q[first + cell] * select(1.0, 1.0 / LATENT_POWER, cell < LATENT / 4u);
+// Four columns of a query, the latent ones without the power that the cache's have.
+fn query_quad(line: u32, quad: u32) -> vec4<f32> {
+    return q[line * KEY_QUADS + quad] * select(1.0, 1.0 / LATENT_POWER, quad < LATENT / 4u);
 }
 
-// Brings the queries in, each times a power of two. Returns what takes that off the thread's head's scores.
-fn stage(thread: u32, line: u32) -> f32 {
-    let head = thread / MATES;
+// A power of two that brings a query just below the largest 16-bit float.
+fn query_power(line: u32, mate: u32) -> f32 {
     var largest = 0.0;
-    for (var cell = thread % MATES; cell < WIDTH / 4u; cell += MATES) {
-        let value = abs(query_cell(line, cell));
+    for (var quad = mate; quad < KEY_QUADS; quad += MATES) {
+        let value = abs(query_quad(line, quad));
         largest = max(largest, max(max(value.x, value.y), max(value.z, value.w)));
     }
     let exponent = clamp(bitcast<u32>(highest_of_mates(largest)) >> 23u, 15u, 254u);
-    let power = bitcast<f32>((268u - exponent) << 23u);
-    for (var cell = thread % MATES; cell < WIDTH / 4u; cell += MATES) {
-        let value = power * query_cell(line, cell);
-        let a = halves(value.xy);
-        let b = halves(value.zw);
-        let at = head * QUERY_PITCH + 2u * cell;
-        upper[at] = a.upper;
-        upper[at + 1u] = b.upper;
-        lower[at] = a.lower;
-        lower[at + 1u] = b.lower;
+    return bitcast<f32>((268u - exponent) << 23u);
+}
+
+fn fetch(thread: u32, slab: u32) {
+    for (var i = 0u; i < LOADS; i++) {
+        let item = i * WORKGROUP + thread; // half, position, quad
+        let quad = min(slab * SLAB + item % SLAB, KEY_QUADS - 1u);
+        next[i] = cache[slots[item / SLAB % TILE] + item / (SLAB * TILE) * KEY_QUADS + quad];
     }
-    return bitcast<f32>((exponent - 14u) << 23u);
 }
 
-// Where the key of a position begins.
-fn key_at(table: u32, position: u32) -> u32 {
-    return (batch[table + position / PAGE] * PAGE + position % PAGE) * WIDTH;
+fn put(thread: u32) {
+    for (var i = 0u; i < LOADS; i++) {
+        let item = i * WORKGROUP + thread;
+        keys[item / SLAB * PITCH + item % SLAB] = next[i];
+    }
 }
 
-// The scores of 16 positions.
-fn score(key: u32, to: u32) {
+// Four weights or columns of a head's query.
+fn put_line(at: u32, value: vec4<f32>) {
+    let first = upper(value);
+    lines[at] = vec4<f16>(first);
+    lines[LOWER_LINES + at] = vec4<f16>(value - first);
+}
+
+// The scores of the tile, the subgroup's 16 positions: from the first slab, which is on its way, to the first of the
+// result. `line` is the query of the thread's head, `power` its power of
+// two.
+fn score(thread: u32, line: u32, power: f32) {
+    let mate = thread % MATES;
+    let to = thread / MATES * PITCH + mate;
     var sum = Sum();
-    for (var step = 0u; step < STEPS; step += DEPTH * p.one) {
-        for (var i = 0u; i < DEPTH; i++) {
-            let at = 8u * (step + i);
-            let w = coopLoad<Right>(&keys[key + at], WIDTH);
-            let v = coopLoad<Right>(&keys[key + PAIRS + at], WIDTH);
-            let x = coopLoadT<Left>(&upper[at], QUERY_PITCH);
-            let y = coopLoadT<Left>(&lower[at], QUERY_PITCH);
+    for (var slab = 0u; slab < SLABS; slab += p.one) {
+        workgroupBarrier();
+        put(thread);
+        for (var i = 0u; i < QUERY_LOADS; i++) {
+            let quad = min(slab * SLAB + i * MATES + mate, KEY_QUADS - 1u);
+            put_line(to + i * MATES, power * query_quad(line, quad));
+        }
+        workgroupBarrier();
+        fetch(thread, select(0u, slab + 1u, slab + 1u < SLABS));
+        let steps = select(min(4u, STEPS - 4u * slab), 4u, STEPS % 4u == 0u);
+        for (var step = 0u; step < steps; step++) {
+            let x = coopLoadT<Left>(&lines[4u * step], PITCH);
+            let y = coopLoadT<Left>(&lines[LOWER_LINES + 4u * step], PITCH);
+            let at = thread / 32u * 16u * PITCH + 4u * step;
+            let w = coopLoad<Right>(&keys[at], PITCH);
+            let v = coopLoad<Right>(&keys[LOWER_KEYS + at], PITCH);
             sum = multiplied(x, y, w, v, sum);
         }
     }
-    coopStoreT(sum, &scores[to], SCORE_PITCH);
+    coopStoreT(sum, &scores[thread / 32u * 16u], SCORE_PITCH);
 }
 
-// Adds the weighted latents of 16 positions, 16 columns of them.
-fn mix(x: Left, y: Left, at: u32, sum: Sum) -> Sum {
-    let w = coopLoadT<Right>(&keys[at], WIDTH);
-    let v = coopLoadT<Right>(&keys[at + PAIRS], WIDTH);
-    return multiplied(x, y, w, v, sum);
+// Adds the weighted latents of the slab that is on its way, the subgroup's 16 columns.
+fn mix(thread: u32, slab: u32, before: Sum) -> Sum {
+    workgroupBarrier();
+    put(thread);
+    workgroupBarrier();
+    if (slab + 1u < LATENT_SLABS) {
+        fetch(thread, slab + 1u);
+    }
+    var sum = before;
+    for (var row = 0u; row < TILE; row += 16u) {
+        let x = coopLoadT<Left>(&lines[row / 4u], PITCH);
+        let y = coopLoadT<Left>(&lines[LOWER_LINES + row / 4u], PITCH);
+        let at = row * PITCH + thread / 32u * 4u;
+        let w = coopLoadT<Right>(&keys[at], PITCH);
+        let v = coopLoadT<Right>(&keys[LOWER_KEYS + at], PITCH);
+        sum = multiplied(x, y, w, v, sum);
+    }
+    return sum;
 }
 
 // A sum of 16 heads and columns, each head times its correction.
@@ -155,7 +187,8 @@ fn corrected(thread: u32, sum: Sum) -> Sum {
 }
 
 // Writes a sum to row `first` of the parts and those after it, as many as there are heads left.
-fn write(thread: u32, sum: Sum, first: u32, heads: u32, column: u32) {
+fn write(thread: u32, sum: Sum, first: u32, heads: u32, slab: u32) {
+    let column = slab * 64u + thread / 32u * 16u;
     if (heads >= HEADS) {
         coopStoreT(sum, &parts[first * LATENT + column], LATENT);
         return;
@@ -181,11 +214,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let head_first = group.y * HEADS;
     let head = thread / MATES;
     let mate = thread % MATES;
-    let query = here.token * p.heads + min(head_first + head, p.heads - 1u);
-    let unit = p.scale * stage(thread, query * (WIDTH / 4u));
+    let line = here.token * p.heads + min(head_first + head, p.heads - 1u);
+    let power = query_power(line, mate);
+    let unit = p.scale / power;
 
-    let rows_at = thread / 32u * 16u;
-    let columns_at = thread / 32u * COLUMN_TILES * 8u; // pairs
     var largest = LOWEST;
     var total = 0.0;
     // Named one by one: a cooperative matrix is no value to index.
@@ -199,30 +231,32 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     var sum7 = Sum();
     for (var first = here.start; first < here.end; first += TILE) {
         workgroupBarrier();
-        if (first + rows_at < here.end) {
-            score(key_at(here.table, first + rows_at), rows_at);
+        if (thread < TILE) {
+            let position = min(first + thread, here.end - 1u);
+            slots[thread] = (batch[here.table + position / PAGE] * PAGE + position % PAGE) * 2u * KEY_QUADS;
         }
         workgroupBarrier();
-        var values: array<vec2<f32>, MATE_PAIRS>;
+        fetch(thread, 0u);
+        score(thread, line, power);
+        workgroupBarrier();
+        var values: array<vec4<f32>, TILE / 4u / MATES>;
         var highest = largest;
-        for (var i = 0u; i < MATE_PAIRS; i++) {
-            let position = 2u * (mate + i * MATES);
-            let at = head * SCORE_PITCH + position;
-            let inside = vec2(first + position, first + position + 1u) < vec2(here.end);
-            values[i] = select(vec2(LOWEST), unit * vec2(scores[at], scores[at + 1u]), inside);
-            highest = max(highest, max(values[i].x, values[i].y));
+        for (var i = 0u; i < TILE / 4u / MATES; i++) {
+            let position = 4u * (i * MATES + mate);
+            for (var k = 0u; k < 4u; k++) {
+                let score = unit * scores[head * SCORE_PITCH + position + k];
+                values[i][k] = select(LOWEST, score, first + position + k < here.end);
+                highest = max(highest, values[i][k]);
+            }
         }
         highest = highest_of_mates(highest);
         let correction = exp(largest - highest);
         largest = highest;
         total *= correction;
-        for (var i = 0u; i < MATE_PAIRS; i++) {
+        for (var i = 0u; i < TILE / 4u / MATES; i++) {
             let weights = exp(values[i] - highest);
-            total += weights.x + weights.y;
-            let split = halves(WEIGHT_POWER * weights);
-            let at = head * WEIGHT_PITCH + mate + i * MATES;
-            upper_weights[at] = split.upper;
-            lower_weights[at] = split.lower;
+            total += dot(weights, vec4(1.0));
+            put_line(head * PITCH + i * MATES + mate, WEIGHT_POWER * weights);
         }
         if (mate == 0u) {
             corrections[head] = correction;
@@ -238,30 +272,23 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
             if (workgroupUniformLoad(&moved).x != 0u) {
                 sum0 = corrected(thread, sum0);
-                if (COLUMN_TILES > 1u) { sum1 = corrected(thread, sum1); }
-                if (COLUMN_TILES > 2u) { sum2 = corrected(thread, sum2); }
-                if (COLUMN_TILES > 3u) { sum3 = corrected(thread, sum3); }
-                if (COLUMN_TILES > 4u) { sum4 = corrected(thread, sum4); }
-                if (COLUMN_TILES > 5u) { sum5 = corrected(thread, sum5); }
-                if (COLUMN_TILES > 6u) { sum6 = corrected(thread, sum6); }
-                if (COLUMN_TILES > 7u) { sum7 = corrected(thread, sum7); }
+                if (LATENT_SLABS > 1u) { sum1 = corrected(thread, sum1); }
+                if (LATENT_SLABS > 2u) { sum2 = corrected(thread, sum2); }
+                if (LATENT_SLABS > 3u) { sum3 = corrected(thread, sum3); }
+                if (LATENT_SLABS > 4u) { sum4 = corrected(thread, sum4); }
+                if (LATENT_SLABS > 5u) { sum5 = corrected(thread, sum5); }
+                if (LATENT_SLABS > 6u) { sum6 = corrected(thread, sum6); }
+                if (LATENT_SLABS > 7u) { sum7 = corrected(thread, sum7); }
             }
         }
-        // Weights past the end are zero; the keys there are finite.
-        let count = min(TILE, here.end - first);
-        for (var i = 0u; i < count; i += 16u * p.one) {
-            let x = coopLoadT<Left>(&upper_weights[i / 2u], WEIGHT_PITCH);
-            let y = coopLoadT<Left>(&lower_weights[i / 2u], WEIGHT_PITCH);
-            let at = key_at(here.table, first + i) + columns_at;
-            sum0 = mix(x, y, at, sum0);
-            if (COLUMN_TILES > 1u) { sum1 = mix(x, y, at + 8u, sum1); }
-            if (COLUMN_TILES > 2u) { sum2 = mix(x, y, at + 16u, sum2); }
-            if (COLUMN_TILES > 3u) { sum3 = mix(x, y, at + 24u, sum3); }
-            if (COLUMN_TILES > 4u) { sum4 = mix(x, y, at + 32u, sum4); }
-            if (COLUMN_TILES > 5u) { sum5 = mix(x, y, at + 40u, sum5); }
-            if (COLUMN_TILES > 6u) { sum6 = mix(x, y, at + 48u, sum6); }
-            if (COLUMN_TILES > 7u) { sum7 = mix(x, y, at + 56u, sum7); }
-        }
+        sum0 = mix(thread, 0u, sum0);
+        if (LATENT_SLABS > 1u) { sum1 = mix(thread, 1u, sum1); }
+        if (LATENT_SLABS > 2u) { sum2 = mix(thread, 2u, sum2); }
+        if (LATENT_SLABS > 3u) { sum3 = mix(thread, 3u, sum3); }
+        if (LATENT_SLABS > 4u) { sum4 = mix(thread, 4u, sum4); }
+        if (LATENT_SLABS > 5u) { sum5 = mix(thread, 5u, sum5); }
+        if (LATENT_SLABS > 6u) { sum6 = mix(thread, 6u, sum6); }
+        if (LATENT_SLABS > 7u) { sum7 = mix(thread, 7u, sum7); }
     }
 
     for (var i = 1u; i < MATES; i = 2u * i) {
@@ -273,13 +300,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     let row = segment * p.heads + head_first;
     let heads = p.heads - head_first;
-    let column = 2u * columns_at;
-    write(thread, sum0, row, heads, column);
-    if (COLUMN_TILES > 1u) { write(thread, sum1, row, heads, column + 16u); }
-    if (COLUMN_TILES > 2u) { write(thread, sum2, row, heads, column + 32u); }
-    if (COLUMN_TILES > 3u) { write(thread, sum3, row, heads, column + 48u); }
-    if (COLUMN_TILES > 4u) { write(thread, sum4, row, heads, column + 64u); }
-    if (COLUMN_TILES > 5u) { write(thread, sum5, row, heads, column + 80u); }
-    if (COLUMN_TILES > 6u) { write(thread, sum6, row, heads, column + 96u); }
-    if (COLUMN_TILES > 7u) { write(thread, sum7, row, heads, column + 112u); }
+    write(thread, sum0, row, heads, 0u);
+    if (LATENT_SLABS > 1u) { write(thread, sum1, row, heads, 1u); }
+    if (LATENT_SLABS > 2u) { write(thread, sum2, row, heads, 2u); }
+    if (LATENT_SLABS > 3u) { write(thread, sum3, row, heads, 3u); }
+    if (LATENT_SLABS > 4u) { write(thread, sum4, row, heads, 4u); }
+    if (LATENT_SLABS > 5u) { write(thread, sum5, row, heads, 5u); }
+    if (LATENT_SLABS > 6u) { write(thread, sum6, row, heads, 6u); }
+    if (LATENT_SLABS > 7u) { write(thread, sum7, row, heads, 7u); }
 }

@@ -17,7 +17,7 @@ struct Params {
     row_head: u32, // rows of the matrix from head to head
     row_first: u32,
     scale_base: u32,
-    slots: u32, // where the tokens' cache slots begin in `batch`, and then how many slots behind theirs are to be cleared
+    slots: u32, // where the tokens' cache slots begin in `batch`
     eps: f32,
     mscale: f32,
     one: u32, // steps by it keep a loop from being unrolled
@@ -74,7 +74,7 @@ fn keep(to: u32, column: u32, pair: vec2<f32>, end: u32) {
     if (HALVED == 1u) {
         // As in halves.wgsl, with the power that attend_cooperative.wgsl takes off.
         let value = pair * select(1.0, 64.0, column < LATENT);
-        let upper = bitcast<vec2<f32>>(bitcast<vec2<u32>>(value) & vec2(0xffffe000u));
+        let upper = bitcast<vec2<f32>>((bitcast<vec2<u32>>(value) + vec2(0x1000u)) & vec2(0xffffe000u));
         cache[to + column / 2u] = pack2x16float(upper);
         cache[to + (WIDTH + column) / 2u] = pack2x16float(value - upper);
         return;
@@ -108,13 +108,6 @@ fn store_key(thread: u32, token: u32) {
     for (var i = thread; i < HALF; i += WORKGROUP) {
         let pair = source + LATENT + 2u * i;
         keep(to, LATENT + 2u * i, rotated(token, i, vec2(kv[pair], kv[pair + 1u])), WIDTH);
-    }
-    if (HALVED == 1u) {
-        // Slots of the same tile that have no token yet: whatever was left there is multiplied by zero.
-        let clear = batch[p.slots + p.tokens + token] * WIDTH;
-        for (var i = thread; i < clear; i += WORKGROUP * p.one) {
-            cache[to + WIDTH + i] = 0u;
-        }
     }
 }
 

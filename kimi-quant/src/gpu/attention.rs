@@ -1,6 +1,6 @@
 //! Attention over the latent cache, and the projections between heads and latent.
 
-use super::layout::{MOST_SEGMENTS, TILE_POSITIONS};
+use super::layout::MOST_SEGMENTS;
 use super::recorder::Dispatch;
 use super::shader::{
     ATTEND, ATTEND_COOPERATIVE, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, Op, Spec, UNIT,
@@ -26,10 +26,8 @@ const MANY_TOKENS: usize = 5;
 /// Heads of a tile where there is much to do.
 const MANY_COLUMNS: usize = 32;
 
-/// Heads of a workgroup of `attend_cooperative.wgsl`, its threads, its positions at a time, and its most latent columns.
+/// Heads of a workgroup of `attend_cooperative.wgsl`, and its most latent columns.
 const COOPERATIVE_HEADS: usize = 16;
-const COOPERATIVE_THREADS: usize = 128;
-const COOPERATIVE_POSITIONS: usize = 64;
 const COOPERATIVE_LATENT: usize = 512;
 
 /// Units of columns of a workgroup of `input_rows.wgsl`.
@@ -140,9 +138,6 @@ impl Gpu {
             ("PAGE", cache.shape.page_tokens as u32),
         ];
         let (op, columns) = if cache.halved {
-            let steps = (heads.latent + heads.rope) / 16;
-            let depth = (1..=12).rev().find(|depth| steps.is_multiple_of(*depth)).unwrap_or(1);
-            constants.extend([("WORKGROUP", COOPERATIVE_THREADS as u32), ("DEPTH", depth as u32)]);
             (&ATTEND_COOPERATIVE, COOPERATIVE_HEADS)
         } else {
             let tile = self.attention_tile(heads, segments)?;
@@ -180,16 +175,11 @@ impl Gpu {
 
     /// Whether attention over such a cache goes through cooperative matrices.
     pub(super) fn attends_cooperatively(&self, shape: CacheShape) -> bool {
-        let CacheShape { page_tokens, latent, rope, .. } = shape;
-        let device = &self.recorder.device;
-        let pitches = [2 * (latent + rope + 8), 4 * (COOPERATIVE_POSITIONS + 4), 2 * (COOPERATIVE_POSITIONS + 8)];
-        let shared = COOPERATIVE_HEADS * (2 * pitches[0] + pitches[1] + 2 * pitches[2]) + 256;
-        device.cooperative
-            && shared <= device.limits.max_compute_workgroup_storage_size as usize
+        let CacheShape { latent, rope, .. } = shape;
+        self.recorder.device.cooperative
             && latent.is_multiple_of(64)
             && (64..=COOPERATIVE_LATENT).contains(&latent)
             && rope.is_multiple_of(16)
-            && page_tokens.is_multiple_of(TILE_POSITIONS)
     }
 
     /// Positions by heads: the largest tile that fits the shared memory, or fewer heads where there would be too few

@@ -10,9 +10,6 @@ use crate::{BackendError, Rope, TokenLayout};
 /// Most segments that one token's positions are cut into, and that a batch has besides one a token.
 pub(crate) const MOST_SEGMENTS: usize = 64;
 
-/// Positions of a tile of cooperative attention; tiles begin at multiples of it.
-pub(crate) const TILE_POSITIONS: usize = 16;
-
 /// Words of a segment: token, first position, position behind its last, start of its page table.
 const SEGMENT_WORDS: usize = 4;
 
@@ -22,8 +19,7 @@ pub(crate) struct DeviceLayout {
     rope: Rope,
     /// Cosine and sine of each token's rotations, `[T, rope / 2, 2]`; then all that follows.
     pub(crate) words: Arc<Buffer>,
-    /// Where the cache slots of the tokens begin, `[T]`, and behind them of each token how many slots after its own are to
-    /// be cleared, `[T]`: what is left of a tile of [`TILE_POSITIONS`] after the last token of a sequence.
+    /// Where the cache slot of each token begins, `[T]`.
     pub(crate) slots: usize,
     /// Where the first segment of each token begins, `[T + 1]`.
     pub(crate) firsts: usize,
@@ -51,19 +47,8 @@ impl DeviceLayout {
             (page * layout.page_tokens() + offset) as u32
         }));
 
-        let sequences = layout.sequences();
-        words.extend(layout.positions().iter().enumerate().map(|(t, &position)| {
-            let same = |other: Option<&u32>| other == sequences.get(t);
-            let (before, after) = (t.checked_sub(1).and_then(|b| sequences.get(b)), sequences.get(t + 1));
-            let into = position % TILE_POSITIONS as u32;
-            // One token after others of its tile: those have cleared it.
-            let clears = !same(after) && (into == 0 || same(before));
-            if clears { TILE_POSITIONS as u32 - 1 - into } else { 0 }
-        }));
-
         let positions = layout.positions().iter().map(|&p| p as usize + 1).sum();
-        let unit = if gpu.recorder.device.cooperative { TILE_POSITIONS } else { 1 };
-        let length = segment_length(positions).next_multiple_of(unit);
+        let length = segment_length(positions);
         let counts = layout.positions().iter().map(|&p| (p as usize + 1).div_ceil(length));
         let firsts = words.len();
         words.push(0);

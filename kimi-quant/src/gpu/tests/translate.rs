@@ -154,8 +154,8 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         let constants = [names.into_iter().zip(tile).collect(), sizes].concat();
         all.push((&ATTEND, Spec::new(&ATTEND, constants)));
     }
-    for (latent, rope, depth) in [(512, 64, 12), (128, 32, 10), (64, 16, 5)] {
-        let sizes = vec![("LATENT", latent), ("ROPE", rope), ("PAGE", 64), ("WORKGROUP", 128), ("DEPTH", depth)];
+    for (latent, rope) in [(512, 64), (128, 32), (64, 16)] {
+        let sizes = vec![("LATENT", latent), ("ROPE", rope), ("PAGE", 64)];
         all.push((&ATTEND_COOPERATIVE, Spec::new(&ATTEND_COOPERATIVE, sizes)));
     }
     for (experts, groups) in [(384, 1), (256, 8), (7, 7)] {
