@@ -1,10 +1,10 @@
 // The attention of attend.wgsl by cooperative matrices of 16x16 (f16 to f32), for subgroups of 32.
 //
-// A workgroup has 16 heads of one token and one segment of its positions, 64 positions at a time. Keys lie in the cache as
+// A workgroup has HEADS heads of one token and one segment of its positions, 64 positions at a time. Keys lie in the cache as
 // upper and lower halves (latent_query.wgsl) and pass through shared memory in slabs of 64 columns, the next one being on its
-// way while one is multiplied: once for the scores, where a subgroup has 16 positions, and once for the result, where it has
-// 16 columns of each slab. Queries and the weights of the softmax are split into halves here. The product of two lower
-// halves is left out.
+// way while one is multiplied: once for the scores, where a subgroup has 16 heads and positions, and once for the result,
+// where it has 16 heads and columns of each slab. Queries and the weights of the softmax are split into halves here. The
+// product of two lower halves is left out.
 
 alias Left = coop_mat16x16<f16, A>;
 alias Right = coop_mat16x16<f16, B>;
@@ -12,9 +12,8 @@ alias Sum = coop_mat16x16<f32, C>;
 
 const WIDTH = LATENT + ROPE;
 const STEPS = WIDTH / 16u; // of the scores' products
-const HEADS = 16u;
 const TILE = 64u;
-const WORKGROUP = 128u;
+const WORKGROUP = 8u * HEADS; // four subgroups for 16 heads
 const MATES = WORKGROUP / HEADS; // threads of a head
 
 // In quads of columns. The pitches keep rows in other banks of shared memory, and at multiples of 16 bytes.
@@ -23,7 +22,8 @@ const SLAB = 16u;
 const PITCH = SLAB + 2u;
 const SLABS = (KEY_QUADS + SLAB - 1u) / SLAB;
 const LATENT_SLABS = LATENT / 64u;
-const LOADS = 2u * TILE * SLAB / WORKGROUP;
+const ROWS = 2u * WORKGROUP / SLAB; // positions that the threads load at once, two quads each
+const PASSES = TILE / ROWS;
 const QUERY_LOADS = HEADS * SLAB / WORKGROUP;
 const SCORE_PITCH = TILE + 4u;
 const LOWER_KEYS = TILE * PITCH;
@@ -49,8 +49,14 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> parts: array<f32>; // [segment, head, LATENT]
 @group(0) @binding(2) var<storage, read_write> stats: array<vec2<f32>>; // largest score, sum: [segment, head]
-@group(0) @binding(3) var<storage, read> cache: array<vec4<f16>>;
+@group(0) @binding(3) var<storage, read> cache: array<Two>;
 @group(0) @binding(4) var<storage, read> batch: array<u32>; // segments: token, start, end, page table
+
+// Neighbouring quads.
+struct Two {
+    a: vec4<f16>,
+    b: vec4<f16>,
+}
 
 struct Segment {
     token: u32,
@@ -61,14 +67,25 @@ struct Segment {
 
 var<workgroup> segment_here: Segment;
 var<workgroup> moved: vec4<u32>; // whether some head's largest score has changed, four times
-var<workgroup> slots: array<u32, TILE>; // where each position's key begins
+var<workgroup> slots: array<u32, TILE>; // where each position's key begins, in twos of quads
 var<workgroup> keys: array<vec4<f16>, 2u * LOWER_KEYS>;
 var<workgroup> lines: array<vec4<f16>, 2u * LOWER_LINES>; // queries, then weights
 var<workgroup> scores: array<f32, HEADS * SCORE_PITCH>;
 var<workgroup> corrections: array<f32, HEADS>;
 
-// A slab on its way.
-var<private> next: array<vec4<f16>, LOADS>;
+// A thread's share of a slab on its way: its quads of the positions of each pass, upper halves and lower ones; and where
+// those positions' keys begin.
+var<private> next: array<array<Two, 2>, PASSES>;
+var<private> bases: array<u32, PASSES>;
+
+// The first of the subgroup's heads, and of its positions or columns.
+fn heads_of(thread: u32) -> u32 {
+    return thread / 128u * 16u;
+}
+
+fn share_of(thread: u32) -> u32 {
+    return thread / 32u % 4u * 16u;
+}
 
 fn upper(value: vec4<f32>) -> vec4<f32> {
     return bitcast<vec4<f32>>((bitcast<vec4<u32>>(value) + vec4(0x1000u)) & vec4(0xffffe000u));
@@ -82,6 +99,7 @@ fn highest_of_mates(value: f32) -> f32 {
     return highest;
 }
 
+// Matrix units cut sums off where they should round: what has been summed must not pass through them too often.
 fn multiplied(x: Left, y: Left, w: Right, v: Right, sum: Sum) -> Sum {
     return coopMultiplyAdd(x, v, coopMultiplyAdd(x, w, coopMultiplyAdd(y, w, sum)));
 }
@@ -103,17 +121,24 @@ fn query_power(line: u32, mate: u32) -> f32 {
 }
 
 fn fetch(thread: u32, slab: u32) {
-    for (var i = 0u; i < LOADS; i++) {
-        let item = i * WORKGROUP + thread; // half, position, quad
-        let quad = min(slab * SLAB + item % SLAB, KEY_QUADS - 1u);
-        next[i] = cache[slots[item / SLAB % TILE] + item / (SLAB * TILE) * KEY_QUADS + quad];
+    var two = slab * SLAB / 2u + thread % (SLAB / 2u);
+    if (KEY_QUADS % SLAB != 0u) {
+        two = min(two, KEY_QUADS / 2u - 1u);
+    }
+    for (var i = 0u; i < PASSES; i++) {
+        next[i][0] = cache[bases[i] + two];
+        next[i][1] = cache[bases[i] + KEY_QUADS / 2u + two];
     }
 }
 
 fn put(thread: u32) {
-    for (var i = 0u; i < LOADS; i++) {
-        let item = i * WORKGROUP + thread;
-        keys[item / SLAB * PITCH + item % SLAB] = next[i];
+    let at = thread / (SLAB / 2u) * PITCH + 2u * (thread % (SLAB / 2u));
+    for (var i = 0u; i < PASSES; i++) {
+        for (var half = 0u; half < 2u; half++) {
+            let to = at + i * ROWS * PITCH + half * LOWER_KEYS;
+            keys[to] = next[i][half].a;
+            keys[to + 1u] = next[i][half].b;
+        }
     }
 }
 
@@ -130,7 +155,7 @@ fn put_line(at: u32, value: vec4<f32>) {
 fn score(thread: u32, line: u32, power: f32) {
     let mate = thread % MATES;
     let to = thread / MATES * PITCH + mate;
-    var sum = Sum();
+    var sums = Sum();
     for (var slab = 0u; slab < SLABS; slab += p.one) {
         workgroupBarrier();
         put(thread);
@@ -141,16 +166,19 @@ fn score(thread: u32, line: u32, power: f32) {
         workgroupBarrier();
         fetch(thread, select(0u, slab + 1u, slab + 1u < SLABS));
         let steps = select(min(4u, STEPS - 4u * slab), 4u, STEPS % 4u == 0u);
+        var sum = Sum();
         for (var step = 0u; step < steps; step++) {
-            let x = coopLoadT<Left>(&lines[4u * step], PITCH);
-            let y = coopLoadT<Left>(&lines[LOWER_LINES + 4u * step], PITCH);
-            let at = thread / 32u * 16u * PITCH + 4u * step;
+            let line_at = heads_of(thread) * PITCH + 4u * step;
+            let x = coopLoadT<Left>(&lines[line_at], PITCH);
+            let y = coopLoadT<Left>(&lines[LOWER_LINES + line_at], PITCH);
+            let at = share_of(thread) * PITCH + 4u * step;
             let w = coopLoad<Right>(&keys[at], PITCH);
             let v = coopLoad<Right>(&keys[LOWER_KEYS + at], PITCH);
             sum = multiplied(x, y, w, v, sum);
         }
+        sums = sums + sum;
     }
-    coopStoreT(sum, &scores[thread / 32u * 16u], SCORE_PITCH);
+    coopStoreT(sums, &scores[heads_of(thread) * SCORE_PITCH + share_of(thread)], SCORE_PITCH);
 }
 
 // Adds the weighted latents of the slab that is on its way, the subgroup's 16 columns.
@@ -161,16 +189,17 @@ fn mix(thread: u32, slab: u32, before: Sum) -> Sum {
     if (slab + 1u < LATENT_SLABS) {
         fetch(thread, slab + 1u);
     }
-    var sum = before;
+    var sum = Sum();
     for (var row = 0u; row < TILE; row += 16u) {
-        let x = coopLoadT<Left>(&lines[row / 4u], PITCH);
-        let y = coopLoadT<Left>(&lines[LOWER_LINES + row / 4u], PITCH);
-        let at = row * PITCH + thread / 32u * 4u;
+        let line_at = heads_of(thread) * PITCH + row / 4u;
+        let x = coopLoadT<Left>(&lines[line_at], PITCH);
+        let y = coopLoadT<Left>(&lines[LOWER_LINES + line_at], PITCH);
+        let at = row * PITCH + share_of(thread) / 4u;
         let w = coopLoadT<Right>(&keys[at], PITCH);
         let v = coopLoadT<Right>(&keys[LOWER_KEYS + at], PITCH);
         sum = multiplied(x, y, w, v, sum);
     }
-    return sum;
+    return before + sum;
 }
 
 // A sum of 16 heads and columns, each head times its correction.
@@ -179,17 +208,18 @@ fn corrected(thread: u32, sum: Sum) -> Sum {
     workgroupBarrier();
     coopStoreT(sum, &scores[at], 16u);
     workgroupBarrier();
-    for (var i = thread % 32u; i < 256u; i += 32u) {
-        scores[at + i] *= corrections[i / 16u];
+    for (var i = thread % 32u; i < 256u; i += 32u * p.one) {
+        scores[at + i] *= corrections[heads_of(thread) + i / 16u];
     }
     workgroupBarrier();
     return coopLoadT<Sum>(&scores[at], 16u);
 }
 
-// Writes a sum to row `first` of the parts and those after it, as many as there are heads left.
-fn write(thread: u32, sum: Sum, first: u32, heads: u32, slab: u32) {
-    let column = slab * 64u + thread / 32u * 16u;
-    if (heads >= HEADS) {
+// Writes a sum to the parts, of which row `row` is the workgroup's first; it has `heads` heads.
+fn write(thread: u32, sum: Sum, row: u32, heads: u32, slab: u32) {
+    let column = slab * 64u + share_of(thread);
+    let first = row + heads_of(thread);
+    if (WHOLE == 1u) { // every workgroup has all its heads
         coopStoreT(sum, &parts[first * LATENT + column], LATENT);
         return;
     }
@@ -197,8 +227,10 @@ fn write(thread: u32, sum: Sum, first: u32, heads: u32, slab: u32) {
     workgroupBarrier();
     coopStoreT(sum, &scores[at], 16u);
     workgroupBarrier();
-    for (var i = thread % 32u; i < 16u * heads; i += 32u) {
-        parts[(first + i / 16u) * LATENT + column + i % 16u] = scores[at + i];
+    for (var i = thread % 32u; i < 256u; i += 32u) {
+        if (heads_of(thread) + i / 16u < heads) {
+            parts[(first + i / 16u) * LATENT + column + i % 16u] = scores[at + i];
+        }
     }
 }
 
@@ -233,9 +265,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
         if (thread < TILE) {
             let position = min(first + thread, here.end - 1u);
-            slots[thread] = (batch[here.table + position / PAGE] * PAGE + position % PAGE) * 2u * KEY_QUADS;
+            slots[thread] = (batch[here.table + position / PAGE] * PAGE + position % PAGE) * KEY_QUADS;
         }
         workgroupBarrier();
+        for (var i = 0u; i < PASSES; i++) {
+            bases[i] = slots[i * ROWS + thread / (SLAB / 2u)];
+        }
         fetch(thread, 0u);
         score(thread, line, power);
         workgroupBarrier();

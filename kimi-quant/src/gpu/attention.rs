@@ -26,8 +26,7 @@ const MANY_TOKENS: usize = 5;
 /// Heads of a tile where there is much to do.
 const MANY_COLUMNS: usize = 32;
 
-/// Heads of a workgroup of `attend_cooperative.wgsl`, and its most latent columns.
-const COOPERATIVE_HEADS: usize = 16;
+/// Most latent columns of `attend_cooperative.wgsl`.
 const COOPERATIVE_LATENT: usize = 512;
 
 /// Units of columns of a workgroup of `input_rows.wgsl`.
@@ -138,7 +137,12 @@ impl Gpu {
             ("PAGE", cache.shape.page_tokens as u32),
         ];
         let (op, columns) = if cache.halved {
-            (&ATTEND_COOPERATIVE, COOPERATIVE_HEADS)
+            let columns = attention_heads(heads, segments).max(16);
+            constants.extend([
+                ("HEADS", columns as u32),
+                ("WHOLE", heads.heads.is_multiple_of(columns).into()),
+            ]);
+            (&ATTEND_COOPERATIVE, columns)
         } else {
             let tile = self.attention_tile(heads, segments)?;
             // At least four heads a thread: their weights are read together.
@@ -182,8 +186,7 @@ impl Gpu {
             && rope.is_multiple_of(16)
     }
 
-    /// Positions by heads: the largest tile that fits the shared memory, or fewer heads where there would be too few
-    /// workgroups.
+    /// Positions by heads: the largest tile that fits the shared memory.
     fn attention_tile(&self, heads: HeadShape, segments: usize) -> Result<Tile> {
         const TILES: [Tile; 9] = [
             Tile::new(256, 64, 32, 16),
@@ -196,11 +199,7 @@ impl Gpu {
             Tile::new(128, 32, 8, 8),
             Tile::new(64, 32, 8, 8),
         ];
-        let wanted = match heads.heads {
-            0..=8 => 8,
-            n if n > 16 && n.div_ceil(MANY_COLUMNS) * segments >= ENOUGH_WORKGROUPS => MANY_COLUMNS,
-            _ => 16,
-        };
+        let wanted = attention_heads(heads, segments);
         self.fitting(TILES.into_iter().filter(|tile| tile.columns <= wanted), |tile| {
             4 * tile.rows + 16 * (16 * tile.columns / 4 + tile.columns / 4)
         })
@@ -355,6 +354,15 @@ impl Gpu {
         self.fitting(TILES.into_iter().filter(|tile| tile.rows <= wanted), |tile| {
             12 * (MOST_SEGMENTS + tile.rows) + 4 * tile.workgroup
         })
+    }
+}
+
+/// Heads of a workgroup: fewer where there would be too few workgroups.
+fn attention_heads(heads: HeadShape, segments: usize) -> usize {
+    match heads.heads {
+        0..=8 => 8,
+        n if n > 16 && n.div_ceil(MANY_COLUMNS) * segments >= ENOUGH_WORKGROUPS => MANY_COLUMNS,
+        _ => 16,
     }
 }
 

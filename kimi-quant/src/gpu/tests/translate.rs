@@ -155,7 +155,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         all.push((&ATTEND, Spec::new(&ATTEND, constants)));
     }
     for (latent, rope) in [(512, 64), (128, 32), (64, 16)] {
-        let sizes = vec![("LATENT", latent), ("ROPE", rope), ("PAGE", 64)];
+        let sizes = vec![("LATENT", latent), ("ROPE", rope), ("PAGE", 64), ("HEADS", 16 << (rope / 64)), ("WHOLE", u32::from(latent == 512))];
         all.push((&ATTEND_COOPERATIVE, Spec::new(&ATTEND_COOPERATIVE, sizes)));
     }
     for (experts, groups) in [(384, 1), (256, 8), (7, 7)] {
