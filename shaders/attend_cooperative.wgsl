@@ -22,7 +22,7 @@ const SLAB = 16u;
 const PITCH = SLAB + 2u;
 const SLABS = (KEY_QUADS + SLAB - 1u) / SLAB;
 const LATENT_SLABS = LATENT / 64u;
-const ROWS = 2u * WORKGROUP / SLAB; // positions that the threads load at once, two quads each
+const ROWS = WORKGROUP / SLAB; // positions that the threads load at once, a quad each
 const PASSES = TILE / ROWS;
 const QUERY_LOADS = HEADS * SLAB / WORKGROUP;
 const SCORE_PITCH = TILE + 4u;
@@ -49,14 +49,8 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> parts: array<f32>; // [segment, head, LATENT]
 @group(0) @binding(2) var<storage, read_write> stats: array<vec2<f32>>; // largest score, sum: [segment, head]
-@group(0) @binding(3) var<storage, read> cache: array<Two>;
+@group(0) @binding(3) var<storage, read> cache: array<vec4<f16>>;
 @group(0) @binding(4) var<storage, read> batch: array<u32>; // segments: token, start, end, page table
-
-// Neighbouring quads.
-struct Two {
-    a: vec4<f16>,
-    b: vec4<f16>,
-}
 
 struct Segment {
     token: u32,
@@ -67,15 +61,16 @@ struct Segment {
 
 var<workgroup> segment_here: Segment;
 var<workgroup> moved: vec4<u32>; // whether some head's largest score has changed, four times
-var<workgroup> slots: array<u32, TILE>; // where each position's key begins, in twos of quads
+var<workgroup> slots: array<u32, TILE>; // where each position's key begins, in quads
 var<workgroup> keys: array<vec4<f16>, 2u * LOWER_KEYS>;
 var<workgroup> lines: array<vec4<f16>, 2u * LOWER_LINES>; // queries, then weights
 var<workgroup> scores: array<f32, HEADS * SCORE_PITCH>;
 var<workgroup> corrections: array<f32, HEADS>;
 
-// A thread's share of a slab on its way: its quads of the positions of each pass, upper halves and lower ones; and where
-// those positions' keys begin.
-var<private> next: array<array<Two, 2>, PASSES>;
+// A thread's share of a slab on its way: its quad of the positions of each pass, upper halves and lower ones, and of its
+// query; and where those positions' keys begin.
+var<private> next: array<array<vec4<f16>, 2>, PASSES>;
+var<private> next_query: array<vec4<f32>, QUERY_LOADS>;
 var<private> bases: array<u32, PASSES>;
 
 // The first of the subgroup's heads, and of its positions or columns.
@@ -99,11 +94,6 @@ fn highest_of_mates(value: f32) -> f32 {
     return highest;
 }
 
-// Matrix units cut sums off where they should round: what has been summed must not pass through them too often.
-fn multiplied(x: Left, y: Left, w: Right, v: Right, sum: Sum) -> Sum {
-    return coopMultiplyAdd(x, v, coopMultiplyAdd(x, w, coopMultiplyAdd(y, w, sum)));
-}
-
 // Four columns of a query, the latent ones without the power that the cache's have.
 fn query_quad(line: u32, quad: u32) -> vec4<f32> {
     return q[line * KEY_QUADS + quad] * select(1.0, 1.0 / LATENT_POWER, quad < LATENT / 4u);
@@ -120,25 +110,33 @@ fn query_power(line: u32, mate: u32) -> f32 {
     return bitcast<f32>((268u - exponent) << 23u);
 }
 
-fn fetch(thread: u32, slab: u32) {
-    var two = slab * SLAB / 2u + thread % (SLAB / 2u);
+// The last slab may have more quads than are left of the key.
+fn in_key(quad: u32) -> u32 {
     if (KEY_QUADS % SLAB != 0u) {
-        two = min(two, KEY_QUADS / 2u - 1u);
+        return min(quad, KEY_QUADS - 1u);
     }
+    return quad;
+}
+
+fn fetch_query(mate: u32, slab: u32, line: u32) {
+    for (var i = 0u; i < QUERY_LOADS; i++) {
+        next_query[i] = query_quad(line, in_key(slab * SLAB + i * MATES + mate));
+    }
+}
+
+fn fetch(thread: u32, slab: u32) {
+    let quad = in_key(slab * SLAB + thread % SLAB);
     for (var i = 0u; i < PASSES; i++) {
-        next[i][0] = cache[bases[i] + two];
-        next[i][1] = cache[bases[i] + KEY_QUADS / 2u + two];
+        next[i][0] = cache[bases[i] + quad];
+        next[i][1] = cache[bases[i] + KEY_QUADS + quad];
     }
 }
 
 fn put(thread: u32) {
-    let at = thread / (SLAB / 2u) * PITCH + 2u * (thread % (SLAB / 2u));
+    let at = thread / SLAB * PITCH + thread % SLAB;
     for (var i = 0u; i < PASSES; i++) {
-        for (var half = 0u; half < 2u; half++) {
-            let to = at + i * ROWS * PITCH + half * LOWER_KEYS;
-            keys[to] = next[i][half].a;
-            keys[to + 1u] = next[i][half].b;
-        }
+        keys[at + i * ROWS * PITCH] = next[i][0];
+        keys[at + i * ROWS * PITCH + LOWER_KEYS] = next[i][1];
     }
 }
 
@@ -160,13 +158,18 @@ fn score(thread: u32, line: u32, power: f32) {
         workgroupBarrier();
         put(thread);
         for (var i = 0u; i < QUERY_LOADS; i++) {
-            let quad = min(slab * SLAB + i * MATES + mate, KEY_QUADS - 1u);
-            put_line(to + i * MATES, power * query_quad(line, quad));
+            put_line(to + i * MATES, power * next_query[i]);
         }
         workgroupBarrier();
-        fetch(thread, select(0u, slab + 1u, slab + 1u < SLABS));
+        let following = select(0u, slab + 1u, slab + 1u < SLABS);
+        fetch(thread, following);
+        fetch_query(mate, following, line);
         let steps = select(min(4u, STEPS - 4u * slab), 4u, STEPS % 4u == 0u);
+        // Apart, so that they need not wait for each other; and from zero for each slab, since matrix units cut off what
+        // they should round.
         var sum = Sum();
+        var by_lower = Sum();
+        var of_lower = Sum();
         for (var step = 0u; step < steps; step++) {
             let line_at = heads_of(thread) * PITCH + 4u * step;
             let x = coopLoadT<Left>(&lines[line_at], PITCH);
@@ -174,9 +177,11 @@ fn score(thread: u32, line: u32, power: f32) {
             let at = share_of(thread) * PITCH + 4u * step;
             let w = coopLoad<Right>(&keys[at], PITCH);
             let v = coopLoad<Right>(&keys[LOWER_KEYS + at], PITCH);
-            sum = multiplied(x, y, w, v, sum);
+            sum = coopMultiplyAdd(x, w, sum);
+            by_lower = coopMultiplyAdd(x, v, by_lower);
+            of_lower = coopMultiplyAdd(y, w, of_lower);
         }
-        sums = sums + sum;
+        sums = sums + (sum + (by_lower + of_lower));
     }
     coopStoreT(sums, &scores[heads_of(thread) * SCORE_PITCH + share_of(thread)], SCORE_PITCH);
 }
@@ -190,6 +195,8 @@ fn mix(thread: u32, slab: u32, before: Sum) -> Sum {
         fetch(thread, slab + 1u);
     }
     var sum = Sum();
+    var by_lower = Sum();
+    var of_lower = Sum();
     for (var row = 0u; row < TILE; row += 16u) {
         let line_at = heads_of(thread) * PITCH + row / 4u;
         let x = coopLoadT<Left>(&lines[line_at], PITCH);
@@ -197,9 +204,11 @@ fn mix(thread: u32, slab: u32, before: Sum) -> Sum {
         let at = row * PITCH + share_of(thread) / 4u;
         let w = coopLoadT<Right>(&keys[at], PITCH);
         let v = coopLoadT<Right>(&keys[LOWER_KEYS + at], PITCH);
-        sum = multiplied(x, y, w, v, sum);
+        sum = coopMultiplyAdd(x, w, sum);
+        by_lower = coopMultiplyAdd(x, v, by_lower);
+        of_lower = coopMultiplyAdd(y, w, of_lower);
     }
-    return before + sum;
+    return before + (sum + (by_lower + of_lower));
 }
 
 // A sum of 16 heads and columns, each head times its correction.
@@ -247,8 +256,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let head = thread / MATES;
     let mate = thread % MATES;
     let line = here.token * p.heads + min(head_first + head, p.heads - 1u);
-    let power = query_power(line, mate);
-    let unit = p.scale / power;
+    var power = 0.0;
 
     var largest = LOWEST;
     var total = 0.0;
@@ -265,13 +273,18 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         workgroupBarrier();
         if (thread < TILE) {
             let position = min(first + thread, here.end - 1u);
-            slots[thread] = (batch[here.table + position / PAGE] * PAGE + position % PAGE) * KEY_QUADS;
+            slots[thread] = (batch[here.table + position / PAGE] * PAGE + position % PAGE) * 2u * KEY_QUADS;
         }
         workgroupBarrier();
         for (var i = 0u; i < PASSES; i++) {
-            bases[i] = slots[i * ROWS + thread / (SLAB / 2u)];
+            bases[i] = slots[i * ROWS + thread / SLAB];
         }
         fetch(thread, 0u);
+        fetch_query(mate, 0u, line);
+        if (first == here.start) {
+            power = query_power(line, mate);
+        }
+        let unit = p.scale / power;
         score(thread, line, power);
         workgroupBarrier();
         var values: array<vec4<f32>, TILE / 4u / MATES>;

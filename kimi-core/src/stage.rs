@@ -202,6 +202,9 @@ struct Chosen<B: Backend> {
 /// A sequence that wants something: its rows of the logits, or a token.
 type Wanted = (SequenceId, Option<Range<usize>>);
 
+/// Those, and the tokens that are being chosen.
+type Choice<B> = (Vec<Wanted>, Option<Arc<<B as Backend>::Chosen>>);
+
 /// A step that the device has been given, and what is to be brought out.
 enum Started<B: Backend> {
     Hidden {
@@ -473,11 +476,13 @@ impl<B: Backend> Stage<B> {
 
     /// The same for the tokens that an earlier step chooses.
     fn embed_chosen(&self, table: &B::Matrix, batch: &Batch, step: u64) -> Result<B::Tensor, StageError> {
-        let missing = || self.wrong(format!("step {} follows {step}, whose tokens are not there", batch.step));
+        let missing =
+            || self.wrong(format!("step {} follows {step}, whose tokens are not there", batch.step));
         let chosen = self.chosen.as_ref().filter(|chosen| chosen.step == step).ok_or_else(missing)?;
         let request = |s: &SequenceSlice| match s.tokens.len() {
             1 => chosen.sequences.iter().position(|id| *id == s.id).map(|i| i as u32).ok_or_else(missing),
-            n => Err(self.wrong(format!("got {n} tokens of a sequence, expected the one that step {step} chooses"))),
+            n => Err(self
+                .wrong(format!("got {n} tokens of a sequence, expected the one that step {step} chooses"))),
         };
         let requests = batch.sequences.iter().map(request).collect::<Result<Vec<_>, _>>()?;
         Ok(self.backend.embed_chosen(table, &chosen.tokens, &requests)?)
@@ -512,11 +517,7 @@ impl<B: Backend> Stage<B> {
     }
 
     /// Starts to sample for the sequences that want a token. Returns who wants what of the logits `[S, V]`.
-    fn choose(
-        &mut self,
-        batch: &Batch,
-        logits: &B::Tensor,
-    ) -> Result<(Vec<Wanted>, Option<Arc<B::Chosen>>), StageError> {
+    fn choose(&mut self, batch: &Batch, logits: &B::Tensor) -> Result<Choice<B>, StageError> {
         let (mut requests, mut sequences, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
         let mut row = 0;
         for s in &batch.sequences {

@@ -17,9 +17,7 @@ use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::{Engine, EngineConfig, Request, TokenEvent};
 use kimi_core::pipeline::Pipeline;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
-use kimi_core::stage::{
-    CacheConfig, Finish, Hidden, Stage, StageError, StageOutput, StageRunner, StageSpan,
-};
+use kimi_core::stage::{CacheConfig, Finish, Hidden, Stage, StageError, StageOutput, StageRunner, StageSpan};
 use kimi_quant::Gpu;
 use kimi_quant::gpu::GpuOptions;
 
@@ -192,9 +190,8 @@ fn answers(gpu: &Arc<Gpu>, requests: &[Request], ahead: bool) -> (Vec<Vec<u32>>,
     let model = Model::load(&tiny(), gpu, 1, 512);
     let vocabulary = Checkpoint::open(tiny()).unwrap().config().vocab_size as u32;
     let (pages, followed) = (model.pages as u32, Arc::new(AtomicUsize::new(0)));
-    let stage = |stage| -> Box<dyn StageRunner> {
-        Box::new(Counted { stage, ahead, followed: followed.clone() })
-    };
+    let stage =
+        |stage| -> Box<dyn StageRunner> { Box::new(Counted { stage, ahead, followed: followed.clone() }) };
     let pipeline = Pipeline::new(model.stages.into_iter().map(stage).collect()).unwrap();
     let engine = Engine::start(pipeline, EngineConfig::new(vocabulary, 512, pages, PAGE_TOKENS)).unwrap();
     let answer = |events: &mut dyn Iterator<Item = TokenEvent>| {
@@ -215,8 +212,7 @@ fn answers(gpu: &Arc<Gpu>, requests: &[Request], ahead: bool) -> (Vec<Vec<u32>>,
 fn an_engine_that_runs_ahead_gives_the_same_answers() {
     let Some(gpu) = gpu() else { return };
     let params = |temperature, seed, presence_penalty| {
-        let raw =
-            RawSamplingParams { temperature, seed: Some(seed), presence_penalty, ..Default::default() };
+        let raw = RawSamplingParams { temperature, seed: Some(seed), presence_penalty, ..Default::default() };
         SamplingParams::new(raw).unwrap()
     };
     let request = |i: u32, params, max_tokens| Request {

@@ -47,7 +47,8 @@ fn mixed_batch<B: Backend>(backend: Arc<B>) -> Vec<SequenceOutput> {
         pages: vec![i as u32],
         output,
     };
-    let batch = Batch { sequences: outputs.into_iter().enumerate().map(slice).collect(), ..Default::default() };
+    let batch =
+        Batch { sequences: outputs.into_iter().enumerate().map(slice).collect(), ..Default::default() };
     let cols = spec.sizes.hidden;
     let value = |row: usize, col: usize| match row / TOKENS {
         1 => f32::NAN,

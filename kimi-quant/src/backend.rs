@@ -292,8 +292,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Waits for chosen tokens and brings them out, once. A request that fails, fails alone. Work that was queued later is
     /// not waited for.
-    fn finish_sample(&self, chosen: &Self::Chosen)
-    -> Result<Vec<std::result::Result<Sampled, SampleError>>>;
+    fn finish_sample(&self, chosen: &Self::Chosen) -> Result<Vec<std::result::Result<Sampled, SampleError>>>;
 
     /// Chooses tokens and waits for them.
     fn sample(

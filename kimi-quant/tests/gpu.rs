@@ -229,7 +229,8 @@ impl<'a> Both<'a> {
             // Whatever is left in pages that nobody has, nothing of it may show.
             let mut all = TokenLayout::new(page_tokens);
             all.push(0, next * page_tokens, &(0..next as u32).collect::<Vec<_>>()).unwrap();
-            let nothing = |cols: usize| gpu.upload(all.len(), cols, &vec![f32::NAN; all.len() * cols]).unwrap();
+            let nothing =
+                |cols: usize| gpu.upload(all.len(), cols, &vec![f32::NAN; all.len() * cols]).unwrap();
             let (kv, q) = (nothing(width), nothing(heads.heads * (heads.nope + heads.rope)));
             let inputs = AttentionInputs { q: &q, kv: &kv, norm: &gnorm, rope: &rope };
             gpu.latent_query(inputs, &mut gcache, &gprojections, heads, &all).unwrap();

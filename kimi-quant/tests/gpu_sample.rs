@@ -319,7 +319,10 @@ fn chosen_tokens_are_embedded_before_the_host_knows_them() {
     }
     assert_eq!(found[3], Err(SampleError::NothingAllowed { vocabulary }));
     assert!(gpu.finish_sample(&chosen).is_err(), "they are brought out once");
-    assert_eq!(gpu.finish_sample(&later).unwrap()[0].as_ref().unwrap().token, found[0].as_ref().unwrap().token);
+    assert_eq!(
+        gpu.finish_sample(&later).unwrap()[0].as_ref().unwrap().token,
+        found[0].as_ref().unwrap().token
+    );
 
     let embedded = gpu.download(&embedded).unwrap();
     let on_cpu = cpu.embed_chosen(&table, &found, &[4, 3, 0, 4]).unwrap();

@@ -3,8 +3,8 @@
 use super::layout::MOST_SEGMENTS;
 use super::recorder::Dispatch;
 use super::shader::{
-    ATTEND, ATTEND_COOPERATIVE, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, Op, Spec, UNIT,
-    VALUES, VALUES_TILED,
+    ATTEND, ATTEND_COOPERATIVE, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED,
+    Op, Spec, UNIT, VALUES, VALUES_TILED,
 };
 use super::tuning::NVIDIA;
 use super::weights::{GpuMatrix, Part};
@@ -14,8 +14,9 @@ use crate::{AttentionInputs, BackendError, CacheShape, HeadShape, LatentProjecti
 type Result<T> = std::result::Result<T, BackendError>;
 type Constants = Vec<(&'static str, u32)>;
 
-/// Workgroups from which on heads share a cached key among 32 rather than 16.
+/// Workgroups from which on heads share a cached key among 32 rather than 16, and the same with cooperative matrices.
 const ENOUGH_WORKGROUPS: usize = 256;
+const COOPERATIVE_WORKGROUPS: usize = 96;
 
 /// Multiply-adds of a dispatch of attention: more are several, so that a submission can end between them.
 const DISPATCH_PRODUCTS: f64 = 5e11;
@@ -137,11 +138,9 @@ impl Gpu {
             ("PAGE", cache.shape.page_tokens as u32),
         ];
         let (op, columns) = if cache.halved {
-            let columns = attention_heads(heads, segments).max(16);
-            constants.extend([
-                ("HEADS", columns as u32),
-                ("WHOLE", heads.heads.is_multiple_of(columns).into()),
-            ]);
+            let columns = attention_heads(heads, segments, COOPERATIVE_WORKGROUPS).max(16);
+            constants
+                .extend([("HEADS", columns as u32), ("WHOLE", heads.heads.is_multiple_of(columns).into())]);
             (&ATTEND_COOPERATIVE, columns)
         } else {
             let tile = self.attention_tile(heads, segments)?;
@@ -199,7 +198,7 @@ impl Gpu {
             Tile::new(128, 32, 8, 8),
             Tile::new(64, 32, 8, 8),
         ];
-        let wanted = attention_heads(heads, segments);
+        let wanted = attention_heads(heads, segments, ENOUGH_WORKGROUPS);
         self.fitting(TILES.into_iter().filter(|tile| tile.columns <= wanted), |tile| {
             4 * tile.rows + 16 * (16 * tile.columns / 4 + tile.columns / 4)
         })
@@ -357,11 +356,11 @@ impl Gpu {
     }
 }
 
-/// Heads of a workgroup: fewer where there would be too few workgroups.
-fn attention_heads(heads: HeadShape, segments: usize) -> usize {
+/// Heads of a workgroup: fewer where there would be fewer than `enough` workgroups.
+fn attention_heads(heads: HeadShape, segments: usize, enough: usize) -> usize {
     match heads.heads {
         0..=8 => 8,
-        n if n > 16 && n.div_ceil(MANY_COLUMNS) * segments >= ENOUGH_WORKGROUPS => MANY_COLUMNS,
+        n if n > 16 && n.div_ceil(MANY_COLUMNS) * segments >= enough => MANY_COLUMNS,
         _ => 16,
     }
 }
@@ -383,4 +382,23 @@ pub(super) fn from_halves(keys: &[f32], shape: CacheShape) -> Vec<f32> {
 /// A grid of so many workgroups that are numbered `x + y * GRID_Y`.
 pub(crate) fn lines_grid(lines: usize) -> [usize; 3] {
     [lines.min(GRID_Y as usize), lines.div_ceil(GRID_Y as usize), 1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::from_halves;
+    use crate::CacheShape;
+
+    #[test]
+    fn halves_are_put_together() {
+        let shape = CacheShape { pages: 1, page_tokens: 2, latent: 2, rope: 2 };
+        let word = |pair: [f32; 2]| {
+            let [low, high] = pair.map(|x| u32::from(half::f16::from_f32(x).to_bits()));
+            f32::from_bits(high << 16 | low)
+        };
+        let first = [[64.0, -128.0], [3.0, 0.5], [0.015625, 0.0], [0.0, 2f32.powi(-11)]].map(word);
+        let keys = [first, [[0.0; 2]; 4].map(word)].concat();
+        let expected = [1.0 + 2f32.powi(-12), -2.0, 3.0, 0.5 + 2f32.powi(-11), 0.0, 0.0, 0.0, 0.0];
+        assert_eq!(from_halves(&keys, shape), expected);
+    }
 }

@@ -42,7 +42,7 @@ pub(crate) struct Device {
     pub(crate) subgroups: bool,
     /// Whether there is an instruction for the dot product of four bytes: not known of Metal, and not so on a CPU.
     pub(crate) integer_dot: bool,
-    /// Whether it has the cooperative matrices of `cooperative.wgsl`.
+    /// Whether it has the cooperative matrices of `cooperative.wgsl` and `attend_cooperative.wgsl`.
     pub(crate) cooperative: bool,
     /// Bytes that weights and caches may take, if known.
     pub(crate) memory: Option<u64>,
@@ -110,8 +110,9 @@ impl Device {
             // Small blocks: what is larger has memory of its own, of which nothing is left over.
             memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK_BYTES },
             experimental_features: match cooperative {
-                // SAFETY: what is experimental are cooperative matrices. Only cooperative.wgsl uses them, in uniform
-                // control flow, on shared memory that it has written, and only where the adapter lists their shape.
+                // SAFETY: what is experimental are cooperative matrices. Only cooperative.wgsl and attend_cooperative.wgsl
+                // use them, in uniform control flow, on shared memory that they have written and on buffers as large as
+                // they take them to be, and only where the adapter lists their shape.
                 true => unsafe { wgpu::ExperimentalFeatures::enabled() },
                 false => wgpu::ExperimentalFeatures::disabled(),
             },
@@ -194,11 +195,11 @@ pub(super) fn missing(has: wgpu::Features) -> Option<String> {
 /// Device memory that small buffers share, at first and when there are many.
 const BLOCK_BYTES: std::ops::Range<u64> = 4 << 20..16 << 20;
 
-/// What `cooperative.wgsl` needs.
+/// What `cooperative.wgsl` and `attend_cooperative.wgsl` need.
 const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
-/// Bytes of shared memory that `cooperative.wgsl` uses at most.
+/// Bytes of shared memory that they use at most.
 const COOPERATIVE_SHARED: u32 = 40 << 10;
 
 /// Whether the adapter multiplies 16x16 matrices of f16 into f32.

@@ -532,10 +532,7 @@ impl Backend for Gpu {
         self.choose_tokens(logits, requests)
     }
 
-    fn finish_sample(
-        &self,
-        chosen: &GpuChosen,
-    ) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
+    fn finish_sample(&self, chosen: &GpuChosen) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
         self.chosen_tokens(chosen)
     }
 }
@@ -553,7 +550,13 @@ impl Gpu {
             self.recorder.dispatch(Dispatch {
                 op: &EMBED,
                 spec,
-                buffers: &[&ids_buffer, &out.buffer, chosen.unwrap_or(&self.nothing), &part.codes, &part.scales],
+                buffers: &[
+                    &ids_buffer,
+                    &out.buffer,
+                    chosen.unwrap_or(&self.nothing),
+                    &part.codes,
+                    &part.scales,
+                ],
                 params: &params,
                 grid: [table.packing.units().div_ceil(64), ids.len(), 1],
             })?;

@@ -61,7 +61,8 @@ impl Pace {
     pub(crate) fn done(&mut self, work: &Work, now: Instant) {
         let before = self.done.replace(now);
         let Some(since) = work.since.filter(|_| work.products >= TELLING) else { return };
-        let seconds = now.saturating_duration_since(before.map_or(since, |done| done.max(since))).as_secs_f64();
+        let seconds =
+            now.saturating_duration_since(before.map_or(since, |done| done.max(since))).as_secs_f64();
         self.rate = work.products / seconds.max(1e-6);
     }
 }

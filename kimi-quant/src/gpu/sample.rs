@@ -142,7 +142,8 @@ impl Gpu {
             return Ok(chosen.tops.iter().map(|_| Err(SampleError::NoLogits)).collect());
         }
         let arriving = chosen.arriving.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let twice = || BackendError::Device("tokens are brought out once, and not while they are timed".to_owned());
+        let twice =
+            || BackendError::Device("tokens are brought out once, and not while they are timed".to_owned());
         let read = self.recorder.finish_read(arriving.ok_or_else(twice)?)?;
         let results: Vec<u32> = read.first().map(|b| words(b)).unwrap_or_default();
         let each = results.chunks(chosen.stride()).zip(&chosen.tops);

@@ -22,6 +22,8 @@ const MEASURED: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Fewest and most repetitions.
 const ROUNDS: std::ops::Range<usize> = 3..300;
+/// Steps that follow each other are timed so many together: a result that is seen late makes the next one seem early.
+const TOGETHER: usize = 4;
 /// Repetitions of what looks into a step.
 const LOOKS: usize = 5;
 /// Tokens of the cache filled at once.
@@ -164,29 +166,27 @@ impl<B: Measured> Steps<B> {
     fn rounds(&mut self, batch: &Batch) -> Result<Vec<f64>, StageError> {
         let follows = self.stage.runs_ahead() && batch.sequences.iter().all(|s| s.tokens.len() == 1);
         let mut before = if follows { Some(self.stage.start(batch, None)?) } else { None };
-        let (start, mut times) = (Instant::now(), Vec::new());
-        let mut round = start;
-        while times.len() < ROUNDS.start || (start.elapsed() < MEASURED && times.len() < ROUNDS.end) {
-            let step = times.len() as u64;
+        let start = Instant::now();
+        let mut ends = vec![start];
+        while ends.len() <= ROUNDS.start || (start.elapsed() < MEASURED && ends.len() < ROUNDS.end) {
             match before.take() {
                 Some(finish) => {
-                    let next = Batch { step: step + 1, follows: Some(step), ..batch.clone() };
+                    let step = ends.len() as u64;
+                    let next = Batch { step, follows: Some(step - 1), ..batch.clone() };
                     before = Some(self.stage.start(&next, None)?);
                     finish()?;
                 }
                 None => self.run(batch)?,
             }
-            times.push(round.elapsed().as_secs_f64());
-            round = Instant::now();
+            ends.push(Instant::now());
             if start.elapsed() > PATIENCE {
                 break;
             }
         }
         before.map_or(Ok(()), |finish| finish().map(drop))?;
-        if follows && times.len() > 1 {
-            times.remove(0); // nothing came before it
-        }
-        Ok(times)
+        let together = if follows { TOGETHER.min(ends.len() - 1) } else { 1 };
+        let spans = ends.windows(together + 1).map(|w| (w[together] - w[0]).as_secs_f64() / together as f64);
+        Ok(spans.collect())
     }
 
     /// Seconds that the host takes to record and submit a step, and that the device takes to compute it.

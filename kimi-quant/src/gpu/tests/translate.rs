@@ -5,10 +5,10 @@ use naga::valid::{Capabilities, FunctionInfo, SubgroupOperationSet, ValidationFl
 use naga::{AddressSpace, Block, Module, Statement, TypeInner};
 
 use super::super::shader::{
-    ATTEND, ATTEND_COOPERATIVE, COMBINE, COOPERATIVE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, HALVES, LATENT_QUERY_BY_INPUTS,
-    LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED, MATVEC_VARIED, Op, Packing, READ,
-    RMS_NORM, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, SWIGLU, Spec, TILED, UNIT,
-    VALUES, VALUES_TILED,
+    ATTEND, ATTEND_COOPERATIVE, COMBINE, COOPERATIVE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, HALVES,
+    LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED,
+    MATVEC_VARIED, Op, Packing, READ, RMS_NORM, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN,
+    SAMPLE_WEIGH, SWIGLU, Spec, TILED, UNIT, VALUES, VALUES_TILED,
 };
 use crate::{BitWidth, FloatType, Format};
 
@@ -155,7 +155,13 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         all.push((&ATTEND, Spec::new(&ATTEND, constants)));
     }
     for (latent, rope) in [(512, 64), (128, 32), (64, 16)] {
-        let sizes = vec![("LATENT", latent), ("ROPE", rope), ("PAGE", 64), ("HEADS", 16 << (rope / 64)), ("WHOLE", u32::from(latent == 512))];
+        let sizes = vec![
+            ("LATENT", latent),
+            ("ROPE", rope),
+            ("PAGE", 64),
+            ("HEADS", 16 << (rope / 64)),
+            ("WHOLE", u32::from(latent == 512)),
+        ];
         all.push((&ATTEND_COOPERATIVE, Spec::new(&ATTEND_COOPERATIVE, sizes)));
     }
     for (experts, groups) in [(384, 1), (256, 8), (7, 7)] {
