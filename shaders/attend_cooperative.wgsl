@@ -256,6 +256,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let head = thread / MATES;
     let mate = thread % MATES;
     let line = here.token * p.heads + min(head_first + head, p.heads - 1u);
+    let row = segment * p.heads + head_first;
+    let heads = p.heads - head_first;
     var power = 0.0;
 
     var largest = LOWEST;
@@ -310,6 +312,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             corrections[head] = correction;
         }
         workgroupBarrier();
+        if (SINGLE == 1u) {
+            // One tile: nothing is added to, so a loop will do.
+            for (var slab = 0u; slab < LATENT_SLABS; slab += p.one) {
+                write(thread, mix(thread, slab, Sum()), row, heads, slab);
+            }
+            continue;
+        }
         if (first > here.start) {
             if (thread == 0u) {
                 var some = false;
@@ -346,8 +355,9 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         // With the powers that are on the parts.
         stats[segment * p.heads + head_first + head] = vec2(largest, total * LATENT_POWER * WEIGHT_POWER);
     }
-    let row = segment * p.heads + head_first;
-    let heads = p.heads - head_first;
+    if (SINGLE == 1u) {
+        return;
+    }
     write(thread, sum0, row, heads, 0u);
     if (LATENT_SLABS > 1u) { write(thread, sum1, row, heads, 1u); }
     if (LATENT_SLABS > 2u) { write(thread, sum2, row, heads, 2u); }

@@ -27,8 +27,9 @@ const MANY_TOKENS: usize = 5;
 /// Heads of a tile where there is much to do.
 const MANY_COLUMNS: usize = 32;
 
-/// Most latent columns of `attend_cooperative.wgsl`.
+/// Most latent columns of `attend_cooperative.wgsl`, and its positions at a time.
 const COOPERATIVE_LATENT: usize = 512;
+const COOPERATIVE_POSITIONS: usize = 64;
 
 /// Units of columns of a workgroup of `input_rows.wgsl`.
 const BLOCK_UNITS: usize = 4;
@@ -139,8 +140,11 @@ impl Gpu {
         ];
         let (op, columns) = if cache.halved {
             let columns = attention_heads(heads, segments, COOPERATIVE_WORKGROUPS).max(16);
-            constants
-                .extend([("HEADS", columns as u32), ("WHOLE", heads.heads.is_multiple_of(columns).into())]);
+            constants.extend([
+                ("HEADS", columns as u32),
+                ("WHOLE", heads.heads.is_multiple_of(columns).into()),
+                ("SINGLE", (layout.segment_length <= COOPERATIVE_POSITIONS).into()),
+            ]);
             (&ATTEND_COOPERATIVE, columns)
         } else {
             let tile = self.attention_tile(heads, segments)?;

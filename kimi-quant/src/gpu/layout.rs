@@ -27,6 +27,8 @@ pub(crate) struct DeviceLayout {
     pub(crate) segments: usize,
     /// Number of segments.
     pub(crate) segment_count: usize,
+    /// Most positions of a segment.
+    pub(crate) segment_length: usize,
     /// Positions that all tokens attend to.
     pub(crate) positions: usize,
 }
@@ -74,7 +76,17 @@ impl DeviceLayout {
         layout.tables().iter().for_each(|table| words.extend_from_slice(table));
         let (layout, rope) = (layout.clone(), rope.clone());
         let words = upload_words(gpu, &words)?;
-        Ok(Self { layout, rope, words, slots, firsts, segments, segment_count, positions })
+        Ok(Self {
+            layout,
+            rope,
+            words,
+            slots,
+            firsts,
+            segments,
+            segment_count,
+            segment_length: length,
+            positions,
+        })
     }
 }
 

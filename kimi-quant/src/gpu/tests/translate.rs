@@ -161,6 +161,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
             ("PAGE", 64),
             ("HEADS", 16 << (rope / 64)),
             ("WHOLE", u32::from(latent == 512)),
+            ("SINGLE", u32::from(latent == 128)),
         ];
         all.push((&ATTEND_COOPERATIVE, Spec::new(&ATTEND_COOPERATIVE, sizes)));
     }
