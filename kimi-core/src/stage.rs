@@ -212,6 +212,8 @@ enum Started<B: Backend> {
         cols: usize,
         x: B::Tensor,
     },
+    /// Nothing is wanted. It is waited for all the same: whoever hands batches over must not get far ahead of the device.
+    Nothing(B::Tensor),
     Sequences {
         wanted: Vec<Wanted>,
         tokens: Option<Arc<B::Chosen>>,
@@ -228,6 +230,10 @@ impl<B: Backend> Started<B> {
             Self::Hidden { rows, cols, x } => {
                 let data = floats_to_bytes(backend.download(&x)?);
                 return Ok(StageOutput::Hidden(Hidden { rows, cols, data }));
+            }
+            Self::Nothing(x) => {
+                backend.wait_for(&x)?;
+                return Ok(StageOutput::Sequences(Vec::new()));
             }
             Self::Sequences { wanted, tokens, vocabulary, logits } => (wanted, tokens, vocabulary, logits),
         };
@@ -448,14 +454,14 @@ impl<B: Backend> Stage<B> {
         let Some(head) = &self.head else {
             return Ok(Started::Hidden { rows: batch.tokens(), cols: self.config.hidden_size, x });
         };
-        let vocabulary = self.config.vocab_size;
         let rows = batch.output_rows(); // [S]
         if rows.is_empty() {
-            return Ok(Started::Sequences { wanted: Vec::new(), tokens: None, vocabulary, logits: None });
+            return Ok(Started::Nothing(x));
         }
         let logits = self.logits(&x, &rows, head)?;
         let (wanted, tokens) = self.choose(batch, &logits)?;
         let logits = wanted.iter().any(|(_, rows)| rows.is_some()).then_some(logits);
+        let vocabulary = self.config.vocab_size;
         Ok(Started::Sequences { wanted, tokens, vocabulary, logits })
     }
 

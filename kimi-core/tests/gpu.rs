@@ -240,6 +240,23 @@ fn an_engine_that_runs_ahead_gives_the_same_answers() {
     assert_eq!(together, expected);
 }
 
+#[test]
+fn a_chunk_of_a_prompt_is_waited_for() {
+    let Some(gpu) = gpu() else { return };
+    let mut stage = Model::load(&tiny(), &gpu, 1, 64).stages.remove(0);
+    let slice = SequenceSlice {
+        id: SequenceId(1),
+        start: 0,
+        tokens: vec![50; 20],
+        pages: vec![0, 1],
+        output: Output::None,
+    };
+    let batch = Batch { sequences: vec![slice], ..Default::default() };
+    assert!(matches!(stage.run(&batch, None).unwrap(), StageOutput::Sequences(none) if none.is_empty()));
+    gpu.destroy();
+    assert!(stage.run(&batch, None).unwrap_err().is_lost(), "it can't tell without waiting");
+}
+
 fn tiny() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("assets/kimi-tiny")
 }

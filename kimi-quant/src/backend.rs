@@ -124,7 +124,7 @@ pub trait Stored {
 /// A device that runs the model.
 ///
 /// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only
-/// `download`, the `download_*` functions, `finish_sample` and `sample` wait. Every function checks its operands' shapes and
+/// `wait_for`, `download`, the `download_*` functions, `finish_sample` and `sample` wait. Every function checks its operands' shapes and
 /// returns [`BackendError::Shape`] where they do not fit.
 pub trait Backend: Send + Sync + 'static {
     /// A packed matrix on the device.
@@ -179,6 +179,8 @@ pub trait Backend: Send + Sync + 'static {
     fn new_cache(&self, shape: CacheShape) -> Result<Self::Cache>;
     /// Brings activations `[rows, cols]` in.
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Self::Tensor>;
+    /// Waits until activations are computed.
+    fn wait_for(&self, tensor: &Self::Tensor) -> Result<()>;
     /// Waits, and brings activations out, `[rows * cols]`.
     fn download(&self, tensor: &Self::Tensor) -> Result<Vec<f32>>;
     /// Waits, and brings a routing out: expert ids and weights, `[T * k]` each, in the order of choice.

@@ -184,6 +184,10 @@ impl Backend for Cpu {
         Ok(Tensor::from_parts(rows, cols, values.to_vec()))
     }
 
+    fn wait_for(&self, _: &Tensor) -> Result<()> {
+        Ok(())
+    }
+
     fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         Ok(tensor.data().to_vec())
     }

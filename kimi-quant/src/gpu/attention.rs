@@ -256,8 +256,8 @@ impl Gpu {
         Ok(out)
     }
 
-    /// Records a per-head product. `constants` are those of the operation alone; `rows` are those from head to head and the first of a head; `more` are the parameters
-    /// after the matrix's; `extra` are workgroups past the last head.
+    /// Records a per-head product. `constants` are those of the operation alone; `rows` are those from head to head and the
+    /// first of a head; `more` are the parameters after the matrix's; `extra` are workgroups past the last head.
     fn head_product(
         &self,
         product: &HeadProduct<'_>,

@@ -204,6 +204,10 @@ impl<B: Measured> Backend for Timed<B> {
         self.inner.upload(rows, cols, values)
     }
 
+    fn wait_for(&self, tensor: &B::Tensor) -> Result<()> {
+        self.inner.wait_for(tensor)
+    }
+
     fn download(&self, tensor: &B::Tensor) -> Result<Vec<f32>> {
         self.inner.download(tensor)
     }
