@@ -308,7 +308,8 @@ impl Engine {
     }
 
     /// Stops the engine for all handles; what still runs fails with [`EngineError::Down`]. Waits for its threads
-    /// for at most `wait` and says whether they have ended.
+    /// for at most `wait` and says whether they have ended. A program that computes on a GPU calls this before it ends: drivers
+    /// may crash if they are in use then.
     pub fn shutdown(&self, wait: Duration) -> bool {
         let _ = self.inner.mailbox.send(Message::Shutdown);
         let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner);

@@ -17,8 +17,8 @@ const DROP_WAIT: Duration = Duration::from_secs(5);
 /// Dropping it stops the threads; a stage that hangs is given up after five seconds.
 #[derive(Debug)]
 pub struct Pipeline {
+    output: PipelineOutput, // before the input, which waits for what is in it
     input: PipelineInput,
-    output: PipelineOutput,
 }
 
 /// The end of a [`Pipeline`] that takes batches. Dropping it stops the threads once they are done.
@@ -28,7 +28,7 @@ pub struct PipelineInput {
     work: Option<Sender<Work>>,
     spans: Vec<StageSpan>,
     runs_ahead: bool,
-    /// Disconnected when the last stage thread has ended.
+    /// Disconnected when the last stage thread has ended, and nothing is left that it has started on.
     threads: Receiver<()>,
 }
 
@@ -102,6 +102,7 @@ struct Landing {
     finish: Result<Finish, StageError>,
     /// Of the stages before.
     times: Vec<Duration>,
+    alive: Sender<()>,
 }
 
 /// Where a stage's results go.
@@ -135,7 +136,7 @@ impl Pipeline {
             spawned.map_err(|e| PipelineError::Thread { stage: i, reason: e.to_string() })?;
         }
         let input = PipelineInput { work: Some(work), spans, runs_ahead, threads };
-        Ok(Self { input, output: PipelineOutput { steps, last, landed: None } })
+        Ok(Self { output: PipelineOutput { steps, last, landed: None }, input })
     }
 
     /// Number of stages: how many batches can be computed at once.
@@ -203,13 +204,14 @@ impl PipelineOutput {
     /// # Errors
     /// [`PipelineError::Stopped`].
     pub fn recv(&mut self) -> Result<StepOutput, PipelineError> {
-        let Landing { step, started, finish, mut times } =
+        let Landing { step, started, finish, mut times, alive } =
             self.steps.recv().map_err(|_| PipelineError::Stopped)?;
         let result = match finish.and_then(|finish| finish()) {
             Ok(StageOutput::Sequences(sequences)) => Ok(sequences),
             Ok(StageOutput::Hidden(_)) => Err(wrong_output(&self.last, "activations", "tokens")),
             Err(error) => Err(error),
         };
+        drop(alive); // the device is not used any more
         // What it waited for the batch before it is that batch's time.
         let (before, now) = (self.landed.max(started), Instant::now());
         self.landed = Some(now);
@@ -249,7 +251,7 @@ fn check_spans(spans: &[StageSpan]) -> Result<(), PipelineError> {
 
 /// Computes batches until one of the channels is closed. Drops `alive` last, after the runner.
 fn stage_loop(
-    _alive: Sender<()>,
+    alive: Sender<()>,
     mut runner: Box<dyn StageRunner>,
     span: &StageSpan,
     next: Next,
@@ -258,7 +260,7 @@ fn stage_loop(
     for work in source {
         let sent = match &next {
             Next::Stage(next) => next.send(pass(&mut *runner, span, work)).is_ok(),
-            Next::Results(results) => results.send(start(&mut *runner, work)).is_ok(),
+            Next::Results(results) => results.send(start(&mut *runner, work, &alive)).is_ok(),
         };
         if !sent {
             return;
@@ -278,11 +280,11 @@ fn pass(runner: &mut dyn StageRunner, span: &StageSpan, mut work: Work) -> Work 
 }
 
 /// Starts the last stage, unless one before it failed.
-fn start(runner: &mut dyn StageRunner, work: Work) -> Landing {
+fn start(runner: &mut dyn StageRunner, work: Work, alive: &Sender<()>) -> Landing {
     let Work { batch, hidden, times } = work;
     let started = hidden.is_ok().then(Instant::now);
     let finish = hidden.and_then(|hidden| runner.start(&batch, hidden));
-    Landing { step: batch.step, started, finish, times }
+    Landing { step: batch.step, started, finish, times, alive: alive.clone() }
 }
 
 fn wrong_output(span: &StageSpan, found: &str, expected: &str) -> StageError {

@@ -9,6 +9,7 @@ mod checkpoints;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use checkpoints::golden::Golden;
 use checkpoints::{max_abs_err, shared};
@@ -205,6 +206,7 @@ fn answers(gpu: &Arc<Gpu>, requests: &[Request], ahead: bool) -> (Vec<Vec<u32>>,
     let alone = requests.iter().map(|r| answer(&mut engine.generate(r.clone()).unwrap())).collect();
     let mut running: Vec<_> = requests.iter().map(|r| engine.generate(r.clone()).unwrap()).collect();
     let together = running.iter_mut().map(|events| answer(events)).collect();
+    assert!(engine.shutdown(Duration::from_secs(60)), "a batch is still computed");
     (alone, together, followed.load(Ordering::Relaxed))
 }
 

@@ -13,13 +13,29 @@ pub mod worker;
 use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 use kimi_core::checkpoint::Checkpoint;
+use kimi_core::engine::Engine;
 use serde::Serialize;
 
 use crate::cli::args::ModelArgs;
 use crate::models::{FoundModel, Lookup};
+
+/// How long a command that ends waits for the batches that are being computed.
+const STOP_WAIT: Duration = Duration::from_secs(10);
+
+/// Stops an engine when it is dropped, and waits for it: the driver of a GPU may crash if the program ends under it.
+struct Stops(Engine);
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        if !self.0.shutdown(STOP_WAIT) {
+            tracing::warn!("a batch is still computed {STOP_WAIT:?} after the end; not waiting for it");
+        }
+    }
+}
 
 /// Finds and opens the model of a command, with another `config.json` if one is given.
 fn open(args: &ModelArgs, config: Option<&Path>) -> anyhow::Result<(FoundModel, Checkpoint)> {

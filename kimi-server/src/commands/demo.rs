@@ -53,6 +53,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
         super::print(&format!("{} is process {} at {}\n", wanted.id, worker.process_id(), wanted.target))?;
     }
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    let _stops = super::Stops(model.engine().clone());
     let watch = Watch { model: model.clone(), meters: built.meters };
     let served = serving::served(EMBEDDED, model, cluster.plan(), &built.devices, built.lost);
     let (stop, stopped) = oneshot::channel::<()>();

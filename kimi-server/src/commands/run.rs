@@ -32,7 +32,9 @@ pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         None if stdin.is_terminal() => None,
         None => Some(piped_prompt()?),
     };
-    let mut chat = Chat { model: load(args)?, args, params, messages: Vec::new() };
+    let model = load(args)?;
+    let _stops = super::Stops(model.engine().clone());
+    let mut chat = Chat { model, args, params, messages: Vec::new() };
     chat.reset();
     match prompt {
         Some(prompt) => chat.answer(&prompt)?,
