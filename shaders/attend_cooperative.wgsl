@@ -29,8 +29,7 @@ const SCORE_PITCH = TILE + 4u;
 const LOWER_KEYS = TILE * PITCH;
 const LOWER_LINES = HEADS * PITCH;
 
-// Powers of two on the latents in the cache and on the weights, so that lower halves keep their bits.
-const LATENT_POWER = 64.0;
+// A power of two on the weights, as LATENT_POWER is one on the latents in the cache: so lower halves keep their bits.
 const WEIGHT_POWER = 16384.0;
 
 const LOWEST = -3.0e38;
@@ -96,7 +95,7 @@ fn highest_of_mates(value: f32) -> f32 {
 
 // Four columns of a query, the latent ones without the power that the cache's have.
 fn query_quad(line: u32, quad: u32) -> vec4<f32> {
-    return q[line * KEY_QUADS + quad] * select(1.0, 1.0 / LATENT_POWER, quad < LATENT / 4u);
+    return q[line * KEY_QUADS + quad] * select(1.0, 1.0 / f32(LATENT_POWER), quad < LATENT / 4u);
 }
 
 // A power of two that brings a query just below the largest 16-bit float.
@@ -147,9 +146,8 @@ fn put_line(at: u32, value: vec4<f32>) {
     lines[LOWER_LINES + at] = vec4<f16>(value - first);
 }
 
-// The scores of the tile, the subgroup's 16 positions: from the first slab, which is on its way, to the first of the
-// result. `line` is the query of the thread's head, `power` its power of
-// two.
+// The scores of the tile, the subgroup's heads and positions: from the first slab, which is on its way, until the first of
+// the result is. `line` is the query of the thread's head, `power` its power of two.
 fn score(thread: u32, line: u32, power: f32) {
     let mate = thread % MATES;
     let to = thread / MATES * PITCH + mate;
@@ -294,8 +292,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         for (var i = 0u; i < TILE / 4u / MATES; i++) {
             let position = 4u * (i * MATES + mate);
             for (var k = 0u; k < 4u; k++) {
-                let score = unit * scores[head * SCORE_PITCH + position + k];
-                values[i][k] = select(LOWEST, score, first + position + k < here.end);
+                let found = unit * scores[head * SCORE_PITCH + position + k];
+                values[i][k] = select(LOWEST, found, first + position + k < here.end);
                 highest = max(highest, values[i][k]);
             }
         }
@@ -353,7 +351,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     if (mate == 0u && head_first + head < p.heads) {
         // With the powers that are on the parts.
-        stats[segment * p.heads + head_first + head] = vec2(largest, total * LATENT_POWER * WEIGHT_POWER);
+        stats[segment * p.heads + head_first + head] = vec2(largest, total * f32(LATENT_POWER) * WEIGHT_POWER);
     }
     if (SINGLE == 1u) {
         return;

@@ -28,7 +28,7 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<f32>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 @group(0) @binding(2) var<storage, read> kv: array<f32>;
-@group(0) @binding(3) var<storage, read_write> cache: array<u32>; // floats, or with HALVED halves for attend_cooperative.wgsl
+@group(0) @binding(3) var<storage, read_write> cache: array<u32>; // floats, or with LATENT_POWER halves for attend_cooperative.wgsl
 @group(0) @binding(4) var<storage, read> norm_weight: array<f32>;
 @group(0) @binding(5) var<storage, read> batch: array<u32>; // begins with cosines and sines, [T, rope / 2, 2]
 
@@ -71,9 +71,8 @@ fn rotate_query(thread: u32, token: u32, tokens: u32, head: u32) {
 
 // Stores two columns of a key, of which the second may be one too many.
 fn keep(to: u32, column: u32, pair: vec2<f32>, end: u32) {
-    if (HALVED == 1u) {
-        // As in halves.wgsl, with the power that attend_cooperative.wgsl takes off.
-        let value = pair * select(1.0, 64.0, column < LATENT);
+    if (LATENT_POWER > 0u) {
+        let value = pair * select(1.0, f32(LATENT_POWER), column < LATENT);
         let upper = bitcast<vec2<f32>>((bitcast<vec2<u32>>(value) + vec2(0x1000u)) & vec2(0xffffe000u));
         cache[to + column / 2u] = pack2x16float(upper);
         cache[to + (WIDTH + column) / 2u] = pack2x16float(value - upper);

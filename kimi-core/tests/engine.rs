@@ -4,6 +4,7 @@
 mod toy;
 
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kimi_core::batch::Batch;
@@ -13,7 +14,7 @@ use kimi_core::engine::{
 use kimi_core::pipeline::{Pipeline, PipelineError};
 use kimi_core::sampler::{RawSamplingParams, SampleError, SamplingParams};
 use kimi_core::scheduler::SequenceError;
-use kimi_core::stage::{Hidden, StageError, StageOutput, StageRunner, StageSpan};
+use kimi_core::stage::{Finish, Hidden, StageError, StageOutput, StageRunner, StageSpan};
 use kimi_quant::BackendError;
 use toy::{ToyStage, VOCAB, span};
 
@@ -297,6 +298,45 @@ fn the_last_handle_stops_the_engine() {
     let (_, end) = collect(running);
     assert!(matches!(end, TokenEvent::Failed { error: EngineError::Down { .. } }), "{end:?}");
     drop(gate);
+}
+
+/// A stage whose results are there when it gets a word.
+struct Late {
+    stage: ToyStage,
+    words: Arc<Mutex<Receiver<()>>>,
+    started: Sender<()>,
+}
+
+impl StageRunner for Late {
+    fn span(&self) -> StageSpan {
+        self.stage.span()
+    }
+
+    fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
+        let (output, words) = (self.stage.run(batch, input)?, self.words.clone());
+        self.started.send(()).unwrap();
+        Ok(Box::new(move || {
+            words.lock().unwrap().recv().unwrap();
+            Ok(output)
+        }))
+    }
+
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
+        self.start(batch, input)?()
+    }
+}
+
+#[test]
+fn a_shutdown_waits_for_what_a_device_computes() {
+    let ((word, words), (started, start)) = (mpsc::channel(), mpsc::channel());
+    let words = Arc::new(Mutex::new(words));
+    let stage = ToyStage::new(0, 1, PAGES, PAGE_TOKENS);
+    let engine = engine(vec![Box::new(Late { stage, words, started })]);
+    let _tokens = engine.generate(request(&[1, 2], 5)).unwrap();
+    start.recv().unwrap();
+    assert!(!engine.shutdown(Duration::from_millis(50)), "a batch is still computed");
+    word.send(()).unwrap();
+    assert!(engine.shutdown(LONG));
 }
 
 #[test]

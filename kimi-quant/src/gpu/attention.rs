@@ -31,6 +31,10 @@ const MANY_COLUMNS: usize = 32;
 const COOPERATIVE_LATENT: usize = 512;
 const COOPERATIVE_POSITIONS: usize = 64;
 
+/// A power of two on the latents of a cache in halves, so that lower halves keep their bits. Latents may be up to 65,504
+/// divided by it.
+const LATENT_POWER: u32 = 64;
+
 /// Units of columns of a workgroup of `input_rows.wgsl`.
 const BLOCK_UNITS: usize = 4;
 
@@ -110,7 +114,7 @@ impl Gpu {
         let more = [device_layout.slots as u32, norm.eps.to_bits(), rope.mscale.to_bits(), 1];
         self.head_product(
             &product,
-            &[("HALVED", cache.halved.into())],
+            &[("LATENT_POWER", if cache.halved { LATENT_POWER } else { 0 })],
             &[&q.buffer, &out.buffer, &kv.buffer, &cache.buffer, &norm.weight.buffer, &device_layout.words],
             [row_head, 0],
             &more,
@@ -141,6 +145,7 @@ impl Gpu {
         let (op, columns) = if cache.halved {
             let columns = attention_heads(heads, segments, COOPERATIVE_WORKGROUPS).max(16);
             constants.extend([
+                ("LATENT_POWER", LATENT_POWER),
                 ("HEADS", columns as u32),
                 ("WHOLE", heads.heads.is_multiple_of(columns).into()),
                 ("SINGLE", (layout.segment_length <= COOPERATIVE_POSITIONS).into()),
@@ -378,7 +383,7 @@ pub(super) fn from_halves(keys: &[f32], shape: CacheShape) -> Vec<f32> {
             half::f16::from_bits(word as u16).to_f32()
         };
         let sum = half(column) + half(width + column);
-        if column < shape.latent { sum / 64.0 } else { sum }
+        if column < shape.latent { sum / LATENT_POWER as f32 } else { sum }
     };
     keys.chunks_exact(width).flat_map(|row| (0..width).map(move |column| value(row, column))).collect()
 }

@@ -96,9 +96,10 @@ fn head_products(packing: Packing) -> Vec<(&'static Op, Spec)> {
         (op, Spec::new(op, [&sizes[..], &more, constants].concat()).with_matrices(packing, 1))
     };
     let group = ("WORKGROUP", 128);
-    let few = [group, ("TOKENS", 1), ("BLOCK_UNITS", 4), ("BLOCK_ROWS", 64), ("HALVED", 0)];
+    let few = [group, ("TOKENS", 1), ("BLOCK_UNITS", 4), ("BLOCK_ROWS", 64), ("LATENT_POWER", 0)];
     let slices = [("SLICES", 2), ("DEPTH", 8)];
-    let tile = [group, ("TILE_ROWS", 8), ("TILE_COLUMNS", 64), ("SLAB", 8), ("TOKENS", 8), ("HALVED", 1)];
+    let tile =
+        [group, ("TILE_ROWS", 8), ("TILE_COLUMNS", 64), ("SLAB", 8), ("TOKENS", 8), ("LATENT_POWER", 64)];
     let whole = [("SLICES", 1), ("DEPTH", 1)];
     vec![
         spec(&LATENT_QUERY_BY_INPUTS, &few),
@@ -157,6 +158,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     for (latent, rope) in [(512, 64), (128, 32), (64, 16)] {
         let sizes = vec![
             ("LATENT", latent),
+            ("LATENT_POWER", 64),
             ("ROPE", rope),
             ("PAGE", 64),
             ("HEADS", 16 << (rope / 64)),
