@@ -22,24 +22,8 @@ const SCORES = TILE_ROWS / SCORERS;
 const THREAD_GROUPS = COLUMN_GROUPS * SPAN / WORKGROUP;
 const ROUNDS = (LATENT_CELLS + SPAN - 1u) / SPAN;
 
-const LOWEST = -3.0e38;
-
-struct Params {
-    heads: u32,
-    segments_at: u32, // where the segments begin in `batch`
-    first: u32,       // the dispatch's segments
-    count: u32,
-    scale: f32,
-    one: u32, // steps by it keep a loop from being unrolled: the code of a layer's kernels should stay in the cache
-}
-
-var<immediate> p: Params;
-
-@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> parts: array<vec4<f32>>; // [segment, head, LATENT_CELLS]
-@group(0) @binding(2) var<storage, read_write> stats: array<vec2<f32>>; // largest score, sum: [segment, head]
 @group(0) @binding(3) var<storage, read> cache: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> batch: array<u32>; // segments: token, start, end, page table
 
 var<workgroup> slots: array<u32, TILE_ROWS>; // the first value of each position's key
 var<workgroup> score_parts: array<vec4<f32>, SCORERS * COLUMN_GROUPS>;
@@ -123,12 +107,8 @@ fn score(thread: u32, token: u32, head_first: u32) {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    // The last segments first: in a prompt they are the longest.
-    let segment = p.first + p.count - 1u - group.x;
-    let token = batch[p.segments_at + 4u * segment];
-    let start = batch[p.segments_at + 4u * segment + 1u];
-    let end = batch[p.segments_at + 4u * segment + 2u];
-    let table = batch[p.segments_at + 4u * segment + 3u];
+    let segment = segment_of(group.x);
+    let here = segment_at(segment);
     let head_first = group.y * TILE_COLUMNS;
 
     // Of a scorer's four heads: the same for all its fellows, and its own share.
@@ -144,21 +124,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         mixed[i] = vec4(0.0);
     }
 
-    for (var first = start; first < end; first += TILE_ROWS) {
+    for (var first = here.start; first < here.end; first += TILE_ROWS) {
         workgroupBarrier();
         if (thread < TILE_ROWS) { // there are more threads
-            let position = min(first + thread, end - 1u);
-            slots[thread] = (batch[table + position / PAGE] * PAGE + position % PAGE) * WIDTH;
+            slots[thread] = slot_of(here, first + thread) * WIDTH;
         }
         workgroupBarrier();
-        score(thread, token, head_first);
+        score(thread, here.token, head_first);
 
         var scores: array<vec4<f32>, SCORES>;
         var highest = vec4(LOWEST);
         if (scorer < SCORERS) {
             for (var i = 0u; i < SCORES; i++) {
                 let row = i * SCORERS + scorer;
-                scores[i] = select(vec4(LOWEST), sum_at(row, scored) * p.scale, first + row < end);
+                scores[i] = select(vec4(LOWEST), sum_at(row, scored) * p.scale, first + row < here.end);
                 highest = max(highest, scores[i]);
             }
             score_parts[thread] = highest;
@@ -195,7 +174,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             }
         }
         // Weights past the end are zero, keys there are the last position's.
-        let count = min(TILE_ROWS, end - first);
+        let count = min(TILE_ROWS, here.end - first);
         for (var i = 0u; i < count; i += 4u) {
             for (var r = 0u; r < ROUNDS; r++) {
                 let cell = column + r * SPAN;

@@ -32,31 +32,8 @@ const LOWER_LINES = HEADS * PITCH;
 // A power of two on the weights, as LATENT_POWER is one on the latents in the cache: so lower halves keep their bits.
 const WEIGHT_POWER = 16384.0;
 
-const LOWEST = -3.0e38;
-
-struct Params {
-    heads: u32,
-    segments_at: u32, // where the segments begin in `batch`
-    first: u32,       // the dispatch's segments
-    count: u32,
-    scale: f32,
-    one: u32, // steps by it keep a loop from being unrolled
-}
-
-var<immediate> p: Params;
-
-@group(0) @binding(0) var<storage, read> q: array<vec4<f32>>;
 @group(0) @binding(1) var<storage, read_write> parts: array<f32>; // [segment, head, LATENT]
-@group(0) @binding(2) var<storage, read_write> stats: array<vec2<f32>>; // largest score, sum: [segment, head]
 @group(0) @binding(3) var<storage, read> cache: array<vec4<f16>>;
-@group(0) @binding(4) var<storage, read> batch: array<u32>; // segments: token, start, end, page table
-
-struct Segment {
-    token: u32,
-    start: u32,
-    end: u32,
-    table: u32,
-}
 
 var<workgroup> segment_here: Segment;
 var<workgroup> moved: vec4<u32>; // whether some head's largest score has changed, four times
@@ -243,11 +220,9 @@ fn write(thread: u32, sum: Sum, row: u32, heads: u32, slab: u32) {
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
-    // The last segments first: in a prompt they are the longest.
-    let segment = p.first + p.count - 1u - group.x;
+    let segment = segment_of(group.x);
     if (thread == 0u) {
-        let at = p.segments_at + 4u * segment;
-        segment_here = Segment(batch[at], batch[at + 1u], batch[at + 2u], batch[at + 3u]);
+        segment_here = segment_at(segment);
     }
     let here = workgroupUniformLoad(&segment_here);
     let head_first = group.y * HEADS;
@@ -272,8 +247,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     for (var first = here.start; first < here.end; first += TILE) {
         workgroupBarrier();
         if (thread < TILE) {
-            let position = min(first + thread, here.end - 1u);
-            slots[thread] = (batch[here.table + position / PAGE] * PAGE + position % PAGE) * 2u * KEY_QUADS;
+            slots[thread] = slot_of(here, first + thread) * 2u * KEY_QUADS;
         }
         workgroupBarrier();
         for (var i = 0u; i < PASSES; i++) {

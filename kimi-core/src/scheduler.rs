@@ -265,20 +265,18 @@ impl Scheduler {
         if self.live().any(|s| s.pending() > 0 || !samples(s.id) || s.params.history_needed() > 0) {
             return None;
         }
-        let going_on: Vec<_> = self.live().filter(|s| !s.ends_next()).map(|s| s.id).collect();
-        let (pool, page_tokens, follows) = (&mut self.pool, self.config.page_tokens, last.step);
-        let mut enough = true;
-        for id in &going_on {
-            let Some(sequence) = self.running.get_mut(id) else { continue };
-            while enough && sequence.pages.len() * page_tokens <= sequence.scheduled {
-                match pool.allocate() {
-                    Some(page) => sequence.pages.push(page),
-                    None => enough = false,
-                }
-            }
+        let (follows, page_tokens) = (last.step, self.config.page_tokens);
+        let is_full = |s: &Sequence| s.pages.len() * page_tokens <= s.scheduled;
+        let going_on = || self.live().filter(|s| !s.ends_next());
+        if going_on().filter(|s| is_full(s)).count() > self.pool.available() as usize {
+            return None;
         }
-        for sequence in going_on.iter().filter(|_| enough) {
-            batch.extend(self.running.get_mut(sequence).map(|s| s.follow(step)));
+        for id in going_on().map(|s| s.id).collect::<Vec<_>>() {
+            let Some(sequence) = self.running.get_mut(&id) else { continue };
+            if is_full(sequence) {
+                sequence.pages.extend(self.pool.allocate());
+            }
+            batch.push(sequence.slice(1, step));
         }
         Some(follows)
     }

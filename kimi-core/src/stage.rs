@@ -1,5 +1,7 @@
 //! A stage: a range of layers with their cache pages.
 
+mod started;
+
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -14,6 +16,7 @@ use crate::plan::{Bytes as Size, ModelBytes};
 use crate::sampler::{SampleError, Sampled};
 use crate::source::ModelSource;
 use crate::weights::{WeightError, Weights};
+use started::{Chosen, Started, Wanted};
 
 /// Which part of the model a stage holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -188,67 +191,7 @@ pub struct Stage<B: Backend> {
     layers: Vec<DeviceLayer<B>>,  // span.layers
     caches: Vec<B::Cache>,        // one a layer
     head: Option<DeviceHead<B>>,  // last stage
-    chosen: Option<Chosen<B>>,    // first and last stage
-}
-
-/// The tokens that a step chooses.
-struct Chosen<B: Backend> {
-    step: u64,
-    /// Whose they are, in their order.
-    sequences: Vec<SequenceId>,
-    tokens: Arc<B::Chosen>,
-}
-
-/// A sequence that wants something: its rows of the logits, or a token.
-type Wanted = (SequenceId, Option<Range<usize>>);
-
-/// Those, and the tokens that are being chosen.
-type Choice<B> = (Vec<Wanted>, Option<Arc<<B as Backend>::Chosen>>);
-
-/// A step that the device has been given, and what is to be brought out.
-enum Started<B: Backend> {
-    Hidden {
-        rows: usize,
-        cols: usize,
-        x: B::Tensor,
-    },
-    /// Nothing is wanted. It is waited for all the same: whoever hands batches over must not get far ahead of the device.
-    Nothing(B::Tensor),
-    Sequences {
-        wanted: Vec<Wanted>,
-        tokens: Option<Arc<B::Chosen>>,
-        vocabulary: usize,
-        /// `[S, V]`, if some are wanted: only then do they leave the device.
-        logits: Option<B::Tensor>,
-    },
-}
-
-impl<B: Backend> Started<B> {
-    /// Waits.
-    fn finish(self, backend: &B) -> Result<StageOutput, StageError> {
-        let (wanted, tokens, vocabulary, logits) = match self {
-            Self::Hidden { rows, cols, x } => {
-                let data = floats_to_bytes(backend.download(&x)?);
-                return Ok(StageOutput::Hidden(Hidden { rows, cols, data }));
-            }
-            Self::Nothing(x) => {
-                backend.wait_for(&x)?;
-                return Ok(StageOutput::Sequences(Vec::new()));
-            }
-            Self::Sequences { wanted, tokens, vocabulary, logits } => (wanted, tokens, vocabulary, logits),
-        };
-        let sampled = tokens.map(|tokens| backend.finish_sample(&tokens)).transpose()?;
-        let values = logits.map(|logits| backend.download(&logits)).transpose()?.unwrap_or_default();
-        let mut sampled = sampled.into_iter().flatten();
-        let outputs = wanted.into_iter().map(|(id, rows)| match rows {
-            None => SequenceOutput { id, sampled: sampled.next(), logits: Vec::new() },
-            Some(rows) => {
-                let own = values.get(rows.start * vocabulary..rows.end * vocabulary);
-                SequenceOutput { id, sampled: None, logits: own.unwrap_or_default().to_vec() }
-            }
-        });
-        Ok(StageOutput::Sequences(outputs.collect()))
-    }
+    chosen: Option<Chosen<B>>,    // where it runs ahead
 }
 
 impl<B: Backend> std::fmt::Debug for Stage<B> {
@@ -459,10 +402,7 @@ impl<B: Backend> Stage<B> {
             return Ok(Started::Nothing(x));
         }
         let logits = self.logits(&x, &rows, head)?;
-        let (wanted, tokens) = self.choose(batch, &logits)?;
-        let logits = wanted.iter().any(|(_, rows)| rows.is_some()).then_some(logits);
-        let vocabulary = self.config.vocab_size;
-        Ok(Started::Sequences { wanted, tokens, vocabulary, logits })
+        self.choose(batch, logits)
     }
 
     /// The batch's activations before the first layer: `[T, H]`.
@@ -522,32 +462,35 @@ impl<B: Backend> Stage<B> {
         Ok(self.backend.head(x, rows, &head.norm, &head.lm_head)?)
     }
 
-    /// Starts to sample for the sequences that want a token. Returns who wants what of the logits `[S, V]`.
-    fn choose(&mut self, batch: &Batch, logits: &B::Tensor) -> Result<Choice<B>, StageError> {
-        let (mut requests, mut sequences, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+    /// Starts to choose from the logits `[S, V]` for the sequences that want a token.
+    fn choose(&mut self, batch: &Batch, logits: B::Tensor) -> Result<Started<B>, StageError> {
+        let (mut requests, mut wanted) = (Vec::new(), Vec::<Wanted>::new());
         let mut row = 0;
         for s in &batch.sequences {
             let rows = match &s.output {
                 Output::None => continue,
                 Output::Sample(sampling) => {
                     requests.push(sampling.params.request(row as u32, &sampling.draw()));
-                    sequences.push(s.id);
-                    wanted.push((s.id, None));
-                    row += 1;
-                    continue;
+                    1
                 }
                 Output::LastLogits => 1,
                 Output::AllLogits => s.tokens.len(),
             };
-            wanted.push((s.id, Some(row..row + rows)));
+            let samples = matches!(s.output, Output::Sample(_));
+            wanted.push((s.id, (!samples).then_some(row..row + rows)));
             row += rows;
         }
-        if requests.is_empty() {
-            return Ok((wanted, None));
+        let tokens = match requests.as_slice() {
+            [] => None,
+            requests => Some(Arc::new(self.backend.start_sample(&logits, requests)?)),
+        };
+        if let (Some(tokens), true) = (&tokens, self.runs_ahead()) {
+            let sampling = wanted.iter().filter(|(_, rows)| rows.is_none());
+            let sequences = sampling.map(|(id, _)| *id).collect();
+            self.chosen = Some(Chosen { step: batch.step, sequences, tokens: tokens.clone() });
         }
-        let tokens = Arc::new(self.backend.start_sample(logits, &requests)?);
-        self.chosen = Some(Chosen { step: batch.step, sequences, tokens: tokens.clone() });
-        Ok((wanted, Some(tokens)))
+        let logits = wanted.iter().any(|(_, rows)| rows.is_some()).then_some(logits);
+        Ok(Started::Sequences { wanted, tokens, vocabulary: self.config.vocab_size, logits })
     }
 
     fn upload(&self, batch: &Batch, hidden: &Hidden) -> Result<B::Tensor, StageError> {

@@ -124,8 +124,8 @@ pub trait Stored {
 /// A device that runs the model.
 ///
 /// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only
-/// `wait_for`, `download`, the `download_*` functions, `finish_sample` and `sample` wait. Every function checks its operands' shapes and
-/// returns [`BackendError::Shape`] where they do not fit.
+/// `wait_for`, `download`, the `download_*` functions, `finish_sample` and `sample` wait. Every function checks its
+/// operands' shapes and returns [`BackendError::Shape`] where they do not fit.
 pub trait Backend: Send + Sync + 'static {
     /// A packed matrix on the device.
     type Matrix: Stored + Send + Sync;

@@ -199,7 +199,8 @@ impl Sequence {
         (self.tokens.len() - self.prompt) as u32
     }
 
-    /// Its share of batch `step`: the next `count` pending tokens, whose pages are there.
+    /// Its share of batch `step`: the next `count` tokens, whose pages are there: pending ones, or the one that is being
+    /// sampled, with a 0 in its place.
     pub(super) fn slice(&mut self, count: usize, step: u64) -> SequenceSlice {
         let (start, end) = (self.scheduled, self.scheduled + count);
         self.scheduled = end;
@@ -208,20 +209,10 @@ impl Sequence {
         SequenceSlice {
             id: self.id,
             start: start as u32,
-            tokens: self.tokens[start..end].to_vec(),
+            tokens: (start..end).map(|i| self.tokens.get(i).copied().unwrap_or(0)).collect(),
             pages: self.pages.clone(),
-            output: if end == self.tokens.len() { Output::Sample(self.sampling(end)) } else { Output::None },
+            output: if end >= self.tokens.len() { Output::Sample(self.sampling(end)) } else { Output::None },
         }
-    }
-
-    /// Its share of batch `step` that follows the one in flight: the token that is being sampled.
-    pub(super) fn follow(&mut self, step: u64) -> SequenceSlice {
-        let start = self.scheduled;
-        self.scheduled += 1;
-        self.in_flight += 1;
-        self.last_step = step;
-        let output = Output::Sample(self.sampling(self.scheduled));
-        SequenceSlice { id: self.id, start: start as u32, tokens: vec![0], pages: self.pages.clone(), output }
     }
 
     /// Adds a sampled token, or ends the sequence.

@@ -59,8 +59,8 @@ op!(EMBED, "embed", [false, true, false], 1, false, 5);
 op!(LATENT_QUERY_BY_INPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "input_rows");
 op!(LATENT_QUERY_BY_OUTPUTS, "latent_query", LATENT_QUERY, 1, true, 9, with "output_rows");
 op!(LATENT_QUERY_TILED, "latent_query", LATENT_QUERY, 1, true, 9, with "tile", with "tiled_rows");
-op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 6, with "tile");
-op!(ATTEND_COOPERATIVE, "attend_cooperative", [false, true, true, false, false], 0, false, 6,
+op!(ATTEND, "attend", [false, true, true, false, false], 0, false, 6, with "segments", with "tile");
+op!(ATTEND_COOPERATIVE, "attend_cooperative", [false, true, true, false, false], 0, false, 6, with "segments",
     enable "f16", enable "wgpu_cooperative_matrix");
 op!(VALUES, "values", [false, true, false, false], 1, false, 8, with "output_rows");
 op!(VALUES_TILED, "values", [false, true, false, false], 1, false, 8, with "tile", with "tiled_rows");
