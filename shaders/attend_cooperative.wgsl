@@ -1,27 +1,29 @@
 // The attention of attend.wgsl by cooperative matrices of 16x16 (f16 to f32), for subgroups of 32.
 //
 // A workgroup has HEADS heads of one token and one segment of its positions, 64 positions at a time. Keys lie in the cache as
-// upper and lower halves (latent_query.wgsl) and pass through shared memory in slabs of 64 columns, the next one being on its
-// way while one is multiplied: once for the scores, where a subgroup has 16 heads and positions, and once for the result,
-// where it has 16 heads and columns of each slab. Queries and the weights of the softmax are split into halves here. The
-// product of two lower halves is left out.
+// upper and lower halves (latent_query.wgsl) and pass through shared memory in slabs of 64 columns for each of TEAMS teams of
+// subgroups, the next one being on its way while one is multiplied: once for the scores, where a subgroup has 16 heads and
+// positions and its team's columns, and once for the result, where it has 16 heads and columns of each slab. Queries and the
+// weights of the softmax are split into halves here. The product of two lower halves is left out.
+//
+// Two teams go half as many ways to the cache, one after the other. They need all of 48 KB of shared memory, so they are for
+// SINGLE and WHOLE only.
 
 alias Left = coop_mat16x16<f16, A>;
 alias Right = coop_mat16x16<f16, B>;
 alias Sum = coop_mat16x16<f32, C>;
 
 const WIDTH = LATENT + ROPE;
-const STEPS = WIDTH / 16u; // of the scores' products
 const TILE = 64u;
-const WORKGROUP = 8u * HEADS; // four subgroups for 16 heads
+const WORKGROUP = 8u * HEADS * TEAMS; // four subgroups of a team for 16 heads
 const MATES = WORKGROUP / HEADS; // threads of a head
 
 // In quads of columns. The pitches keep rows in other banks of shared memory, and at multiples of 16 bytes.
 const KEY_QUADS = WIDTH / 4u; // the upper halves of a key, then its lower ones
-const SLAB = 16u;
+const SLAB = 16u * TEAMS;
 const PITCH = SLAB + 2u;
 const SLABS = (KEY_QUADS + SLAB - 1u) / SLAB;
-const LATENT_SLABS = LATENT / 64u;
+const LATENT_SLABS = LATENT / 4u / SLAB;
 const ROWS = WORKGROUP / SLAB; // positions that the threads load at once, a quad each
 const PASSES = TILE / ROWS;
 const QUERY_LOADS = HEADS * SLAB / WORKGROUP;
@@ -49,13 +51,21 @@ var<private> next: array<array<vec4<f16>, 2>, PASSES>;
 var<private> next_query: array<vec4<f32>, QUERY_LOADS>;
 var<private> bases: array<u32, PASSES>;
 
-// The first of the subgroup's heads, and of its positions or columns.
+// The first of the subgroup's heads, of its positions, and of its columns of a slab of the result; its team.
 fn heads_of(thread: u32) -> u32 {
-    return thread / 128u * 16u;
+    return thread / (128u * TEAMS) * 16u;
 }
 
-fn share_of(thread: u32) -> u32 {
+fn positions_of(thread: u32) -> u32 {
     return thread / 32u % 4u * 16u;
+}
+
+fn columns_of(thread: u32) -> u32 {
+    return thread / 32u % (4u * TEAMS) * 16u;
+}
+
+fn team_of(thread: u32) -> u32 {
+    return thread / 128u % TEAMS;
 }
 
 fn upper(value: vec4<f32>) -> vec4<f32> {
@@ -96,7 +106,11 @@ fn in_key(quad: u32) -> u32 {
 
 fn fetch_query(mate: u32, slab: u32, line: u32) {
     for (var i = 0u; i < QUERY_LOADS; i++) {
-        next_query[i] = query_quad(line, in_key(slab * SLAB + i * MATES + mate));
+        let quad = slab * SLAB + i * MATES + mate;
+        next_query[i] = query_quad(line, in_key(quad));
+        if (KEY_QUADS % SLAB != 0u) {
+            next_query[i] *= f32(quad < KEY_QUADS);
+        }
     }
 }
 
@@ -139,17 +153,17 @@ fn score(thread: u32, line: u32, power: f32) {
         let following = select(0u, slab + 1u, slab + 1u < SLABS);
         fetch(thread, following);
         fetch_query(mate, following, line);
-        let steps = select(min(4u, STEPS - 4u * slab), 4u, STEPS % 4u == 0u);
         // Apart, so that they need not wait for each other; and from zero for each slab, since matrix units cut off what
         // they should round.
         var sum = Sum();
         var by_lower = Sum();
         var of_lower = Sum();
-        for (var step = 0u; step < steps; step++) {
-            let line_at = heads_of(thread) * PITCH + 4u * step;
+        for (var step = 0u; step < 4u; step++) {
+            let quad = 16u * team_of(thread) + 4u * step;
+            let line_at = heads_of(thread) * PITCH + quad;
             let x = coopLoadT<Left>(&lines[line_at], PITCH);
             let y = coopLoadT<Left>(&lines[LOWER_LINES + line_at], PITCH);
-            let at = share_of(thread) * PITCH + 4u * step;
+            let at = positions_of(thread) * PITCH + quad;
             let w = coopLoad<Right>(&keys[at], PITCH);
             let v = coopLoad<Right>(&keys[LOWER_KEYS + at], PITCH);
             sum = coopMultiplyAdd(x, w, sum);
@@ -158,7 +172,20 @@ fn score(thread: u32, line: u32, power: f32) {
         }
         sums = sums + (sum + (by_lower + of_lower));
     }
-    coopStoreT(sums, &scores[heads_of(thread) * SCORE_PITCH + share_of(thread)], SCORE_PITCH);
+    let to_scores = heads_of(thread) * SCORE_PITCH + positions_of(thread);
+    if (TEAMS > 1u) {
+        if (team_of(thread) == 1u) {
+            coopStoreT(sums, &scores[to_scores], SCORE_PITCH);
+        }
+        workgroupBarrier();
+        sums = sums + coopLoadT<Sum>(&scores[to_scores], SCORE_PITCH);
+        workgroupBarrier();
+        if (team_of(thread) == 0u) {
+            coopStoreT(sums, &scores[to_scores], SCORE_PITCH);
+        }
+        return;
+    }
+    coopStoreT(sums, &scores[to_scores], SCORE_PITCH);
 }
 
 // Adds the weighted latents of the slab that is on its way, the subgroup's 16 columns.
@@ -176,7 +203,7 @@ fn mix(thread: u32, slab: u32, before: Sum) -> Sum {
         let line_at = heads_of(thread) * PITCH + row / 4u;
         let x = coopLoadT<Left>(&lines[line_at], PITCH);
         let y = coopLoadT<Left>(&lines[LOWER_LINES + line_at], PITCH);
-        let at = row * PITCH + share_of(thread) / 4u;
+        let at = row * PITCH + columns_of(thread) / 4u;
         let w = coopLoadT<Right>(&keys[at], PITCH);
         let v = coopLoadT<Right>(&keys[LOWER_KEYS + at], PITCH);
         sum = coopMultiplyAdd(x, w, sum);
@@ -201,7 +228,7 @@ fn corrected(thread: u32, sum: Sum) -> Sum {
 
 // Writes a sum to the parts, of which row `row` is the workgroup's first; it has `heads` heads.
 fn write(thread: u32, sum: Sum, row: u32, heads: u32, slab: u32) {
-    let column = slab * 64u + share_of(thread);
+    let column = 4u * slab * SLAB + columns_of(thread);
     let first = row + heads_of(thread);
     if (WHOLE == 1u) { // every workgroup has all its heads
         coopStoreT(sum, &parts[first * LATENT + column], LATENT);

@@ -451,7 +451,7 @@ fn attention_over_pages() {
     let Some(gpu) = gpu() else { return };
     let mut both = Both::new(gpu, 7);
     let small = HeadShape { heads: 3, nope: 32, rope: 16, value: 24, latent: 64 };
-    let kimi = HeadShape { heads: 4, nope: 128, rope: 64, value: 128, latent: 512 };
+    let kimi = HeadShape { heads: 16, nope: 128, rope: 64, value: 128, latent: 512 };
     let odd = HeadShape { heads: 7, nope: 32, rope: 6, value: 11, latent: 96 };
     let whole = HeadShape { heads: 32, nope: 32, rope: 32, value: 16, latent: 128 };
     for (heads, split, sequences) in [

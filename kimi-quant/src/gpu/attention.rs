@@ -31,6 +31,9 @@ const MANY_COLUMNS: usize = 32;
 const COOPERATIVE_LATENT: usize = 512;
 const COOPERATIVE_POSITIONS: usize = 64;
 
+/// Bytes of shared memory that two teams of `attend_cooperative.wgsl` need.
+const TWO_TEAMS: u32 = 48 << 10;
+
 /// A power of two on the latents of a cache in halves, so that lower halves keep their bits. Latents may be up to 65,504
 /// divided by it.
 const LATENT_POWER: u32 = 64;
@@ -144,11 +147,19 @@ impl Gpu {
         ];
         let (op, columns) = if cache.halved {
             let columns = attention_heads(heads, segments, COOPERATIVE_WORKGROUPS).max(16);
+            let whole = heads.heads.is_multiple_of(columns);
+            let single = layout.segment_length <= COOPERATIVE_POSITIONS;
+            let room = self.recorder.device.limits.max_compute_workgroup_storage_size;
+            let teams = match whole && single && columns == 16 && room >= TWO_TEAMS {
+                true if heads.latent.is_multiple_of(128) => 2,
+                _ => 1,
+            };
             constants.extend([
                 ("LATENT_POWER", LATENT_POWER),
                 ("HEADS", columns as u32),
-                ("WHOLE", heads.heads.is_multiple_of(columns).into()),
-                ("SINGLE", (layout.segment_length <= COOPERATIVE_POSITIONS).into()),
+                ("WHOLE", whole.into()),
+                ("SINGLE", single.into()),
+                ("TEAMS", teams),
             ]);
             (&ATTEND_COOPERATIVE, columns)
         } else {

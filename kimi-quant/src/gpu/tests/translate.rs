@@ -155,15 +155,16 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
         let constants = [names.into_iter().zip(tile).collect(), sizes].concat();
         all.push((&ATTEND, Spec::new(&ATTEND, constants)));
     }
-    for (latent, rope) in [(512, 64), (128, 32), (64, 16)] {
+    for (latent, rope, teams) in [(512, 64, 1), (512, 64, 2), (128, 32, 2), (128, 32, 1), (64, 16, 1)] {
         let sizes = vec![
             ("LATENT", latent),
             ("LATENT_POWER", 64),
             ("ROPE", rope),
             ("PAGE", 64),
-            ("HEADS", 16 << (rope / 64)),
-            ("WHOLE", u32::from(latent == 512)),
-            ("SINGLE", u32::from(latent == 128)),
+            ("HEADS", if teams == 1 { 16 << (rope / 64) } else { 16 }),
+            ("WHOLE", u32::from(latent == 512 || teams == 2)),
+            ("SINGLE", u32::from(latent == 128 || teams == 2)),
+            ("TEAMS", teams),
         ];
         all.push((&ATTEND_COOPERATIVE, Spec::new(&ATTEND_COOPERATIVE, sizes)));
     }
