@@ -265,10 +265,11 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
 
     let norm = select(1.0, 1.0 / sqrt(kept.square / f32(s.cols) + p.norm_eps), s.norm == 1u);
     let runs = s.span / RUN; // of a row
-    if (thread < block_rows) { // which are no more than threads
-        let row_of_slots = thread / STEP_ROWS;
+    // No more outputs than threads, but of pairs, whose workgroups may have many.
+    for (var o = thread; o < block_rows; o += WORKGROUP) {
+        let row_of_slots = o / STEP_ROWS;
         let step = row_of_slots / s.slots;
-        let first = (step * RUNS + (row_of_slots - step * s.slots) * runs) * VALUES + thread % STEP_ROWS * (PAIR + 1u);
+        let first = (step * RUNS + (row_of_slots - step * s.slots) * runs) * VALUES + o % STEP_ROWS * (PAIR + 1u);
         var result = 0.0;
         var other = 0.0;
         for (var run = 0u; run < runs; run++) {
@@ -281,7 +282,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
         if (PAIR == 1u) {
             result = swiglu(result, other * norm);
         }
-        let row = first_row + thread;
+        let row = first_row + o;
         if (row < rows) {
             if (second) {
                 second_out[item * p.second_rows + row] = result;
@@ -292,6 +293,9 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
                 }
                 out[to] = result;
             }
+        }
+        if (MODE != PAIRS) {
+            break;
         }
     }
 }

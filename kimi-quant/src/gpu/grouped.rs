@@ -21,7 +21,8 @@ pub(crate) struct Groups {
     pub(crate) lines: usize,
     /// The number of tiles is at most this.
     pub(crate) most_tiles: usize,
-    experts: usize,
+    /// Of the layer.
+    pub(crate) experts: usize,
 }
 
 impl Gpu {

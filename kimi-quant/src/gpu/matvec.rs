@@ -97,7 +97,12 @@ impl Gpu {
     fn sizes(&self, product: &Matvec<'_>) -> Option<Sizes> {
         let (beside, outputs, second) = match product.mode {
             Mode::Rows { second } => (1, product.rows, second.map_or(0, |(rows, _)| rows)),
-            Mode::Pairs(pairs) => (1, product.rows * pairs.groups.most_tiles, 0),
+            Mode::Pairs(pairs) => {
+                // As many as chose the experts that are here, if all are chosen alike.
+                let here = product.sources.first().map_or(0, |source| source.weights.range.len());
+                let tiles = (pairs.groups.most_tiles * here).div_ceil(pairs.groups.experts.max(1));
+                (1, product.rows * tiles, 0)
+            }
             Mode::Gather(choices) => (1, product.rows * choices.count(), 0),
             Mode::Sum(choices) => (choices.count(), product.rows, 0),
         };
@@ -110,6 +115,7 @@ impl Gpu {
             pair: product.sources.iter().any(|s| s.up.is_some()),
             sources: product.sources.len(),
             single: tokens == 1 && !matches!(product.mode, Mode::Pairs(_)),
+            pairs: matches!(product.mode, Mode::Pairs(_)),
             common: matches!(product.mode, Mode::Rows { .. }) && tokens == 1,
         };
         Sizes::choose(&self.recorder.device, self.tuning(), &shape)

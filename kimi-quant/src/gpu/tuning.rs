@@ -31,6 +31,8 @@ pub(crate) struct Shape {
     pub(crate) sources: usize,
     /// Whether it is for one token.
     pub(crate) single: bool,
+    /// Whether it is for the (token, choice) pairs of a batch: much work with each expert's rows.
+    pub(crate) pairs: bool,
     /// Whether other products of a layer may have the same kernel.
     pub(crate) common: bool,
 }
@@ -70,12 +72,16 @@ const RESIDENT_THREADS: usize = 512;
 /// Most steps of a workgroup; and where sums are not folded, which takes more shared memory.
 const MOST_STEPS: u32 = 16;
 const MOST_STEPS_UNFOLDED: u32 = 2;
+/// Most outputs of a thread in a workgroup for a (token, choice) pair; in all others it is one.
+const PAIRS_OUTPUTS: u32 = 4;
 /// Most threads that fold their sums.
 const RUN: u32 = 16;
 /// What a workgroup spends before its first step, in steps.
 const PROLOGUE: usize = 2;
 /// Most threads of a workgroup with several slots.
 const THREADS: u32 = 256;
+/// Threads of a workgroup that are neither few for what it brings in nor many for the registers.
+const SOME_THREADS: u32 = 128;
 /// Units of a row that is long: half as many threads on it are enough.
 const LONG: usize = 128;
 /// Outputs that are many: threads that are fewer a row still fill the device.
@@ -103,7 +109,8 @@ impl Sizes {
         let long = shape.packing.units() >= LONG && shape.outputs >= MANY_OUTPUTS;
         let little_code =
             shape.sources == 1 && shape.beside == 1 && !(shape.pair && shape.packing.bits() > 5);
-        let unit = given.map_or(if long && little_code { 2 * UNIT } else { UNIT }, |t| t.unit);
+        let twice = little_code && (long || shape.pairs);
+        let unit = given.map_or(if twice { 2 * UNIT } else { UNIT }, |t| t.unit);
         let wide = if integer && unit > UNIT { shape.packing.wide() } else { None };
         let packing = wide.unwrap_or(shape.packing);
         let units = packing.units() as u32 * shape.beside;
@@ -114,18 +121,21 @@ impl Sizes {
         if span > most {
             return None;
         }
-        // As many as leave the fewest threads without work.
-        let idle = |slots: &u32| (span * slots).next_multiple_of(device.lanes) * 60 / slots;
         let threads = THREADS.min(most);
-        let slots = (1..=(threads / span).max(1)).min_by_key(idle).unwrap_or(1);
-        let mut workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
-        let mut loads = (units * packing.unit as u32 / 4).div_ceil(workgroup);
-        let unit_bytes = 4 * (packing.unit as u32 + 4);
-        let mut staged = units.div_ceil((units * unit_bytes).div_ceil(STAGED));
-        let fits = run == longest && workgroup <= threads && loads <= COMMON_LOADS;
+        let most_slots = (threads / span).max(1);
         // Software is slow where threads idle, and has no such cache. With sizes given, tests see what hardware would run.
         let wanted = shape.common && (device.about.is_hardware() || given.is_some());
+        let quads = units * packing.unit as u32 / 4;
+        let fits = run == longest && span <= threads && quads.div_ceil(threads) <= COMMON_LOADS;
         let common = wanted && packing.unit == UNIT && packing.cols.is_multiple_of(4) && fits;
+        // As many as leave the fewest threads without work, and are not too many.
+        let idle = |slots: u32| (span * slots).next_multiple_of(device.lanes) * 60 / slots;
+        let best = (1..=most_slots).min_by_key(|&n| (idle(n), (span * n).abs_diff(SOME_THREADS)));
+        let slots = if common { most_slots } else { best.unwrap_or(1) };
+        let mut workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
+        let mut loads = quads.div_ceil(workgroup);
+        let unit_bytes = 4 * (packing.unit as u32 + 4);
+        let mut staged = units.div_ceil((units * unit_bytes).div_ceil(STAGED));
         if common {
             (workgroup, loads) = (threads, COMMON_LOADS);
             staged = STAGED / unit_bytes / RUN * RUN;
@@ -133,7 +143,8 @@ impl Sizes {
         let step_rows = values / matrices;
         let steps_in_all = shape.outputs.div_ceil((step_rows * slots) as usize);
         let room_for = if run > 1 { MOST_STEPS } else { MOST_STEPS_UNFOLDED };
-        let most_steps = room_for.min(workgroup / (step_rows * slots)); // no more outputs than threads
+        let most_outputs = workgroup * if shape.pairs { PAIRS_OUTPUTS } else { 1 };
+        let most_steps = room_for.min(most_outputs / (step_rows * slots));
         let steps = given.and_then(|t| t.steps);
         let steps = steps.unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup, most_steps));
         let steps = steps.clamp(1, most_steps);
