@@ -63,7 +63,7 @@ fn lay(thread: u32, fetched: ptr<function, Fetched>) {
         let at = thread * PITCH + 2u * j;
         if (SPLIT == 1u) {
             // As in halves.wgsl.
-            let first = bitcast<vec4<f32>>(bitcast<vec4<u32>>(value) & vec4(0xffffe000u));
+            let first = bitcast<vec4<f32>>((bitcast<vec4<u32>>(value) + vec4(0x1000u)) & vec4(0xffffe000u));
             let rest = value - first;
             upper[at] = vec2<f16>(first.xy);
             upper[at + 1u] = vec2<f16>(first.zw);

@@ -1,6 +1,6 @@
 // Splits activations for cooperative matrices, a line a workgroup: a value times a power of two is an upper and a lower
-// 16-bit float, 22 bits together. The upper one is cut out of the bits: compilers may take a conversion there and back
-// for nothing, and nothing would be left below it. The power brings the line's largest value just below the largest 16-bit float.
+// 16-bit float, 22 bits together. The upper one is made by rounding the bits: compilers may take a conversion there and
+// back for nothing, and nothing would be left below it. The power brings the line's largest value just below the largest 16-bit float.
 
 // A line has WIDTH values, and PAIRS pairs of columns: it is filled up with zeros.
 
@@ -47,7 +47,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         let pair = i * WORKGROUP + thread;
         if (pair < PAIRS) {
             let scaled = power * values[i];
-            let upper = bitcast<vec2<f32>>(bitcast<vec2<u32>>(scaled) & vec2(0xffffe000u));
+            let upper = bitcast<vec2<f32>>((bitcast<vec2<u32>>(scaled) + vec2(0x1000u)) & vec2(0xffffe000u));
             halves[line * PAIRS + pair] = vec4(vec2<f16>(upper), vec2<f16>(scaled - upper));
         }
     }
