@@ -59,11 +59,12 @@ fn lay(thread: u32, fetched: ptr<function, Fetched>) {
     let place = place_factors();
     var words = (*fetched).words;
     for (var j = 0u; j < 8u; j++) {
-        let value = f32(FACTOR) * weighed(quad(&words, j), (*fetched).scales[j / PART_QUADS], place);
+        let scale = f32(FACTOR) * (*fetched).scales[j / PART_QUADS];
+        let value = weighed(quad(&words, j), scale, place);
         let at = thread * PITCH + 2u * j;
         if (SPLIT == 1u) {
-            // As in halves.wgsl.
-            let first = bitcast<vec4<f32>>((bitcast<vec4<u32>>(value) + vec4(0x1000u)) & vec4(0xffffe000u));
+            // Cut, which is faster than to round: activations are rounded, so what is left out has no sign in common.
+            let first = bitcast<vec4<f32>>(bitcast<vec4<u32>>(value) & vec4(0xffffe000u));
             let rest = value - first;
             upper[at] = vec2<f16>(first.xy);
             upper[at + 1u] = vec2<f16>(first.zw);
