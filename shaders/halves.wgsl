@@ -1,6 +1,7 @@
 // Splits activations for cooperative matrices, a line a workgroup: a value times a power of two is an upper and a lower
 // 16-bit float, 22 bits together. The upper one is made by rounding the bits: compilers may take a conversion there and
-// back for nothing, and nothing would be left below it. The power brings the line's largest value just below the largest 16-bit float.
+// back for nothing, and nothing would be left below it. The power brings the line's largest value just below the largest
+// 16-bit float.
 
 // A line has WIDTH values, and PAIRS pairs of columns: it is filled up with zeros.
 

@@ -265,7 +265,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
 
     let norm = select(1.0, 1.0 / sqrt(kept.square / f32(s.cols) + p.norm_eps), s.norm == 1u);
     let runs = s.span / RUN; // of a row
-    // No more outputs than threads, but of pairs, whose workgroups may have many.
+    // No more outputs than threads, and so no loop, but for pairs: their workgroups may have more.
     for (var o = thread; o < block_rows; o += WORKGROUP) {
         let row_of_slots = o / STEP_ROWS;
         let step = row_of_slots / s.slots;

@@ -150,16 +150,14 @@ impl Gpu {
             let whole = heads.heads.is_multiple_of(columns);
             let single = layout.segment_length <= COOPERATIVE_POSITIONS;
             let room = self.recorder.device.limits.max_compute_workgroup_storage_size;
-            let teams = match whole && single && columns == 16 && room >= TWO_TEAMS {
-                true if heads.latent.is_multiple_of(128) => 2,
-                _ => 1,
-            };
+            let even = columns == 16 && heads.latent.is_multiple_of(128);
+            let two_teams = whole && single && even && room >= TWO_TEAMS;
             constants.extend([
                 ("LATENT_POWER", LATENT_POWER),
                 ("HEADS", columns as u32),
                 ("WHOLE", whole.into()),
                 ("SINGLE", single.into()),
-                ("TEAMS", teams),
+                ("TEAMS", 1 + u32::from(two_teams)),
             ]);
             (&ATTEND_COOPERATIVE, columns)
         } else {

@@ -107,6 +107,7 @@ impl Gpu {
             Mode::Sum(choices) => (choices.count(), product.rows, 0),
         };
         let tokens = if let Mode::Rows { .. } = product.mode { product.x.rows } else { 1 };
+        let pairs = matches!(product.mode, Mode::Pairs(_));
         let shape = Shape {
             packing: product.packing,
             beside: beside as u32,
@@ -114,8 +115,8 @@ impl Gpu {
             outputs: (outputs + second) * tokens,
             pair: product.sources.iter().any(|s| s.up.is_some()),
             sources: product.sources.len(),
-            single: tokens == 1 && !matches!(product.mode, Mode::Pairs(_)),
-            pairs: matches!(product.mode, Mode::Pairs(_)),
+            single: tokens == 1 && !pairs,
+            pairs,
             common: matches!(product.mode, Mode::Rows { .. }) && tokens == 1,
         };
         Sizes::choose(&self.recorder.device, self.tuning(), &shape)
