@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use kimi_quant::Backend;
 
-use super::{Hidden, SequenceOutput, StageError, StageOutput, floats_to_bytes};
+use super::local::floats_to_bytes;
+use super::{Hidden, SequenceOutput, StageError, StageOutput};
 use crate::batch::SequenceId;
 
 /// The tokens that a step chooses.

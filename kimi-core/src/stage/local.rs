@@ -1,0 +1,247 @@
+//! A stage on a device of this machine.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use kimi_quant::Backend;
+
+use super::started::{Chosen, Started, Wanted};
+use super::{CacheConfig, Finish, Hidden, StageError, StageOutput, StageRunner, StageSpan};
+use crate::batch::{Batch, Output, SequenceSlice};
+use crate::config::ModelConfig;
+use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
+
+/// A range of layers on one device, with their latent caches.
+pub struct Stage<B: Backend> {
+    pub(super) backend: Arc<B>,
+    pub(super) config: ModelConfig,
+    pub(super) geometry: Geometry,
+    pub(super) span: StageSpan,
+    pub(super) cache: CacheConfig,
+    pub(super) embedding: Option<B::Matrix>, // [V, H], first stage
+    pub(super) layers: Vec<DeviceLayer<B>>,  // span.layers
+    pub(super) caches: Vec<B::Cache>,        // one a layer
+    pub(super) head: Option<DeviceHead<B>>,  // last stage
+    pub(super) chosen: Option<Chosen<B>>,    // where it runs ahead
+}
+
+impl<B: Backend> std::fmt::Debug for Stage<B> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Stage").field("span", &self.span).field("backend", &self.backend.name()).finish()
+    }
+}
+
+impl<B: Backend> Stage<B> {
+    /// The device it runs on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The latent cache of the stage's `i`-th layer.
+    pub fn cache(&self, i: usize) -> Option<&B::Cache> {
+        self.caches.get(i)
+    }
+
+    /// Computes one batch, showing intermediate values to `trace`.
+    ///
+    /// # Errors
+    /// As [`StageRunner::run`].
+    pub fn forward(
+        &mut self,
+        batch: &Batch,
+        input: Option<Hidden>,
+        trace: Option<&mut dyn Trace<B>>,
+    ) -> Result<StageOutput, StageError> {
+        let backend = self.backend.clone();
+        backend.enter(|| self.begin(batch, input, trace)?.finish(&backend))
+    }
+
+    /// Computes one batch without bringing anything out: the input of the next stage, `[T, H]`, or from the last one the
+    /// logits `[S, V]` of the rows that the batch asks for ([`Batch::output_rows`]). `input` is `None` for the first
+    /// stage and the previous one's activations for any other.
+    ///
+    /// # Errors
+    /// As [`StageRunner::run`].
+    pub fn forward_on_device(
+        &mut self,
+        batch: &Batch,
+        input: Option<B::Tensor>,
+    ) -> Result<B::Tensor, StageError> {
+        let backend = self.backend.clone();
+        backend.enter(|| {
+            let x = self.embed(batch, input)?;
+            let x = self.run_layers(batch, x, None)?;
+            match &self.head {
+                None => Ok(x),
+                Some(head) => self.logits(&x, &batch.output_rows(), head),
+            }
+        })
+    }
+
+    /// Gives the device a step.
+    fn begin(
+        &mut self,
+        batch: &Batch,
+        input: Option<Hidden>,
+        trace: Option<&mut dyn Trace<B>>,
+    ) -> Result<Started<B>, StageError> {
+        let input = input.map(|hidden| self.upload(batch, &hidden)).transpose()?;
+        let x = self.embed(batch, input)?;
+        let x = self.run_layers(batch, x, trace)?;
+        let Some(head) = &self.head else {
+            return Ok(Started::Hidden { rows: batch.tokens(), cols: self.config.hidden_size, x });
+        };
+        let rows = batch.output_rows(); // [S]
+        if rows.is_empty() {
+            return Ok(Started::Nothing(x));
+        }
+        let logits = self.logits(&x, &rows, head)?;
+        self.choose(batch, logits)
+    }
+
+    /// The batch's activations before the first layer: `[T, H]`.
+    fn embed(&self, batch: &Batch, input: Option<B::Tensor>) -> Result<B::Tensor, StageError> {
+        match (&self.embedding, input) {
+            (Some(table), None) => match batch.follows {
+                None => Ok(self.backend.embed(table, &batch.ids())?),
+                Some(step) => self.embed_chosen(table, batch, step),
+            },
+            (None, Some(hidden)) => Ok(hidden),
+            (Some(_), Some(_)) => {
+                Err(self.wrong("got activations, but the first stage takes tokens".to_owned()))
+            }
+            (None, None) => Err(self.wrong("got no activations from the stage before it".to_owned())),
+        }
+    }
+
+    /// The same for the tokens that an earlier step chooses.
+    fn embed_chosen(&self, table: &B::Matrix, batch: &Batch, step: u64) -> Result<B::Tensor, StageError> {
+        let missing =
+            || self.wrong(format!("step {} follows {step}, whose tokens are not there", batch.step));
+        let chosen = self.chosen.as_ref().filter(|chosen| chosen.step == step).ok_or_else(missing)?;
+        let request = |s: &SequenceSlice| match s.tokens.len() {
+            1 => chosen.sequences.iter().position(|id| *id == s.id).map(|i| i as u32).ok_or_else(missing),
+            n => Err(self
+                .wrong(format!("got {n} tokens of a sequence, expected the one that step {step} chooses"))),
+        };
+        let requests = batch.sequences.iter().map(request).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.backend.embed_chosen(table, &chosen.tokens, &requests)?)
+    }
+
+    fn run_layers(
+        &mut self,
+        batch: &Batch,
+        mut x: B::Tensor,
+        mut trace: Option<&mut dyn Trace<B>>,
+    ) -> Result<B::Tensor, StageError> {
+        let layout = batch.layout(self.cache.page_tokens)?;
+        for (i, layer) in self.layers.iter().enumerate() {
+            let (index, cache) = (self.span.layers.start + i, &mut self.caches[i]);
+            forward_layer(
+                self.backend.as_ref(),
+                index,
+                layer,
+                &self.geometry,
+                cache,
+                &layout,
+                &mut x,
+                &mut trace,
+            )?;
+        }
+        Ok(x)
+    }
+
+    /// `[S, V]`.
+    fn logits(&self, x: &B::Tensor, rows: &[u32], head: &DeviceHead<B>) -> Result<B::Tensor, StageError> {
+        Ok(self.backend.head(x, rows, &head.norm, &head.lm_head)?)
+    }
+
+    /// Starts to choose from the logits `[S, V]` for the sequences that want a token.
+    fn choose(&mut self, batch: &Batch, logits: B::Tensor) -> Result<Started<B>, StageError> {
+        let (mut requests, mut wanted) = (Vec::new(), Vec::<Wanted>::new());
+        let mut row = 0;
+        for s in &batch.sequences {
+            let rows = match &s.output {
+                Output::None => continue,
+                Output::Sample(sampling) => {
+                    requests.push(sampling.params.request(row as u32, &sampling.draw()));
+                    1
+                }
+                Output::LastLogits => 1,
+                Output::AllLogits => s.tokens.len(),
+            };
+            let samples = matches!(s.output, Output::Sample(_));
+            wanted.push((s.id, (!samples).then_some(row..row + rows)));
+            row += rows;
+        }
+        let tokens = match requests.as_slice() {
+            [] => None,
+            requests => Some(Arc::new(self.backend.start_sample(&logits, requests)?)),
+        };
+        if let (Some(tokens), true) = (&tokens, self.runs_ahead()) {
+            let sampling = wanted.iter().filter(|(_, rows)| rows.is_none());
+            let sequences = sampling.map(|(id, _)| *id).collect();
+            self.chosen = Some(Chosen { step: batch.step, sequences, tokens: tokens.clone() });
+        }
+        let logits = wanted.iter().any(|(_, rows)| rows.is_some()).then_some(logits);
+        Ok(Started::Sequences { wanted, tokens, vocabulary: self.config.vocab_size, logits })
+    }
+
+    fn upload(&self, batch: &Batch, hidden: &Hidden) -> Result<B::Tensor, StageError> {
+        let (rows, cols) = (batch.tokens(), self.config.hidden_size);
+        let bytes = hidden.data.len();
+        if (hidden.rows, hidden.cols) != (rows, cols) || bytes != 4 * rows * cols {
+            return Err(self.wrong(format!(
+                "got activations [{}, {}] in {bytes} bytes, expected [{rows}, {cols}] in f32",
+                hidden.rows, hidden.cols
+            )));
+        }
+        match bytemuck::try_cast_slice(&hidden.data) {
+            Ok(values) if cfg!(target_endian = "little") => Ok(self.backend.upload(rows, cols, values)?),
+            _ => Ok(self.backend.upload(rows, cols, &bytes_to_floats(&hidden.data))?),
+        }
+    }
+
+    fn wrong(&self, what: String) -> StageError {
+        StageError::Input { span: self.span.clone(), what }
+    }
+}
+
+impl<B: Backend> StageRunner for Stage<B> {
+    fn span(&self) -> StageSpan {
+        self.span.clone()
+    }
+
+    fn runs_ahead(&self) -> bool {
+        self.span.first && self.span.last && self.backend.queues()
+    }
+
+    fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
+        let backend = self.backend.clone();
+        let started = backend.enter(|| self.begin(batch, input, None))?;
+        Ok(Box::new(move || started.finish(&backend)))
+    }
+
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
+        self.forward(batch, input, None)
+    }
+}
+
+/// Little-endian bytes of floats, without a copy where the machine is little-endian.
+pub(super) fn floats_to_bytes(values: Vec<f32>) -> Bytes {
+    struct Floats(Vec<f32>);
+    impl AsRef<[u8]> for Floats {
+        fn as_ref(&self) -> &[u8] {
+            bytemuck::cast_slice(&self.0)
+        }
+    }
+    if cfg!(target_endian = "little") {
+        Bytes::from_owner(Floats(values))
+    } else {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+}
+
+fn bytes_to_floats(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
+}
