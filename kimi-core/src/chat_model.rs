@@ -24,9 +24,8 @@ use crate::device::DeviceChoice;
 use crate::engine::{
     Engine, EngineConfig, EngineError, EngineStats, Generation, Request, RequestError, SubmitError, Usage,
 };
-use crate::pipeline::{Pipeline, PipelineError};
 use crate::sampler::{SamplingParams, StopError, StopStrings};
-use crate::stage::{CacheConfig, LoadError};
+use crate::stage::{CacheConfig, LoadError, StageRunner};
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use reply::ReplyStream;
 
@@ -105,10 +104,7 @@ pub enum ModelError {
     /// The chat template.
     #[error(transparent)]
     Template(#[from] TemplateError),
-    /// The stages do not fit together.
-    #[error(transparent)]
-    Pipeline(#[from] PipelineError),
-    /// The engine did not start.
+    /// The engine did not start: its stages do not fit together, say.
     #[error(transparent)]
     Engine(#[from] EngineError),
 }
@@ -301,7 +297,7 @@ impl ChatModel {
     ) -> Result<Self, ModelError> {
         let layers = 0..checkpoint.config().num_hidden_layers;
         let stage = device.load(checkpoint, layers, options.cache(checkpoint), &mut |_| {})?;
-        Self::start(checkpoint, Pipeline::new(vec![stage.runner])?, options)
+        Self::start(checkpoint, vec![stage.runner], options)
     }
 
     /// Runs a checkpoint whose stages are loaded, wherever they are. Each must have [`ModelOptions::cache`].
@@ -310,7 +306,7 @@ impl ChatModel {
     /// [`ModelError`].
     pub fn start(
         checkpoint: &Checkpoint,
-        pipeline: Pipeline,
+        stages: Vec<Box<dyn StageRunner>>,
         options: &ModelOptions,
     ) -> Result<Self, ModelError> {
         let tokenizer_config = checkpoint.file("tokenizer_config.json")?;
@@ -334,7 +330,7 @@ impl ChatModel {
                 cache.page_tokens,
             )
         };
-        let engine = Engine::start(pipeline, engine)?;
+        let engine = Engine::start(stages, engine)?;
         let id = checkpoint.name().to_owned();
         Ok(Self { shared: Arc::new(Shared { id, tokenizer, template, engine }) })
     }
@@ -408,6 +404,7 @@ impl ChatModel {
             stop_ids: Vec::new(),
             ignore_eos: request.ignore_eos,
             top_logprobs: if request.logprobs { request.top_logprobs } else { 0 },
+            ..Request::default()
         };
         let ender = slot.clone();
         let generation = self.shared.engine.submit(engine_request, move |event| {

@@ -9,7 +9,7 @@ use std::time::Instant;
 use kimi_quant::{Backend, BackendError, Cpu};
 
 use crate::checkpoint::Checkpoint;
-use crate::stage::{CacheConfig, LoadError, Stage, StageRunner};
+use crate::stage::{CacheConfig, Compute, LoadError, Stage, StageRunner, StageThread};
 
 /// What is to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,6 +32,8 @@ pub struct DeviceChoice {
     pub adapter: Option<String>,
     /// Bytes of a GPU's memory to use at most, where that is less than what its driver says is free.
     pub memory: Option<u64>,
+    /// Whether a GPU's clock may fall while it idles between the steps of running sequences.
+    pub idle_clocks: bool,
 }
 
 /// A stage on its device.
@@ -42,9 +44,18 @@ pub struct LoadedStage {
     pub device: String,
 }
 
-impl<B: Backend> From<Stage<B>> for LoadedStage {
-    fn from(stage: Stage<B>) -> Self {
-        Self { device: stage.backend().name(), runner: Box::new(stage) }
+impl LoadedStage {
+    /// Puts a stage on threads of its own. With `keep_awake` its device gets a moment of work now and then while it idles
+    /// between the steps of running sequences.
+    ///
+    /// # Errors
+    /// [`LoadError::Thread`].
+    pub fn new<B: Backend>(stage: Stage<B>, keep_awake: bool) -> Result<Self, LoadError> {
+        let device = stage.backend().name();
+        let keep_awake = keep_awake && stage.queues();
+        let runner = StageThread::spawn(Box::new(stage), keep_awake)
+            .map_err(|e| LoadError::Thread { reason: e.to_string() })?;
+        Ok(Self { runner: Box::new(runner), device })
     }
 }
 
@@ -108,7 +119,7 @@ impl DeviceChoice {
             stage.warm_up().map_err(LoadError::WarmUp)?;
             tracing::info!(seconds = start.elapsed().as_secs_f32(), "warmed up");
         }
-        Ok(stage.into())
+        LoadedStage::new(stage, !self.idle_clocks)
     }
 
     /// Opens the GPU of choice, whatever the kind: no software if it is [`DeviceKind::Auto`].
@@ -134,7 +145,7 @@ impl DeviceChoice {
 }
 
 fn on_cpu(source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
-    load(Arc::new(Cpu::new()), source, progress).map(LoadedStage::from)
+    LoadedStage::new(load(Arc::new(Cpu::new()), source, progress)?, false)
 }
 
 fn load<B: Backend>(

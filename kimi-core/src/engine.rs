@@ -1,8 +1,14 @@
-//! Generates many sequences at once: the [`Scheduler`](crate::scheduler::Scheduler) and the [`Pipeline`] on a thread of their own, behind a handle that any thread may use.
+//! Generates many sequences at once: the [`Scheduler`](crate::scheduler::Scheduler) and the [`Pipeline`] on a
+//! thread of their own, behind a handle that any thread may use.
 //!
 //! An idle engine blocks on its channel and takes no CPU time.
+//!
+//! A stage may be lost, with its machine or its device. If [`EngineConfig::recovery`] allows it the engine then waits for
+//! another one ([`Engine::replace_stage`], or [`Engine::recover_with`]), computes the caches of all running requests again,
+//! and goes on with them; the stages that are there stay loaded. Otherwise it goes down.
 
 mod driver;
+mod pace;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -11,9 +17,11 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::constraint::{Constrained, Drafter};
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::sampler::SamplingParams;
 use crate::scheduler::{NewSequence, SchedulerConfig, SchedulerStats, SequenceError};
+use crate::stage::{StageRunner, StageTime};
 use driver::{Driver, Message, Sink, Submission};
 
 pub use crate::scheduler::{FinishReason, RequestError};
@@ -37,10 +45,17 @@ pub struct EngineConfig {
     pub max_sequences: usize,
     /// Most requests, running and waiting; others are refused.
     pub max_requests: usize,
+    /// How long a batch should take at most while sequences decode: prompts are cut accordingly.
+    pub prompt_time: Duration,
+    /// Most guesses that a step verifies for one request; see [`Request::drafter`].
+    pub max_drafts: usize,
+    /// How long running requests wait for a lost stage to be replaced. 0 takes the engine down at once.
+    pub recovery: Duration,
 }
 
 impl EngineConfig {
-    /// Batches of 512 tokens, 32 running sequences, 1024 requests, no end-of-sequence ids.
+    /// Batches of [`TOKEN_BUDGET`](crate::stage::TOKEN_BUDGET) tokens, 32 running sequences, 1024 requests, prompts cut to
+    /// 100 ms, no end-of-sequence ids, no recovery.
     pub fn new(vocab_size: u32, context_tokens: usize, cache_pages: u32, page_tokens: usize) -> Self {
         Self {
             vocab_size,
@@ -48,13 +63,16 @@ impl EngineConfig {
             cache_pages,
             page_tokens,
             eos_ids: Vec::new(),
-            token_budget: 512,
+            token_budget: crate::stage::TOKEN_BUDGET,
             max_sequences: 32,
             max_requests: 1024,
+            prompt_time: Duration::from_millis(100),
+            max_drafts: 8,
+            recovery: Duration::ZERO,
         }
     }
 
-    fn scheduler(&self, depth: usize, ahead: bool) -> Result<SchedulerConfig, EngineError> {
+    fn scheduler(&self, pipeline: &Pipeline) -> Result<SchedulerConfig, EngineError> {
         let sizes = [
             ("vocab_size", self.vocab_size as usize, 1),
             ("context_tokens", self.context_tokens, 2),
@@ -73,8 +91,10 @@ impl EngineConfig {
             page_tokens: self.page_tokens,
             token_budget: self.token_budget,
             max_sequences: self.max_sequences,
-            depth,
-            ahead,
+            stages: pipeline.spans().len(),
+            queues: pipeline.queues(),
+            chains: pipeline.chains(),
+            max_drafts: self.max_drafts,
         })
     }
 }
@@ -94,6 +114,10 @@ pub struct Request {
     pub ignore_eos: bool,
     /// How many most likely tokens to report beside each sampled one.
     pub top_logprobs: u8,
+    /// Limits the tokens of the answer; a constraint of its own for each request.
+    pub constraint: Option<Constrained>,
+    /// Guesses tokens, so that one step can verify several. The answer does not depend on it.
+    pub drafter: Option<Arc<dyn Drafter>>,
 }
 
 /// Something that happened to a request.
@@ -175,6 +199,9 @@ pub enum EngineError {
         /// What the system said.
         reason: String,
     },
+    /// The stages do not make up a model, or a replacement does not fit.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
 }
 
 /// Why [`Engine::submit`] refused.
@@ -197,8 +224,34 @@ pub struct EngineStats {
     pub steps: u64,
     /// Tokens generated for all requests, those that ended an answer not included.
     pub tokens_generated: u64,
-    /// Time each stage has spent on batches, waits for its machine included.
-    pub stage_busy: Vec<Duration>,
+    /// Each stage, in order.
+    pub stages: Vec<StageStats>,
+    /// How many batches may be in flight at the moment.
+    pub depth: usize,
+    /// How many tokens of prompts a batch takes at the moment while others decode.
+    pub prompt_tokens: usize,
+    /// How often a stage was lost.
+    pub losses: u64,
+}
+
+/// What a stage of an [`Engine`] has done since the start.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StageStats {
+    /// Batches that it has computed.
+    pub steps: u64,
+    /// Where their time went.
+    pub time: StageTime,
+    /// Why it is lost; `None` while it works.
+    pub lost: Option<String>,
+}
+
+/// A stage that is lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LostStage {
+    /// Its place in the pipeline.
+    pub stage: usize,
+    /// What was seen.
+    pub reason: String,
 }
 
 /// A handle to a running engine; clones share it.
@@ -229,6 +282,13 @@ struct State {
 }
 
 impl State {
+    fn lost(&self) -> Option<LostStage> {
+        let lost = |(stage, stats): (usize, &StageStats)| {
+            stats.lost.clone().map(|reason| LostStage { stage, reason })
+        };
+        self.stats().stages.iter().enumerate().find_map(lost)
+    }
+
     fn down(&self) -> EngineError {
         let reason = self.down.get().map_or("its thread has stopped", String::as_str).to_owned();
         EngineError::Down { reason }
@@ -240,16 +300,18 @@ impl State {
 }
 
 impl Engine {
-    /// Starts an engine over a pipeline. Every stage must have [`EngineConfig::cache_pages`] pages.
+    /// Starts an engine over stages in a row. Every stage must have [`EngineConfig::cache_pages`] pages.
     ///
     /// # Errors
-    /// [`EngineError::Config`] or [`EngineError::Thread`].
-    pub fn start(pipeline: Pipeline, config: EngineConfig) -> Result<Self, EngineError> {
-        let limits = config.scheduler(pipeline.depth(), pipeline.runs_ahead())?;
-        let state = Arc::new(State::default());
-        state.stats().scheduler.pages_total = config.cache_pages;
+    /// [`EngineError::Pipeline`], [`EngineError::Config`] or [`EngineError::Thread`].
+    pub fn start(stages: Vec<Box<dyn StageRunner>>, config: EngineConfig) -> Result<Self, EngineError> {
         let (mailbox, messages) = mpsc::channel();
-        let thread = Driver::spawn(pipeline, &limits, state.clone(), &mailbox, messages)
+        let events = mailbox.clone();
+        // Fails once the engine has stopped, and then nobody waits for results.
+        let pipeline = Pipeline::new(stages, move |event| drop(events.send(Message::Pipeline(event))))?;
+        let limits = config.scheduler(&pipeline)?;
+        let state = Arc::new(State::default());
+        let thread = Driver::spawn(pipeline, &config, &limits, state.clone(), messages)
             .map_err(|e| EngineError::Thread { reason: e.to_string() })?;
         let (next_ticket, thread) = (AtomicU64::new(0), Mutex::new(thread));
         Ok(Self { inner: Arc::new(Inner { config, limits, mailbox, state, next_ticket, thread }) })
@@ -302,6 +364,51 @@ impl Engine {
         &self.inner.config
     }
 
+    /// The first stage that is lost and not replaced yet; `None` while all are there. Requests that run wait for it, see
+    /// [`EngineConfig::recovery`].
+    pub fn lost(&self) -> Option<LostStage> {
+        self.inner.state.lost()
+    }
+
+    /// Puts another stage, with an empty cache of as many pages, in the place of a lost one. Requests that run go on once
+    /// their caches are computed again; their texts do not show it. A stage that is not lost is let go first.
+    ///
+    /// # Errors
+    /// [`EngineError::Pipeline`] if it holds another part of the model, [`EngineError::Down`] if it comes too late.
+    pub fn replace_stage(&self, stage: usize, runner: Box<dyn StageRunner>) -> Result<(), EngineError> {
+        let (done, answer) = mpsc::channel();
+        let sent = self.inner.mailbox.send(Message::Replace { stage, runner, done });
+        sent.map_err(|_| self.inner.state.down())?;
+        Ok(answer.recv().map_err(|_| self.inner.state.down())??)
+    }
+
+    /// Has `replacement` find another stage whenever one is lost, on a thread of its own: it may load one, which takes long,
+    /// and gives up with the reason, which takes the engine down. The lost stage itself has been dropped before.
+    ///
+    /// # Errors
+    /// [`EngineError::Thread`].
+    pub fn recover_with(
+        &self,
+        mut replacement: impl FnMut(&LostStage) -> Result<Box<dyn StageRunner>, String> + Send + 'static,
+    ) -> Result<(), EngineError> {
+        let (losses, lost) = mpsc::channel::<LostStage>();
+        let mailbox = self.inner.mailbox.clone();
+        let recover = move || {
+            for loss in lost {
+                let message = match replacement(&loss) {
+                    Ok(runner) => Message::Replace { stage: loss.stage, runner, done: mpsc::channel().0 },
+                    Err(reason) => Message::GiveUp(format!("{}; {reason}", loss.reason)),
+                };
+                if mailbox.send(message).is_err() {
+                    return;
+                }
+            }
+        };
+        let spawned = std::thread::Builder::new().name("kimi-recovery".into()).spawn(recover);
+        spawned.map_err(|e| EngineError::Thread { reason: e.to_string() })?;
+        self.inner.mailbox.send(Message::RecoverWith(losses)).map_err(|_| self.inner.state.down())
+    }
+
     /// Why the engine is down; `None` while it works.
     pub fn down(&self) -> Option<EngineError> {
         self.inner.state.down.get().map(|_| self.inner.state.down())
@@ -342,6 +449,8 @@ impl Engine {
             max_tokens: request.max_tokens,
             stop_ids,
             top_logprobs: request.top_logprobs,
+            constraint: request.constraint,
+            drafter: request.drafter,
         }
     }
 }
@@ -365,6 +474,11 @@ impl Generation {
     pub fn cancel(&self) {
         // Fails if the engine has stopped, and the request with it.
         let _ = self.mailbox.send(Message::Cancel(self.ticket));
+    }
+
+    /// Lets the request rest while nobody takes its tokens, or go on. A token or two that were under way still come.
+    pub fn set_paused(&self, paused: bool) {
+        let _ = self.mailbox.send(Message::SetPaused(self.ticket, paused));
     }
 }
 
@@ -400,11 +514,5 @@ impl Iterator for Tokens {
 
     fn next(&mut self) -> Option<TokenEvent> {
         self.events.recv().ok()
-    }
-}
-
-impl From<PipelineError> for EngineError {
-    fn from(error: PipelineError) -> Self {
-        Self::Down { reason: error.to_string() }
     }
 }

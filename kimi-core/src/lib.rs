@@ -14,6 +14,7 @@ pub mod chat;
 pub mod chat_model;
 pub mod checkpoint;
 pub mod config;
+pub mod constraint;
 pub mod detokenizer;
 pub mod device;
 pub mod engine;

@@ -1,44 +1,35 @@
-//! Stages in a row, a thread each, so that several batches are computed at once.
+//! Stages in a row. A batch goes from one to the next by itself: whichever thread has a stage's result hands it on.
 
-use std::sync::Arc;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::batch::Batch;
-use crate::stage::{Finish, Hidden, SequenceOutput, StageError, StageOutput, StageRunner, StageSpan};
+use crate::stage::{
+    Done, Hidden, SequenceOutput, StageError, StageOutput, StageResult, StageRunner, StageSpan, StageTime,
+};
 
-/// How long a dropped pipeline waits for stages that are still computing.
-const DROP_WAIT: Duration = Duration::from_secs(5);
-
-/// The stages of a model, in order. Batches go in with [`submit`](Self::submit) and their results come out of
-/// [`recv`](Self::recv) in the same order.
+/// The stages of a model, in order. Batches go in with [`submit`](Self::submit); their results and the losses of stages go
+/// to the pipeline's sink, on whichever thread has them.
 ///
-/// Dropping it stops the threads; a stage that hangs is given up after five seconds.
+/// It has no thread of its own. Dropping it drops the stages.
 #[derive(Debug)]
 pub struct Pipeline {
-    output: PipelineOutput, // before the input, which waits for what is in it
-    input: PipelineInput,
+    line: Arc<Line>,
 }
 
-/// The end of a [`Pipeline`] that takes batches. Dropping it stops the threads once they are done.
+/// What a pipeline reports.
 #[derive(Debug)]
-pub struct PipelineInput {
-    /// `None` only while it is dropped.
-    work: Option<Sender<Work>>,
-    spans: Vec<StageSpan>,
-    runs_ahead: bool,
-    /// Disconnected when the last stage thread has ended, and nothing is left that it has started on.
-    threads: Receiver<()>,
-}
-
-/// The end of a [`Pipeline`] that gives results.
-#[derive(Debug)]
-pub struct PipelineOutput {
-    steps: Receiver<Landing>,
-    last: StageSpan,
-    /// When the last result was there.
-    landed: Option<Instant>,
+pub enum PipelineEvent {
+    /// A batch has gone through, or failed.
+    Step(StepOutput),
+    /// A stage is lost. It is reported once, with or without a batch; all batches in flight are dropped, and no result of
+    /// theirs comes.
+    Lost {
+        /// Its place in the pipeline.
+        stage: usize,
+        /// Why.
+        error: StageError,
+    },
 }
 
 /// The result of one batch.
@@ -48,8 +39,8 @@ pub struct StepOutput {
     pub step: u64,
     /// What the last stage returned, or the error of the first stage that failed.
     pub result: Result<Vec<SequenceOutput>, StageError>,
-    /// How long each stage took, waits for its machine included; 0 for those after a failed one.
-    pub stage_times: Vec<Duration>,
+    /// Where each stage's time went; without those after a failed one.
+    pub times: Vec<StageTime>,
 }
 
 /// What is wrong with a pipeline.
@@ -74,160 +65,237 @@ pub enum PipelineError {
     /// There is no stage.
     #[error("a pipeline takes at least one stage, found none")]
     Empty,
-    /// The operating system gave no thread.
-    #[error("can't start the thread of stage {stage}: {reason}")]
-    Thread {
+    /// A stage was to be replaced by one that holds something else.
+    #[error("stage {stage} holds layers {expected:?}; it can't be replaced by layers {found:?}")]
+    Replacement {
         /// Index of the stage.
         stage: usize,
-        /// What the system said.
-        reason: String,
+        /// What the replacement holds.
+        found: std::ops::Range<usize>,
+        /// What it has to hold.
+        expected: std::ops::Range<usize>,
     },
-    /// A stage's thread has ended, though it should not.
-    #[error("a stage of the pipeline has stopped; start the model again")]
-    Stopped,
+    /// A stage was to be replaced that does not exist.
+    #[error("there is no stage {stage}, the pipeline has {stages}")]
+    NoStage {
+        /// Index asked for.
+        stage: usize,
+        /// Number of stages.
+        stages: usize,
+    },
 }
 
-/// A batch on its way through the stages.
-struct Work {
+type Sink = Box<dyn Fn(PipelineEvent) + Send + Sync>;
+
+struct Line {
+    spans: Vec<StageSpan>,
+    places: Vec<Place>,
+    /// Counts losses: batches of an earlier count are dropped.
+    epoch: AtomicU64,
+    sink: Sink,
+}
+
+/// A stage's place. Whoever holds one place's runner takes only those of later places.
+#[derive(Default)]
+struct Place {
+    /// Counts the stages that have had this place, in twos: even while one is there, odd while it is lost. So a loss is
+    /// reported once, and that of an earlier stage is no news.
+    tenant: AtomicU64,
+    runner: Mutex<Option<Box<dyn StageRunner>>>,
+}
+
+/// A batch on its way.
+struct Flight {
     batch: Arc<Batch>,
-    hidden: Result<Option<Hidden>, StageError>,
-    times: Vec<Duration>,
+    times: Vec<StageTime>,
+    epoch: u64,
 }
 
-/// A batch that the last stage has started on.
-struct Landing {
-    step: u64,
-    /// `None` if a stage before failed.
-    started: Option<Instant>,
-    finish: Result<Finish, StageError>,
-    /// Of the stages before.
-    times: Vec<Duration>,
-    alive: Sender<()>,
-}
-
-/// Where a stage's results go.
-enum Next {
-    Stage(Sender<Work>),
-    Results(Sender<Landing>),
+impl std::fmt::Debug for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Line").field("spans", &self.spans).finish_non_exhaustive()
+    }
 }
 
 impl Pipeline {
-    /// Starts a thread for each stage.
+    /// Puts stages in a row. `sink` gets all results and losses; it must not block, and not call the pipeline.
     ///
     /// # Errors
-    /// [`PipelineError`] if there is no stage, if the layers do not start at 0 and follow each other, if the
-    /// embedding is not exactly in the first or the head not exactly in the last stage, or if there is no thread.
-    pub fn new(stages: Vec<Box<dyn StageRunner>>) -> Result<Self, PipelineError> {
+    /// [`PipelineError`] if there is no stage, if the layers do not start at 0 and follow each other, or if the
+    /// embedding is not exactly in the first or the head not exactly in the last stage.
+    pub fn new(
+        stages: Vec<Box<dyn StageRunner>>,
+        sink: impl Fn(PipelineEvent) + Send + Sync + 'static,
+    ) -> Result<Self, PipelineError> {
         let spans: Vec<_> = stages.iter().map(|stage| stage.span()).collect();
         check_spans(&spans)?;
-        let runs_ahead = matches!(stages.as_slice(), [only] if only.runs_ahead());
-        let last = spans.last().ok_or(PipelineError::Empty)?.clone();
-        let (alive, threads) = mpsc::channel();
-        let (work, mut source) = mpsc::channel();
-        let (results, steps) = mpsc::channel();
-        for (i, (runner, span)) in stages.into_iter().zip(spans.clone()).enumerate() {
-            let (next, next_source) = mpsc::channel();
-            let next = if span.last { Next::Results(results.clone()) } else { Next::Stage(next) };
-            let source = std::mem::replace(&mut source, next_source);
-            let alive = alive.clone();
-            let spawned = thread::Builder::new()
-                .name(format!("kimi-stage-{i}"))
-                .spawn(move || stage_loop(alive, runner, &span, next, source));
-            spawned.map_err(|e| PipelineError::Thread { stage: i, reason: e.to_string() })?;
-        }
-        let input = PipelineInput { work: Some(work), spans, runs_ahead, threads };
-        Ok(Self { output: PipelineOutput { steps, last, landed: None }, input })
-    }
-
-    /// Number of stages: how many batches can be computed at once.
-    pub fn depth(&self) -> usize {
-        self.input.depth()
+        let places = spans.iter().map(|_| Place::default()).collect();
+        let pipeline =
+            Self { line: Arc::new(Line { spans, places, epoch: AtomicU64::new(0), sink: Box::new(sink) }) };
+        stages.into_iter().enumerate().for_each(|(i, runner)| pipeline.line.settle(i, runner));
+        Ok(pipeline)
     }
 
     /// The parts of the model, in order.
     pub fn spans(&self) -> &[StageSpan] {
-        &self.input.spans
+        &self.line.spans
     }
 
-    /// See [`PipelineInput::runs_ahead`].
-    pub fn runs_ahead(&self) -> bool {
-        self.input.runs_ahead()
+    /// Whether a batch may follow another before its tokens are known ([`StageRunner::chains`]): one stage has everything.
+    pub fn chains(&self) -> bool {
+        match self.line.places.as_slice() {
+            [only] => only.runner().as_ref().is_some_and(|runner| runner.chains()),
+            _ => false,
+        }
+    }
+
+    /// Whether one more batch in flight than there are stages is of use ([`StageRunner::queues`]).
+    pub fn queues(&self) -> bool {
+        let queues = |place: &Place| place.runner().as_ref().is_some_and(|runner| runner.queues());
+        self.line.places.iter().any(queues)
     }
 
     /// Hands a batch to the first stage. Does not wait.
-    ///
-    /// # Errors
-    /// [`PipelineError::Stopped`].
-    pub fn submit(&self, batch: Batch) -> Result<(), PipelineError> {
-        self.input.submit(batch)
+    pub fn submit(&self, batch: Batch) {
+        let epoch = self.line.epoch.load(Ordering::SeqCst);
+        let times = Vec::with_capacity(self.line.spans.len());
+        self.line.enter(0, Flight { batch: Arc::new(batch), times, epoch }, None);
     }
 
-    /// Waits for the next result. With no batch in flight it waits for one to be submitted.
-    ///
-    /// # Errors
-    /// [`PipelineError::Stopped`].
-    pub fn recv(&mut self) -> Result<StepOutput, PipelineError> {
-        self.output.recv()
+    /// Tells all stages whether sequences are running; see [`StageRunner::set_active`].
+    pub fn set_active(&self, active: bool) {
+        for place in &self.line.places {
+            if let Some(runner) = &mut *place.runner() {
+                runner.set_active(active);
+            }
+        }
     }
 
-    /// The two ends, for two threads.
-    pub fn split(self) -> (PipelineInput, PipelineOutput) {
-        (self.input, self.output)
+    /// Lets a stage go: all batches in flight are dropped, and no result of theirs comes. Waits for the stage's threads as
+    /// dropping it does.
+    ///
+    /// # Errors
+    /// [`PipelineError::NoStage`].
+    pub fn remove(&self, stage: usize) -> Result<(), PipelineError> {
+        let place = self.line.place(stage)?;
+        // Odd: whatever the stage still reports is no news.
+        place.tenant.fetch_or(1, Ordering::SeqCst);
+        self.line.epoch.fetch_add(1, Ordering::SeqCst);
+        let runner = place.runner().take();
+        drop(runner); // not under the lock: its threads may be handing on a result
+        Ok(())
+    }
+
+    /// Checks that a stage could take a place.
+    ///
+    /// # Errors
+    /// [`PipelineError::NoStage`], or [`PipelineError::Replacement`] if it holds another part of the model.
+    pub fn check_replacement(&self, stage: usize, span: &StageSpan) -> Result<(), PipelineError> {
+        self.line.place(stage)?;
+        let expected = &self.line.spans[stage];
+        if expected == span {
+            return Ok(());
+        }
+        let (found, expected) = (span.layers.clone(), expected.layers.clone());
+        Err(PipelineError::Replacement { stage, found, expected })
+    }
+
+    /// Puts another stage, with an empty cache, in the place of one; see [`Self::remove`].
+    ///
+    /// # Errors
+    /// As [`Self::check_replacement`]; nothing has changed then.
+    pub fn replace(&self, stage: usize, runner: Box<dyn StageRunner>) -> Result<(), PipelineError> {
+        self.check_replacement(stage, &runner.span())?;
+        self.remove(stage)?;
+        self.line.settle(stage, runner);
+        Ok(())
     }
 }
 
-impl PipelineInput {
-    /// See [`Pipeline::depth`].
-    pub fn depth(&self) -> usize {
-        self.spans.len()
-    }
-
-    /// Whether a batch may follow the one before it while that is computed: there is one stage, and it queues.
-    pub fn runs_ahead(&self) -> bool {
-        self.runs_ahead
-    }
-
-    /// See [`Pipeline::submit`].
-    ///
-    /// # Errors
-    /// [`PipelineError::Stopped`].
-    pub fn submit(&self, batch: Batch) -> Result<(), PipelineError> {
-        let times = Vec::with_capacity(self.spans.len());
-        let work = Work { batch: Arc::new(batch), hidden: Ok(None), times };
-        self.work.as_ref().and_then(|to| to.send(work).ok()).ok_or(PipelineError::Stopped)
+impl Drop for Pipeline {
+    fn drop(&mut self) {
+        // Here, since batches in flight hold the line, and the last of them ends on a stage's own thread.
+        (0..self.line.places.len()).for_each(|stage| drop(self.remove(stage)));
     }
 }
 
-impl PipelineOutput {
-    /// See [`Pipeline::recv`].
-    ///
-    /// # Errors
-    /// [`PipelineError::Stopped`].
-    pub fn recv(&mut self) -> Result<StepOutput, PipelineError> {
-        let Landing { step, started, finish, mut times, alive } =
-            self.steps.recv().map_err(|_| PipelineError::Stopped)?;
-        let result = match finish.and_then(|finish| finish()) {
-            Ok(StageOutput::Sequences(sequences)) => Ok(sequences),
-            Ok(StageOutput::Hidden(_)) => Err(wrong_output(&self.last, "activations", "tokens")),
+impl Line {
+    fn place(&self, stage: usize) -> Result<&Place, PipelineError> {
+        self.places.get(stage).ok_or(PipelineError::NoStage { stage, stages: self.places.len() })
+    }
+
+    /// Gives a stage its place.
+    fn settle(self: &Arc<Self>, stage: usize, mut runner: Box<dyn StageRunner>) {
+        let place = &self.places[stage];
+        let tenant = (place.tenant.load(Ordering::SeqCst) | 1) + 1;
+        place.tenant.store(tenant, Ordering::SeqCst);
+        let line = Arc::downgrade(self);
+        runner.watch(Box::new(move |error| {
+            if let Some(line) = line.upgrade() {
+                line.lose(stage, tenant, error);
+            }
+        }));
+        *place.runner() = Some(runner);
+    }
+
+    /// Hands a batch to a stage. One for a lost stage is dropped: whoever takes the loss drops all batches in flight.
+    fn enter(self: &Arc<Self>, stage: usize, flight: Flight, input: Option<Hidden>) {
+        let place = &self.places[stage];
+        let mut runner = place.runner();
+        let tenant = place.tenant.load(Ordering::SeqCst);
+        let (Some(runner), 0) = (&mut *runner, tenant % 2) else { return };
+        let (line, batch) = (self.clone(), flight.batch.clone());
+        let done = Done::new(move |result, time| line.leave(stage, tenant, flight, result, time));
+        runner.submit(batch, input, done);
+    }
+
+    /// Takes a stage's result, and hands it on.
+    fn leave(
+        self: &Arc<Self>,
+        stage: usize,
+        tenant: u64,
+        mut flight: Flight,
+        result: StageResult,
+        time: StageTime,
+    ) {
+        if flight.epoch != self.epoch.load(Ordering::SeqCst) {
+            return;
+        }
+        flight.times.push(time);
+        let span = &self.spans[stage];
+        let result = match result {
+            Ok(StageOutput::Hidden(hidden)) if !span.last => {
+                return self.enter(stage + 1, flight, Some(hidden));
+            }
+            Ok(StageOutput::Sequences(sequences)) if span.last => Ok(sequences),
+            Ok(StageOutput::Hidden(_)) => Err(wrong_output(span, "activations", "tokens")),
+            Ok(StageOutput::Sequences(_)) => Err(wrong_output(span, "tokens", "activations")),
+            Err(error) if error.is_lost() => return self.lose(stage, tenant, error),
             Err(error) => Err(error),
         };
-        drop(alive); // the device is not used any more
-        // What it waited for the batch before it is that batch's time.
-        let (before, now) = (self.landed.max(started), Instant::now());
-        self.landed = Some(now);
-        times.push(started.and(before).map_or(Duration::ZERO, |before| now - before));
-        Ok(StepOutput { step, result, stage_times: times })
+        let step = flight.batch.step;
+        (self.sink)(PipelineEvent::Step(StepOutput { step, result, times: flight.times }));
+    }
+
+    /// Reports a loss, once. The stage itself is let go by whoever owns the pipeline: this may be one of its threads, and
+    /// its place may be locked.
+    fn lose(&self, stage: usize, tenant: u64, error: StageError) {
+        let lost = self.places[stage].tenant.compare_exchange(
+            tenant,
+            tenant | 1,
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        );
+        if lost.is_ok() {
+            self.epoch.fetch_add(1, Ordering::SeqCst);
+            (self.sink)(PipelineEvent::Lost { stage, error });
+        }
     }
 }
 
-impl Drop for PipelineInput {
-    fn drop(&mut self) {
-        self.work = None;
-        if self.threads.recv_timeout(DROP_WAIT) == Err(RecvTimeoutError::Timeout) {
-            tracing::warn!(
-                "a stage is still busy {DROP_WAIT:?} after its pipeline was dropped; not waiting for it"
-            );
-        }
+impl Place {
+    fn runner(&self) -> MutexGuard<'_, Option<Box<dyn StageRunner>>> {
+        self.runner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -247,44 +315,6 @@ fn check_spans(spans: &[StageSpan]) -> Result<(), PipelineError> {
         layer = span.layers.end;
     }
     if stages == 0 { Err(PipelineError::Empty) } else { Ok(()) }
-}
-
-/// Computes batches until one of the channels is closed. Drops `alive` last, after the runner.
-fn stage_loop(
-    alive: Sender<()>,
-    mut runner: Box<dyn StageRunner>,
-    span: &StageSpan,
-    next: Next,
-    source: Receiver<Work>,
-) {
-    for work in source {
-        let sent = match &next {
-            Next::Stage(next) => next.send(pass(&mut *runner, span, work)).is_ok(),
-            Next::Results(results) => results.send(start(&mut *runner, work, &alive)).is_ok(),
-        };
-        if !sent {
-            return;
-        }
-    }
-}
-
-/// Runs a stage, unless one before it failed.
-fn pass(runner: &mut dyn StageRunner, span: &StageSpan, mut work: Work) -> Work {
-    let started = work.hidden.is_ok().then(Instant::now);
-    work.hidden = work.hidden.and_then(|hidden| match runner.run(&work.batch, hidden)? {
-        StageOutput::Hidden(hidden) => Ok(Some(hidden)),
-        StageOutput::Sequences(_) => Err(wrong_output(span, "tokens", "activations")),
-    });
-    work.times.push(started.map_or(Duration::ZERO, |started| started.elapsed()));
-    work
-}
-
-/// Starts the last stage, unless one before it failed.
-fn start(runner: &mut dyn StageRunner, work: Work, alive: &Sender<()>) -> Landing {
-    let Work { batch, hidden, times } = work;
-    let started = hidden.is_ok().then(Instant::now);
-    let finish = hidden.and_then(|hidden| runner.start(&batch, hidden));
-    Landing { step: batch.step, started, finish, times, alive: alive.clone() }
 }
 
 fn wrong_output(span: &StageSpan, found: &str, expected: &str) -> StageError {

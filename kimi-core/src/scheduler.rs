@@ -2,20 +2,35 @@
 //!
 //! Pure bookkeeping: no clock, no thread, no channel. The caller asks for batches with [`Scheduler::next_batch`]
 //! until there is none, has them computed in order, and reports each with [`Scheduler::complete`] or
-//! [`Scheduler::failed`]. As many batches may be in flight as there are stages.
+//! [`Scheduler::failed`]. How many batches may be in flight, and how many tokens of prompts a batch takes while others
+//! decode, it is told ([`Scheduler::set_depth`], [`Scheduler::set_prompt_tokens`]) by whoever measures.
 //!
-//! * A sequence has *pending* tokens: its prompt, later the token that was sampled last. A batch takes them in
-//!   order. The batch that takes the last one samples the next, so a decoding sequence is in one batch at most,
-//!   while several chunks of one prompt may follow each other through the stages.
-//! * Decode tokens come first; the rest of the token budget is shared evenly by the prompts. So a long prompt
-//!   stalls nobody. With several stages the decoding sequences are spread over as many batches.
-//! * Where a stage can be given a batch before the last one is done ([`SchedulerConfig::ahead`]), a batch of decode tokens
-//!   is followed by one that takes its tokens before they are known, so that the device never waits for the host. A
-//!   sequence that turns out to have ended has computed one token in vain. Whatever needs to know more (a prompt, a
-//!   penalty that counts tokens, a page that must be taken from another) waits until nothing is in flight.
-//! * Pages are taken when a batch needs them. If none is free, the youngest sequence gives up its pages and
-//!   waits; later its prompt and what it has generated are prefilled again. As only a younger sequence is ever
-//!   evicted, the oldest always goes on, so every sequence ends.
+//! # Phases
+//! A sequence is in one of three [`Phase`]s. In `Prompt` batches take its tokens in order, and several chunks may follow
+//! each other through the stages; the batch that takes the last one samples the next token. In `Decode` a batch takes the
+//! token that was sampled last and samples the next, so it is in one batch at most. In `Verify` guesses at the tokens after
+//! it are computed too, a token is sampled after each of them, and the sequence goes on behind the first that is not as
+//! guessed.
+//!
+//! # Who comes first
+//! * Decode tokens come first. With several batches in flight the decoding sequences are spread over them.
+//! * Prompts share the rest. The oldest prompt gets at least half of it, so that a prompt of `n` tokens that has become the
+//!   oldest is done after `2 n / budget` batches whatever else arrives. The other half goes to the shortest, so that a short
+//!   one is done at once.
+//! * While sequences decode, a batch takes only so many tokens of prompts, and of batches without a decode token fewer are
+//!   in flight than there are stages: a decoding sequence always finds its place.
+//! * A waiting sequence that does not fit may be passed by younger ones that do, until those have needed as many pages as it
+//!   needs itself.
+//! * Where stages queue ([`SchedulerConfig::queues`]), one batch more may be in flight. Where one stage samples and embeds
+//!   ([`SchedulerConfig::chains`]), that is a batch of decode tokens which takes its tokens before they are known. A
+//!   sequence that turns out to have ended has computed one token in vain. Whatever needs to know more (a prompt, a penalty
+//!   that counts tokens, a constraint, a page that must be taken from another) waits.
+//!
+//! # Pages
+//! Pages are taken when a batch needs them. If none is free, the youngest sequence gives up its pages and waits; a paused one
+//! before all others. Later its prompt and what it has generated are prefilled again. As only a younger or a paused sequence is
+//! ever evicted, the oldest that runs always goes on, so every sequence ends. A lost stage is the same for all sequences at
+//! once ([`Scheduler::forget_cache`]).
 
 mod sequence;
 
@@ -25,7 +40,7 @@ use crate::batch::{Batch, Output, SequenceId, SequenceSlice};
 use crate::pages::PagePool;
 use crate::stage::{SequenceOutput, StageError};
 
-pub use sequence::{FinishReason, NewSequence, RequestError, SequenceError, SequenceEvent};
+pub use sequence::{FinishReason, NewSequence, Phase, RequestError, SequenceError, SequenceEvent};
 use sequence::{Sequence, State};
 
 /// Sizes of a [`Scheduler`].
@@ -39,12 +54,16 @@ pub struct SchedulerConfig {
     pub page_tokens: usize,
     /// Most new tokens in a batch, at least 1.
     pub token_budget: usize,
-    /// Most sequences that run at once, at least 1; `token_budget` if that is less.
+    /// Most sequences that run at once, at least 1; `token_budget` if that is less. Paused ones do not count.
     pub max_sequences: usize,
-    /// Most batches in flight, at least 1: the number of stages.
-    pub depth: usize,
-    /// Whether one batch more may be in flight that follows the last ([`Batch::follows`]). Only with one stage.
-    pub ahead: bool,
+    /// Stages, at least 1: as many batches may be in flight, or more ([`Scheduler::set_depth`]).
+    pub stages: usize,
+    /// Whether one batch more is of use, since stages prepare it while they compute another.
+    pub queues: bool,
+    /// Whether a batch may follow the last one before its tokens are known ([`Batch::follows`]). Only with one stage.
+    pub chains: bool,
+    /// Most guesses that a step verifies for one sequence.
+    pub max_drafts: usize,
 }
 
 impl SchedulerConfig {
@@ -88,6 +107,8 @@ pub struct SchedulerStats {
     pub pages_total: u32,
     /// How often a sequence had to give up its pages since the start.
     pub evictions: u64,
+    /// Batches in flight.
+    pub in_flight: usize,
 }
 
 /// A batch that was handed out: its step, its sequences, and whether each of them samples.
@@ -95,8 +116,10 @@ pub struct SchedulerStats {
 struct InFlight {
     step: u64,
     sequences: Vec<(SequenceId, bool)>,
-    /// Whether each sequence has one token.
+    /// Whether each sequence is in [`Phase::Decode`].
     decodes: bool,
+    /// Whether none is past its prompt.
+    prompts: bool,
 }
 
 /// See the [module](self).
@@ -108,6 +131,8 @@ pub struct Scheduler {
     /// Also sequences that have ended but whose pages a batch in flight still uses.
     running: BTreeMap<SequenceId, Sequence>,
     in_flight: VecDeque<InFlight>,
+    depth: usize,
+    prompt_tokens: usize,
     next_id: u64,
     next_step: u64,
     evictions: u64,
@@ -121,12 +146,14 @@ impl Scheduler {
             page_tokens: config.page_tokens.max(1),
             token_budget,
             max_sequences: config.max_sequences.clamp(1, token_budget),
-            depth: config.depth.max(1),
-            ahead: config.ahead && config.depth <= 1,
+            stages: config.stages.max(1),
+            chains: config.chains && config.stages <= 1,
             ..config
         };
         Self {
             pool: PagePool::new(config.pages, config.page_tokens),
+            depth: config.stages,
+            prompt_tokens: config.token_budget,
             config,
             waiting: BTreeMap::new(),
             running: BTreeMap::new(),
@@ -165,28 +192,67 @@ impl Scheduler {
         Some(SequenceEvent::Finished { id, reason: FinishReason::Cancelled, generated })
     }
 
+    /// Lets a sequence rest while its caller takes no more tokens, or go on. It keeps its pages as long as nobody else needs
+    /// them. A token that is being sampled still comes.
+    pub fn set_paused(&mut self, id: SequenceId, paused: bool) {
+        if let Some(sequence) = self.running.get_mut(&id).or_else(|| self.waiting.get_mut(&id)) {
+            sequence.paused = paused;
+        }
+    }
+
+    /// How many batches may be in flight; not fewer than there are stages.
+    pub fn set_depth(&mut self, depth: usize) {
+        self.depth = depth.max(self.config.stages);
+    }
+
+    /// How many tokens of prompts a batch takes while others decode, at least 1; never more than the token budget.
+    pub fn set_prompt_tokens(&mut self, tokens: usize) {
+        self.prompt_tokens = tokens.clamp(1, self.config.token_budget);
+    }
+
+    /// Whether there is a sequence that is not paused, so that devices should be ready for it.
+    pub fn is_active(&self) -> bool {
+        !self.in_flight.is_empty() || self.running.values().chain(self.waiting.values()).any(Sequence::runs)
+    }
+
+    /// Forgets batches in flight and all caches, after a stage was lost: every sequence waits, and is computed again from
+    /// its tokens. Results of steps that were in flight change nothing.
+    pub fn forget_cache(&mut self) {
+        self.in_flight.clear();
+        self.pool = PagePool::new(self.config.pages, self.config.page_tokens);
+        for (id, mut sequence) in std::mem::take(&mut self.running) {
+            if sequence.state != State::Ended {
+                sequence.rewind();
+                self.waiting.insert(id, sequence);
+            }
+        }
+    }
+
     /// The next batch to compute; `None` while nothing can be computed before a batch in flight is back.
     pub fn next_batch(&mut self) -> Option<Batch> {
-        if self.in_flight.len() > self.config.depth {
+        let extra = self.in_flight.len() >= self.depth;
+        if self.in_flight.len() >= self.depth + usize::from(self.config.queues || self.config.chains) {
             return None;
         }
         self.admit();
         let step = self.next_step;
         let mut sequences = Vec::new();
-        let follows = if self.in_flight.len() == self.config.depth {
-            Some(self.follow(step, &mut sequences)?)
-        } else {
+        let follows = if extra { self.follow(step, &mut sequences) } else { None };
+        if follows.is_none() && !(extra && !self.config.queues) {
             self.place_decodes(step, &mut sequences);
-            self.place_prefills(step, &mut sequences);
-            None
-        };
+            self.place_prompts(step, &mut sequences);
+        }
         if sequences.is_empty() {
             return None;
         }
         self.next_step += 1;
+        let phases = |phase| {
+            let is = |s: &SequenceSlice| self.running.get(&s.id).is_some_and(|s| s.phase == phase);
+            sequences.iter().all(is)
+        };
+        let (decodes, prompts) = (phases(Phase::Decode), phases(Phase::Prompt));
         let used = sequences.iter().map(|s| (s.id, matches!(s.output, Output::Sample(_)))).collect();
-        let decodes = sequences.iter().all(|s| s.tokens.len() == 1);
-        self.in_flight.push_back(InFlight { step, sequences: used, decodes });
+        self.in_flight.push_back(InFlight { step, sequences: used, decodes, prompts });
         Some(Batch { step, sequences, follows })
     }
 
@@ -197,11 +263,7 @@ impl Scheduler {
         for (id, samples) in self.land(step) {
             let Some(sequence) = self.running.get_mut(&id) else { continue };
             if samples && sequence.state != State::Ended {
-                match outputs.remove(&id).flatten() {
-                    Some(Ok(sampled)) => sequence.accept(sampled, &mut events),
-                    Some(Err(error)) => sequence.fail(error.into(), &mut events),
-                    None => sequence.fail(SequenceError::NoToken { step }, &mut events),
-                }
+                sequence.accept(step, outputs.remove(&id).unwrap_or_default(), &mut events);
             }
             self.settle(id);
         }
@@ -230,7 +292,13 @@ impl Scheduler {
             pages_used: self.pool.used(),
             pages_total: self.pool.total(),
             evictions: self.evictions,
+            in_flight: self.in_flight.len(),
         }
+    }
+
+    /// What a running sequence's next tokens are for; `None` if it waits or has ended.
+    pub fn phase(&self, id: SequenceId) -> Option<Phase> {
+        self.running.get(&id).map(|sequence| sequence.phase)
     }
 
     /// The cache pages.
@@ -239,19 +307,31 @@ impl Scheduler {
     }
 
     /// Lets waiting sequences run, oldest first, if their tokens fit beside what the running ones still need and
-    /// one page of growth for each: otherwise they would soon be evicted again.
+    /// one page of growth for each: otherwise they would soon be evicted again. Those that do not fit may be passed. Pages of
+    /// paused sequences count as free.
     fn admit(&mut self) {
-        while self.live().count() < self.config.max_sequences {
-            let Some((_, first)) = self.waiting.first_key_value() else { return };
-            let promised: usize = self
-                .live()
+        while self.live().filter(|s| s.runs()).count() < self.config.max_sequences {
+            let running = || self.live().filter(|s| s.runs());
+            let promised: usize = running()
                 .map(|s| 1 + self.pool.pages_for(s.tokens.len()).saturating_sub(s.pages.len()))
                 .sum();
-            let needed = self.pool.pages_for(first.tokens.len()) + promised;
-            if !self.running.is_empty() && needed > self.pool.available() as usize {
-                return;
+            let paused: usize = self.live().filter(|s| s.paused).map(|s| s.pages.len()).sum();
+            let room = (self.pool.available() as usize + paused).saturating_sub(promised);
+            let alone = running().next().is_none();
+            let mut may_pass = usize::MAX;
+            let mut found = None;
+            for (id, sequence) in self.waiting.iter().filter(|(_, s)| s.runs()) {
+                let needed = self.pool.pages_for(sequence.tokens.len());
+                if (needed <= room || alone) && needed <= may_pass {
+                    found = Some((*id, needed));
+                    break;
+                }
+                may_pass = may_pass.min(needed.saturating_sub(sequence.passed_by));
             }
-            if let Some((id, sequence)) = self.waiting.pop_first() {
+            let Some((id, needed)) = found else { return };
+            self.waiting.range_mut(..id).for_each(|(_, passed)| passed.passed_by += needed);
+            if let Some(mut sequence) = self.waiting.remove(&id) {
+                sequence.passed_by = 0;
                 self.running.insert(id, sequence);
             }
         }
@@ -260,57 +340,99 @@ impl Scheduler {
     /// The sequences of the batch in flight once more, each with the token that is being chosen for it. Returns that
     /// batch's step; `None` if this can't be done or something else should come first.
     fn follow(&mut self, step: u64, batch: &mut Vec<SequenceSlice>) -> Option<u64> {
-        let last = self.in_flight.back().filter(|last| self.config.ahead && last.decodes)?;
+        let last = self.in_flight.back().filter(|last| self.config.chains && last.decodes)?;
         let samples = |id| last.sequences.contains(&(id, true));
-        if self.live().any(|s| s.pending() > 0 || !samples(s.id) || s.params.history_needed() > 0) {
+        let running = || self.live().filter(|s| s.runs());
+        if running().any(|s| s.pending() > 0 || !samples(s.id) || s.needs_last_token()) {
             return None;
         }
         let (follows, page_tokens) = (last.step, self.config.page_tokens);
         let is_full = |s: &Sequence| s.pages.len() * page_tokens <= s.scheduled;
-        let going_on = || self.live().filter(|s| !s.ends_next());
-        if going_on().filter(|s| is_full(s)).count() > self.pool.available() as usize {
+        let going_on = || running().filter(|s| !s.ends_next());
+        let full = going_on().filter(|s| is_full(s)).count();
+        if full > self.pool.available() as usize || going_on().count() > self.config.max_sequences {
             return None;
         }
-        for id in going_on().map(|s| s.id).collect::<Vec<_>>() {
+        let ids: Vec<_> = going_on().map(|s| s.id).collect();
+        for id in ids {
             let Some(sequence) = self.running.get_mut(&id) else { continue };
             if is_full(sequence) {
                 sequence.pages.extend(self.pool.allocate());
             }
             batch.push(sequence.slice(1, step));
         }
-        Some(follows)
+        (!batch.is_empty()).then_some(follows)
     }
 
-    /// One token each for the sequences that have waited longest, at most a `depth`-th of all that decode.
+    /// One token each, with drafts, for the sequences that have waited longest, at most a `depth`-th of all that decode.
     fn place_decodes(&mut self, step: u64, batch: &mut Vec<SequenceSlice>) {
-        let decoding = self.live().filter(|s| s.pending() <= 1).count();
-        let most = decoding.div_ceil(self.config.depth);
+        let decoding = self.live().filter(|s| s.decodes()).count();
+        // Sequences that were paused may be more than are admitted.
+        let max = decoding.div_ceil(self.depth).min(self.config.max_sequences);
         let mut ready: Vec<_> =
-            self.live().filter(|s| s.pending() == 1).map(|s| (s.last_step, s.id)).collect();
+            self.live().filter(|s| s.decodes() && s.pending() == 1).map(|s| (s.last_step, s.id)).collect();
         ready.sort_unstable();
+        // Every sequence of the batch has room for its token before any has drafts.
+        let mut spare = self.config.token_budget.saturating_sub(max.min(ready.len()));
         for (_, id) in ready {
-            if batch.len() == most {
+            if batch.len() == max {
                 return;
             }
-            self.place(id, 1, step, batch);
+            if self.grow(id, 1) == 1 {
+                spare -= self.place_drafts(id, spare.min(self.config.max_drafts));
+                batch.extend(self.running.get_mut(&id).map(|sequence| sequence.slice(1, step)));
+            }
         }
     }
 
-    /// Prompts share what is left of the token budget; what a short one does not use goes to the longer ones.
-    fn place_prefills(&mut self, step: u64, batch: &mut Vec<SequenceSlice>) {
-        let mut budget = self.config.token_budget.saturating_sub(batch.len());
-        let mut ready: Vec<_> =
-            self.live().filter(|s| s.pending() > 1).map(|s| (s.pending(), s.id)).collect();
+    /// Has a sequence guess at most `max` tokens, and takes free pages for them; says how many there are.
+    fn place_drafts(&mut self, id: SequenceId, max: usize) -> usize {
+        let Some(sequence) = self.running.get_mut(&id) else { return 0 };
+        let wanted = sequence.draft(max);
+        let room = |s: &Sequence| s.pages.len() * self.config.page_tokens - s.scheduled - 1;
+        while room(sequence) < wanted {
+            match self.pool.allocate() {
+                Some(page) => sequence.pages.push(page),
+                None => break,
+            }
+        }
+        let count = wanted.min(room(sequence));
+        sequence.keep_drafts(count);
+        count
+    }
+
+    /// Prompts take what is left of the token budget; while others decode, only so many tokens.
+    fn place_prompts(&mut self, step: u64, batch: &mut Vec<SequenceSlice>) {
+        let taken = batch.iter().map(|s| s.tokens.len()).sum();
+        let mut budget = self.config.token_budget.saturating_sub(taken);
+        if self.live().any(|s| s.decodes()) {
+            budget = budget.min(self.prompt_tokens);
+            // Decoding sequences that are in no batch now wait for pages, which this batch may bring nearer.
+            let coming_back = self.live().any(|s| s.decodes() && s.pending() == 0);
+            let without_decodes = self.in_flight.iter().filter(|batch| batch.prompts).count();
+            if batch.is_empty() && coming_back && without_decodes + 1 >= self.config.stages {
+                return;
+            }
+        }
+        if batch.len() == self.config.max_sequences {
+            return;
+        }
+        let prompts = self.live().filter(|s| s.phase == Phase::Prompt && s.pending() > 0);
+        let mut ready: Vec<_> = prompts.map(|s| (s.pending(), s.id)).collect();
+        let Some(&(_, oldest)) = ready.iter().min_by_key(|(_, id)| *id) else { return };
         ready.sort_unstable();
-        for (i, &(_, id)) in ready.iter().enumerate() {
-            let share = budget.div_ceil(ready.len() - i);
-            budget -= self.place(id, share, step, batch);
+        let others: usize = ready.iter().filter(|(_, id)| *id != oldest).map(|(pending, _)| pending).sum();
+        budget -= self.place(oldest, (budget - others.min(budget / 2)).max(1).min(budget), step, batch);
+        for (_, id) in ready {
+            if id != oldest && budget > 0 && batch.len() < self.config.max_sequences {
+                budget -= self.place(id, budget, step, batch);
+            }
         }
     }
 
-    /// Adds up to `most` pending tokens of a sequence to the batch, as many as there are pages for.
-    fn place(&mut self, id: SequenceId, most: usize, step: u64, batch: &mut Vec<SequenceSlice>) -> usize {
-        let count = self.grow(id, most);
+    /// Adds up to `max` pending tokens of a sequence to the batch, as many as there are pages for.
+    fn place(&mut self, id: SequenceId, max: usize, step: u64, batch: &mut Vec<SequenceSlice>) -> usize {
+        let count = self.grow(id, max);
         if count > 0
             && let Some(sequence) = self.running.get_mut(&id)
         {
@@ -319,12 +441,12 @@ impl Scheduler {
         count
     }
 
-    /// Takes pages for up to `most` pending tokens of a sequence; says for how many there are pages now.
-    fn grow(&mut self, id: SequenceId, most: usize) -> usize {
+    /// Takes pages for up to `max` pending tokens of a sequence; says for how many there are pages now.
+    fn grow(&mut self, id: SequenceId, max: usize) -> usize {
         loop {
             // An eviction on behalf of another may have removed it since it was looked up.
             let Some(sequence) = self.running.get_mut(&id) else { return 0 };
-            let wanted = most.min(sequence.pending());
+            let wanted = max.min(sequence.pending());
             let room = sequence.pages.len() * self.config.page_tokens - sequence.scheduled;
             if room >= wanted {
                 return wanted;
@@ -337,17 +459,20 @@ impl Scheduler {
         }
     }
 
-    /// Takes the pages of the youngest sequence if it is younger than `id`; says whether pages are free now.
+    /// Takes the pages of a paused sequence, else of the youngest if it is younger than `id`; says whether pages are free now.
     ///
     /// If a batch in flight uses them they are free later, and one sequence at a time is enough to wait for.
     fn evict_younger_than(&mut self, id: SequenceId) -> bool {
         if self.running.values().any(|s| !s.is_live() && !s.pages.is_empty()) {
             return false;
         }
-        let youngest = self.running.values_mut().rev().find(|s| s.is_live() && !s.pages.is_empty());
-        let Some(victim) = youngest.filter(|s| s.id > id) else { return false };
-        victim.state = State::Evicted;
-        let victim = victim.id;
+        let holders = || self.running.values().rev().filter(|s| s.is_live() && !s.pages.is_empty());
+        let paused = holders().find(|s| s.paused).map(|s| s.id);
+        let youngest = holders().next().map(|s| s.id).filter(|youngest| *youngest > id);
+        let Some(victim) = paused.or(youngest) else { return false };
+        if let Some(victim) = self.running.get_mut(&victim) {
+            victim.state = State::Evicted;
+        }
         self.evictions += 1;
         self.settle(victim)
     }
@@ -376,8 +501,7 @@ impl Scheduler {
             }
         }
         if sequence.state == State::Evicted {
-            sequence.state = State::Live;
-            sequence.scheduled = 0;
+            sequence.rewind();
             self.waiting.insert(id, sequence);
         }
         true

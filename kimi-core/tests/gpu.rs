@@ -16,9 +16,10 @@ use checkpoints::{max_abs_err, shared};
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::{Engine, EngineConfig, Request, TokenEvent};
-use kimi_core::pipeline::Pipeline;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
-use kimi_core::stage::{CacheConfig, Finish, Hidden, Stage, StageError, StageOutput, StageRunner, StageSpan};
+use kimi_core::stage::{
+    CacheConfig, Compute, Finish, Hidden, Stage, StageError, StageOutput, StageRunner, StageSpan, StageThread,
+};
 use kimi_quant::Gpu;
 use kimi_quant::gpu::GpuOptions;
 
@@ -167,22 +168,22 @@ struct Counted {
     followed: Arc<AtomicUsize>,
 }
 
-impl StageRunner for Counted {
+impl Compute for Counted {
     fn span(&self) -> StageSpan {
         self.stage.span()
     }
 
-    fn runs_ahead(&self) -> bool {
-        self.ahead && self.stage.runs_ahead()
+    fn queues(&self) -> bool {
+        true
+    }
+
+    fn chains(&self) -> bool {
+        self.ahead && self.stage.chains()
     }
 
     fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
         self.followed.fetch_add(batch.follows.is_some().into(), Ordering::Relaxed);
         self.stage.start(batch, input)
-    }
-
-    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
-        self.stage.run(batch, input)
     }
 }
 
@@ -191,10 +192,12 @@ fn answers(gpu: &Arc<Gpu>, requests: &[Request], ahead: bool) -> (Vec<Vec<u32>>,
     let model = Model::load(&tiny(), gpu, 1, 512);
     let vocabulary = Checkpoint::open(tiny()).unwrap().config().vocab_size as u32;
     let (pages, followed) = (model.pages as u32, Arc::new(AtomicUsize::new(0)));
-    let stage =
-        |stage| -> Box<dyn StageRunner> { Box::new(Counted { stage, ahead, followed: followed.clone() }) };
-    let pipeline = Pipeline::new(model.stages.into_iter().map(stage).collect()).unwrap();
-    let engine = Engine::start(pipeline, EngineConfig::new(vocabulary, 512, pages, PAGE_TOKENS)).unwrap();
+    let on_thread = |stage| -> Box<dyn StageRunner> {
+        let counted = Counted { stage, ahead, followed: followed.clone() };
+        Box::new(StageThread::spawn(Box::new(counted), true).unwrap())
+    };
+    let stages = model.stages.into_iter().map(on_thread).collect();
+    let engine = Engine::start(stages, EngineConfig::new(vocabulary, 512, pages, PAGE_TOKENS)).unwrap();
     let answer = |events: &mut dyn Iterator<Item = TokenEvent>| {
         let token = |event| match event {
             TokenEvent::Token { id, .. } => Some(id),

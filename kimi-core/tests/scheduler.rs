@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use kimi_core::batch::{Batch, Output, SequenceId};
+use kimi_core::constraint::{Constrained, Constraint, Drafter};
 use kimi_core::sampler::{RawSamplingParams, SamplingParams, uniform};
 use kimi_core::scheduler::{
-    FinishReason, NewSequence, RequestError, Scheduler, SchedulerConfig, SequenceEvent,
+    FinishReason, NewSequence, Phase, RequestError, Scheduler, SchedulerConfig, SequenceEvent,
 };
-use kimi_core::stage::{Hidden, SequenceOutput, StageError, StageOutput, StageRunner};
+use kimi_core::stage::{Compute, Hidden, SequenceOutput, StageError, StageOutput};
 use proptest::prelude::*;
-use toy::{Alone, ToyStage, VOCAB, mix, sampled};
+use toy::{Alone, ToyStage, VOCAB, constrain, mix, sampled};
 
 /// A request and what becomes of it, in simulator ticks.
 #[derive(Debug, Clone)]
@@ -25,10 +26,63 @@ struct Arrival {
     stop_ids: Vec<u32>,
     seed: u64,
     cancel_after: Option<u64>,
+    /// Whether it has a grammar.
+    constrained: bool,
+    /// Whether tokens are guessed for it, and how often out of four a guess is right.
+    guessed: Option<u64>,
+    /// When its client stops reading, and for how long.
+    pause: Option<(u64, u64)>,
+}
+
+/// Allows two tokens of three; which ones depends on all tokens before.
+#[derive(Debug, Clone, Copy, Default)]
+struct Grammar(u64);
+
+impl Grammar {
+    fn after(self, tokens: &[u32]) -> Self {
+        tokens.iter().fold(self, |state, &token| Self(mix(state.0, u64::from(token) + 1)))
+    }
+
+    fn allows(self, token: u32) -> bool {
+        !mix(self.0, token.into()).is_multiple_of(3)
+    }
+}
+
+impl Constraint for Grammar {
+    fn accept(&mut self, token: u32) {
+        *self = self.after(&[token]);
+    }
+
+    fn mask(&mut self, ahead: &[u32]) -> Option<Arc<[u32]>> {
+        let state = self.after(ahead);
+        let mut words = vec![0; VOCAB.div_ceil(32) as usize];
+        (0..VOCAB).filter(|&t| state.allows(t)).for_each(|t| words[t as usize / 32] |= 1 << (t % 32));
+        Some(words.into())
+    }
+}
+
+/// Guesses from the text that a sequence will have; some guesses are wrong.
+#[derive(Debug)]
+struct Guesser {
+    text: Vec<u32>,
+    right: u64,
+}
+
+impl Drafter for Guesser {
+    fn draft(&self, tokens: &[u32], max: usize) -> Vec<u32> {
+        let from = tokens.len();
+        let count = (mix(from as u64, self.right) % 6) as usize;
+        let guess = |i: usize| {
+            let right = mix(i as u64, from as u64) % 4 < self.right;
+            self.text.get(i).map_or(0, |&token| if right { token } else { (token + 1) % VOCAB })
+        };
+        (from..from + count.min(max)).map(guess).collect()
+    }
 }
 
 impl Arrival {
-    fn sequence(&self, repetition_context: usize) -> NewSequence {
+    fn sequence(&self, repetition_context: usize, text: &[u32]) -> NewSequence {
+        let text = [&self.prompt, text].concat();
         NewSequence {
             prompt: self.prompt.clone(),
             params: Arc::new(params(repetition_context)),
@@ -36,6 +90,8 @@ impl Arrival {
             max_tokens: self.max_tokens,
             stop_ids: self.stop_ids.clone(),
             top_logprobs: 0,
+            constraint: self.constrained.then(|| Constrained::new(Grammar::default())),
+            drafter: self.guessed.map(|right| Arc::new(Guesser { text, right }) as _),
         }
     }
 
@@ -45,7 +101,9 @@ impl Arrival {
         let mut tokens = self.prompt.clone();
         loop {
             let history = &tokens[tokens.len().saturating_sub(context)..];
+            let grammar = Grammar::default().after(&tokens[self.prompt.len()..]);
             let token = model.next(uniform(self.seed, tokens.len() as u64), history);
+            let token = constrain(token, |token| !self.constrained || grammar.allows(token));
             let answer = |tokens: &[u32]| tokens[self.prompt.len()..].to_vec();
             if self.stop_ids.contains(&token) {
                 return (answer(&tokens), FinishReason::Stop);
@@ -80,13 +138,19 @@ struct Simulator {
     /// Batches before each stage, with what the stage before made of them.
     queues: Vec<VecDeque<(Batch, Option<Hidden>)>>,
     answers: BTreeMap<SequenceId, Answer>,
+    /// Batches that may be in flight.
+    depth: usize,
+    /// Batches that verified guesses, and all.
+    verified: usize,
+    steps: usize,
 }
 
 impl Simulator {
     fn new(config: SchedulerConfig) -> Self {
-        let stages = ToyStage::row(config.depth, config.pages, config.page_tokens);
-        let queues = vec![VecDeque::new(); config.depth];
-        Self { scheduler: Scheduler::new(config.clone()), config, stages, queues, answers: BTreeMap::new() }
+        let stages = ToyStage::row(config.stages, config.pages, config.page_tokens);
+        let queues = vec![VecDeque::new(); config.stages];
+        let (scheduler, depth) = (Scheduler::new(config.clone()), config.stages);
+        Self { scheduler, config, stages, queues, answers: BTreeMap::new(), depth, verified: 0, steps: 0 }
     }
 
     fn add(&mut self, sequence: NewSequence) -> Result<SequenceId, RequestError> {
@@ -99,6 +163,10 @@ impl Simulator {
     fn submit(&mut self) -> bool {
         let batch = self.scheduler.next_batch();
         let found = batch.is_some();
+        let verifies =
+            |batch: &Batch| batch.sequences.iter().any(|s| self.scheduler.phase(s.id) == Some(Phase::Verify));
+        self.verified += usize::from(batch.as_ref().is_some_and(verifies));
+        self.steps += usize::from(found);
         self.queues[0].extend(batch.map(|batch| (batch, None)));
         self.check();
         found
@@ -127,6 +195,27 @@ impl Simulator {
         true
     }
 
+    /// How many batches may be in flight from now on.
+    fn set_depth(&mut self, depth: usize) {
+        self.depth = depth.max(self.config.stages);
+        self.scheduler.set_depth(depth);
+    }
+
+    /// Replaces a stage by one whose cache is empty. Batches before the later stages are not computed any more, or are, as
+    /// `late` says: those on the way may still reach the stages, but no result of theirs is heard of.
+    fn lose(&mut self, stage: usize, late: bool) {
+        let config = &self.config;
+        self.stages[stage] = ToyStage::new(stage, config.stages, config.pages, config.page_tokens);
+        for (i, queue) in self.queues.iter_mut().enumerate() {
+            for (batch, input) in queue.drain(..).filter(|(batch, _)| late && batch.follows.is_none()) {
+                self.stages[i].run(&batch, input).unwrap();
+            }
+        }
+        self.scheduler.forget_cache();
+        self.check();
+        assert_eq!(self.scheduler.pool().used(), 0);
+    }
+
     fn cancel(&mut self, id: SequenceId) {
         let events = self.scheduler.cancel(id);
         self.take(events);
@@ -153,7 +242,12 @@ impl Simulator {
     /// What holds at every moment.
     fn check(&self) {
         let in_flight: Vec<_> = self.queues.iter().rev().flatten().map(|(batch, _)| batch).collect();
-        assert!(in_flight.len() <= self.config.depth + usize::from(self.config.ahead));
+        // The depth may have been larger when they were handed out.
+        assert!(in_flight.len() <= MAX_DEPTH + 1);
+        if self.depth == MAX_DEPTH {
+            let extra = usize::from(self.config.queues || self.config.chains);
+            assert!(in_flight.len() <= self.depth + extra);
+        }
         let mut owners = BTreeMap::new();
         let mut ends = BTreeMap::new();
         for batch in in_flight {
@@ -179,7 +273,11 @@ impl Simulator {
 
     /// Runs until nothing is left to do.
     fn finish(&mut self) {
-        while self.submit() || self.advance(0, false) {}
+        let mut turns = 0;
+        while self.submit() || self.advance(0, false) {
+            turns += 1;
+            assert!(turns < 20_000, "it goes on for ever: {:?}", self.scheduler);
+        }
         let stats = self.scheduler.stats();
         assert_eq!((stats.running, stats.waiting, stats.pages_used), (0, 0, 0));
     }
@@ -189,76 +287,149 @@ fn device_error() -> StageError {
     StageError::Backend(kimi_quant::BackendError::Device("test".into()))
 }
 
+/// Most batches in flight in the simulations.
+const MAX_DEPTH: usize = 7;
+
 fn arrival() -> impl Strategy<Value = Arrival> {
-    (
+    let request = (
         0..60u64,
         prop::collection::vec(0..VOCAB, 1..40),
         prop::option::of(1..20u32),
         prop::collection::vec(0..VOCAB, 0..6),
         any::<u64>(),
+    );
+    let events = (
         prop::option::weighted(0.2, 0..30u64),
-    )
-        .prop_map(|(at, prompt, max_tokens, stop_ids, seed, cancel_after)| Arrival {
+        prop::bool::weighted(0.3),
+        prop::option::weighted(0.4, 0..5u64),
+        prop::option::weighted(0.2, (0..40u64, 1..60u64)),
+    );
+    (request, events).prop_map(
+        |((at, prompt, max_tokens, stop_ids, seed), (cancel_after, constrained, guessed, pause))| Arrival {
             at,
             prompt,
             max_tokens,
             stop_ids,
             seed,
             cancel_after,
-        })
-}
-
-fn config() -> impl Strategy<Value = SchedulerConfig> {
-    let depth = prop_oneof![(1..5usize).prop_map(|depth| (depth, false)), Just((1, true))];
-    (2..64usize, 1..16u32, 1..9usize, 1..40usize, 1..8usize, depth).prop_map(
-        |(context_tokens, pages, page_tokens, token_budget, max_sequences, (depth, ahead))| SchedulerConfig {
-            context_tokens,
-            pages,
-            page_tokens,
-            token_budget,
-            max_sequences,
-            depth,
-            ahead,
+            constrained,
+            guessed,
+            pause,
         },
     )
 }
 
+fn config() -> impl Strategy<Value = SchedulerConfig> {
+    let stages = prop_oneof![
+        (1..5usize, any::<bool>()).prop_map(|(stages, queues)| (stages, queues, false)),
+        any::<bool>().prop_map(|queues| (1, queues, true))
+    ];
+    (2..64usize, 1..16u32, 1..9usize, 1..40usize, 1..8usize, stages, 0..9usize).prop_map(
+        |(context_tokens, pages, page_tokens, token_budget, max_sequences, stages, max_drafts)| {
+            let (stages, queues, chains) = stages;
+            SchedulerConfig {
+                context_tokens,
+                pages,
+                page_tokens,
+                token_budget,
+                max_sequences,
+                stages,
+                queues,
+                chains,
+                max_drafts,
+            }
+        },
+    )
+}
+
+/// What becomes of one schedule besides its arrivals.
+#[derive(Debug, Clone)]
+struct Events {
+    /// Tokens back that penalties look.
+    context: usize,
+    /// About every so many batches one fails.
+    failure_in: Option<u64>,
+    /// About every so many ticks a stage is lost.
+    loss_in: Option<u64>,
+    chance: u64,
+}
+
+fn events() -> impl Strategy<Value = Events> {
+    (
+        prop_oneof![Just(0), 0..30usize],
+        prop::option::weighted(0.2, 5..50u64),
+        prop::option::weighted(0.4, 4..60u64),
+        any::<u64>(),
+    )
+        .prop_map(|(context, failure_in, loss_in, chance)| Events {
+            context,
+            failure_in,
+            loss_in,
+            chance,
+        })
+}
+
+/// Runs a schedule; returns the simulator and what each sequence would get alone.
+fn simulate(
+    config: &SchedulerConfig,
+    arrivals: &[Arrival],
+    events: &Events,
+) -> (Simulator, BTreeMap<SequenceId, (Vec<u32>, FinishReason)>) {
+    let mut simulator = Simulator::new(config.clone());
+    let mut expected = BTreeMap::new();
+    let (mut cancels, mut pauses) = (Vec::new(), Vec::new());
+    for tick in 0..200 {
+        let chance = mix(events.chance, tick);
+        for arrival in arrivals.iter().filter(|a| a.at == tick) {
+            let fits = arrival.prompt.len() < config.limit();
+            let alone = match fits {
+                true => arrival.alone(config.stages, config.limit(), events.context),
+                false => (Vec::new(), FinishReason::Length),
+            };
+            let added = simulator.add(arrival.sequence(events.context, &alone.0));
+            assert_eq!(added.is_ok(), fits, "{added:?}");
+            if let Ok(id) = added {
+                expected.insert(id, alone);
+                cancels.extend(arrival.cancel_after.map(|after| (tick + after, id)));
+                pauses.extend(arrival.pause.map(|(after, time)| (tick + after, tick + after + time, id)));
+            }
+        }
+        cancels.iter().filter(|(at, _)| *at == tick).for_each(|(_, id)| simulator.cancel(*id));
+        for &(from, to, id) in &pauses {
+            if tick == from || tick == to {
+                simulator.scheduler.set_paused(id, tick == from);
+            }
+        }
+        if chance.is_multiple_of(7) {
+            simulator.set_depth((chance >> 16) as usize % (MAX_DEPTH + 1));
+            simulator.scheduler.set_prompt_tokens((chance >> 20) as usize % 50);
+        }
+        if events.loss_in.is_some_and(|n| (chance >> 24).is_multiple_of(n)) {
+            simulator.lose((chance >> 32) as usize % config.stages, chance.is_multiple_of(2));
+        }
+        if !chance.is_multiple_of(3) {
+            simulator.submit();
+        }
+        if !chance.is_multiple_of(5) {
+            let fail = events.failure_in.is_some_and(|n| chance.is_multiple_of(n));
+            simulator.advance(chance >> 8, fail);
+        }
+    }
+    pauses.iter().for_each(|(_, _, id)| simulator.scheduler.set_paused(*id, false));
+    simulator.finish();
+    (simulator, expected)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(600))]
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     #[test]
     fn every_sequence_gets_the_tokens_it_would_get_alone(
         config in config(),
         arrivals in prop::collection::vec(arrival(), 1..14),
-        context in prop_oneof![Just(0), 0..30usize],
-        failure_in in prop::option::weighted(0.3, 5..50u64),
-        chance in any::<u64>(),
+        events in events(),
     ) {
-        let mut simulator = Simulator::new(config.clone());
-        let mut expected = BTreeMap::new();
-        let mut cancels = Vec::new();
-        for tick in 0..200 {
-            let chance = mix(chance, tick);
-            for arrival in arrivals.iter().filter(|a| a.at == tick) {
-                let fits = arrival.prompt.len() < config.limit();
-                let added = simulator.add(arrival.sequence(context));
-                prop_assert_eq!(added.is_ok(), fits, "{:?}", added);
-                if let Ok(id) = added {
-                    expected.insert(id, arrival.alone(config.depth, config.limit(), context));
-                    cancels.extend(arrival.cancel_after.map(|after| (tick + after, id)));
-                }
-            }
-            cancels.iter().filter(|(at, _)| *at == tick).for_each(|(_, id)| simulator.cancel(*id));
-            if !chance.is_multiple_of(3) {
-                simulator.submit();
-            }
-            if !chance.is_multiple_of(5) {
-                let fail = failure_in.is_some_and(|n| chance.is_multiple_of(n));
-                simulator.advance(chance >> 8, fail);
-            }
-        }
-        simulator.finish();
-
+        let (simulator, expected) = simulate(&config, &arrivals, &events);
         for (id, answer) in &simulator.answers {
             let (tokens, reason) = &expected[id];
             let generated = answer.tokens.len() as u32;
@@ -284,8 +455,10 @@ const DEFAULTS: SchedulerConfig = SchedulerConfig {
     page_tokens: 16,
     token_budget: 512,
     max_sequences: 32,
-    depth: 1,
-    ahead: false,
+    stages: 1,
+    queues: false,
+    chains: false,
+    max_drafts: 8,
 };
 
 fn prompt(tokens: usize, max_tokens: u32) -> NewSequence {
@@ -296,6 +469,8 @@ fn prompt(tokens: usize, max_tokens: u32) -> NewSequence {
         max_tokens: Some(max_tokens),
         stop_ids: vec![],
         top_logprobs: 0,
+        constraint: None,
+        drafter: None,
     }
 }
 
@@ -307,7 +482,7 @@ fn shares(batch: &Batch) -> Vec<(u64, usize)> {
 /// Completes a batch with token 1 for each sequence that asks for one.
 fn complete(scheduler: &mut Scheduler, batch: &Batch) -> Vec<SequenceEvent> {
     let asked = batch.sequences.iter().filter(|s| s.output != Output::None);
-    let outputs = asked.map(|s| SequenceOutput { id: s.id, sampled: Some(Ok(sampled(1))), logits: vec![] });
+    let outputs = asked.map(|s| SequenceOutput { id: s.id, sampled: vec![Ok(sampled(1))], logits: vec![] });
     scheduler.complete(batch.step, outputs.collect())
 }
 
@@ -326,15 +501,15 @@ fn a_long_prompt_stalls_nobody() {
     })
     .take(3)
     .collect();
-    // The decoding sequence is in every batch; the short prompt gets its half first.
-    assert_eq!(steps[0], [(0, 1), (2, 256), (1, 255)]);
-    assert_eq!(steps[1], [(0, 1), (2, 44), (1, 467)]);
+    // The decoding sequence is in every batch; the older prompt gets its half, the short one the other.
+    assert_eq!(steps[0], [(0, 1), (1, 256), (2, 255)]);
+    assert_eq!(steps[1], [(0, 1), (1, 466), (2, 45)]);
     assert_eq!(steps[2], [(0, 1), (2, 1), (1, 510)]);
 }
 
 #[test]
 fn chunks_of_a_prompt_follow_each_other_through_the_stages() {
-    let mut scheduler = Scheduler::new(SchedulerConfig { depth: 3, ..DEFAULTS });
+    let mut scheduler = Scheduler::new(SchedulerConfig { stages: 3, ..DEFAULTS });
     scheduler.add(prompt(1100, 5)).unwrap();
     let batches: Vec<_> = std::iter::from_fn(|| scheduler.next_batch()).collect();
     assert_eq!(batches.iter().map(|b| b.sequences[0].start).collect::<Vec<_>>(), [0, 512, 1024]);
@@ -348,7 +523,7 @@ fn chunks_of_a_prompt_follow_each_other_through_the_stages() {
 
 #[test]
 fn decoding_sequences_are_spread_over_the_stages() {
-    let mut scheduler = Scheduler::new(SchedulerConfig { depth: 2, ..DEFAULTS });
+    let mut scheduler = Scheduler::new(SchedulerConfig { stages: 2, ..DEFAULTS });
     for _ in 0..4 {
         scheduler.add(prompt(10, 100)).unwrap();
     }
@@ -361,7 +536,7 @@ fn decoding_sequences_are_spread_over_the_stages() {
 
 #[test]
 fn a_batch_of_decodes_is_followed_before_it_is_done() {
-    let mut scheduler = Scheduler::new(SchedulerConfig { ahead: true, ..DEFAULTS });
+    let mut scheduler = Scheduler::new(SchedulerConfig { chains: true, ..DEFAULTS });
     let greedy = |tokens, max_tokens| NewSequence {
         params: Arc::new(SamplingParams::greedy()),
         ..prompt(tokens, max_tokens)
@@ -390,7 +565,7 @@ fn a_batch_of_decodes_is_followed_before_it_is_done() {
 
 #[test]
 fn penalties_need_to_know_the_last_token() {
-    let mut scheduler = Scheduler::new(SchedulerConfig { ahead: true, ..DEFAULTS });
+    let mut scheduler = Scheduler::new(SchedulerConfig { chains: true, ..DEFAULTS });
     scheduler.add(prompt(10, 5)).unwrap();
     for _ in 0..2 {
         let batch = scheduler.next_batch().unwrap();
@@ -401,7 +576,7 @@ fn penalties_need_to_know_the_last_token() {
 
 #[test]
 fn the_youngest_gives_up_its_pages_and_loses_nothing() {
-    let config = SchedulerConfig { pages: 4, page_tokens: 4, depth: 2, ..DEFAULTS };
+    let config = SchedulerConfig { pages: 4, page_tokens: 4, stages: 2, ..DEFAULTS };
     let mut simulator = Simulator::new(config);
     for _ in 0..2 {
         simulator.add(prompt(4, 12)).unwrap();
@@ -415,6 +590,9 @@ fn the_youngest_gives_up_its_pages_and_loses_nothing() {
         stop_ids: vec![],
         seed: 1,
         cancel_after: None,
+        constrained: false,
+        guessed: None,
+        pause: None,
     };
     let (tokens, _) = alone.alone(2, 16, 20);
     assert!(simulator.answers.values().all(|answer| answer.tokens == tokens));
@@ -465,12 +643,12 @@ fn a_cancelled_sequence_keeps_its_pages_while_a_batch_uses_them() {
 
 #[test]
 fn a_failed_batch_fails_its_sequences_only() {
-    let mut scheduler = Scheduler::new(SchedulerConfig { depth: 2, max_sequences: 2, ..DEFAULTS });
+    let mut scheduler = Scheduler::new(SchedulerConfig { stages: 2, max_sequences: 2, ..DEFAULTS });
     scheduler.add(prompt(600, 5)).unwrap();
     let first = scheduler.next_batch().unwrap();
     scheduler.add(prompt(10, 5)).unwrap();
     let second = scheduler.next_batch().unwrap();
-    assert_eq!(shares(&second), [(1, 10), (0, 88)]);
+    assert_eq!(shares(&second), [(0, 88), (1, 10)]);
     let events = scheduler.failed(first.step, &device_error());
     assert!(matches!(events[..], [SequenceEvent::Failed { id: SequenceId(0), .. }]), "{events:?}");
     assert!(scheduler.failed(first.step, &device_error()).is_empty(), "the step is not in flight any more");
@@ -487,4 +665,135 @@ fn a_missing_token_fails_the_sequence() {
     let events = scheduler.complete(batch.step, vec![]);
     assert!(matches!(events[..], [SequenceEvent::Failed { .. }]), "{events:?}");
     assert_eq!(scheduler.pool().used(), 0);
+}
+
+/// Steps until `done`, each completed before the next; the shares of each.
+fn run_until(scheduler: &mut Scheduler, mut done: impl FnMut(&Batch) -> bool) -> Vec<Vec<(u64, usize)>> {
+    let mut steps = Vec::new();
+    loop {
+        let batch = scheduler.next_batch().expect("something to do");
+        complete(scheduler, &batch);
+        steps.push(shares(&batch));
+        assert!(steps.len() < 10_000, "it never came");
+        if done(&batch) {
+            return steps;
+        }
+    }
+}
+
+#[test]
+fn a_short_prompt_is_done_at_once_beside_long_ones() {
+    let mut scheduler = Scheduler::new(DEFAULTS);
+    for _ in 0..24 {
+        scheduler.add(prompt(1500, 100)).unwrap();
+    }
+    let first = scheduler.next_batch().unwrap();
+    let id = scheduler.add(prompt(20, 100)).unwrap();
+    complete(&mut scheduler, &first);
+    let batch = scheduler.next_batch().unwrap();
+    let slice = batch.sequences.iter().find(|s| s.id == id).expect("it is in the next batch");
+    assert!(slice.tokens.len() == 20 && slice.output != Output::None);
+}
+
+#[test]
+fn a_waiting_prompt_is_passed_by_no_more_pages_than_it_needs() {
+    // 64 pages of 16 tokens. One sequence holds half of them; another needs 40.
+    let mut scheduler = Scheduler::new(SchedulerConfig { pages: 64, ..DEFAULTS });
+    scheduler.add(prompt(500, 400)).unwrap();
+    run_until(&mut scheduler, |_| true);
+    let large = scheduler.add(prompt(640, 1)).unwrap();
+    let mut passed = 0;
+    let mut admitted = BTreeSet::new();
+    for _ in 0..200 {
+        let small = scheduler.add(prompt(60, 1)).unwrap();
+        let batch = scheduler.next_batch().unwrap();
+        if batch.sequences.iter().any(|s| s.id == large) {
+            break;
+        }
+        let new = batch.sequences.iter().filter(|s| s.id >= small && admitted.insert(s.id)).count();
+        passed += 4 * new;
+        complete(&mut scheduler, &batch);
+    }
+    assert_eq!(
+        passed, 40,
+        "small ones pass, of four pages each, until that is as much as the large one needs"
+    );
+}
+
+#[test]
+fn decoding_sequences_find_a_place_beside_prompts() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { stages: 3, ..DEFAULTS });
+    scheduler.add(prompt(10, 100)).unwrap();
+    run_until(&mut scheduler, |_| true);
+    scheduler.set_prompt_tokens(40);
+    scheduler.add(prompt(5000, 1)).unwrap();
+    let mut batches: VecDeque<_> = std::iter::from_fn(|| scheduler.next_batch()).collect();
+    assert_eq!(
+        batches.iter().map(shares).collect::<Vec<_>>(),
+        [vec![(0, 1), (1, 40)], vec![(1, 40)], vec![(1, 40)]]
+    );
+    for _ in 0..20 {
+        complete(&mut scheduler, &batches.pop_front().unwrap());
+        batches.extend(std::iter::from_fn(|| scheduler.next_batch()));
+        let prompts = batches.iter().filter(|batch| !shares(batch).contains(&(0, 1))).count();
+        assert!(prompts < 3 && batches.iter().any(|batch| shares(batch).contains(&(0, 1))));
+        assert!(batches.iter().all(|batch| batch.tokens() <= 41));
+    }
+}
+
+#[test]
+fn a_prompt_alone_is_not_cut() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { stages: 2, queues: true, ..DEFAULTS });
+    scheduler.set_prompt_tokens(40);
+    scheduler.add(prompt(5000, 1)).unwrap();
+    let batches: Vec<_> = std::iter::from_fn(|| scheduler.next_batch()).collect();
+    assert_eq!(batches.iter().map(Batch::tokens).collect::<Vec<_>>(), [512; 3], "one more than stages");
+}
+
+#[test]
+fn a_paused_sequence_rests_and_goes_on() {
+    let mut scheduler = Scheduler::new(SchedulerConfig { pages: 4, page_tokens: 4, ..DEFAULTS });
+    let (slow, quick) = (scheduler.add(prompt(4, 12)).unwrap(), scheduler.add(prompt(4, 5)).unwrap());
+    let first = scheduler.next_batch().unwrap();
+    scheduler.set_paused(slow, true);
+    assert_eq!(complete(&mut scheduler, &first).len(), 2, "a token that was under way comes");
+    while let Some(batch) = scheduler.next_batch() {
+        assert_eq!(shares(&batch), [(quick.0, 1)]);
+        complete(&mut scheduler, &batch);
+    }
+    assert!(!scheduler.is_active());
+    let large = scheduler.add(prompt(14, 1)).unwrap();
+    let batch = scheduler.next_batch().unwrap();
+    assert_eq!(shares(&batch), [(large.0, 14)], "others may have its pages");
+    complete(&mut scheduler, &batch);
+    scheduler.set_paused(slow, false);
+    let batch = scheduler.next_batch().unwrap();
+    assert_eq!(shares(&batch), [(slow.0, 5)], "it is computed again");
+}
+
+#[test]
+fn guesses_that_come_true_save_steps() {
+    let tokens = |guessed| {
+        let config = SchedulerConfig { stages: 2, ..DEFAULTS };
+        let arrival = Arrival {
+            at: 0,
+            prompt: vec![3, 1, 4],
+            max_tokens: Some(60),
+            stop_ids: vec![],
+            seed: 9,
+            cancel_after: None,
+            constrained: true,
+            guessed,
+            pause: None,
+        };
+        let events = Events { context: 5, failure_in: None, loss_in: None, chance: 1 };
+        let (simulator, expected) = simulate(&config, &[arrival], &events);
+        let (id, answer) = simulator.answers.iter().next().unwrap();
+        assert_eq!(answer.tokens, expected[id].0);
+        (simulator.verified, simulator.steps)
+    };
+    let (plain, some, all) = (tokens(None), tokens(Some(2)), tokens(Some(4)));
+    assert_eq!(plain, (0, 60));
+    assert!(some.0 > 5 && some.1 < 50, "{some:?}");
+    assert!(all.0 > 5 && all.1 < 25, "{all:?}");
 }

@@ -9,26 +9,43 @@ use bytes::Bytes;
 use checkpoints::random::{fixed, write};
 use kimi_core::batch::{Batch, Output, Sampling, SequenceId, SequenceSlice};
 use kimi_core::checkpoint::Checkpoint;
+use kimi_core::constraint::{Constrained, Constraint};
 use kimi_core::sampler::{RawSamplingParams, SampleError, SamplingParams};
 use kimi_core::stage::{CacheConfig, Hidden, SequenceOutput, Stage, StageOutput};
 use kimi_quant::{Backend, Cpu};
 
 const TOKENS: usize = 3;
 
-fn sampling(raw: RawSamplingParams, uniform: f32, allowed: Option<&[u32]>) -> Output {
-    let params = Arc::new(SamplingParams::new(raw).unwrap());
-    let allowed = allowed.map(Arc::from);
-    Output::Sample(Sampling { params, history: vec![1, 2], uniform, top_logprobs: 3, allowed })
+/// Allows the tokens of a mask, whatever came before.
+#[derive(Debug)]
+struct Only(Arc<[u32]>);
+
+impl Constraint for Only {
+    fn accept(&mut self, _: u32) {}
+
+    fn mask(&mut self, _: &[u32]) -> Option<Arc<[u32]>> {
+        Some(self.0.clone())
+    }
 }
 
-/// Seven sequences of three tokens through the last stage; the activations of the second are damaged.
+fn choice(raw: RawSamplingParams, uniform: f32, allowed: Option<&[u32]>) -> Sampling {
+    let params = Arc::new(SamplingParams::new(raw).unwrap());
+    let allowed = allowed.map(|words| Constrained::new(Only(Arc::from(words))).mask(&[]));
+    Sampling { params, history: vec![1, 2], uniform, top_logprobs: 3, allowed }
+}
+
+fn sampling(raw: RawSamplingParams, uniform: f32, allowed: Option<&[u32]>) -> Output {
+    Output::Sample(vec![choice(raw, uniform, allowed)])
+}
+
+/// Eight sequences of three tokens through the last stage; the activations of the second are damaged.
 fn mixed_batch<B: Backend>(backend: Arc<B>) -> Vec<SequenceOutput> {
     let mut spec = fixed();
     spec.sizes.layers = 3;
     let folder = tempfile::tempdir().unwrap();
     write(&spec, folder.path());
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let cache = CacheConfig { pages: 7, page_tokens: TOKENS };
+    let cache = CacheConfig { pages: 8, page_tokens: TOKENS };
     let mut stage = Stage::load(&checkpoint, backend, 1..3, cache, &mut |_| {}).unwrap();
     let hot = RawSamplingParams { temperature: 1.5, top_p: 0.9, presence_penalty: 0.5, ..Default::default() };
     let outputs = [
@@ -39,6 +56,10 @@ fn mixed_batch<B: Backend>(backend: Arc<B>) -> Vec<SequenceOutput> {
         sampling(hot, 0.7, None),
         Output::AllLogits,
         sampling(RawSamplingParams::default(), 0.0, Some(&[1 << 5])),
+        Output::Sample(vec![
+            choice(RawSamplingParams::default(), 0.0, Some(&[1 << 4])),
+            choice(RawSamplingParams::default(), 0.0, None),
+        ]),
     ];
     let slice = |(i, output)| SequenceSlice {
         id: SequenceId(10 + i as u64),
@@ -55,9 +76,9 @@ fn mixed_batch<B: Backend>(backend: Arc<B>) -> Vec<SequenceOutput> {
         // All sequences but the damaged one are the same.
         _ => ((row % TOKENS * 31 + col * 17) % 23) as f32 / 23.0 - 0.5,
     };
-    let values = (0..7 * TOKENS).flat_map(|row| (0..cols).map(move |col| value(row, col).to_le_bytes()));
+    let values = (0..8 * TOKENS).flat_map(|row| (0..cols).map(move |col| value(row, col).to_le_bytes()));
     let data = Bytes::from(values.flatten().collect::<Vec<u8>>());
-    let hidden = Hidden { rows: 7 * TOKENS, cols, data };
+    let hidden = Hidden { rows: 8 * TOKENS, cols, data };
     match stage.forward(&batch, Some(hidden), None).unwrap() {
         StageOutput::Sequences(outputs) => outputs,
         StageOutput::Hidden(_) => panic!("the last stage returned activations"),
@@ -66,21 +87,24 @@ fn mixed_batch<B: Backend>(backend: Arc<B>) -> Vec<SequenceOutput> {
 
 fn check(outputs: &[SequenceOutput]) {
     let ids: Vec<u64> = outputs.iter().map(|o| o.id.0).collect();
-    assert_eq!(ids, [10, 11, 12, 14, 15, 16]);
-    let [greedy, damaged, last, hot, all, only] = outputs else { panic!("{outputs:?}") };
-    let error = damaged.sampled.as_ref().unwrap().as_ref().unwrap_err();
+    assert_eq!(ids, [10, 11, 12, 14, 15, 16, 17]);
+    let [greedy, damaged, last, hot, all, only, two] = outputs else { panic!("{outputs:?}") };
+    let error = damaged.sampled[0].as_ref().unwrap_err();
     assert!(matches!(error, SampleError::NotFinite { .. }), "{error}");
-    assert!(greedy.logits.is_empty() && last.sampled.is_none() && all.sampled.is_none());
+    assert!(greedy.logits.is_empty() && last.sampled.is_empty() && all.sampled.is_empty());
     assert_eq!(all.logits.len(), TOKENS * last.logits.len());
     assert_eq!(all.logits[2 * last.logits.len()..], last.logits);
-    let sampled = greedy.sampled.as_ref().unwrap().as_ref().unwrap();
+    let sampled = greedy.sampled[0].as_ref().unwrap();
     let likeliest = last.logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     assert_eq!(last.logits[sampled.token as usize], likeliest);
     assert_eq!(sampled.top.len(), 3);
-    assert!(hot.sampled.as_ref().unwrap().is_ok());
-    let only = only.sampled.as_ref().unwrap().as_ref().unwrap();
+    assert!(hot.sampled[0].is_ok());
+    let only = only.sampled[0].as_ref().unwrap();
     assert_eq!((only.token, only.logprob), (5, 0.0));
     assert_ne!(sampled.token, 5);
+    let [Ok(masked), Ok(plain)] = &two.sampled[..] else { panic!("{two:?}") };
+    assert_eq!((masked.token, masked.logprob), (4, 0.0), "the row before the last has its own mask");
+    assert_eq!(plain, sampled);
 }
 
 #[test]
@@ -102,7 +126,7 @@ fn a_mixed_batch_on_a_gpu() {
     let found = mixed_batch(Arc::new(gpu));
     check(&found);
     for (found, expected) in found.iter().zip(mixed_batch(Arc::new(Cpu::new()))) {
-        if let (Some(Ok(found)), Some(Ok(expected))) = (&found.sampled, &expected.sampled) {
+        if let ([Ok(found)], [Ok(expected)]) = (&found.sampled[..], &expected.sampled[..]) {
             assert_eq!(found.token, expected.token);
             assert!((found.logprob - expected.logprob).abs() < 1e-4, "{found:?} {expected:?}");
         }

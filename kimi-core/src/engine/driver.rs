@@ -4,24 +4,37 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{EngineError, State, TokenEvent, Usage};
-use crate::batch::SequenceId;
-use crate::pipeline::{Pipeline, PipelineError, PipelineInput, PipelineOutput, StepOutput};
+use super::pace::Pace;
+use super::{EngineConfig, EngineError, LostStage, StageStats, State, TokenEvent, Usage};
+use crate::batch::{Batch, SequenceId};
+use crate::constraint::Mask;
+use crate::pipeline::{Pipeline, PipelineError, PipelineEvent, StepOutput};
 use crate::scheduler::{
-    NewSequence, Scheduler, SchedulerConfig, SchedulerStats, SequenceError, SequenceEvent,
+    NewSequence, Phase, Scheduler, SchedulerConfig, SchedulerStats, SequenceError, SequenceEvent,
 };
+use crate::stage::StageRunner;
 
 /// What the engine's thread waits for.
-#[derive(Debug)]
 pub(super) enum Message {
     Submit(Box<Submission>),
     /// By ticket.
     Cancel(u64),
-    Step(Result<StepOutput, PipelineError>),
+    /// By ticket.
+    SetPaused(u64, bool),
+    Pipeline(PipelineEvent),
+    Replace {
+        stage: usize,
+        runner: Box<dyn StageRunner>,
+        done: Sender<Result<(), PipelineError>>,
+    },
+    /// Is told of losses.
+    RecoverWith(Sender<LostStage>),
+    /// A lost stage will not be replaced.
+    GiveUp(String),
     Shutdown,
 }
 
@@ -118,26 +131,55 @@ pub(super) struct Driver {
     // Before the pipeline, so that sinks are told of the end before stages are waited for.
     requests: HashMap<SequenceId, Running>,
     messages: Receiver<Message>,
-    pipeline: PipelineInput,
+    pipeline: Pipeline,
     state: Arc<State>,
+    pace: Pace,
+    token_budget: usize,
+    /// Batches in flight.
+    submitted: HashMap<u64, Submitted>,
+    /// Whether the stages were told that sequences are running.
+    active: bool,
+    masks: Option<Sender<Mask>>,
+    recovery: Duration,
+    /// Lost stages, and when they are given up.
+    lost: Vec<(usize, Instant)>,
+    losses: Option<Sender<LostStage>>,
+}
+
+/// A batch in flight.
+struct Submitted {
+    at: Instant,
+    prompt_tokens: usize,
 }
 
 impl Driver {
     /// Starts the thread; the receiver is disconnected when it has ended.
     pub(super) fn spawn(
         pipeline: Pipeline,
+        config: &EngineConfig,
         limits: &SchedulerConfig,
         state: Arc<State>,
-        mailbox: &Sender<Message>,
         messages: Receiver<Message>,
     ) -> io::Result<Receiver<()>> {
         let (alive, thread) = mpsc::channel();
-        let (pipeline, results) = pipeline.split();
-        let scheduler = Scheduler::new(limits.clone());
-        state.stats().stage_busy = vec![Default::default(); pipeline.depth()];
-        let driver = Self { scheduler, requests: HashMap::new(), messages, pipeline, state };
-        let mailbox = mailbox.clone();
-        thread::Builder::new().name("kimi-steps".into()).spawn(move || forward(results, &mailbox))?;
+        let stages = pipeline.spans().len();
+        let driver = Self {
+            scheduler: Scheduler::new(limits.clone()),
+            requests: HashMap::new(),
+            messages,
+            pipeline,
+            state,
+            pace: Pace::new(stages, config.prompt_time),
+            token_budget: limits.token_budget,
+            submitted: HashMap::new(),
+            active: false,
+            masks: None,
+            recovery: config.recovery,
+            lost: Vec::new(),
+            losses: None,
+        };
+        driver.state.stats().stages = vec![StageStats::default(); stages];
+        driver.publish();
         thread::Builder::new().name("kimi-engine".into()).spawn(move || driver.run(alive))?;
         Ok(thread)
     }
@@ -154,11 +196,13 @@ impl Driver {
 
     fn serve(&mut self) -> Stop {
         loop {
-            if let Err(stop) = self.submit_batches() {
-                return stop;
-            }
-            self.state.stats().scheduler = self.scheduler.stats();
-            let Ok(message) = self.messages.recv() else { return Stop("nobody uses it".into()) };
+            self.submit_batches();
+            self.set_active(self.scheduler.is_active());
+            self.publish();
+            let message = match self.next_message() {
+                Ok(message) => message,
+                Err(stop) => return stop,
+            };
             if let Err(stop) = self.handle(message) {
                 return stop;
             }
@@ -171,28 +215,145 @@ impl Driver {
         }
     }
 
-    fn submit_batches(&mut self) -> Result<(), Stop> {
+    fn next_message(&mut self) -> Result<Message, Stop> {
+        let Some((stage, until)) = self.lost.iter().min_by_key(|(_, until)| *until) else {
+            return self.messages.recv().map_err(|_| Stop("nobody uses it".into()));
+        };
+        let wait = until.saturating_duration_since(Instant::now());
+        self.messages.recv_timeout(wait).map_err(|error| match error {
+            RecvTimeoutError::Disconnected => Stop("nobody uses it".into()),
+            RecvTimeoutError::Timeout => {
+                let reason = self.state.stats().stages[*stage].lost.clone().unwrap_or_default();
+                Stop(format!("{reason}; no other stage came within {} s", self.recovery.as_secs_f64()))
+            }
+        })
+    }
+
+    fn publish(&self) {
+        let mut stats = self.state.stats();
+        stats.scheduler = self.scheduler.stats();
+        stats.depth = self.pace.depth();
+        stats.prompt_tokens = self.pace.prompt_tokens(self.token_budget);
+    }
+
+    /// Gives the pipeline all batches that it can have. None while a stage is lost.
+    fn submit_batches(&mut self) {
+        if !self.lost.is_empty() {
+            return;
+        }
+        self.scheduler.set_depth(self.pace.depth());
+        self.scheduler.set_prompt_tokens(self.pace.prompt_tokens(self.token_budget));
         while let Some(batch) = self.scheduler.next_batch() {
-            let now = Instant::now();
+            self.set_active(true);
+            let at = Instant::now();
+            let mut prompt_tokens = 0;
             for slice in &batch.sequences {
+                if self.scheduler.phase(slice.id) == Some(Phase::Prompt) {
+                    prompt_tokens += slice.tokens.len();
+                }
                 if let Some(request) = self.requests.get_mut(&slice.id) {
-                    request.started.get_or_insert(now);
+                    request.started.get_or_insert(at);
                 }
             }
-            self.pipeline.submit(batch).map_err(|e| Stop(e.to_string()))?;
+            self.submitted.insert(batch.step, Submitted { at, prompt_tokens });
+            self.compute_masks(&batch);
+            self.pipeline.submit(batch);
         }
-        Ok(())
+    }
+
+    /// Has the batch's masks computed while its forward pass runs. Whoever samples would compute them otherwise.
+    fn compute_masks(&mut self, batch: &Batch) {
+        for mask in batch.masks() {
+            let masks = self.masks.get_or_insert_with(|| {
+                let (masks, source) = mpsc::channel::<Mask>();
+                let compute = move || {
+                    for mask in source {
+                        mask.words();
+                    }
+                };
+                if let Err(error) = thread::Builder::new().name("kimi-masks".into()).spawn(compute) {
+                    tracing::warn!(%error, "no thread for masks: they are computed where tokens are chosen");
+                }
+                masks
+            });
+            let _ = masks.send(mask.clone());
+        }
+    }
+
+    fn set_active(&mut self, active: bool) {
+        if active != self.active {
+            self.active = active;
+            self.pipeline.set_active(active);
+        }
     }
 
     fn handle(&mut self, message: Message) -> Result<(), Stop> {
         match message {
             Message::Submit(submission) => self.add(*submission),
-            Message::Cancel(ticket) => self.cancel(ticket),
-            Message::Step(Ok(step)) => return self.step(step),
-            Message::Step(Err(error)) => return Err(Stop(error.to_string())),
+            Message::Cancel(ticket) => {
+                let event = self.find(ticket).and_then(|id| self.scheduler.cancel(id));
+                self.tell(event);
+            }
+            Message::SetPaused(ticket, paused) => {
+                if let Some(id) = self.find(ticket) {
+                    self.scheduler.set_paused(id, paused);
+                }
+            }
+            Message::Pipeline(PipelineEvent::Step(output)) => self.step(output),
+            Message::Pipeline(PipelineEvent::Lost { stage, error }) => {
+                return self.lose(stage, error.to_string());
+            }
+            Message::Replace { stage, runner, done } => {
+                // Whoever asked may not wait for the answer.
+                let _ = done.send(self.replace(stage, runner));
+            }
+            Message::RecoverWith(losses) => {
+                let lost = self.state.lost();
+                lost.into_iter().for_each(|lost| drop(losses.send(lost)));
+                self.losses = Some(losses);
+            }
+            Message::GiveUp(reason) => return Err(Stop(reason)),
             Message::Shutdown => return Err(Stop("it was shut down".into())),
         }
         Ok(())
+    }
+
+    /// Takes the loss of a stage: its device's memory is free afterwards, and all sequences wait.
+    fn lose(&mut self, stage: usize, reason: String) -> Result<(), Stop> {
+        if self.recovery.is_zero() {
+            return Err(Stop(reason));
+        }
+        tracing::error!(stage, reason, "a stage is lost; waiting for another one");
+        self.pipeline.remove(stage).map_err(|error| Stop(error.to_string()))?;
+        self.forget();
+        self.lost.retain(|(lost, _)| *lost != stage);
+        self.lost.push((stage, Instant::now() + self.recovery));
+        let mut stats = self.state.stats();
+        stats.losses += 1;
+        stats.stages[stage].lost = Some(reason.clone());
+        drop(stats);
+        // Nobody may be there to find another one but those who call `replace_stage`.
+        let _ = self.losses.as_ref().map(|losses| losses.send(LostStage { stage, reason }));
+        Ok(())
+    }
+
+    fn replace(&mut self, stage: usize, runner: Box<dyn StageRunner>) -> Result<(), PipelineError> {
+        self.pipeline.replace(stage, runner)?;
+        self.forget();
+        self.lost.retain(|(lost, _)| *lost != stage);
+        self.state.stats().stages[stage].lost = None;
+        self.active = false; // the new one has to be told
+        tracing::info!(stage, "a stage was replaced");
+        Ok(())
+    }
+
+    fn forget(&mut self) {
+        self.submitted.clear();
+        self.scheduler.forget_cache();
+    }
+
+    fn find(&self, ticket: u64) -> Option<SequenceId> {
+        self.requests.iter().find(|(_, request)| request.ticket == ticket).map(|(id, _)| *id)
     }
 
     fn add(&mut self, Submission { ticket, at, sink, sequence }: Submission) {
@@ -208,30 +369,27 @@ impl Driver {
         }
     }
 
-    fn cancel(&mut self, ticket: u64) {
-        let found = self.requests.iter().find(|(_, request)| request.ticket == ticket);
-        let Some((&id, _)) = found else { return };
-        let event = self.scheduler.cancel(id);
-        self.tell(event);
-    }
-
-    fn step(&mut self, output: StepOutput) -> Result<(), Stop> {
+    fn step(&mut self, output: StepOutput) {
         let mut stats = self.state.stats();
         stats.steps += 1;
-        for (busy, time) in stats.stage_busy.iter_mut().zip(&output.stage_times) {
-            *busy += *time;
+        for (stage, time) in stats.stages.iter_mut().zip(&output.times) {
+            stage.steps += 1;
+            stage.time += *time;
         }
         drop(stats);
+        if let (Some(Submitted { at, prompt_tokens }), Ok(_)) =
+            (self.submitted.remove(&output.step), &output.result)
+        {
+            self.pace.step(prompt_tokens, at.elapsed(), &output.times);
+        }
         let events = match output.result {
             Ok(outputs) => self.scheduler.complete(output.step, outputs),
-            Err(error) if error.is_lost() => return Err(Stop(error.to_string())),
             Err(error) => {
                 tracing::error!(step = output.step, %error, "a batch failed");
                 self.scheduler.failed(output.step, &error)
             }
         };
         self.tell(events);
-        Ok(())
     }
 
     fn tell(&mut self, events: impl IntoIterator<Item = SequenceEvent>) {
@@ -257,17 +415,6 @@ impl Driver {
                     request.sink.end(TokenEvent::Failed { error: error.into() });
                 }
             }
-        }
-    }
-}
-
-/// Moves results to the engine's mailbox, so that its thread waits in one place.
-fn forward(mut results: PipelineOutput, mailbox: &Sender<Message>) {
-    loop {
-        let result = results.recv();
-        let stopped = result.is_err();
-        if mailbox.send(Message::Step(result)).is_err() || stopped {
-            return;
         }
     }
 }

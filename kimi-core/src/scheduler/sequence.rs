@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::batch::{Output, PageId, Sampling, SequenceId, SequenceSlice};
+use crate::constraint::{Constrained, Drafter};
 use crate::sampler::{SampleError, Sampled, SamplingParams, uniform};
 use crate::stage::StageError;
 
@@ -21,6 +22,10 @@ pub struct NewSequence {
     pub stop_ids: Vec<u32>,
     /// How many most likely tokens to report beside each sampled one.
     pub top_logprobs: u8,
+    /// Limits the tokens that may be chosen; its own for each sequence.
+    pub constraint: Option<Constrained>,
+    /// Guesses tokens, for steps that verify several.
+    pub drafter: Option<Arc<dyn Drafter>>,
 }
 
 /// Why a sequence is refused: its caller asked for something that can't be done.
@@ -137,20 +142,38 @@ pub(super) enum State {
     Ended,
 }
 
+/// What a sequence's next tokens are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Its cache is being filled: with the prompt, or again with all that it has after it lost its pages.
+    Prompt,
+    /// One token a step.
+    Decode,
+    /// One token and guesses at those after it, all of which the step verifies.
+    Verify,
+}
+
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) state: State,
+    pub(super) phase: Phase,
+    /// Whether its caller takes no more tokens for now: it keeps its pages but gets no turn.
+    pub(super) paused: bool,
     /// The prompt, then what was generated.
     pub(super) tokens: Vec<u32>,
+    /// Guesses that the batch in flight verifies.
+    drafts: Vec<u32>,
     pub(super) pages: Vec<PageId>,
     /// Tokens whose latents are in the pages or on the way there: a prefix of `tokens`, and the one that comes next if its
-    /// batch was made before it is known.
+    /// batch was made before it is known, and drafts.
     pub(super) scheduled: usize,
     /// Batches in flight that use the pages.
     pub(super) in_flight: usize,
     /// Step of the last batch it was part of.
     pub(super) last_step: u64,
+    /// Pages that younger sequences needed which were admitted while it waited.
+    pub(super) passed_by: usize,
     /// Length of `tokens` at which it ends.
     end: usize,
     prompt: usize,
@@ -158,6 +181,8 @@ pub(super) struct Sequence {
     pub(super) params: Arc<SamplingParams>,
     seed: u64,
     top_logprobs: u8,
+    constraint: Option<Constrained>,
+    drafter: Option<Arc<dyn Drafter>>,
 }
 
 impl Sequence {
@@ -167,17 +192,23 @@ impl Sequence {
         Self {
             id,
             state: State::Live,
+            phase: Phase::Prompt,
+            paused: false,
             tokens: new.prompt,
+            drafts: Vec::new(),
             pages: Vec::new(),
             scheduled: 0,
             in_flight: 0,
             last_step: 0,
+            passed_by: 0,
             end,
             prompt,
             stop_ids: new.stop_ids,
             params: new.params,
             seed: new.seed,
             top_logprobs: new.top_logprobs,
+            constraint: new.constraint,
+            drafter: new.drafter,
         }
     }
 
@@ -185,9 +216,19 @@ impl Sequence {
         self.state == State::Live
     }
 
-    /// Tokens that the next batch may take: 1 to decode, more to prefill, 0 while a token is being sampled.
+    /// Whether it gets turns.
+    pub(super) fn runs(&self) -> bool {
+        self.is_live() && !self.paused
+    }
+
+    /// Whether it has had its prompt and gets turns.
+    pub(super) fn decodes(&self) -> bool {
+        self.runs() && self.phase != Phase::Prompt
+    }
+
+    /// Tokens that the next batch may take: of a prompt as many as are left, else 1, or 0 while it is being sampled.
     pub(super) fn pending(&self) -> usize {
-        if self.is_live() { self.tokens.len().saturating_sub(self.scheduled) } else { 0 }
+        if self.runs() { self.tokens.len().saturating_sub(self.scheduled) } else { 0 }
     }
 
     /// Whether the token that is being sampled is its last whatever it is.
@@ -195,33 +236,108 @@ impl Sequence {
         self.tokens.len() + 1 >= self.end
     }
 
+    /// Whether the next choice needs to know the last token: for a penalty that counts it, a constraint, or a draft.
+    pub(super) fn needs_last_token(&self) -> bool {
+        self.params.history_needed() > 0 || self.constraint.is_some() || self.drafter.is_some()
+    }
+
     pub(super) fn generated(&self) -> u32 {
         (self.tokens.len() - self.prompt) as u32
     }
 
-    /// Its share of batch `step`: the next `count` tokens, whose pages are there: pending ones, or the one that is being
-    /// sampled, with a 0 in its place.
+    /// Forgets the cache: everything is to be computed again.
+    pub(super) fn rewind(&mut self) {
+        self.state = State::Live;
+        self.phase = Phase::Prompt;
+        self.drafts.clear();
+        self.pages.clear();
+        self.scheduled = 0;
+        self.in_flight = 0;
+    }
+
+    /// Guesses at most `max` tokens after the pending one, for the next slice to verify; says how many.
+    pub(super) fn draft(&mut self, max: usize) -> usize {
+        // The choice after the last draft is a token too.
+        let max = max.min(self.end.saturating_sub(self.tokens.len() + 1));
+        let mut drafts = match &self.drafter {
+            Some(drafter) if max > 0 => drafter.draft(&self.tokens, max),
+            _ => Vec::new(),
+        };
+        drafts.truncate(max);
+        self.drafts = drafts;
+        self.drafts.len()
+    }
+
+    /// Drops all guesses but the first `count`, for which there is room.
+    pub(super) fn keep_drafts(&mut self, count: usize) {
+        self.drafts.truncate(count);
+    }
+
+    /// Its share of batch `step`: the next `count` tokens of its prompt, or its last token, with a 0 in its place while it
+    /// is being sampled, and the drafts after it. Their pages are there.
     pub(super) fn slice(&mut self, count: usize, step: u64) -> SequenceSlice {
-        let (start, end) = (self.scheduled, self.scheduled + count);
-        self.scheduled = end;
+        let start = self.scheduled;
         self.in_flight += 1;
         self.last_step = step;
-        SequenceSlice {
-            id: self.id,
-            start: start as u32,
-            tokens: (start..end).map(|i| self.tokens.get(i).copied().unwrap_or(0)).collect(),
-            pages: self.pages.clone(),
-            output: if end >= self.tokens.len() { Output::Sample(self.sampling(end)) } else { Output::None },
+        let end = start + count;
+        let mut tokens: Vec<_> = (start..end).map(|i| self.tokens.get(i).copied().unwrap_or(0)).collect();
+        let output = if end >= self.tokens.len() {
+            Output::Sample((0..=self.drafts.len()).map(|i| self.sampling(end + i, i)).collect())
+        } else {
+            Output::None
+        };
+        if !self.drafts.is_empty() {
+            self.phase = Phase::Verify;
+            tokens.extend_from_slice(&self.drafts);
+        }
+        self.scheduled = start + tokens.len();
+        SequenceSlice { id: self.id, start: start as u32, tokens, pages: self.pages.clone(), output }
+    }
+
+    /// Takes the tokens that a batch chose for it: one, or those up to the first that is not as guessed.
+    pub(super) fn accept(
+        &mut self,
+        step: u64,
+        sampled: Vec<Result<Sampled, SampleError>>,
+        events: &mut Vec<SequenceEvent>,
+    ) {
+        let drafts = std::mem::take(&mut self.drafts);
+        let verifies = self.phase == Phase::Verify;
+        self.phase = Phase::Decode;
+        if sampled.len() != drafts.len() + 1 {
+            return self.fail(SequenceError::NoToken { step }, events);
+        }
+        for (i, sampled) in sampled.into_iter().enumerate() {
+            match sampled {
+                Ok(sampled) => {
+                    let as_guessed = drafts.get(i) == Some(&sampled.token);
+                    self.push(sampled, events);
+                    if self.state == State::Ended {
+                        return;
+                    }
+                    if !as_guessed {
+                        break;
+                    }
+                }
+                Err(error) => return self.fail(error.into(), events),
+            }
+        }
+        if verifies {
+            // The last token is not computed yet; slots after it hold rejected drafts, and are written again.
+            self.scheduled = self.tokens.len() - 1;
         }
     }
 
     /// Adds a sampled token, or ends the sequence.
-    pub(super) fn accept(&mut self, sampled: Sampled, events: &mut Vec<SequenceEvent>) {
+    fn push(&mut self, sampled: Sampled, events: &mut Vec<SequenceEvent>) {
         let (id, index) = (self.id, self.generated());
         if self.stop_ids.contains(&sampled.token) {
             self.state = State::Ended;
             events.push(SequenceEvent::Finished { id, reason: FinishReason::Stop, generated: index + 1 });
             return;
+        }
+        if let Some(constraint) = &self.constraint {
+            constraint.accept(sampled.token);
         }
         self.tokens.push(sampled.token);
         events.push(SequenceEvent::Token { id, index, sampled });
@@ -236,21 +352,26 @@ impl Sequence {
         events.push(SequenceEvent::Failed { id: self.id, error, generated: self.generated() });
     }
 
-    /// What chooses the token at `position`. Without a history it need not be the next.
-    fn sampling(&self, position: usize) -> Sampling {
+    /// What chooses the token at `position`, after `drafts` guesses. Where no history is needed the token before it need
+    /// not be known.
+    fn sampling(&self, position: usize, drafts: usize) -> Sampling {
+        let ahead = &self.drafts[..drafts];
         Sampling {
             params: self.params.clone(),
-            history: self.history(),
+            history: self.history(ahead),
             uniform: uniform(self.seed, position as u64),
             top_logprobs: self.top_logprobs,
-            allowed: None,
+            allowed: self.constraint.as_ref().map(|constraint| constraint.mask(ahead)),
         }
     }
 
-    /// The last `repetition_context` tokens of prompt and answer, as mlx-lm counts them for all three penalties; none
-    /// if no penalty is set.
-    fn history(&self) -> Vec<u32> {
-        let first = self.tokens.len().saturating_sub(self.params.history_needed());
-        self.tokens[first..].to_vec()
+    /// The last `repetition_context` tokens of prompt, answer and guesses, as mlx-lm counts them for all three penalties;
+    /// none if no penalty is set.
+    fn history(&self, ahead: &[u32]) -> Vec<u32> {
+        let needed = self.params.history_needed();
+        let own = needed.saturating_sub(ahead.len());
+        let mut history = self.tokens[self.tokens.len().saturating_sub(own)..].to_vec();
+        history.extend(&ahead[ahead.len().saturating_sub(needed)..]);
+        history
     }
 }

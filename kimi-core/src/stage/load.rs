@@ -21,6 +21,12 @@ pub enum LoadError {
     /// The device has no room, or failed.
     #[error(transparent)]
     Backend(#[from] kimi_quant::BackendError),
+    /// The operating system gave no thread.
+    #[error("can't start the stage's thread: {reason}")]
+    Thread {
+        /// What the system said.
+        reason: String,
+    },
     /// It computed nothing when it was tried.
     #[error("the first step failed: {0}")]
     WarmUp(#[source] StageError),

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use kimi_quant::Backend;
 
 use super::started::{Chosen, Started, Wanted};
-use super::{CacheConfig, Finish, Hidden, StageError, StageOutput, StageRunner, StageSpan};
-use crate::batch::{Batch, Output, SequenceSlice};
+use super::{CacheConfig, Compute, Finish, Hidden, StageError, StageOutput, StageResult, StageSpan};
+use crate::batch::{Batch, SequenceSlice};
 use crate::config::ModelConfig;
 use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
 
@@ -45,7 +45,7 @@ impl<B: Backend> Stage<B> {
     /// Computes one batch, showing intermediate values to `trace`.
     ///
     /// # Errors
-    /// As [`StageRunner::run`].
+    /// [`StageError`].
     pub fn forward(
         &mut self,
         batch: &Batch,
@@ -61,7 +61,7 @@ impl<B: Backend> Stage<B> {
     /// stage and the previous one's activations for any other.
     ///
     /// # Errors
-    /// As [`StageRunner::run`].
+    /// [`StageError`].
     pub fn forward_on_device(
         &mut self,
         batch: &Batch,
@@ -120,7 +120,10 @@ impl<B: Backend> Stage<B> {
             || self.wrong(format!("step {} follows {step}, whose tokens are not there", batch.step));
         let chosen = self.chosen.as_ref().filter(|chosen| chosen.step == step).ok_or_else(missing)?;
         let request = |s: &SequenceSlice| match s.tokens.len() {
-            1 => chosen.sequences.iter().position(|id| *id == s.id).map(|i| i as u32).ok_or_else(missing),
+            1 => {
+                let found = chosen.sequences.iter().find(|(id, _)| *id == s.id);
+                found.map(|(_, place)| *place).ok_or_else(missing)
+            }
             n => Err(self
                 .wrong(format!("got {n} tokens of a sequence, expected the one that step {step} chooses"))),
         };
@@ -156,34 +159,35 @@ impl<B: Backend> Stage<B> {
         Ok(self.backend.head(x, rows, &head.norm, &head.lm_head)?)
     }
 
-    /// Starts to choose from the logits `[S, V]` for the sequences that want a token.
+    /// Starts to choose from the logits `[S, V]` for the sequences that want tokens.
     fn choose(&mut self, batch: &Batch, logits: B::Tensor) -> Result<Started<B>, StageError> {
-        let (mut requests, mut wanted) = (Vec::new(), Vec::<Wanted>::new());
+        let (mut requests, mut wanted, mut sequences) = (Vec::new(), Vec::new(), Vec::new());
         let mut row = 0;
         for s in &batch.sequences {
-            let rows = match &s.output {
-                Output::None => continue,
-                Output::Sample(sampling) => {
-                    requests.push(sampling.params.request(row as u32, &sampling.draw()));
-                    1
+            let rows = row..row + s.output_rows().len();
+            row = rows.end;
+            match s.choices() {
+                [] if rows.is_empty() => {}
+                [] => wanted.push((s.id, Wanted::Logits(rows))),
+                choices => {
+                    if choices.len() == 1 {
+                        sequences.push((s.id, requests.len() as u32));
+                    }
+                    let rows = rows.zip(choices);
+                    requests
+                        .extend(rows.map(|(row, choice)| choice.params.request(row as u32, &choice.draw())));
+                    wanted.push((s.id, Wanted::Tokens(choices.len())));
                 }
-                Output::LastLogits => 1,
-                Output::AllLogits => s.tokens.len(),
-            };
-            let samples = matches!(s.output, Output::Sample(_));
-            wanted.push((s.id, (!samples).then_some(row..row + rows)));
-            row += rows;
+            }
         }
         let tokens = match requests.as_slice() {
             [] => None,
             requests => Some(Arc::new(self.backend.start_sample(&logits, requests)?)),
         };
-        if let (Some(tokens), true) = (&tokens, self.runs_ahead()) {
-            let sampling = wanted.iter().filter(|(_, rows)| rows.is_none());
-            let sequences = sampling.map(|(id, _)| *id).collect();
+        if let (Some(tokens), true) = (&tokens, self.chains()) {
             self.chosen = Some(Chosen { step: batch.step, sequences, tokens: tokens.clone() });
         }
-        let logits = wanted.iter().any(|(_, rows)| rows.is_some()).then_some(logits);
+        let logits = wanted.iter().any(|(_, wanted)| matches!(wanted, Wanted::Logits(_))).then_some(logits);
         Ok(Started::Sequences { wanted, tokens, vocabulary: self.config.vocab_size, logits })
     }
 
@@ -207,22 +211,30 @@ impl<B: Backend> Stage<B> {
     }
 }
 
-impl<B: Backend> StageRunner for Stage<B> {
+impl<B: Backend> Compute for Stage<B> {
     fn span(&self) -> StageSpan {
         self.span.clone()
     }
 
-    fn runs_ahead(&self) -> bool {
+    fn queues(&self) -> bool {
+        self.backend.queues()
+    }
+
+    fn chains(&self) -> bool {
         self.span.first && self.span.last && self.backend.queues()
     }
 
     fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
         let backend = self.backend.clone();
         let started = backend.enter(|| self.begin(batch, input, None))?;
-        Ok(Box::new(move || started.finish(&backend)))
+        if backend.queues() {
+            return Ok(Box::new(move || started.finish(&backend)));
+        }
+        let output = backend.enter(|| started.finish(&backend));
+        Ok(Box::new(move || output))
     }
 
-    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> StageResult {
         self.forward(batch, input, None)
     }
 }

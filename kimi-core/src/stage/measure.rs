@@ -15,7 +15,7 @@ impl<B: Backend> Stage<B> {
     /// cache's first pages.
     ///
     /// # Errors
-    /// As [`StageRunner::run`].
+    /// [`StageError`].
     pub fn warm_up(&mut self) -> Result<(), StageError> {
         const PROMPT: usize = 128;
         let CacheConfig { pages, page_tokens } = self.cache;
@@ -32,7 +32,7 @@ impl<B: Backend> Stage<B> {
                 start: 0,
                 tokens: vec![0; tokens],
                 pages: (0..tokens.div_ceil(page_tokens.max(1)) as PageId).collect(),
-                output: Output::Sample(sampling),
+                output: Output::Sample(vec![sampling]),
             };
             let cols = self.config.hidden_size;
             let zeros = || Hidden { rows: tokens, cols, data: floats_to_bytes(vec![0.0; tokens * cols]) };
@@ -47,7 +47,7 @@ impl<B: Backend> Stage<B> {
     /// long contexts.
     ///
     /// # Errors
-    /// As [`StageRunner::run`].
+    /// [`StageError`].
     pub fn fill_cache(&mut self, batch: &Batch) -> Result<(), StageError> {
         let layout = batch.layout(self.cache.page_tokens)?;
         let Geometry { heads, rope, .. } = &self.geometry;

@@ -6,13 +6,18 @@
 //! | `load` | a stage from a checkpoint, if it fits the device |
 //! | `local` | running it on a device of this machine |
 //! | `measure` | what only measurements and a first start need |
+//! | `thread` | the threads that such a stage computes on, so that nobody else waits for it |
 
 mod load;
 mod local;
 mod measure;
 mod started;
+mod thread;
 
+use std::fmt;
 use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -21,6 +26,10 @@ use crate::sampler::{SampleError, Sampled};
 
 pub use load::{CacheConfig, LoadError, device_bytes};
 pub use local::Stage;
+pub use thread::StageThread;
+
+/// Most new tokens in a batch unless told otherwise.
+pub const TOKEN_BUDGET: usize = 512;
 
 /// Which part of the model a stage holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,41 +67,140 @@ pub enum StageOutput {
 pub struct SequenceOutput {
     /// Whose.
     pub id: SequenceId,
-    /// The sampled token, if one was asked for, or why there is none: a sequence fails alone.
-    pub sampled: Option<Result<Sampled, SampleError>>,
+    /// The sampled tokens, as many as were asked for, or why there is none: a sequence fails alone.
+    pub sampled: Vec<Result<Sampled, SampleError>>,
     /// Logits `[rows, V]`, if they were asked for.
     pub logits: Vec<f32>,
 }
 
-/// The end of a batch that was started: waits for its output.
-pub type Finish = Box<dyn FnOnce() -> Result<StageOutput, StageError> + Send>;
+/// Where a step's time went in one stage.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StageTime {
+    /// Behind the steps before it, where the stage is.
+    pub queue: Duration,
+    /// Computing, time behind the step before it on the same device not counted.
+    pub compute: Duration,
+    /// Between this process and the stage's machine, both ways; 0 where the stage is in this process.
+    pub wire: Duration,
+}
 
-/// Runs batches through one stage, wherever it is: in this process or on another machine.
+impl StageTime {
+    /// All of it.
+    pub fn total(&self) -> Duration {
+        self.queue + self.compute + self.wire
+    }
+}
+
+impl std::ops::AddAssign for StageTime {
+    fn add_assign(&mut self, other: Self) {
+        self.queue += other.queue;
+        self.compute += other.compute;
+        self.wire += other.wire;
+    }
+}
+
+/// What became of a submitted batch.
+pub type StageResult = Result<StageOutput, StageError>;
+
+/// Takes the result of a submitted batch, exactly once, on any thread. What it calls does not block.
 ///
-/// Batches arrive in the order of their steps. A runner lives on a thread of its own, so `run` may block.
+/// Dropping it reports that the stage has stopped, so that nobody waits for a stage that forgot a batch.
+pub struct Done(Option<Box<dyn FnOnce(StageResult, StageTime) + Send>>);
+
+impl Done {
+    /// Calls `deliver` with the result.
+    pub fn new(deliver: impl FnOnce(StageResult, StageTime) + Send + 'static) -> Self {
+        Self(Some(Box::new(deliver)))
+    }
+
+    /// Hands the result on.
+    pub fn finish(mut self, result: StageResult, time: StageTime) {
+        if let Some(deliver) = self.0.take() {
+            deliver(result, time);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(deliver) = self.0.take() {
+            deliver(Err(StageError::Stopped), StageTime::default());
+        }
+    }
+}
+
+impl fmt::Debug for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Done")
+    }
+}
+
+/// Is told that a stage is lost, while it computes or while it is idle.
+pub type LossWatch = Box<dyn FnOnce(StageError) + Send>;
+
+/// One stage, wherever it is: on a device of this process ([`StageThread`]) or on another machine.
+///
+/// Batches are submitted in the order of their steps, and computed in it. None of the functions waits.
 pub trait StageRunner: Send {
     /// The part of the model it holds.
     fn span(&self) -> StageSpan;
 
-    /// Whether a batch can be started before the one before it is done, and follow it ([`Batch::follows`]).
-    fn runs_ahead(&self) -> bool {
+    /// Whether it can prepare a batch while it computes the one before it, so that one more in flight is of use.
+    fn queues(&self) -> bool {
+        false
+    }
+
+    /// Whether it takes batches that follow another ([`Batch::follows`]): it samples tokens where it embeds them, so that
+    /// they need not be known to anyone else in between.
+    fn chains(&self) -> bool {
+        false
+    }
+
+    /// Hands a batch over. `input` is `None` for the first stage and the previous stage's output for any other. Results
+    /// come in the order of the batches; [`StageError::is_lost`] tells whether the stage will come back by itself.
+    fn submit(&mut self, batch: Arc<Batch>, input: Option<Hidden>, done: Done);
+
+    /// Tells `lost` if the stage is lost, even if it has nothing to compute. Called once, before any batch.
+    fn watch(&mut self, _lost: LossWatch) {}
+
+    /// Whether sequences are running, so that a device which idles between its steps should keep its clock up.
+    fn set_active(&mut self, _active: bool) {}
+}
+
+/// The end of a batch that was started: waits for its output.
+pub type Finish = Box<dyn FnOnce() -> StageResult + Send>;
+
+/// A stage that computes in this process, on a thread that may block. [`StageThread`] makes it a [`StageRunner`].
+pub trait Compute: Send {
+    /// See [`StageRunner::span`].
+    fn span(&self) -> StageSpan;
+
+    /// See [`StageRunner::queues`].
+    fn queues(&self) -> bool {
+        false
+    }
+
+    /// See [`StageRunner::chains`].
+    fn chains(&self) -> bool {
         false
     }
 
     /// Starts on a batch; what it returns may be called on another thread, while the next batch is started.
     ///
     /// # Errors
-    /// As [`Self::run`].
-    fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
-        let output = self.run(batch, input)?;
-        Ok(Box::new(move || Ok(output)))
-    }
+    /// [`StageError`].
+    fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError>;
 
-    /// Computes one batch. `input` is `None` for the first stage and the previous stage's output for any other.
+    /// Computes one batch.
     ///
     /// # Errors
-    /// [`StageError`]; [`StageError::is_lost`] tells whether the stage will come back by itself.
-    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError>;
+    /// [`StageError`].
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> StageResult {
+        self.start(batch, input)?()
+    }
+
+    /// Gives an idle device a moment of work, so that its clock stays up. Errors show at the next batch.
+    fn nudge(&mut self) {}
 }
 
 /// Why a stage did not compute a batch.
@@ -109,6 +217,9 @@ pub enum StageError {
     /// The device failed.
     #[error(transparent)]
     Backend(#[from] kimi_quant::BackendError),
+    /// The stage has ended by itself, or forgot the batch.
+    #[error("a stage of the pipeline has stopped; start the model again")]
+    Stopped,
     /// The stage's machine is gone.
     #[error("the stage on {node} is lost: {reason}")]
     Lost {
@@ -122,6 +233,6 @@ pub enum StageError {
 impl StageError {
     /// Whether the stage will not come back by itself: its machine or its device is gone.
     pub fn is_lost(&self) -> bool {
-        matches!(self, Self::Lost { .. } | Self::Backend(kimi_quant::BackendError::Device(_)))
+        matches!(self, Self::Lost { .. } | Self::Stopped | Self::Backend(kimi_quant::BackendError::Device(_)))
     }
 }

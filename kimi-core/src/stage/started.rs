@@ -12,13 +12,18 @@ use crate::batch::SequenceId;
 /// The tokens that a step chooses.
 pub(super) struct Chosen<B: Backend> {
     pub(super) step: u64,
-    /// Whose they are, in their order.
-    pub(super) sequences: Vec<SequenceId>,
+    /// Whose they are, and their places among the step's choices. Without sequences that choose several.
+    pub(super) sequences: Vec<(SequenceId, u32)>,
     pub(super) tokens: Arc<B::Chosen>,
 }
 
-/// A sequence that wants something: its rows of the logits, or a token.
-pub(super) type Wanted = (SequenceId, Option<Range<usize>>);
+/// What a sequence wants.
+pub(super) enum Wanted {
+    /// So many of the step's choices.
+    Tokens(usize),
+    /// Its rows of the logits.
+    Logits(Range<usize>),
+}
 
 /// A step that the device has been given, and what is to be brought out.
 pub(super) enum Started<B: Backend> {
@@ -30,7 +35,7 @@ pub(super) enum Started<B: Backend> {
     /// Nothing is wanted. It is waited for all the same: whoever hands batches over must not get far ahead of the device.
     Nothing(B::Tensor),
     Sequences {
-        wanted: Vec<Wanted>,
+        wanted: Vec<(SequenceId, Wanted)>,
         tokens: Option<Arc<B::Chosen>>,
         vocabulary: usize,
         /// `[S, V]`, if some are wanted: only then do they leave the device.
@@ -55,11 +60,13 @@ impl<B: Backend> Started<B> {
         let sampled = tokens.map(|tokens| backend.finish_sample(&tokens)).transpose()?;
         let values = logits.map(|logits| backend.download(&logits)).transpose()?.unwrap_or_default();
         let mut sampled = sampled.into_iter().flatten();
-        let outputs = wanted.into_iter().map(|(id, rows)| match rows {
-            None => SequenceOutput { id, sampled: sampled.next(), logits: Vec::new() },
-            Some(rows) => {
+        let outputs = wanted.into_iter().map(|(id, wanted)| match wanted {
+            Wanted::Tokens(count) => {
+                SequenceOutput { id, sampled: sampled.by_ref().take(count).collect(), logits: Vec::new() }
+            }
+            Wanted::Logits(rows) => {
                 let own = values.get(rows.start * vocabulary..rows.end * vocabulary);
-                SequenceOutput { id, sampled: None, logits: own.unwrap_or_default().to_vec() }
+                SequenceOutput { id, sampled: Vec::new(), logits: own.unwrap_or_default().to_vec() }
             }
         });
         Ok(StageOutput::Sequences(outputs.collect()))

@@ -6,8 +6,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kimi_core::batch::{Batch, Output, Sampling, SequenceId};
-use kimi_core::sampler::Sampled;
-use kimi_core::stage::{Hidden, SequenceOutput, StageError, StageOutput, StageRunner, StageSpan};
+use kimi_core::sampler::{Sampled, TokenMask};
+use kimi_core::stage::{
+    Compute, Finish, Hidden, SequenceOutput, StageError, StageOutput, StageResult, StageRunner, StageSpan,
+    StageThread,
+};
 
 pub(crate) const VOCAB: u32 = 97;
 
@@ -24,6 +27,19 @@ fn attend(cells: impl Iterator<Item = u64>) -> u64 {
 fn pick(hidden: u64, uniform: f32, history: &[u32]) -> u32 {
     let history = history.iter().fold(2, |h, &token| mix(h, token.into()));
     (mix(mix(hidden, uniform.to_bits().into()), history) % u64::from(VOCAB)) as u32
+}
+
+/// The same within the mask of the choice, if it has one.
+fn choose(hidden: u64, choice: &Sampling) -> u32 {
+    let words = choice.allowed.as_ref().and_then(|mask| mask.words());
+    constrain(pick(hidden, choice.uniform, &choice.history), |token| {
+        words.is_none_or(|words| TokenMask(words).allows(token as usize))
+    })
+}
+
+/// The first allowed token from `token` on.
+pub(crate) fn constrain(token: u32, allows: impl Fn(u32) -> bool) -> u32 {
+    (0..VOCAB).map(|i| (token + i) % VOCAB).find(|&token| allows(token)).unwrap()
 }
 
 /// Spans of `stages` stages of one layer each.
@@ -52,12 +68,22 @@ impl ToyStage {
     }
 }
 
-impl StageRunner for ToyStage {
+/// A stage on a thread of its own.
+pub(crate) fn on_thread(stage: impl Compute + 'static) -> Box<dyn StageRunner> {
+    Box::new(StageThread::spawn(Box::new(stage), false).unwrap())
+}
+
+impl Compute for ToyStage {
     fn span(&self) -> StageSpan {
         self.span.clone()
     }
 
-    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<StageOutput, StageError> {
+    fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
+        let output = self.run(batch, input);
+        Ok(Box::new(move || output))
+    }
+
+    fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> StageResult {
         let layout = batch.layout(self.page_tokens)?;
         layout.check_pages(self.pages)?;
         if let Some(step) = batch.follows {
@@ -88,17 +114,17 @@ impl StageRunner for ToyStage {
             let data = rows.iter().flat_map(|row| row.to_le_bytes()).collect::<Vec<_>>();
             return Ok(StageOutput::Hidden(Hidden { rows: rows.len(), cols: 2, data: Bytes::from(data) }));
         }
-        let wanted = batch.sequences.iter().filter(|s| s.output != Output::None).zip(batch.output_rows());
-        let outputs = wanted.map(|(slice, row)| {
-            let Output::Sample(Sampling { uniform, history, .. }) = &slice.output else { panic!("logits") };
-            SequenceOutput {
-                id: slice.id,
-                sampled: Some(Ok(sampled(pick(rows[row as usize], *uniform, history)))),
-                logits: vec![],
-            }
+        let mut wanted = batch.output_rows().into_iter();
+        let outputs = batch.sequences.iter().filter(|s| s.output != Output::None).map(|slice| {
+            let choose = |choice: &Sampling| {
+                let row = wanted.next().unwrap() as usize;
+                Ok(sampled(choose(rows[row], choice)))
+            };
+            let sampled = slice.choices().iter().map(choose).collect();
+            SequenceOutput { id: slice.id, sampled, logits: vec![] }
         });
         let outputs: Vec<_> = outputs.collect();
-        let tokens = outputs.iter().map(|o| (o.id, o.sampled.as_ref().unwrap().as_ref().unwrap().token));
+        let tokens = outputs.iter().map(|o| (o.id, o.sampled[0].as_ref().unwrap().token));
         self.chosen = (batch.step, tokens.collect());
         Ok(StageOutput::Sequences(outputs))
     }

@@ -1,0 +1,123 @@
+//! What steps take, and what follows from it: how many batches in flight are of use, and how many tokens of prompts a batch
+//! may take without making others wait. Pure arithmetic on measured times.
+
+use std::time::Duration;
+
+use crate::stage::StageTime;
+
+/// Most batches in flight. Beyond it even a slow link is full, and every batch has its share of one token each.
+const MAX_DEPTH: usize = 32;
+/// Fewest tokens of prompts in a batch, however slow they are: prompts must get on.
+const MIN_PROMPT_TOKENS: usize = 16;
+/// How fast the shortest time on the wire that was seen is forgotten, a step. Longer ones are mostly processes that wait for
+/// a processor, which more batches in flight would only make worse.
+const FORGET: f64 = 1.02;
+
+/// Running averages over the steps of an engine.
+#[derive(Debug)]
+pub(super) struct Pace {
+    stages: Vec<StagePace>,
+    /// Tokens of prompts a second, from a batch's submission to its result.
+    prompt_rate: Option<f64>,
+    /// How long a batch may take while sequences decode.
+    target: Duration,
+}
+
+/// Seconds of a stage's steps without prompts.
+#[derive(Debug, Clone, Copy, Default)]
+struct StagePace {
+    compute: f64,
+    wire: f64,
+}
+
+impl Pace {
+    pub(super) fn new(stages: usize, target: Duration) -> Self {
+        Self { stages: vec![StagePace::default(); stages], prompt_rate: None, target }
+    }
+
+    /// Takes in a step: its tokens of prompts, the time from its submission to its result, and where that went.
+    pub(super) fn step(&mut self, prompt_tokens: usize, latency: Duration, times: &[StageTime]) {
+        if prompt_tokens > 0 {
+            let rate = prompt_tokens as f64 / latency.as_secs_f64().max(1e-6);
+            self.prompt_rate = Some(self.prompt_rate.map_or(rate, |before| (before + rate) / 2.0));
+            return;
+        }
+        for (stage, time) in self.stages.iter_mut().zip(times) {
+            let (compute, wire) = (time.compute.as_secs_f64(), time.wire.as_secs_f64());
+            let first = stage.compute == 0.0;
+            stage.compute = if first { compute } else { stage.compute * 0.875 + compute * 0.125 };
+            stage.wire = if first { wire } else { wire.min(stage.wire * FORGET) };
+        }
+    }
+
+    /// How many batches in flight keep the slowest stage busy: the time of one batch's way through all stages and links, in
+    /// units of the slowest stage's time; at least the number of stages.
+    pub(super) fn depth(&self) -> usize {
+        let slowest = self.stages.iter().map(|stage| stage.compute).fold(0.0, f64::max);
+        let way: f64 = self.stages.iter().map(|stage| stage.compute + stage.wire).sum();
+        let depth = if slowest > 0.0 { (way / slowest).round() as usize } else { 0 };
+        depth.clamp(self.stages.len(), MAX_DEPTH.max(self.stages.len()))
+    }
+
+    /// How many tokens of prompts a batch of at most `budget` may take while others decode.
+    pub(super) fn prompt_tokens(&self, budget: usize) -> usize {
+        let tokens = self.prompt_rate.map_or(budget, |rate| (rate * self.target.as_secs_f64()) as usize);
+        tokens.clamp(MIN_PROMPT_TOKENS.min(budget), budget)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(compute: u64, wire: u64) -> StageTime {
+        let (compute, wire) = (Duration::from_millis(compute), Duration::from_millis(wire));
+        StageTime { compute, wire, ..StageTime::default() }
+    }
+
+    fn depth(times: &[StageTime]) -> usize {
+        let mut pace = Pace::new(times.len(), Duration::from_millis(100));
+        (0..100).for_each(|_| pace.step(0, Duration::from_millis(1), times));
+        pace.depth()
+    }
+
+    #[test]
+    fn the_depth_follows_stages_and_links() {
+        assert_eq!(depth(&[time(5, 0)]), 1);
+        assert_eq!(depth(&[time(5, 0), time(5, 0)]), 2);
+        assert_eq!(depth(&[time(9, 0), time(1, 0)]), 2, "never fewer than stages");
+        assert_eq!(depth(&[time(1, 10), time(1, 0)]), 12);
+        assert_eq!(depth(&[time(1, 500), time(1, 0)]), MAX_DEPTH);
+        assert_eq!(Pace::new(3, Duration::ZERO).depth(), 3, "before anything is known");
+    }
+
+    #[test]
+    fn a_delay_now_and_then_is_no_slow_link() {
+        let mut pace = Pace::new(2, Duration::from_millis(100));
+        for step in 0..200 {
+            let wire = if step % 5 == 0 { 40 } else { 0 };
+            pace.step(0, Duration::from_millis(1), &[time(5, wire), time(5, 0)]);
+        }
+        assert_eq!(pace.depth(), 2);
+    }
+
+    #[test]
+    fn a_link_that_becomes_slower_is_noticed() {
+        let mut pace = Pace::new(2, Duration::from_millis(100));
+        (0..50).for_each(|_| pace.step(0, Duration::from_millis(1), &[time(2, 1), time(2, 0)]));
+        (0..150).for_each(|_| pace.step(0, Duration::from_millis(1), &[time(2, 10), time(2, 0)]));
+        assert_eq!(pace.depth(), 7);
+    }
+
+    #[test]
+    fn prompts_take_what_fits_the_target() {
+        let mut pace = Pace::new(1, Duration::from_millis(100));
+        assert_eq!(pace.prompt_tokens(512), 512, "before anything is known");
+        (0..20).for_each(|_| pace.step(100, Duration::from_millis(50), &[]));
+        assert!((198..=201).contains(&pace.prompt_tokens(512)), "{}", pace.prompt_tokens(512));
+        (0..20).for_each(|_| pace.step(100, Duration::from_secs(50), &[]));
+        assert_eq!(pace.prompt_tokens(512), 16);
+        (0..20).for_each(|_| pace.step(100, Duration::from_millis(1), &[]));
+        assert_eq!(pace.prompt_tokens(512), 512);
+    }
+}
