@@ -8,10 +8,11 @@ use bytes::{BufMut, Bytes, BytesMut, buf::Limit};
 
 pub use self::state::{Config, Event, State};
 use crate::{
-    error::{LinkError, ProtocolError},
+    error::{FrameError, LinkError, ProtocolError},
     frame::{FrameReader, Limits, OutFrame, Prefix, Progress},
     message::{
-        ErrorReport, Fingerprint, Goodbye, Hello, Kind, Message, Ping, Role, Subject, Versions, Welcome,
+        Assign, ErrorReport, Fingerprint, Goodbye, Hello, Kind, Message, Ping, Role, Subject, Versions,
+        Welcome,
     },
 };
 
@@ -34,6 +35,8 @@ pub struct Protocol {
     in_flight: VecDeque<u64>,
     max_in_flight: usize,
     last_step: Option<u64>,
+    /// What the worker holds or loads: it bounds every step, on both sides.
+    assigned: Option<Assign>,
     clock: Clock,
 }
 
@@ -75,6 +78,7 @@ impl Protocol {
             events: VecDeque::new(),
             in_flight: VecDeque::new(),
             last_step: None,
+            assigned: None,
             clock,
         }
     }
@@ -82,6 +86,11 @@ impl Protocol {
     /// Where the link is.
     pub fn state(&self) -> State {
         self.state
+    }
+
+    /// Whether another step may be sent before one is answered.
+    pub fn has_room(&self) -> bool {
+        self.in_flight.len() < self.max_in_flight
     }
 
     /// The next thing that happened.
@@ -213,10 +222,14 @@ impl Protocol {
         let (kind, from, state) = (prefix.kind, self.role.peer(), self.state);
         // Two coordinators greet each other: let the hello in, so that it can be said what is wrong.
         let greeting = state == State::Greeting && kind == Kind::Hello;
-        match greeting || state.admits(from, kind) {
-            true => Ok(()),
-            false => Err(ProtocolError::OutOfOrder { kind, from, state }.into()),
+        if !greeting && !state.admits(from, kind) {
+            return Err(ProtocolError::OutOfOrder { kind, from, state }.into());
         }
+        let limit = self.assigned.as_ref().map_or(0, Assign::max_payload);
+        if kind.carries_payload() && prefix.payload_bytes > limit {
+            return Err(FrameError::PayloadTooLarge { kind, claimed: prefix.payload_bytes, limit }.into());
+        }
+        Ok(())
     }
 
     fn on_message(&mut self, now: Instant, message: Message, payload: Bytes) -> Result<(), LinkError> {
@@ -237,7 +250,7 @@ impl Protocol {
             Message::Ready(ready) => Event::Ready(ready),
             Message::Forward(forward) => Event::Forward(forward, payload),
             Message::Result(result) => Event::Result(result, payload),
-            Message::Cancel(cancel) => Event::Cancel(cancel),
+            Message::Activity(activity) => Event::Activity(activity.active),
             Message::Error(report) if report.fatal => return Err(LinkError::Peer(report)),
             Message::Error(report) => Event::Failed(report),
             Message::Goodbye(goodbye) => return Err(LinkError::PeerLeft { reason: goodbye.reason }),
@@ -301,9 +314,17 @@ impl Protocol {
             Message::Assign(_) if !self.in_flight.is_empty() => {
                 return Err(ProtocolError::AssignWhileBusy { in_flight: self.in_flight.len() });
             }
-            Message::Assign(_) => self.state = State::Loading,
+            Message::Assign(assign) => {
+                self.assigned = Some(assign.clone());
+                self.state = State::Loading;
+            }
             Message::Ready(_) => self.state = State::Serving,
-            Message::Forward(forward) => self.begin_step(forward.step)?,
+            Message::Forward(forward) => {
+                if let Some(assigned) = &self.assigned {
+                    forward.check_assignment(assigned).map_err(ProtocolError::Assignment)?;
+                }
+                self.begin_step(forward.step)?;
+            }
             Message::Result(result) => self.answer_step(result.step)?,
             Message::Error(report) if !report.fatal => match report.subject {
                 Subject::Link => {}
@@ -324,7 +345,7 @@ impl Protocol {
         if let Some(last) = self.last_step.filter(|last| step <= *last) {
             return Err(ProtocolError::StepNotRising { found: step, last });
         }
-        if self.in_flight.len() >= self.max_in_flight {
+        if !self.has_room() {
             return Err(ProtocolError::TooManyInFlight { limit: self.max_in_flight });
         }
         self.last_step = Some(step);

@@ -16,14 +16,14 @@ fn a_whole_session_however_the_bytes_arrive() {
         let mut pair = Pair::plain();
         pair.chunk = chunk;
         pair.settle();
-        let Event::Connected { peer, version: 1, max_in_flight: 16 } = &pair.events[COORDINATOR][0] else {
+        let Event::Connected { peer, version: 1, max_in_flight: 64 } = &pair.events[COORDINATOR][0] else {
             panic!("{:?}", pair.events)
         };
         assert_eq!((peer.node_id.as_str(), peer.role), ("w", Role::Worker));
         pair.send(COORDINATOR, Message::Assign(assign()));
         pair.settle();
         assert_eq!(pair.events[WORKER][1], Event::Assigned(assign()));
-        let progress = LoadProgress { phase: LoadPhase::Reading, loaded_bytes: 5, total_bytes: 10 };
+        let progress = LoadProgress { loaded_bytes: 5, total_bytes: 10 };
         pair.send(WORKER, Message::LoadProgress(progress));
         pair.send(WORKER, Message::Ready(ready()));
         pair.settle();
@@ -58,16 +58,13 @@ fn pipelined_steps_are_answered_in_order() {
     let early = pair.peers[WORKER].send(Message::Result(result(3, 1, 4)), hidden(1, 4)).unwrap_err();
     assert_eq!(early, ProtocolError::StepOutOfOrder { found: 3, expected: Some(2) }.into());
     pair.send_with(WORKER, Message::Result(result(2, 1, 4)), hidden(1, 4));
-    pair.send(COORDINATOR, Message::Cancel(Cancel { steps: vec![3], sequences: vec![9] }));
-    pair.settle();
-    assert!(matches!(pair.events[WORKER].last(), Some(Event::Cancel(cancel)) if cancel.steps == [3]));
-    let cancelled = ErrorReport::new(ErrorCode::Cancelled, Subject::Step(3), "cancelled");
-    pair.send(WORKER, Message::Error(cancelled.clone()));
+    let failed = ErrorReport::new(ErrorCode::StepFailed, Subject::Step(3), "unlucky");
+    pair.send(WORKER, Message::Error(failed.clone()));
     pair.send_with(WORKER, Message::Result(result(7, 1, 4)), hidden(1, 4));
     pair.settle();
     let expected = [
         Event::Result(result(2, 1, 4), hidden(1, 4)),
-        Event::Failed(cancelled),
+        Event::Failed(failed),
         Event::Result(result(7, 1, 4), hidden(1, 4)),
     ];
     assert_eq!(pair.events[COORDINATOR], expected);
@@ -88,21 +85,22 @@ fn what_the_caller_does_wrong_leaves_the_link_open() {
     assert!(text.contains("Ready from the Coordinator is out of order while the link is Serving"), "{text}");
     let text = refused(Message::Ping(Ping { nonce: 1, timestamp_micros: 0 }), Bytes::new());
     assert!(text.contains("out of order"), "{text}");
-    let text = refused(Message::Cancel(Cancel { steps: vec![0; 5000], sequences: vec![] }), Bytes::new());
-    assert!(text.contains("5000 steps, the limit is 4096"), "{text}");
-    for step in 1..=16 {
+    let many = vec![forward(1, 1, 4).sequences[0].clone(); 5000];
+    let text = refused(Message::Forward(Forward { sequences: many, ..forward(1, 5000, 4) }), hidden(5000, 4));
+    assert!(text.contains("5000 sequences, the limit is 4096"), "{text}");
+    for step in 1..=64 {
         coordinator.send(Message::Forward(forward(step, 1, 4)), hidden(1, 4)).unwrap();
     }
-    let full = coordinator.send(Message::Forward(forward(17, 1, 4)), hidden(1, 4)).unwrap_err();
-    assert_eq!(full, ProtocolError::TooManyInFlight { limit: 16 }.into());
+    let full = coordinator.send(Message::Forward(forward(65, 1, 4)), hidden(1, 4)).unwrap_err();
+    assert_eq!(full, ProtocolError::TooManyInFlight { limit: 64 }.into());
     let busy = coordinator.send(Message::Assign(assign()), Bytes::new()).unwrap_err();
-    assert_eq!(busy, ProtocolError::AssignWhileBusy { in_flight: 16 }.into());
+    assert_eq!(busy, ProtocolError::AssignWhileBusy { in_flight: 64 }.into());
     pair.settle();
-    assert_eq!(pair.events[WORKER].len(), 16);
+    assert_eq!(pair.events[WORKER].len(), 64);
     pair.send_with(WORKER, Message::Result(result(1, 1, 4)), hidden(1, 4));
     pair.settle();
-    let again = pair.peers[COORDINATOR].send(Message::Forward(forward(16, 1, 4)), hidden(1, 4)).unwrap_err();
-    assert_eq!(again, ProtocolError::StepNotRising { found: 16, last: 16 }.into());
+    let again = pair.peers[COORDINATOR].send(Message::Forward(forward(64, 1, 4)), hidden(1, 4)).unwrap_err();
+    assert_eq!(again, ProtocolError::StepNotRising { found: 64, last: 64 }.into());
     assert_eq!(pair.peers[COORDINATOR].state(), State::Serving);
 }
 
@@ -114,6 +112,21 @@ fn a_first_stage_takes_token_ids_in_place_of_a_hidden_state() {
     pair.send(COORDINATOR, Message::Forward(header.clone()));
     pair.settle();
     assert_eq!(pair.events[WORKER], [Event::Forward(header, Bytes::new())]);
+}
+
+#[test]
+fn activity_is_told_while_serving() {
+    let mut pair = Pair::serving();
+    for active in [true, false] {
+        pair.send(COORDINATOR, Message::Activity(Activity { active }));
+    }
+    pair.settle();
+    assert_eq!(pair.events[WORKER], [Event::Activity(true), Event::Activity(false)]);
+    let active = Message::Activity(Activity { active: true });
+    assert!(pair.peers[WORKER].send(active.clone(), Bytes::new()).is_err());
+    let mut pair = Pair::plain();
+    pair.settle();
+    assert!(pair.peers[COORDINATOR].send(active, Bytes::new()).is_err());
 }
 
 #[test]
@@ -282,12 +295,12 @@ fn messages_out_of_order_end_the_link() {
 fn a_header_that_contradicts_its_payload_is_refused_before_the_payload_comes() {
     let good = frame::OutFrame::new(&Message::Forward(forward(1, 2, 4)), hidden(2, 4), &Limits::default());
     let mut bytes = good.unwrap().head.to_vec();
-    bytes[12..20].copy_from_slice(&(1u64 << 29).to_le_bytes());
+    bytes[12..20].copy_from_slice(&(1u64 << 23).to_le_bytes());
     let mut pair = Pair::serving();
     pair.inject(WORKER, &bytes);
     pair.settle();
     let text = pair.told(COORDINATOR, ErrorCode::Malformed);
-    assert!(text.contains("found 536870912, expected 32"), "{text}");
+    assert!(text.contains("found 8388608, expected 32"), "{text}");
 }
 
 #[test]
@@ -381,4 +394,42 @@ fn a_peer_that_pings_and_never_reads_is_cut_off() {
     let closed = pair.peers[WORKER].poll_event();
     let expected = ProtocolError::PeerNotReading { queued: 1024 };
     assert_eq!(closed, Some(Event::Closed(expected.into())));
+}
+
+#[test]
+fn a_step_beyond_the_assignment_is_refused() {
+    let assigned = Assign { max_tokens: 8, hidden_size: 4, cache_pages: 2, ..assign() };
+    let serving = || {
+        let mut pair = Pair::plain();
+        pair.settle();
+        pair.send(COORDINATOR, Message::Assign(assigned.clone()));
+        pair.settle();
+        pair.send(WORKER, Message::Ready(ready()));
+        pair.settle();
+        pair
+    };
+    let mut pair = serving();
+    let own = |pair: &mut Pair, step: Forward, payload| {
+        pair.peers[COORDINATOR].send(Message::Forward(step), payload).unwrap_err().to_string()
+    };
+    assert!(own(&mut pair, forward(1, 9, 4), hidden(9, 4)).contains("9 tokens in a step, the limit is 8"));
+    assert!(own(&mut pair, forward(1, 1, 5), hidden(1, 5)).contains("5 columns"));
+    let mut pages = forward(1, 1, 4);
+    pages.sequences[0].pages = vec![0, 1, 0];
+    assert!(own(&mut pair, pages, hidden(1, 4)).contains("3 pages of a sequence, the limit is 2"));
+    pair.send_with(COORDINATOR, Message::Forward(forward(1, 8, 4)), hidden(8, 4));
+    pair.settle();
+    assert!(matches!(pair.events[WORKER].last(), Some(Event::Forward(..))));
+
+    // A hostile coordinator's claim is refused on the frame's first bytes, before there is room for it.
+    let mut pair = serving();
+    pair.inject(WORKER, &prefix(1, Kind::Forward.number(), 20, 8 * 4 * 4 + 4));
+    pair.settle();
+    let error = pair.reason(WORKER).to_string();
+    assert!(error.contains("payload of 132 bytes; the limit is 128"), "{error}");
+    // And so is a worker's.
+    let mut pair = serving();
+    pair.inject(COORDINATOR, &prefix(1, Kind::Result.number(), 20, 1 << 30));
+    pair.settle();
+    assert!(pair.reason(COORDINATOR).to_string().contains("the limit is 128"));
 }

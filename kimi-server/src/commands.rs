@@ -37,6 +37,12 @@ impl Drop for Stops {
     }
 }
 
+/// The command's one async runtime, for the API and the links to workers.
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    const THREADS: usize = 4;
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?)
+}
+
 /// Finds and opens the model of a command, with another `config.json` if one is given.
 fn open(args: &ModelArgs, config: Option<&Path>) -> anyhow::Result<(FoundModel, Checkpoint)> {
     let lookup = Lookup::of_this_machine(args.models.as_deref())?;

@@ -9,7 +9,7 @@ use kimi_core::DeviceChoice;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
 
 use crate::cluster::child::{WorkerCommand, WorkerProcess};
 use crate::cluster::{self, Built, Connected, LoadWatch, Placement};
@@ -28,7 +28,6 @@ pub struct LocalCluster {
     model: String,
     device: DeviceChoice,
     workers: Vec<WorkerProcess>,
-    runtime: Arc<Runtime>,
 }
 
 impl LocalCluster {
@@ -53,9 +52,8 @@ impl LocalCluster {
         let workers = names.iter().map(|id| command.start(id)).collect::<Result<Vec<_>, _>>()?;
         names.push(COORDINATOR.to_owned());
         let plan = placement::local_plan(bytes, &names, context)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
         let device = device.clone();
-        Ok(Self { plan, model: found.id.clone(), device, workers, runtime: Arc::new(runtime) })
+        Ok(Self { plan, model: found.id.clone(), device, workers })
     }
 
     /// Who holds what.
@@ -63,17 +61,12 @@ impl LocalCluster {
         &self.plan
     }
 
-    /// The runtime of the links.
-    pub fn runtime(&self) -> &Arc<Runtime> {
-        &self.runtime
-    }
-
     /// The workers' processes, in the order of their stages.
     pub fn workers(&self) -> &[WorkerProcess] {
         &self.workers
     }
 
-    /// Loads all layers and connects the stages.
+    /// Loads all layers and connects the stages. The links run on `runtime`; call it from another thread than its own.
     ///
     /// # Errors
     /// If a worker does not answer or a stage can't be loaded.
@@ -82,15 +75,16 @@ impl LocalCluster {
         checkpoint: &Checkpoint,
         cache: CacheConfig,
         watch: &LoadWatch,
+        runtime: &Handle,
     ) -> anyhow::Result<Built> {
         let wanted: Vec<_> = self.workers.iter().map(WorkerProcess::wanted).collect();
         let fingerprint = checkpoint.fingerprint();
         let connecting =
             cluster::connect(&wanted, wanted.len(), CONNECT_WAIT, false, COORDINATOR, fingerprint);
-        let workers: Vec<Connected> = self.runtime.block_on(connecting)?;
+        let workers: Vec<Connected> = runtime.block_on(connecting)?;
         let placement =
             Placement { plan: &self.plan, workers, cache, model: &self.model, device: &self.device };
-        Ok(cluster::build(checkpoint, placement, self.runtime.handle(), watch)?)
+        Ok(cluster::build(checkpoint, placement, runtime, watch)?)
     }
 }
 

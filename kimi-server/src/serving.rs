@@ -5,10 +5,9 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use kimi_core::chat_model::{ChatError, ChatModel, ChatRequest};
-use kimi_core::engine::{EngineError, EngineStats};
+use kimi_core::engine::EngineStats;
 use kimi_core::plan::Plan;
 
-use crate::cluster::Lost;
 use crate::http::{self, ChatEngine, EventSink, HttpConfig, Running, ServedModel};
 use crate::placement::layer_text;
 
@@ -16,13 +15,6 @@ use crate::placement::layer_text;
 struct Named {
     id: String,
     model: ChatModel,
-    lost: Lost,
-}
-
-impl Named {
-    fn lost(&self) -> Option<EngineError> {
-        self.lost.get().map(|reason| EngineError::Down { reason: reason.clone() })
-    }
 }
 
 impl ChatEngine for Named {
@@ -39,26 +31,23 @@ impl ChatEngine for Named {
     }
 
     fn down(&self) -> Option<String> {
-        self.lost().or_else(|| self.model.engine().down()).map(|error| http::down_text(&error))
+        ChatEngine::down(&self.model)
     }
 
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
-        if let Some(error) = self.lost() {
-            return Err(error.into());
-        }
         ChatEngine::chat(&self.model, request, sink)
     }
 }
 
 /// The model as the API serves it: under `id` and its folder's name, with its stages and their devices as `/health` shows
-/// them. `lost` takes it down.
-pub fn served(id: &str, model: ChatModel, plan: &Plan, devices: &[String], lost: Lost) -> ServedModel {
+/// them.
+pub fn served(id: &str, model: ChatModel, plan: &Plan, devices: &[String]) -> ServedModel {
     let folder = model.id().to_owned();
     let stages = plan.stages.iter().zip(devices);
     let stages =
         stages.map(|(s, device)| format!("{}: layers {} on {device}", s.node, layer_text(&s.layers())));
     let aliases = if folder == id { Vec::new() } else { vec![folder] };
-    ServedModel::new(Named { id: id.to_owned(), model, lost }).with_aliases(aliases).with_stages(stages)
+    ServedModel::new(Named { id: id.to_owned(), model }).with_aliases(aliases).with_stages(stages)
 }
 
 /// A socket that listens for the API, before a model is loaded: a port in use shows at once.

@@ -1,8 +1,10 @@
 //! Runs recorded prompts and compares: logits by their largest difference, greedy tokens one by one.
 
+use std::sync::mpsc::{self, Receiver};
+
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
-use kimi_core::pipeline::{Pipeline, PipelineError};
-use kimi_core::stage::{CacheConfig, StageError};
+use kimi_core::pipeline::{Pipeline, PipelineError, PipelineEvent};
+use kimi_core::stage::{CacheConfig, StageError, StageRunner};
 use serde::Serialize;
 
 use crate::cli::defaults::VERIFY_CHUNK;
@@ -183,6 +185,7 @@ fn largest_difference(found: &[f32], recorded: &[f32]) -> Option<f64> {
 #[derive(Debug)]
 pub struct PipelineEngine {
     pipeline: Pipeline,
+    events: Receiver<PipelineEvent>,
     cache: CacheConfig,
     step: u64,
     sequence: u64,
@@ -190,9 +193,15 @@ pub struct PipelineEngine {
 }
 
 impl PipelineEngine {
-    /// Drives a pipeline whose stages all have this cache.
-    pub fn new(pipeline: Pipeline, cache: CacheConfig) -> Self {
-        Self { pipeline, cache, step: 0, sequence: 0, position: 0 }
+    /// Puts stages in a row that all have this cache.
+    ///
+    /// # Errors
+    /// [`VerifyError::Pipeline`] if they do not make up a model.
+    pub fn new(stages: Vec<Box<dyn StageRunner>>, cache: CacheConfig) -> Result<Self, VerifyError> {
+        let (sender, events) = mpsc::channel();
+        // Fails when nobody reads any more.
+        let pipeline = Pipeline::new(stages, move |event| drop(sender.send(event)))?;
+        Ok(Self { pipeline, events, cache, step: 0, sequence: 0, position: 0 })
     }
 }
 
@@ -216,9 +225,13 @@ impl Engine for PipelineEngine {
             pages: (0..self.cache.pages as u32).rev().collect(),
             output: if every_position { Output::AllLogits } else { Output::LastLogits },
         };
-        self.pipeline.submit(Batch { step: self.step, sequences: vec![slice], follows: None })?;
+        self.pipeline.submit(Batch { step: self.step, sequences: vec![slice], follows: None });
         self.position += tokens.len() as u32;
-        let outputs = self.pipeline.recv()?.result?;
+        let outputs = match self.events.recv() {
+            Ok(PipelineEvent::Step(step)) => step.result?,
+            Ok(PipelineEvent::Lost { error, .. }) => return Err(error.into()),
+            Err(_) => return Err(StageError::Stopped.into()),
+        };
         Ok(outputs.into_iter().next().map(|o| o.logits).unwrap_or_default())
     }
 }

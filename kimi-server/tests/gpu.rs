@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use common::{has_gpu, http, json, kimi, run, stderr};
-use kimi_core::pipeline::Pipeline;
+use kimi_core::device::LoadedStage;
 use kimi_core::plan::ModelBytes;
 use kimi_core::stage::Stage;
 use kimi_core::{ChatModel, Checkpoint, ModelOptions};
@@ -33,7 +33,7 @@ fn serve() -> Server {
     let stage =
         Stage::load(&checkpoint, gpu.clone(), layers, options.cache(&checkpoint), &mut |_| {}).unwrap();
     let model =
-        ChatModel::start(&checkpoint, Pipeline::new(vec![Box::new(stage)]).unwrap(), &options).unwrap();
+        ChatModel::start(&checkpoint, vec![LoadedStage::new(stage, true).unwrap().runner], &options).unwrap();
     let bytes = ModelBytes::of(&checkpoint).unwrap();
     let plan = placement::local_plan(&bytes, &["here".to_owned()], 256).unwrap();
     let devices = [gpu.adapter().to_string()];

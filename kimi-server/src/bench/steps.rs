@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use kimi_core::batch::{Batch, Output, Sampling, SequenceId, SequenceSlice};
 use kimi_core::config::ModelConfig;
 use kimi_core::sampler::SamplingParams;
-use kimi_core::stage::{LoadError, Stage, StageError, StageRunner, device_bytes};
+use kimi_core::stage::{Compute, LoadError, Stage, StageError, device_bytes};
 use kimi_quant::{Backend, BackendError, SampleRequest};
 
 use super::Workload;
@@ -164,7 +164,7 @@ impl<B: Measured> Steps<B> {
     /// Seconds of steps, one after another as they are served: where the scheduler has one follow the other
     /// ([`Batch::follows`]), from one result to the next.
     fn rounds(&mut self, batch: &Batch) -> Result<Vec<f64>, StageError> {
-        let follows = self.stage.runs_ahead() && batch.sequences.iter().all(|s| s.tokens.len() == 1);
+        let follows = self.stage.chains() && batch.sequences.iter().all(|s| s.tokens.len() == 1);
         let mut before = if follows { Some(self.stage.start(batch, None)?) } else { None };
         let start = Instant::now();
         let mut ends = vec![start];
@@ -263,7 +263,7 @@ fn record<B: Measured>(
 
 fn greedy() -> Output {
     let params = Arc::new(SamplingParams::greedy());
-    Output::Sample(Sampling { params, history: Vec::new(), uniform: 0.0, top_logprobs: 0, allowed: None })
+    Output::Sample(vec![Sampling { params, history: Vec::new(), uniform: 0.0, top_logprobs: 0, allowed: None }])
 }
 
 /// The middle value, the lower of two.

@@ -151,6 +151,10 @@ pub struct GpuArgs {
     /// Use at most this much of the GPU's memory [default: all that its driver says is free].
     #[arg(long, value_name = "GB", env = "KIMI_GPU_MEMORY", value_parser = gigabytes)]
     pub gpu_memory: Option<f64>,
+    /// Let the GPU's clock fall while it idles between the steps of running answers. Without it, the GPU gets a moment of
+    /// work every few milliseconds meanwhile, so that one answer over several machines is not slowed by sleeping GPUs.
+    #[arg(long, env = "KIMI_IDLE_CLOCKS")]
+    pub idle_clocks: bool,
 }
 
 impl DeviceArgs {
@@ -168,7 +172,7 @@ impl GpuArgs {
     /// The same for kimi-core.
     pub fn choice(&self, kind: DeviceKind) -> DeviceChoice {
         let memory = self.gpu_memory.map(|gb| (gb * 1e9) as u64);
-        DeviceChoice { kind, adapter: self.adapter.clone(), memory }
+        DeviceChoice { kind, adapter: self.adapter.clone(), memory, idle_clocks: self.idle_clocks }
     }
 }
 

@@ -100,6 +100,9 @@ impl WorkerCommand {
         if let Some(bytes) = self.device.memory {
             command.arg("--gpu-memory").arg((bytes as f64 / 1e9).to_string());
         }
+        if self.device.idle_clocks {
+            command.arg("--idle-clocks");
+        }
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let spawned = command.spawn();
         let child = spawned.map_err(|cause| StartError::Program { program: self.program.clone(), cause })?;

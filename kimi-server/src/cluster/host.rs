@@ -1,69 +1,32 @@
-//! The thread of a worker that loads layers and computes.
+//! What a worker holds: layers for one coordinator, and a thread that loads them.
 
-use std::collections::HashSet;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::Instant;
 
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::LoadedStage;
 use kimi_core::plan::{Bytes as Size, ModelBytes};
-use kimi_core::stage::{CacheConfig, Hidden, LoadError, StageOutput};
+use kimi_core::stage::{CacheConfig, Done, LoadError, StageError, StageOutput, StageResult, StageTime};
 use kimi_net::{
-    Assign, Bytes, Cancel, Dtype, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadPhase,
-    LoadProgress, Ready, StepResult, Subject, WorkerSender,
+    Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadProgress, Ready, StepResult,
+    Subject, WorkerSender,
 };
-use tokio::runtime::Handle;
 
 use super::wire;
 use super::worker::WorkerConfig;
 use crate::models::LookupError;
 use crate::system;
 
-/// Cancelled steps that are remembered; a link has far fewer in flight.
-const MAX_CANCELLED: usize = 4096;
+/// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it.
+const MAX_STEP_TOKENS: u32 = 4096;
 
-/// Something for the thread to do.
-pub(super) struct Job {
-    pub(super) work: Work,
-    pub(super) session: Session,
-}
-
-pub(super) enum Work {
-    Load(Assign),
-    Step(Forward, Bytes, Instant),
-}
-
-/// The link that a job came from.
-#[derive(Clone)]
-pub(super) struct Session {
-    sender: WorkerSender,
-    ended: Arc<AtomicBool>,
-    cancelled: Arc<Mutex<HashSet<u64>>>,
-}
-
-impl Session {
-    pub(super) fn new(sender: WorkerSender) -> Self {
-        Self { sender, ended: Arc::default(), cancelled: Arc::default() }
-    }
-
-    /// Jobs of this link that wait are not done any more.
-    pub(super) fn end(&self) {
-        self.ended.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn cancel(&self, cancel: Cancel) {
-        let mut cancelled = self.cancelled.lock().unwrap_or_else(PoisonError::into_inner);
-        if cancelled.len() + cancel.steps.len() > MAX_CANCELLED {
-            cancelled.clear(); // costs only the computing of steps that nobody waits for
-        }
-        cancelled.extend(cancel.steps);
-    }
-
-    fn is_cancelled(&self, step: u64) -> bool {
-        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner).remove(&step)
-    }
+/// Something for the thread that loads.
+pub(super) enum Job {
+    /// Load this, and tell the coordinator.
+    Load(Assign, WorkerSender),
+    /// The device is gone: let the layers go, so that the next coordinator gets a new one.
+    Unload(Key),
 }
 
 /// The layers that are loaded, and what they were loaded for.
@@ -76,16 +39,17 @@ struct Loaded {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Key {
+pub(super) struct Key {
     fingerprint: Fingerprint,
     layers: Range<usize>,
     cache: CacheConfig,
 }
 
+/// What all links of a worker share.
 pub(super) struct Host {
     config: WorkerConfig,
-    runtime: Handle,
-    loaded: Option<Loaded>,
+    loaded: Mutex<Option<Loaded>>,
+    jobs: mpsc::Sender<Job>,
 }
 
 /// A refusal, with its code.
@@ -98,27 +62,71 @@ impl Refusal {
 }
 
 impl Host {
-    pub(super) fn new(config: WorkerConfig, runtime: Handle) -> Self {
-        Self { config, runtime, loaded: None }
+    /// A host without layers, and the jobs for [`Self::run`].
+    pub(super) fn new(config: WorkerConfig) -> (Arc<Self>, mpsc::Receiver<Job>) {
+        let (jobs, source) = mpsc::channel();
+        (Arc::new(Self { config, loaded: Mutex::new(None), jobs }), source)
     }
 
-    /// Does jobs until nobody can send any more.
-    pub(super) fn run(mut self, jobs: &mpsc::Receiver<Job>) {
-        for Job { work, session } in jobs {
-            if session.ended.load(Ordering::Relaxed) {
-                continue;
-            }
-            let sent = match work {
-                Work::Load(assign) => self.assign(assign, &session.sender),
-                Work::Step(forward, payload, received) => self.step(forward, payload, received, &session),
-            };
-            if let Err(error) = sent {
-                tracing::debug!(%error, "the coordinator has left before its answer");
+    /// Does jobs, on a thread of its own: loading takes minutes.
+    pub(super) fn run(&self, jobs: &mpsc::Receiver<Job>) {
+        for job in jobs {
+            match job {
+                Job::Load(assign, sender) => {
+                    if let Err(error) = self.assign(assign, &sender) {
+                        tracing::debug!(%error, "the coordinator has left before its answer");
+                    }
+                }
+                Job::Unload(key) => {
+                    let lost = self.loaded().take_if(|loaded| loaded.key == key);
+                    drop(lost); // not under the lock: its threads may take a while to end
+                }
             }
         }
     }
 
-    fn assign(&mut self, assign: Assign, sender: &WorkerSender) -> Result<(), LinkError> {
+    /// Has layers loaded; the coordinator is told when they are.
+    pub(super) fn load_later(&self, assign: Assign, sender: WorkerSender) {
+        // Fails only if the thread has died, which ends the worker.
+        let _ = self.jobs.send(Job::Load(assign, sender));
+    }
+
+    /// Whether sequences are running; see [`kimi_core::stage::StageRunner::set_active`].
+    pub(super) fn set_active(&self, active: bool) {
+        if let Some(loaded) = &mut *self.loaded() {
+            loaded.stage.runner.set_active(active);
+        }
+    }
+
+    /// Hands a step to the stage, which tells the coordinator what became of it. Does not wait.
+    pub(super) fn submit(&self, forward: Forward, payload: Bytes, sender: &WorkerSender) {
+        let step = forward.step;
+        let mut loaded = self.loaded();
+        let Some(Loaded { key, stage, hidden_size, .. }) = &mut *loaded else {
+            return answer(sender, step, Err((ErrorCode::Internal, "no layers are loaded".to_owned())));
+        };
+        let runner = &mut stage.runner;
+        let (batch, input) = match wire::from_forward(forward, payload, &runner.span(), *hidden_size) {
+            Ok(step) => step,
+            Err(text) => return answer(sender, step, Err((ErrorCode::StepFailed, text))),
+        };
+        let (sender, jobs, key) = (sender.clone(), self.jobs.clone(), key.clone());
+        let done = Done::new(move |result, time| {
+            let lost = result.as_ref().is_err_and(StageError::is_lost);
+            answer(&sender, step, outcome(step, result, time));
+            if lost {
+                // Fails only if the thread has died, which ends the worker.
+                let _ = jobs.send(Job::Unload(key));
+            }
+        });
+        runner.submit(Arc::new(batch), input, done);
+    }
+
+    fn loaded(&self) -> MutexGuard<'_, Option<Loaded>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn assign(&self, assign: Assign, sender: &WorkerSender) -> Result<(), LinkError> {
         let started = Instant::now();
         let layers = format!("{}-{}", assign.layers.start, assign.layers.end.saturating_sub(1));
         match self.load(assign, sender) {
@@ -127,38 +135,36 @@ impl Host {
                 let (weight_bytes, cache_bytes) = (loaded.weight_bytes, loaded.cache_bytes);
                 let device = loaded.stage.device.clone();
                 tracing::info!(layers, seconds = micros as f64 * 1e-6, device, "loaded");
-                let ready = Ready { weight_bytes, cache_bytes, load_micros: micros, device };
-                self.loaded = Some(loaded);
-                self.runtime.block_on(sender.ready(ready))
+                *self.loaded() = Some(loaded); // before the coordinator sends its first step
+                sender.ready(Ready { weight_bytes, cache_bytes, load_micros: micros, device })
             }
             Err(Refusal(code, text)) => {
                 tracing::warn!(layers, "can't load: {text}");
-                let report = ErrorReport::new(code, Subject::Assignment, text);
-                self.runtime.block_on(sender.fail(report))
+                sender.fail(ErrorReport::new(code, Subject::Assignment, text))
             }
         }
     }
 
     /// Loads what was assigned, or keeps it if it is there.
-    fn load(&mut self, assign: Assign, sender: &WorkerSender) -> Result<Loaded, Refusal> {
+    fn load(&self, assign: Assign, sender: &WorkerSender) -> Result<Loaded, Refusal> {
         let layers = assign.layers.start as usize..assign.layers.end as usize;
         let cache =
             CacheConfig { pages: assign.cache_pages as usize, page_tokens: assign.page_tokens as usize };
         let key = Key { fingerprint: assign.fingerprint, layers: layers.clone(), cache };
-        if let Some(loaded) = self.loaded.take_if(|loaded| loaded.key == key) {
-            return Ok(loaded);
+        let before = self.loaded().take();
+        match before {
+            Some(loaded) if loaded.key == key => return Ok(loaded),
+            other => drop(other), // its memory is needed
         }
-        self.loaded = None; // its memory is needed
         let checkpoint = self.checkpoint(&assign)?;
-        check_span(&assign, &layers, checkpoint.config().num_hidden_layers)?;
+        let hidden_size = checkpoint.config().hidden_size;
+        check_assignment(&assign, &layers, checkpoint.config().num_hidden_layers, hidden_size)?;
         let bytes = ModelBytes::of(&checkpoint).map_err(Refusal::load)?;
         let weight_bytes = bytes.weights(&layers);
         let cache_bytes = check_cache(&bytes, &layers, cache)?;
         let mut report = |loaded_bytes| {
-            let progress =
-                LoadProgress { phase: LoadPhase::Reading, loaded_bytes, total_bytes: weight_bytes };
             // Loading goes on if the coordinator has left: it may come back for the layers.
-            let _ = self.runtime.block_on(sender.progress(progress));
+            let _ = sender.progress(LoadProgress { loaded_bytes, total_bytes: weight_bytes });
         };
         report(0);
         let stage =
@@ -166,7 +172,6 @@ impl Host {
                 LoadError::DoesNotFit { .. } => Refusal(ErrorCode::OutOfMemory, e.to_string()),
                 _ => Refusal::load(e),
             })?;
-        let hidden_size = checkpoint.config().hidden_size;
         Ok(Loaded { key, stage, hidden_size, weight_bytes, cache_bytes })
     }
 
@@ -193,82 +198,71 @@ impl Host {
         }
         Ok(checkpoint)
     }
-
-    fn step(
-        &mut self,
-        forward: Forward,
-        payload: Bytes,
-        received: Instant,
-        session: &Session,
-    ) -> Result<(), LinkError> {
-        let step = forward.step;
-        let failed = |code, text: String| {
-            tracing::warn!(step, "a step failed: {text}");
-            self.runtime.block_on(session.sender.fail(ErrorReport::new(code, Subject::Step(step), text)))
-        };
-        if session.is_cancelled(step) {
-            return failed(ErrorCode::Cancelled, "cancelled by the coordinator".to_owned());
-        }
-        let Some(loaded) = &mut self.loaded else {
-            return failed(ErrorCode::Internal, "no layers are loaded".to_owned());
-        };
-        let queue_micros = received.elapsed().as_micros() as u64;
-        let started = Instant::now();
-        match compute(loaded, forward, payload) {
-            Ok(hidden) => {
-                let header = StepResult {
-                    step,
-                    rows: hidden.rows as u32,
-                    cols: hidden.cols as u32,
-                    dtype: Dtype::F32,
-                    compute_micros: started.elapsed().as_micros() as u64,
-                    queue_micros,
-                    opaque: Vec::new(),
-                };
-                self.runtime.block_on(session.sender.result(header, hidden.data))
-            }
-            Err(Failure::Step(text)) => failed(ErrorCode::StepFailed, text),
-            Err(Failure::Device(text)) => {
-                let told = failed(ErrorCode::Internal, text);
-                self.loaded = None; // the next coordinator gets a new device
-                told
-            }
-        }
-    }
 }
 
-/// Why a step has no result.
-enum Failure {
-    /// This step's fault; others may go on.
-    Step(String),
-    /// The device is gone.
-    Device(String),
-}
+/// What to tell of a step: its output, or a code and a text.
+type Outcome = Result<(StepResult, Bytes), (ErrorCode, String)>;
 
-fn compute(loaded: &mut Loaded, forward: Forward, payload: Bytes) -> Result<Hidden, Failure> {
-    let stage = &mut loaded.stage.runner;
-    let (batch, input) =
-        wire::from_forward(forward, payload, &stage.span(), loaded.hidden_size).map_err(Failure::Step)?;
-    match stage.run(&batch, input) {
-        Ok(StageOutput::Hidden(hidden)) => Ok(hidden),
+fn outcome(step: u64, result: StageResult, time: StageTime) -> Outcome {
+    match result {
+        Ok(StageOutput::Hidden(hidden)) => {
+            let header = StepResult {
+                step,
+                rows: hidden.rows as u32,
+                cols: hidden.cols as u32,
+                compute_micros: time.compute.as_micros() as u64,
+                queue_micros: time.queue.as_micros() as u64,
+            };
+            Ok((header, hidden.data))
+        }
         Ok(StageOutput::Sequences(_)) => {
-            Err(Failure::Step("the stage is the last one; only a coordinator holds that".to_owned()))
+            let text = "the stage is the last one; only a coordinator holds that";
+            Err((ErrorCode::StepFailed, text.to_owned()))
         }
-        Err(error) if error.is_lost() => Err(Failure::Device(error.to_string())),
-        Err(error) => Err(Failure::Step(error.to_string())),
+        Err(error) if error.is_lost() => Err((ErrorCode::Internal, error.to_string())),
+        Err(error) => Err((ErrorCode::StepFailed, error.to_string())),
     }
 }
 
-fn check_span(assign: &Assign, layers: &Range<usize>, count: usize) -> Result<(), Refusal> {
-    if assign.last || layers.end >= count {
+fn answer(sender: &WorkerSender, step: u64, outcome: Outcome) {
+    let sent = match outcome {
+        Ok((header, payload)) => sender.result(header, payload),
+        Err((code, text)) => {
+            tracing::warn!(step, "a step failed: {text}");
+            sender.fail(ErrorReport::new(code, Subject::Step(step), text))
+        }
+    };
+    if let Err(error) = sent {
+        tracing::debug!(%error, "the coordinator has left before its answer");
+    }
+}
+
+fn check_assignment(
+    assign: &Assign,
+    layers: &Range<usize>,
+    count: usize,
+    hidden_size: usize,
+) -> Result<(), Refusal> {
+    if layers.end >= count {
         let text = format!(
             "layers {layers:?} of {count} were assigned, but the coordinator holds the last layers itself"
         );
         return Err(Refusal::load(text));
     }
-    if assign.first != (layers.start == 0) || assign.dtype != Dtype::F32 {
-        let found = (assign.first, layers.start, assign.dtype);
-        return Err(Refusal::load(format!("(embedding, first layer, type) {found:?} do not go together")));
+    if assign.first != (layers.start == 0) {
+        let found = (assign.first, layers.start);
+        return Err(Refusal::load(format!("(embedding, first layer) {found:?} do not go together")));
+    }
+    if assign.hidden_size as usize != hidden_size {
+        let text = format!("a hidden size of {} was assigned, the model has {hidden_size}", assign.hidden_size);
+        return Err(Refusal::load(text));
+    }
+    if assign.max_tokens > MAX_STEP_TOKENS {
+        let text = format!(
+            "steps of up to {} tokens were assigned, this worker takes at most {MAX_STEP_TOKENS}",
+            assign.max_tokens
+        );
+        return Err(Refusal::load(text));
     }
     Ok(())
 }

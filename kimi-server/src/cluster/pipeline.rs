@@ -1,16 +1,13 @@
-//! A pipeline from a plan: workers load the first layers, this process the last.
-
-use std::sync::{Arc, OnceLock};
+//! The stages of a plan: workers load the first layers, this process the last.
 
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::{DeviceChoice, LoadedStage};
-use kimi_core::pipeline::{Pipeline, PipelineError};
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
-use kimi_core::stage::{CacheConfig, LoadError, StageError, StageRunner, StageSpan};
-use kimi_net::{Assign, Coordinator, Dtype, Fingerprint, LinkError};
+use kimi_core::stage::{CacheConfig, LoadError, StageRunner, StageSpan, TOKEN_BUDGET};
+use kimi_net::{Assign, Coordinator, Fingerprint, LinkError};
 use tokio::runtime::Handle;
 
-use super::{Connected, LoadWatch, RemoteStage, StageMeter};
+use super::{Connected, LoadWatch, RemoteStage};
 
 /// What goes where.
 #[derive(Debug)]
@@ -27,23 +24,21 @@ pub struct Placement<'a> {
     pub device: &'a DeviceChoice,
 }
 
-/// A pipeline that is ready.
-#[derive(Debug)]
+/// Stages that are loaded.
 pub struct Built {
-    /// The pipeline.
-    pub pipeline: Pipeline,
+    /// The stages, in order.
+    pub stages: Vec<Box<dyn StageRunner>>,
     /// Each stage's device, for people.
     pub devices: Vec<String>,
-    /// Meters of the remote stages, in order.
-    pub meters: Vec<Arc<StageMeter>>,
-    /// The first worker that was lost, if one was: the model can't answer any more, even if no step has shown it.
-    pub lost: Lost,
 }
 
-/// Why a worker was lost; empty while all are there.
-pub type Lost = Arc<OnceLock<String>>;
+impl std::fmt::Debug for Built {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Built").field("devices", &self.devices).finish_non_exhaustive()
+    }
+}
 
-/// Why there is no pipeline.
+/// Why the stages are not loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// The plan has another number of workers.
@@ -69,9 +64,6 @@ pub enum BuildError {
     /// This process could not load its layers.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// The stages do not make a pipeline.
-    #[error(transparent)]
-    Pipeline(#[from] PipelineError),
     /// A loading task was ended from outside.
     #[error("loading was interrupted: {0}")]
     Interrupted(String),
@@ -93,15 +85,15 @@ pub fn build(
         return Err(BuildError::Workers { planned: plan.stages.len(), workers: workers.len() });
     };
     let fingerprint = Fingerprint(checkpoint.fingerprint());
+    let hidden_size = checkpoint.config().hidden_size;
     let mut loading = Vec::with_capacity(workers.len());
     for (i, (stage, worker)) in first.iter().zip(workers).enumerate() {
-        let assign = assignment(model, fingerprint, stage, cache);
+        let assign = assignment(model, fingerprint, stage, cache, hidden_size);
         loading.push((stage, runtime.spawn(load_remote(i, worker, assign, watch.clone()))));
     }
     let local = load_local(checkpoint, device, first.len(), last, cache, watch);
-    let hidden_size = checkpoint.config().hidden_size;
     let mut stages: Vec<Box<dyn StageRunner>> = Vec::with_capacity(plan.stages.len());
-    let (mut devices, mut meters, lost) = (Vec::new(), Vec::new(), Lost::default());
+    let mut devices = Vec::with_capacity(plan.stages.len());
     for (stage, task) in loading {
         let result = runtime.block_on(task).map_err(|e| BuildError::Interrupted(e.to_string()))?;
         let (link, device) = result.map_err(|cause| BuildError::Worker {
@@ -111,48 +103,37 @@ pub fn build(
             cause,
         })?;
         let span = StageSpan { layers: stage.layers(), first: stage.first_layer == 0, last: false };
-        let meter = Arc::new(StageMeter::default());
-        meters.push(meter.clone());
         devices.push(device);
-        runtime.spawn(watch_link(stage.node.clone(), link.closed(), lost.clone()));
         stages.push(Box::new(RemoteStage::new(
             stage.node.clone(),
             span,
             hidden_size,
             link,
             runtime.clone(),
-            meter,
         )));
     }
     let local = local?;
     devices.push(local.device);
     stages.push(local.runner);
-    Ok(Built { pipeline: Pipeline::new(stages)?, devices, meters, lost })
+    Ok(Built { stages, devices })
 }
 
-/// Reports a link that ends without our having closed it, computing or idle.
-async fn watch_link(node: String, closed: impl Future<Output = LinkError>, lost: Lost) {
-    let reason = closed.await;
-    if reason == LinkError::Closed {
-        return;
-    }
-    let error = StageError::Lost { node, reason: reason.to_string() };
-    tracing::error!("{error}");
-    // Only the first loss is kept.
-    let _ = lost.set(error.to_string());
-}
-
-fn assignment(model: &str, fingerprint: Fingerprint, stage: &PlannedStage, cache: CacheConfig) -> Assign {
+fn assignment(
+    model: &str,
+    fingerprint: Fingerprint,
+    stage: &PlannedStage,
+    cache: CacheConfig,
+    hidden_size: usize,
+) -> Assign {
     Assign {
         model: model.to_owned(),
         fingerprint,
         layers: stage.first_layer as u32..stage.last_layer as u32 + 1,
         first: stage.first_layer == 0,
-        last: false,
         cache_pages: cache.pages as u32,
         page_tokens: cache.page_tokens as u32,
-        dtype: Dtype::F32,
-        opaque: Vec::new(),
+        max_tokens: TOKEN_BUDGET as u32,
+        hidden_size: hidden_size as u32,
     }
 }
 

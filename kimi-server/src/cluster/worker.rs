@@ -3,16 +3,15 @@
 //! A second coordinator is refused while one is connected; when one leaves the next is served. The loaded layers stay,
 //! so that a coordinator that comes back with the same assignment need not wait.
 
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use kimi_core::DeviceChoice;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_net::{Config, ErrorCode, ErrorReport, Event, Fingerprint, Incoming, LinkError, Listener, Worker};
-use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
-use super::host::{Host, Job, Session, Work};
+use super::host::Host;
 use crate::models::Lookup;
 
 /// Peers that may introduce themselves at the same time.
@@ -36,35 +35,35 @@ pub struct WorkerConfig {
 /// Serves coordinators, one after another, until the returned future is dropped.
 ///
 /// # Errors
-/// If the operating system gives no thread, or the thread that computes has ended by a fault of ours.
+/// If the operating system gives no thread, or the thread that loads has ended by a fault of ours.
 pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<()> {
     let mut link = Config::new(config.node_id.clone());
     link.fingerprint = config.model.as_ref().map(|c| Fingerprint(c.fingerprint()));
-    let (jobs, source) = mpsc::channel();
-    let host = Host::new(config, Handle::current());
+    let (host, jobs) = Host::new(config);
     let (alive, mut ended) = oneshot::channel::<()>();
-    let compute = move || {
+    let loader = host.clone();
+    let load = move || {
         let _alive = alive; // dropped by a panic too
-        host.run(&source);
+        loader.run(&jobs);
     };
-    std::thread::Builder::new().name("kimi-worker".into()).spawn(compute)?;
-    let office = Office { jobs, link, coordinator: Arc::default() };
+    std::thread::Builder::new().name("kimi-worker".into()).spawn(load)?;
+    let state = WorkerState { host, link, coordinator: Arc::default() };
     let greetings = Arc::new(Semaphore::new(MAX_GREETINGS));
     loop {
         let Ok(permit) = greetings.clone().acquire_owned().await else { return Ok(()) };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            _ = &mut ended => return Err(std::io::Error::other("the thread that computes has ended")),
+            _ = &mut ended => return Err(std::io::Error::other("the thread that loads has ended")),
         };
         match accepted {
             Ok(incoming) => {
-                let office = office.clone();
+                let state = state.clone();
                 tokio::spawn(async move {
                     let peer = incoming.peer_addr();
-                    let greeted = office.greet(incoming).await;
+                    let greeted = state.greet(incoming).await;
                     drop(permit);
                     match greeted {
-                        Ok(Some((worker, desk))) => attend(worker, desk).await,
+                        Ok(Some((worker, lease))) => serve_link(worker, lease).await,
                         Ok(None) => {}
                         Err(error) => tracing::warn!(%peer, %error, "a peer was turned away"),
                     }
@@ -80,79 +79,74 @@ pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<
 
 /// What all connections share.
 #[derive(Clone)]
-struct Office {
-    jobs: mpsc::Sender<Job>,
+struct WorkerState {
+    host: Arc<Host>,
     link: Config,
     /// Name of the coordinator that is served.
     coordinator: Arc<Mutex<Option<String>>>,
 }
 
 /// The place of the one coordinator; free again when dropped.
-struct Desk {
-    jobs: mpsc::Sender<Job>,
+struct CoordinatorLease {
+    host: Arc<Host>,
     name: String,
     coordinator: Arc<Mutex<Option<String>>>,
 }
 
-impl Drop for Desk {
+impl Drop for CoordinatorLease {
     fn drop(&mut self) {
         *self.coordinator.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
-impl Office {
+impl WorkerState {
     /// Shakes hands, and turns a second coordinator away with the reason.
-    async fn greet(&self, incoming: Incoming) -> Result<Option<(Worker, Desk)>, LinkError> {
+    async fn greet(&self, incoming: Incoming) -> Result<Option<(Worker, CoordinatorLease)>, LinkError> {
         let peer = incoming.peer_addr();
         let worker = incoming.handshake(self.link.clone()).await?;
         let name = format!("{} ({peer})", worker.peer().node_id);
-        match self.take_desk(name.clone()) {
-            Ok(desk) => Ok(Some((worker, desk))),
+        match self.take_lease(name.clone()) {
+            Ok(lease) => Ok(Some((worker, lease))),
             Err(other) => {
                 let text = format!(
                     "this worker serves coordinator {other}; stop that one first, or use another worker"
                 );
                 tracing::warn!(coordinator = name, "refused: {text}");
                 // An error means that the peer has gone already.
-                let _ = worker.sender().fail(ErrorReport::fatal(ErrorCode::Overloaded, text)).await;
+                let _ = worker.sender().fail(ErrorReport::fatal(ErrorCode::Overloaded, text));
                 Ok(None)
             }
         }
     }
 
-    fn take_desk(&self, name: String) -> Result<Desk, String> {
+    fn take_lease(&self, name: String) -> Result<CoordinatorLease, String> {
         let mut coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
         match &*coordinator {
             Some(other) => Err(other.clone()),
             None => {
                 *coordinator = Some(name.clone());
-                Ok(Desk { jobs: self.jobs.clone(), name, coordinator: self.coordinator.clone() })
+                Ok(CoordinatorLease { host: self.host.clone(), name, coordinator: self.coordinator.clone() })
             }
         }
     }
 }
 
-/// Passes a coordinator's wishes to the thread that computes, until the link ends.
-async fn attend(mut worker: Worker, desk: Desk) {
-    tracing::info!(coordinator = desk.name, "a coordinator has connected");
-    let session = Session::new(worker.sender());
+/// Does what a coordinator asks for, until the link ends.
+async fn serve_link(mut worker: Worker, lease: CoordinatorLease) {
+    let CoordinatorLease { host, name, .. } = &lease;
+    tracing::info!(coordinator = name, "a coordinator has connected");
+    let sender = worker.sender();
     loop {
-        let work = match worker.next().await {
-            Ok(Event::Assigned(assign)) => Work::Load(assign),
-            Ok(Event::Forward(forward, payload)) => Work::Step(forward, payload, Instant::now()),
-            Ok(Event::Cancel(cancel)) => {
-                session.cancel(cancel);
-                continue;
-            }
-            Ok(_) => continue,
+        match worker.next().await {
+            Ok(Event::Assigned(assign)) => host.load_later(assign, sender.clone()),
+            Ok(Event::Forward(forward, payload)) => host.submit(forward, payload, &sender),
+            Ok(Event::Activity(active)) => host.set_active(active),
+            Ok(_) => {}
             Err(reason) => {
-                tracing::info!(coordinator = desk.name, %reason, "the coordinator has left");
+                tracing::info!(coordinator = name, %reason, "the coordinator has left");
                 break;
             }
-        };
-        if desk.jobs.send(Job { work, session: session.clone() }).is_err() {
-            break;
         }
     }
-    session.end();
+    host.set_active(false);
 }

@@ -1,7 +1,6 @@
 //! `kimi demo`.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kimi_core::ChatModel;
@@ -13,7 +12,6 @@ use tokio::sync::oneshot;
 use crate::cli::args::DemoArgs;
 use crate::cli::{Outcome, ui};
 use crate::client;
-use crate::cluster::StageMeter;
 use crate::local::{LocalCluster, silent};
 use crate::models::{EMBEDDED, FoundModel, Source};
 use crate::placement::{PlanTable, layer_text};
@@ -47,17 +45,17 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
         Bytes(checkpoint.bytes()),
         PlanTable { plan: cluster.plan(), limits: false }
     ))?;
-    let built = cluster.build(&checkpoint, cache, &silent())?;
+    let runtime = super::runtime()?;
+    let built = cluster.build(&checkpoint, cache, &silent(), runtime.handle())?;
     for worker in cluster.workers() {
         let wanted = worker.wanted();
         super::print(&format!("{} is process {} at {}\n", wanted.id, worker.process_id(), wanted.target))?;
     }
-    let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    let model = ChatModel::start(&checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
-    let watch = Watch { model: model.clone(), meters: built.meters };
-    let served = serving::served(EMBEDDED, model, cluster.plan(), &built.devices, built.lost);
+    let watch = Watch { model: model.clone() };
+    let served = serving::served(EMBEDDED, model, cluster.plan(), &built.devices);
     let (stop, stopped) = oneshot::channel::<()>();
-    let runtime = cluster.runtime();
     let server = runtime.spawn(serving::serve(listener, served, async {
         // An error means that the other half is gone: stop too.
         let _ = stopped.await;
@@ -79,22 +77,20 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Success)
 }
 
-/// Where busy times are read.
+/// Where the stages' times are read.
 struct Watch {
     model: ChatModel,
-    meters: Vec<Arc<StageMeter>>,
 }
 
 impl Watch {
     /// Computing time of every stage so far.
     fn compute(&self) -> Vec<Duration> {
-        let local = self.model.stats().stage_busy.last().copied().unwrap_or_default();
-        self.meters.iter().map(|m| m.compute()).chain([local]).collect()
+        self.model.stats().stages.iter().map(|stage| stage.time.compute).collect()
     }
 
-    /// Time on the wire so far.
+    /// Time on the wire and in queues so far.
     fn wire(&self) -> Duration {
-        self.meters.iter().map(|m| m.wire()).sum()
+        self.model.stats().stages.iter().map(|stage| stage.time.wire + stage.time.queue).sum()
     }
 }
 

@@ -61,8 +61,8 @@ fn load(args: &RunArgs) -> anyhow::Result<ChatModel> {
     let bytes = ModelBytes::of(&checkpoint)?;
     let tokens = cache.pages * cache.page_tokens;
     let cluster = LocalCluster::start(&found, &checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
-    let built = cluster.build(&checkpoint, cache, &ui::load_bars(&[found.id]))?;
-    let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    let built = cluster.build(&checkpoint, cache, &ui::load_bars(&[found.id]), super::runtime()?.handle())?;
+    let model = ChatModel::start(&checkpoint, built.stages, &options)?;
     args.cache.note_limit(model.context_tokens());
     Ok(model)
 }

@@ -1,7 +1,6 @@
 //! `kimi serve`.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kimi_core::ChatModel;
@@ -10,7 +9,7 @@ use kimi_core::engine::Engine;
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
 use serde_json::json;
-use tokio::runtime::Runtime;
+use tokio::runtime::Handle;
 
 use crate::cli::args::ServeArgs;
 use crate::cli::{Outcome, ui};
@@ -26,8 +25,7 @@ use crate::serving;
 /// # Errors
 /// If the model, the discovery file, the port or a worker can't be used.
 pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
-    let runtime =
-        Arc::new(tokio::runtime::Builder::new_multi_thread().worker_threads(4).enable_all().build()?);
+    let runtime = super::runtime()?;
     let addr = runtime.block_on(super::worker::resolve(&args.host, args.port))?;
     let listener = serving::bind(addr, args.insecure).map_err(|e| super::listen_error(e, addr, "--port"))?;
     let addr = listener.local_addr()?;
@@ -36,16 +34,16 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let cache = options.cache(&checkpoint);
     let started = Instant::now();
     let (plan, built) = match &args.node.discovery_config_path {
-        Some(path) => with_workers(args, &Discovery::read(path)?, &found, &checkpoint, cache, &runtime)?,
-        None => alone(args, &found, &checkpoint, cache)?,
+        Some(path) => with_workers(args, &Discovery::read(path)?, &found, &checkpoint, cache, runtime.handle())?,
+        None => alone(args, &found, &checkpoint, cache, runtime.handle())?,
     };
     eprintln!("loaded in {:.1} s on {}", started.elapsed().as_secs_f64(), built.devices.join(", "));
-    let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    let model = ChatModel::start(&checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
     args.cache.note_limit(model.context_tokens());
     announce(args, addr, &found.id, model.context_tokens())?;
     let stop = stop(model.engine().clone());
-    let served = serving::served(&found.id, model, &plan, &built.devices, built.lost);
+    let served = serving::served(&found.id, model, &plan, &built.devices);
     runtime.block_on(serving::serve(listener, served, stop))?;
     Ok(Outcome::Success)
 }
@@ -71,12 +69,13 @@ fn alone(
     found: &FoundModel,
     checkpoint: &Checkpoint,
     cache: CacheConfig,
+    runtime: &Handle,
 ) -> anyhow::Result<(Plan, Built)> {
     let bytes = ModelBytes::of(checkpoint)?;
     let tokens = cache.pages * cache.page_tokens;
     let cluster = LocalCluster::start(found, checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
     show(&found.id, cluster.plan(), false);
-    let built = cluster.build(checkpoint, cache, &load_bars(cluster.plan()))?;
+    let built = cluster.build(checkpoint, cache, &load_bars(cluster.plan()), runtime)?;
     Ok((cluster.plan().clone(), built))
 }
 
@@ -87,7 +86,7 @@ fn with_workers(
     found: &FoundModel,
     checkpoint: &Checkpoint,
     cache: CacheConfig,
-    runtime: &Runtime,
+    runtime: &Handle,
 ) -> anyhow::Result<(Plan, Built)> {
     let Some(me) = args.node.node_id.as_deref() else {
         anyhow::bail!("which of the machines in the discovery file is this one? Give --node-id")
@@ -112,7 +111,7 @@ fn with_workers(
     let watch = load_bars(&plan);
     let device = &args.device.choice();
     let placement = Placement { plan: &plan, workers, cache, model: &found.id, device };
-    let built = cluster::build(checkpoint, placement, runtime.handle(), &watch)?;
+    let built = cluster::build(checkpoint, placement, runtime, &watch)?;
     Ok((plan, built))
 }
 

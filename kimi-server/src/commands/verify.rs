@@ -49,11 +49,12 @@ fn on_stages(
     let stages = usize::from(args.stages);
     let (config, device) = (args.config.as_deref(), args.gpu.choice(kind));
     let cluster = LocalCluster::start(found, checkpoint, &bytes, stages, tokens, config, &device)?;
-    let built = cluster.build(checkpoint, cache, &silent())?;
+    let runtime = super::runtime()?;
+    let built = cluster.build(checkpoint, cache, &silent(), runtime.handle())?;
     let mut backends = built.devices.clone();
     backends.dedup();
     let backend = backends.join(", ");
-    let mut engine = PipelineEngine::new(built.pipeline, cache);
+    let mut engine = PipelineEngine::new(built.stages, cache)?;
     compare(args, found, &mut engine, cases, backend, stages)
 }
 

@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kimi_core::engine::EngineStats;
+use kimi_core::engine::{EngineStats, StageStats};
+use kimi_core::stage::StageTime;
 use kimi_core::{ChatError, ChatEvent, ChatGeneration, ChatModel, ChatRequest};
 use serde_json::{Value, json};
 
@@ -131,21 +132,39 @@ impl ServedModel {
     /// The model as `/health` shows it.
     pub(super) fn health(&self) -> Value {
         let (stats, down) = (self.engine.stats(), self.engine.down());
-        let EngineStats { scheduler, steps, tokens_generated, stage_busy } = stats;
-        let stages: Vec<_> = stage_busy
-            .iter()
-            .enumerate()
-            .map(|(i, busy)| json!({"stage": i, "holds": self.stages.get(i), "busy_seconds": busy.as_secs_f64()}))
-            .collect();
+        let EngineStats { scheduler, steps, tokens_generated, stages, depth, prompt_tokens, losses } = stats;
+        let lost = stages.iter().find_map(|stage| stage.lost.clone());
+        let stage = |(i, stage): (usize, &StageStats)| {
+            let StageTime { queue, compute, wire } = stage.time;
+            json!({
+                "stage": i,
+                "holds": self.stages.get(i),
+                "status": if stage.lost.is_none() { "ok" } else { "lost" },
+                "reason": stage.lost,
+                "steps": stage.steps,
+                "compute_seconds": compute.as_secs_f64(),
+                "queue_seconds": queue.as_secs_f64(),
+                "wire_seconds": wire.as_secs_f64(),
+            })
+        };
+        let stages: Vec<_> = stages.iter().enumerate().map(stage).collect();
+        let status = match (&down, &lost) {
+            (Some(_), _) => "unavailable",
+            (None, Some(_)) => "recovering",
+            (None, None) => "ok",
+        };
         json!({
             "id": self.id(),
-            "status": if down.is_none() { "ok" } else { "unavailable" },
-            "reason": down,
+            "status": status,
+            "reason": down.or(lost),
             "stages": stages,
             "sequences": {"running": scheduler.running, "waiting": scheduler.waiting},
             "pages": {"used": scheduler.pages_used, "total": scheduler.pages_total},
             "evictions": scheduler.evictions,
             "steps": steps,
+            "losses": losses,
+            "batches": {"in_flight": scheduler.in_flight, "limit": depth},
+            "prompt_tokens_a_step": prompt_tokens,
             "tokens_generated": tokens_generated,
         })
     }
