@@ -28,7 +28,7 @@ pub enum DeviceKind {
 pub struct DeviceChoice {
     /// CPU or GPU.
     pub kind: DeviceKind,
-    /// Part of the GPU's name, in any case; `None` takes the first of the best kind.
+    /// The GPU's number, or part of its name, in any case; `None` takes the first of the best kind.
     pub adapter: Option<String>,
     /// Bytes of a GPU's memory to use at most, where that is less than what its driver says is free.
     pub memory: Option<u64>,

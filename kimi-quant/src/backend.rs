@@ -169,6 +169,15 @@ pub trait Backend: Send + Sync + 'static {
         step()
     }
 
+    /// Gives the device a moment of work, so that its clock stays up; does not wait. Operations and their results are as
+    /// without it.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] if the device has failed.
+    fn nudge(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Makes a matrix usable on the device.
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<Self::Matrix>;
     /// Makes a layer's experts usable; all have one shape and format.

@@ -87,9 +87,9 @@ pub enum BackendError {
          the CPU"
     )]
     NoAdapter {
-        /// Part of its name, or `any`.
+        /// Its number, part of its name, or `any`.
         asked: String,
-        /// Names of all that there are, or why there are none.
+        /// Numbers and names of all that there are, or why there are none.
         seen: String,
     },
     /// The device failed or went away.

@@ -6,6 +6,8 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use bytes::Bytes;
 use common::device::{gpu, open, spoil};
 use common::{Random, misaligned};
@@ -539,6 +541,48 @@ fn an_input_does_not_overwrite_pending_work() {
     close("two products", &gpu.download(&found).unwrap(), expected.data());
 }
 
+/// Also where another thread nudges without pause, and where the host writes an input between a nudge and its submission.
+#[test]
+fn nudges_change_nothing() {
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let mut both = Both::new(&gpu, 10);
+    let (_, square) = both.matrix(64, 64, FOUR_BITS);
+    let (_, norm) = both.norm(64);
+    let input = both.random.f32s(64);
+    // As a step does, with an input that comes after work is recorded. Few enough operations stay recorded to the end.
+    let step = |nudge: &dyn Fn()| {
+        nudge();
+        let x = gpu.upload(1, 64, &input).unwrap();
+        nudge();
+        let [first] = gpu.norm_project(&x, &norm, [&square]).unwrap();
+        drop(x);
+        nudge();
+        let mut sum = gpu.upload(1, 64, &input).unwrap();
+        nudge();
+        gpu.project_add(&first, &square, &mut sum).unwrap();
+        nudge();
+        gpu.download(&sum).unwrap()
+    };
+    let expected = step(&|| ());
+    let dispatches = gpu.dispatches();
+    assert_eq!(step(&|| ()), expected);
+    let dispatches = gpu.dispatches() - dispatches;
+    let before = gpu.dispatches();
+    assert_eq!(step(&|| gpu.nudge().unwrap()), expected);
+    assert_eq!(gpu.dispatches() - before, dispatches, "a nudge is no operation");
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !done.load(Ordering::Relaxed) {
+                gpu.nudge().unwrap();
+            }
+        });
+        let found: Vec<_> = (0..50).map(|_| step(&|| ())).collect();
+        done.store(true, Ordering::Relaxed);
+        assert!(found.iter().all(|values| *values == expected));
+    });
+}
+
 /// Three layers of Kimi-K2 with 18 of its experts, in zeros.
 #[test]
 fn device_memory_is_what_is_stored_and_little_more() {
@@ -596,6 +640,7 @@ fn a_lost_device_is_an_error_from_then_on() {
         let lost = gpu.upload(1, 4, &[1.0; 4]).and_then(|x| gpu.download(&x));
         assert!(matches!(&lost, Err(BackendError::Device(what)) if what.contains("lost")), "{lost:?}");
         assert!(matches!(gpu.wait(), Err(BackendError::Device(_))));
+        assert!(matches!(gpu.nudge(), Err(BackendError::Device(_))));
     }
     assert!(gpu.load_vector(vec![1.0; 8]).and_then(|_| gpu.wait()).is_err());
     drop(x);

@@ -30,10 +30,14 @@ pub struct Report {
 /// A GPU.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct GpuReport {
+    /// What `--adapter` chooses it by.
+    pub number: usize,
     /// As its driver calls it.
     pub name: String,
     /// `Vulkan` or `Metal`.
     pub api: String,
+    /// Its PCI address on Vulkan, its registry id on Metal; empty where the driver does not say.
+    pub address: String,
     /// The driver.
     pub driver: String,
     /// `discrete`, `integrated`, `virtual`, `software` or `other`.
@@ -119,7 +123,9 @@ fn gpus(measure: bool, layer_bytes: u64) -> anyhow::Result<Option<Vec<GpuReport>
             memory_bytes: a.memory.map(|m| m.total),
             free_bytes: a.memory.and_then(|m| m.free),
             kimi_k2_layers: a.memory.map(|m| fitting(m.available(), layer_bytes)),
+            number: a.number,
             name: a.name,
+            address: a.address,
             api: a.api,
             driver: a.driver,
             largest_binding_bytes: a.largest_binding,
@@ -140,7 +146,7 @@ fn gpus(measure: bool, layer_bytes: u64) -> anyhow::Result<Option<Vec<GpuReport>
 fn gpu_bandwidth(adapter: &kimi_quant::gpu::Adapter) -> anyhow::Result<f64> {
     use kimi_quant::gpu::{Gpu, GpuOptions};
     const BYTES: usize = 1 << 30;
-    let options = GpuOptions { adapter: Some(adapter.to_string()), ..GpuOptions::default() };
+    let options = GpuOptions { adapter: Some(adapter.number.to_string()), ..GpuOptions::default() };
     Ok(Gpu::new(&options)?.read_bandwidth(BYTES)?)
 }
 
@@ -181,12 +187,16 @@ impl fmt::Display for Report {
         let bytes = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), |n| Bytes(n).to_string());
         let fits = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), |n| format!("{n} of {LAYERS}"));
         let rate = |r: Option<f64>| r.map_or_else(String::new, |r| format!("{:.1} GB/s", r / 1e9));
-        let mut table =
-            Table::new(&["device", "kind", "memory", "free", "Kimi-K2 layers", "reads"], &[2, 3, 4, 5]);
+        let mut table = Table::new(
+            &["GPU", "device", "kind", "address", "memory", "free", "Kimi-K2 layers", "reads"],
+            &[0, 4, 5, 6, 7],
+        );
         for gpu in self.gpus.iter().flatten() {
             table.row([
+                gpu.number.to_string(),
                 format!("{} ({})", gpu.name, gpu.api),
                 gpu.kind.to_owned(),
+                gpu.address.clone(),
                 bytes(gpu.memory_bytes),
                 bytes(gpu.free_bytes),
                 fits(gpu.kimi_k2_layers),
@@ -195,8 +205,10 @@ impl fmt::Display for Report {
         }
         let cpu = &self.cpu;
         table.row([
+            String::new(),
             cpu.name.clone(),
             "cpu".to_owned(),
+            String::new(),
             bytes(cpu.memory_bytes),
             String::new(),
             fits(cpu.kimi_k2_layers),
@@ -232,8 +244,8 @@ impl fmt::Display for GpuReport {
             Some((min, max)) => format!("{min} to {max}"),
             None => "no".to_owned(),
         };
-        let Self { name, api, driver, .. } = self;
-        writeln!(f, "{name} ({api}), driver {driver}")?;
+        let Self { number, name, api, driver, .. } = self;
+        writeln!(f, "{number}: {name} ({api}), driver {driver}")?;
         let (binding, buffer) = (Bytes(self.largest_binding_bytes), Bytes(self.largest_buffer_bytes));
         writeln!(f, "  largest binding {binding}, largest buffer {buffer}, subgroups {subgroups}")?;
         write!(

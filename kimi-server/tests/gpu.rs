@@ -121,4 +121,14 @@ fn devices_show_what_they_are() {
     by_environment.args(["run", "kimi-tiny", "--prompt", "Hi", "--max-tokens", "2", "--log", "info"]);
     let output = by_environment.env("KIMI_BACKEND", "gpu").env("KIMI_ADAPTER", name).output().unwrap();
     assert!(output.status.success() && stderr(&output).contains(name), "{}", stderr(&output));
+    let by_number = |number: &str| {
+        let flags = ["run", "kimi-tiny", "--prompt", "Hi", "--max-tokens", "2", "--log", "info"];
+        run(&[&flags[..], &["--backend", "gpu", "--adapter", number]].concat())
+    };
+    let first = by_number("0");
+    assert!(first.status.success() && stderr(&first).contains(name), "{}", stderr(&first));
+    let none = by_number("99");
+    assert_eq!(none.status.code(), Some(1));
+    let list = format!("asked for number 99, there is 0: {name} (");
+    assert!(stderr(&none).contains(&list), "{}", stderr(&none));
 }

@@ -5,19 +5,10 @@ pub(crate) mod golden;
 pub(crate) mod random;
 pub(crate) mod stored;
 
-use std::path::{Path, PathBuf};
+#[path = "../material/mod.rs"]
+mod material;
 
-/// A file or folder of the shared material, or `None` (with a line that says so) where it is absent.
-pub(crate) fn shared(path: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("KIMI_SHARED")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
-    let found = root.join(path);
-    if found.exists() {
-        return Some(found);
-    }
-    println!("skipped: {} is not there (set KIMI_SHARED)", found.display());
-    None
-}
+pub(crate) use material::shared;
 
 /// Largest absolute difference; infinite if the lengths differ or a value is not a number.
 pub(crate) fn max_abs_err(found: &[f32], expected: &[f32]) -> f32 {

@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "not every test needs every helper")]
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 
-use std::path::PathBuf;
+#[path = "../material/mod.rs"]
+mod material;
+
 use std::sync::OnceLock;
 
 use base64::Engine;
@@ -10,15 +12,9 @@ use base64::engine::general_purpose::STANDARD;
 use kimi_core::tokenizer::Tokenizer;
 use splintr_vocab_kimi::KIMI_VOCAB_PACKED;
 
-/// The shared material's file, or `None` (and a line on the terminal) where it is not at hand.
+/// A file of the shared material, or `None` (with a line that says so) where it is absent.
 pub(crate) fn shared(path: &str) -> Option<Vec<u8>> {
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared");
-    let file = std::env::var_os("KIMI_SHARED").map_or_else(beside, PathBuf::from).join(path);
-    let bytes = std::fs::read(&file).ok();
-    if bytes.is_none() {
-        println!("skipped: no {}", file.display());
-    }
-    bytes
+    Some(std::fs::read(material::shared(path)?).expect("a file of the shared material"))
 }
 
 /// Kimi-K2's tokenizer.

@@ -9,8 +9,8 @@ use crate::BackendError;
 /// What to run on, and how.
 #[derive(Debug, Clone, Default)]
 pub struct GpuOptions {
-    /// Part of the adapter's name, in any case. Without it the fastest kind of adapter is taken: discrete, then
-    /// integrated, then software.
+    /// The adapter's number in [`adapters`](super::adapters), or part of its name, in any case; what is a number below 100
+    /// is no part of a name. Without it the first is taken, which is of the fastest kind.
     pub adapter: Option<String>,
     /// Takes no software adapter, which is slower than the CPU backend.
     pub hardware_only: bool,
@@ -68,20 +68,9 @@ const BURN: wgpu::Features = wgpu::Features::SHADER_F16
 
 impl Device {
     pub(crate) fn open(options: &GpuOptions) -> Result<Self, BackendError> {
-        let (instance, all) = adapter::list();
-        let names: Vec<String> = all.iter().map(|(_, about)| about.to_string()).collect();
-        let fits = |about: &Adapter| {
-            about.is_named(options.adapter.as_deref()) && (about.is_hardware() || !options.hardware_only)
-        };
-        let found = all.into_iter().find(|(_, about)| fits(about));
-        let (adapter, about) = found.ok_or_else(|| BackendError::NoAdapter {
-            asked: match (&options.adapter, options.hardware_only) {
-                (Some(name), _) => format!("{name:?}"),
-                (None, true) => "one that is not software".to_owned(),
-                (None, false) => "any".to_owned(),
-            },
-            seen: if names.is_empty() { "none".to_owned() } else { names.join(", ") },
-        })?;
+        let (instance, mut all, mut handles) = adapter::list();
+        let chosen = adapter::choose(&all, options.adapter.as_deref(), options.hardware_only)?;
+        let (adapter, about) = (handles.swap_remove(chosen), all.swap_remove(chosen));
         Self::from_adapter(instance, adapter, about, options)
     }
 
@@ -184,12 +173,6 @@ fn watch(device: &wgpu::Device) -> Arc<OnceLock<String>> {
         let _ = on_loss.set(format!("the device is lost: {what}"));
     });
     failure
-}
-
-/// What the kernels need of an adapter and it lacks.
-pub(super) fn missing(has: wgpu::Features) -> Option<String> {
-    let lacks = !has.contains(wgpu::Features::IMMEDIATES);
-    lacks.then(|| "the adapter has no immediates (push constants), which the kernels need".to_owned())
 }
 
 /// Device memory that small buffers share, at first and when there are many.

@@ -15,6 +15,7 @@ mod interop;
 mod layout;
 mod matvec;
 mod moe;
+mod nudge;
 mod pace;
 mod pool;
 mod profile;
@@ -30,7 +31,7 @@ mod upload;
 mod weights;
 
 use std::borrow::Cow;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
 pub use batched::BatchKernel;
@@ -45,6 +46,7 @@ pub use wgpu;
 use device::Device;
 use grouped::Groups;
 use layout::DeviceLayout;
+use nudge::Nudge;
 use pool::Buffer;
 use recorder::Recorder;
 
@@ -63,6 +65,8 @@ pub struct Gpu {
     /// Stands in where a binding is not used.
     nothing: Arc<Buffer>,
     last_layout: Mutex<Option<Arc<DeviceLayout>>>,
+    /// Made when it is first needed.
+    nudge: OnceLock<Nudge>,
 }
 
 /// Activations `[rows, cols]` on the device.
@@ -140,7 +144,14 @@ impl Gpu {
         let recorder = Arc::new(Recorder::new(Device::open(options)?));
         let nothing = recorder.pool.keep("nothing", 256)?;
         let tuning = Mutex::new(options.tuning);
-        Ok(Self { recorder, tuning, batch_kernel: Mutex::default(), nothing, last_layout: Mutex::default() })
+        Ok(Self {
+            recorder,
+            tuning,
+            batch_kernel: Mutex::default(),
+            nothing,
+            last_layout: Mutex::default(),
+            nudge: OnceLock::new(),
+        })
     }
 
     /// The adapter it runs on.
@@ -270,6 +281,10 @@ impl Backend for Gpu {
 
     fn queues(&self) -> bool {
         true
+    }
+
+    fn nudge(&self) -> Result<()> {
+        self.submit_nudge()
     }
 
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<GpuMatrix> {

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
 
-/// One golden file, or `None` (with a line on stdout) where the shared folder is absent.
+/// One golden file, or `None` (with a line on stdout) where the shared folder is absent. An error where
+/// `KIMI_REQUIRE_SHARED` is set.
 pub fn golden(name: &str) -> Option<Vec<u8>> {
     let shared = std::env::var_os("KIMI_SHARED")
         .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
@@ -17,7 +18,9 @@ pub fn golden(name: &str) -> Option<Vec<u8>> {
     match std::fs::read(&path) {
         Ok(bytes) => Some(bytes),
         Err(e) => {
-            println!("skipped: {}: {e}", path.display());
+            let required = std::env::var_os("KIMI_REQUIRE_SHARED").is_some();
+            assert!(!required, "{}: {e} (set KIMI_SHARED)", path.display());
+            println!("skipped: {}: {e} (set KIMI_SHARED)", path.display());
             None
         }
     }

@@ -184,6 +184,10 @@ impl<B: Measured> Backend for Timed<B> {
         self.inner.enter(step)
     }
 
+    fn nudge(&self) -> Result<()> {
+        self.inner.nudge()
+    }
+
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<B::Matrix> {
         self.inner.load_matrix(matrix)
     }

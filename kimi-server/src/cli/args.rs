@@ -145,8 +145,8 @@ pub struct DeviceArgs {
 /// Which GPU, and how much of it.
 #[derive(Debug, Clone, Default, Args)]
 pub struct GpuArgs {
-    /// The GPU with this in its name [default: the first that `kimi devices` shows].
-    #[arg(long, value_name = "NAME", env = "KIMI_ADAPTER")]
+    /// The GPU with this number in `kimi devices`, or the first with this in its name [default: number 0].
+    #[arg(long, value_name = "NUMBER|NAME", env = "KIMI_ADAPTER")]
     pub adapter: Option<String>,
     /// Use at most this much of the GPU's memory [default: all that its driver says is free].
     #[arg(long, value_name = "GB", env = "KIMI_GPU_MEMORY", value_parser = gigabytes)]

@@ -39,7 +39,7 @@ pub fn json(output: &Output) -> Value {
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e} in {text:?}; stderr: {}", stderr(output)))
 }
 
-/// A file of the shared material; `None`, with a word, where it is absent.
+/// A file of the shared material; `None`, with a word, where it is absent. An error where `KIMI_REQUIRE_SHARED` is set.
 pub fn shared(path: &str) -> Option<PathBuf> {
     let root = std::env::var_os("KIMI_SHARED")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared"), PathBuf::from);
@@ -47,7 +47,9 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     if path.exists() {
         return Some(path);
     }
-    println!("skipped: {} is not there", path.display());
+    let required = std::env::var_os("KIMI_REQUIRE_SHARED").is_some();
+    assert!(!required, "{} is not there (set KIMI_SHARED)", path.display());
+    println!("skipped: {} is not there (set KIMI_SHARED)", path.display());
     None
 }
 

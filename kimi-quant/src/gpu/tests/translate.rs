@@ -7,7 +7,7 @@ use naga::{AddressSpace, Block, Module, Statement, TypeInner};
 use super::super::shader::{
     ATTEND, ATTEND_COOPERATIVE, COMBINE, COOPERATIVE, Dot, EMBED, FEW, GATHER_ROWS, GROUP, HALVES,
     LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED, MATVEC, MATVEC_RAGGED,
-    MATVEC_VARIED, Op, Packing, READ, RMS_NORM, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN,
+    MATVEC_VARIED, NUDGE, Op, Packing, READ, RMS_NORM, ROUTE, SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN,
     SAMPLE_WEIGH, SWIGLU, Spec, TILED, UNIT, VALUES, VALUES_TILED,
 };
 use crate::{BitWidth, FloatType, Format};
@@ -135,6 +135,7 @@ fn specialisations() -> Vec<(&'static Op, Spec)> {
     }
     let group = ("WORKGROUP", 64);
     let sums = || vec![group, ("LANES", 32)];
+    all.push((&NUDGE, Spec::new(&NUDGE, vec![group, ("STEPS", 256)])));
     all.push((&READ, Spec::new(&READ, vec![group, ("CELLS", 8)])));
     all.push((&RMS_NORM, Spec::new(&RMS_NORM, [sums(), vec![("WIDTH", 100)]].concat())));
     all.push((&SWIGLU, Spec::new(&SWIGLU, vec![group])));

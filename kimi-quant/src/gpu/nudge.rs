@@ -1,0 +1,75 @@
+//! A moment of work for an idle device, so that its clock stays up.
+//!
+//! It goes to the queue on its own. What operations have recorded and not submitted stays recorded, and the only buffer it
+//! touches is its own.
+
+use super::Gpu;
+use super::device::Device;
+use super::shader::{NUDGE, Spec};
+use crate::BackendError;
+
+/// Threads of the one workgroup.
+const WORKGROUP: u32 = 64;
+
+/// Rounds of three shifts and three exclusive ors: about 25 cycles each, so 4 us at 1.5 GHz.
+const STEPS: u32 = 256;
+
+/// The one dispatch, made ready.
+pub(super) struct Nudge {
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+}
+
+impl Nudge {
+    fn new(device: &wgpu::Device) -> Self {
+        let text = Spec::new(&NUDGE, vec![("WORKGROUP", WORKGROUP), ("STEPS", STEPS)]).source(&NUDGE);
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(NUDGE.name),
+            source: wgpu::ShaderSource::Wgsl(text.into()),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(NUDGE.name),
+            layout: None,
+            module: &module,
+            entry_point: Some("main"),
+            compilation_options: wgpu::PipelineCompilationOptions::default(),
+            cache: None,
+        });
+        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some(NUDGE.name),
+            size: 4 * u64::from(WORKGROUP),
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
+        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(NUDGE.name),
+            layout: &pipeline.get_bind_group_layout(0),
+            entries: &[wgpu::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
+        });
+        Self { pipeline, bind_group }
+    }
+
+    fn submit(&self, device: &Device) {
+        let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        {
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+            pass.set_pipeline(&self.pipeline);
+            pass.set_bind_group(0, &self.bind_group, &[]);
+            pass.dispatch_workgroups(1, 1, 1);
+        }
+        device.queue.submit([encoder.finish()]);
+    }
+}
+
+impl Gpu {
+    /// Submits the moment of work. It takes none of the recorder's locks, so that it never waits for a thread that does.
+    ///
+    /// Inputs that the host has written are sent along. They go before all work that is recorded and not submitted, as they
+    /// would without it.
+    pub(super) fn submit_nudge(&self) -> Result<(), BackendError> {
+        let device = &self.recorder.device;
+        device.check()?;
+        self.nudge.get_or_init(|| Nudge::new(&device.device)).submit(device);
+        Ok(())
+    }
+}
