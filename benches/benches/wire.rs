@@ -12,8 +12,8 @@ use std::{
 };
 
 use kimi_net::{
-    Assign, Bytes, Config, Coordinator, Event, Fingerprint, Forward, LinkError, Listener,
-    Ready, SequenceStep, StepResult, Tuning, Worker, connect,
+    Assign, Bytes, Config, Coordinator, Event, Fingerprint, Forward, LinkError, Listener, Ready,
+    SequenceStep, StepResult, Tuning, Worker, connect,
 };
 
 /// Width of Kimi-K2's hidden state.
@@ -107,13 +107,8 @@ async fn driver_times(
     let mut times = Vec::with_capacity(samples);
     for warm in 0..samples + samples / 10 {
         *step += 1;
-        let sequence = SequenceStep {
-            id: 1,
-            start: 1000,
-            count: rows,
-            tokens: Vec::new(),
-            pages: (0..32).collect(),
-        };
+        let sequence =
+            SequenceStep { id: 1, start: 1000, count: rows, tokens: Vec::new(), pages: (0..32).collect() };
         let header = Forward { step: *step, sequences: vec![sequence], rows, cols: WIDTH };
         let begun = Instant::now();
         link.forward(header, payload.clone()).await?;

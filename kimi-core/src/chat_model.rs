@@ -15,6 +15,7 @@ mod reply;
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -24,6 +25,7 @@ use crate::device::DeviceChoice;
 use crate::engine::{
     Engine, EngineConfig, EngineError, EngineStats, Generation, Request, RequestError, SubmitError, Usage,
 };
+use crate::plan::cache_bytes;
 use crate::sampler::{SamplingParams, StopError, StopStrings};
 use crate::stage::{CacheConfig, LoadError, StageRunner};
 use crate::tokenizer::{Tokenizer, TokenizerError};
@@ -37,12 +39,22 @@ pub const PAGE_TOKENS: usize = 64;
 pub struct ModelOptions {
     /// Most tokens of a chat; `None` for 32,768 or the model's own limit, if that is less.
     pub context_tokens: Option<usize>,
-    /// Tokens that the latent cache holds, of all chats together; `None` for one whole context.
+    /// Tokens that the latent cache holds, of all chats together; `None` for several whole contexts, as many as
+    /// [`Self::cache_memory`] allows, and one at least.
     pub cache_tokens: Option<usize>,
+    /// Bytes that the cache of all layers may take if `cache_tokens` does not say; `None` for 2 GB.
+    pub cache_memory: Option<u64>,
+    /// How long a step should take at most while answers are written: prompts are cut accordingly. `None` for 100 ms.
+    pub prompt_time: Option<Duration>,
+    /// How long answers wait for a lost stage to be replaced; see [`EngineConfig::recovery`].
+    pub recovery: Duration,
 }
 
 impl ModelOptions {
     const CONTEXT: usize = 32_768;
+    /// Whole contexts in the cache, if there is room for them.
+    const CONTEXTS: u64 = 8;
+    const CACHE_MEMORY: u64 = 2_000_000_000;
 
     /// Most tokens of a chat with this model.
     pub fn context(&self, checkpoint: &Checkpoint) -> usize {
@@ -52,7 +64,12 @@ impl ModelOptions {
 
     /// Pages of the latent cache, the same on every stage.
     pub fn cache(&self, checkpoint: &Checkpoint) -> CacheConfig {
-        let tokens = self.cache_tokens.unwrap_or_else(|| self.context(checkpoint));
+        let tokens = self.cache_tokens.unwrap_or_else(|| {
+            let context = self.context(checkpoint);
+            let one = cache_bytes(checkpoint.config(), context).max(1);
+            let fitting = self.cache_memory.unwrap_or(Self::CACHE_MEMORY) / one;
+            context * fitting.clamp(1, Self::CONTEXTS) as usize
+        });
         CacheConfig { pages: tokens.div_ceil(PAGE_TOKENS).max(1), page_tokens: PAGE_TOKENS }
     }
 }
@@ -295,8 +312,8 @@ impl ChatModel {
         options: &ModelOptions,
         device: &DeviceChoice,
     ) -> Result<Self, ModelError> {
-        let layers = 0..checkpoint.config().num_hidden_layers;
-        let stage = device.load(checkpoint, layers, options.cache(checkpoint), &mut |_| {})?;
+        let (layers, cache) = (0..checkpoint.config().num_hidden_layers, options.cache(checkpoint));
+        let stage = device.load(checkpoint, layers, cache, &mut |_| {})?;
         Self::start(checkpoint, vec![stage.runner], options)
     }
 
@@ -322,6 +339,8 @@ impl ChatModel {
         let template = ChatTemplate::from_files(template.as_deref(), tokenizer_config)?;
         let cache = options.cache(checkpoint);
         let engine = EngineConfig {
+            prompt_time: options.prompt_time.unwrap_or(EngineConfig::PROMPT_TIME),
+            recovery: options.recovery,
             eos_ids: tokenizer.eos_ids(&checkpoint.eos_ids()?, &[]),
             ..EngineConfig::new(
                 rows as u32,
@@ -451,6 +470,12 @@ impl Slot {
         } // else the text ended it already, and dropping the generation cancels it
     }
 
+    fn set_paused(&self, paused: bool) {
+        if let Running::Yes(generation) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            generation.set_paused(paused);
+        }
+    }
+
     fn end(&self) {
         let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Running::Yes(generation) = std::mem::replace(&mut *running, Running::Ended) {
@@ -470,6 +495,11 @@ impl ChatGeneration {
     /// Ends the answer; the sink gets [`FinishReason::Cancelled`] unless it has ended already.
     pub fn cancel(&self) {
         self.slot.end();
+    }
+
+    /// Lets the answer rest while nobody takes its events, or go on; see [`Generation::set_paused`].
+    pub fn set_paused(&self, paused: bool) {
+        self.slot.set_paused(paused);
     }
 }
 

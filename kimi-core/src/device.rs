@@ -94,10 +94,13 @@ impl DeviceChoice {
             DeviceKind::Cpu => on_cpu(&source, progress),
             DeviceKind::Gpu => self.on_gpu(&source, progress),
             DeviceKind::Auto => match self.on_gpu(&source, progress) {
-                Err(reason @ LoadError::Backend(BackendError::NoAdapter { .. })) => {
+                Err(reason @ LoadError::Backend(BackendError::NoAdapter { .. }))
+                    if self.adapter.is_none() =>
+                {
                     tracing::info!("running on the CPU: {reason}");
                     on_cpu(&source, progress)
                 }
+                Err(missing @ LoadError::Backend(BackendError::NoAdapter { .. })) => Err(missing),
                 Err(
                     reason @ (LoadError::DoesNotFit { .. } | LoadError::Backend(_) | LoadError::WarmUp(_)),
                 ) => {

@@ -54,6 +54,9 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
+    /// Default of [`Self::prompt_time`].
+    pub const PROMPT_TIME: Duration = Duration::from_millis(100);
+
     /// Batches of [`TOKEN_BUDGET`](crate::stage::TOKEN_BUDGET) tokens, 32 running sequences, 1024 requests, prompts cut to
     /// 100 ms, no end-of-sequence ids, no recovery.
     pub fn new(vocab_size: u32, context_tokens: usize, cache_pages: u32, page_tokens: usize) -> Self {
@@ -66,7 +69,7 @@ impl EngineConfig {
             token_budget: crate::stage::TOKEN_BUDGET,
             max_sequences: 32,
             max_requests: 1024,
-            prompt_time: Duration::from_millis(100),
+            prompt_time: Self::PROMPT_TIME,
             max_drafts: 8,
             recovery: Duration::ZERO,
         }

@@ -154,7 +154,7 @@ impl ModelBytes {
                 .map(|i| Ok(weights.layer(i)?.bytes()))
                 .collect::<Result<_, WeightError>>()?,
             head: head.lm_head.bytes() + head.norm.weight.data.len() as u64,
-            cache_per_token_layer: cache_bytes(config),
+            cache_per_token_layer: token_layer_bytes(config),
         })
     }
 
@@ -172,8 +172,14 @@ impl ModelBytes {
 }
 
 /// Latent cache bytes a token and layer, in f32.
-fn cache_bytes(config: &ModelConfig) -> u64 {
+fn token_layer_bytes(config: &ModelConfig) -> u64 {
     4 * config.cache_width() as u64
+}
+
+/// Latent cache bytes of a whole model for so many tokens.
+pub fn cache_bytes(config: &ModelConfig, tokens: usize) -> u64 {
+    let layers = config.num_hidden_layers as u64;
+    token_layer_bytes(config).saturating_mul(layers).saturating_mul(tokens as u64)
 }
 
 impl Plan {

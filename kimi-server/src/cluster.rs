@@ -15,7 +15,7 @@ pub mod worker;
 use std::sync::Arc;
 
 pub use connect::{ConnectError, Connected, Wanted, connect};
-pub use pipeline::{BuildError, Built, Placement, build};
+pub use pipeline::{BuildError, Built, Placement, build, reload_last};
 pub use remote::RemoteStage;
 
 /// Is told how far loading is: index of the stage, bytes loaded, bytes in all. Called from several threads.

@@ -237,6 +237,12 @@ impl<B: Backend> Compute for Stage<B> {
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> StageResult {
         self.forward(batch, input, None)
     }
+
+    fn nudge(&mut self) {
+        if let Err(error) = self.backend.nudge() {
+            tracing::debug!(%error, "an idle device took no work");
+        }
+    }
 }
 
 /// Little-endian bytes of floats, without a copy where the machine is little-endian.

@@ -18,6 +18,7 @@ impl<B: Backend> Stage<B> {
     /// [`StageError`].
     pub fn warm_up(&mut self) -> Result<(), StageError> {
         const PROMPT: usize = 128;
+        self.backend.nudge()?;
         let CacheConfig { pages, page_tokens } = self.cache;
         for tokens in [1, PROMPT.min(pages.saturating_mul(page_tokens))] {
             let sampling = Sampling {

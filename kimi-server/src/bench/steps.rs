@@ -263,7 +263,13 @@ fn record<B: Measured>(
 
 fn greedy() -> Output {
     let params = Arc::new(SamplingParams::greedy());
-    Output::Sample(vec![Sampling { params, history: Vec::new(), uniform: 0.0, top_logprobs: 0, allowed: None }])
+    Output::Sample(vec![Sampling {
+        params,
+        history: Vec::new(),
+        uniform: 0.0,
+        top_logprobs: 0,
+        allowed: None,
+    }])
 }
 
 /// The middle value, the lower of two.

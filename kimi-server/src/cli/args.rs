@@ -1,6 +1,7 @@
 //! The arguments of every command.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kimi_core::synthetic::SyntheticShape;
@@ -94,10 +95,20 @@ impl ModelArgs {
     }
 }
 
+/// How long answers wait for a lost GPU's layers to be loaded again.
+const RECOVERY: Duration = Duration::from_secs(600);
+
 impl CacheArgs {
     /// The same for kimi-core.
     pub fn options(&self) -> kimi_core::ModelOptions {
-        kimi_core::ModelOptions { context_tokens: self.context, cache_tokens: self.cache_tokens }
+        kimi_core::ModelOptions {
+            context_tokens: self.context,
+            cache_tokens: self.cache_tokens,
+            // A thirty-second part of this machine's memory holds several contexts of any model that the machine runs.
+            cache_memory: crate::system::memory_bytes().map(|bytes| bytes / 32),
+            recovery: RECOVERY,
+            ..kimi_core::ModelOptions::default()
+        }
     }
 
     /// Says on stderr that less context than asked for is there: `limit` tokens.
@@ -114,7 +125,8 @@ pub struct CacheArgs {
     /// Most tokens of a conversation, prompt and answer together [default: the model's, at most 32768].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     pub context: Option<usize>,
-    /// Tokens that the latent cache holds for all conversations together [default: the same as --context].
+    /// Tokens that the latent cache holds for all conversations together [default: 1 to 8 times --context, as many as a
+    /// thirty-second part of this machine's memory holds].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     pub cache_tokens: Option<usize>,
 }
@@ -288,6 +300,10 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub cache: CacheArgs,
+    /// How long a step should take at most while answers are written, in milliseconds: longer prompts are computed in
+    /// pieces, so that they do not hold up the others.
+    #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
+    pub prompt_time: u64,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,

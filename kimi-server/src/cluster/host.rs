@@ -254,7 +254,8 @@ fn check_assignment(
         return Err(Refusal::load(format!("(embedding, first layer) {found:?} do not go together")));
     }
     if assign.hidden_size as usize != hidden_size {
-        let text = format!("a hidden size of {} was assigned, the model has {hidden_size}", assign.hidden_size);
+        let text =
+            format!("a hidden size of {} was assigned, the model has {hidden_size}", assign.hidden_size);
         return Err(Refusal::load(text));
     }
     if assign.max_tokens > MAX_STEP_TOKENS {

@@ -2,6 +2,7 @@
 
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::{DeviceChoice, LoadedStage};
+use kimi_core::engine::LostStage;
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
 use kimi_core::stage::{CacheConfig, LoadError, StageRunner, StageSpan, TOKEN_BUDGET};
 use kimi_net::{Assign, Coordinator, Fingerprint, LinkError};
@@ -104,18 +105,31 @@ pub fn build(
         })?;
         let span = StageSpan { layers: stage.layers(), first: stage.first_layer == 0, last: false };
         devices.push(device);
-        stages.push(Box::new(RemoteStage::new(
-            stage.node.clone(),
-            span,
-            hidden_size,
-            link,
-            runtime.clone(),
-        )));
+        stages.push(Box::new(RemoteStage::new(stage.node.clone(), span, hidden_size, link, runtime.clone())));
     }
     let local = local?;
     devices.push(local.device);
     stages.push(local.runner);
     Ok(Built { stages, devices })
+}
+
+/// Finds another stage in place of a lost one, where that can be done from here: the coordinator's own layers are loaded
+/// again, on another device if theirs is gone. Other machines' are not.
+pub fn reload_last(
+    checkpoint: &Checkpoint,
+    device: &DeviceChoice,
+    plan: &Plan,
+    cache: CacheConfig,
+) -> impl FnMut(&LostStage) -> Result<Box<dyn StageRunner>, String> + Send + 'static {
+    let (checkpoint, device) = (checkpoint.clone(), device.clone());
+    let layers: Vec<_> = plan.stages.iter().map(PlannedStage::layers).collect();
+    move |lost| {
+        if lost.stage + 1 != layers.len() {
+            return Err("its layers are loaded again when the model is started again".to_owned());
+        }
+        let stage = device.load(&checkpoint, layers[lost.stage].clone(), cache, &mut |_| {});
+        stage.map(|stage| stage.runner).map_err(|e| format!("its layers can't be loaded again: {e}"))
+    }
 }
 
 fn assignment(

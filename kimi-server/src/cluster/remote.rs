@@ -4,9 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kimi_core::batch::Batch;
-use kimi_core::stage::{
-    Done, Hidden, LossWatch, StageError, StageOutput, StageRunner, StageSpan, StageTime,
-};
+use kimi_core::stage::{Done, Hidden, LossWatch, StageError, StageOutput, StageRunner, StageSpan, StageTime};
 use kimi_net::{Coordinator, ErrorCode, FrameError, LinkError, ProtocolError, Reply};
 use tokio::runtime::Handle;
 
@@ -57,9 +55,8 @@ impl Place {
                 self.wrong(format!("on {}: {}", self.node, report.message))
             }
             // Not sent: it is larger than what was assigned.
-            LinkError::Protocol(ProtocolError::Assignment(_)) | LinkError::Frame(FrameError::Invalid { .. }) => {
-                self.wrong(error.to_string())
-            }
+            LinkError::Protocol(ProtocolError::Assignment(_))
+            | LinkError::Frame(FrameError::Invalid { .. }) => self.wrong(error.to_string()),
             other => self.lost(other),
         }
     }

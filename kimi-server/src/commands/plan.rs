@@ -17,7 +17,8 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let discovery = Discovery::read(&args.discovery_config_path)?;
     let nodes = placement::cluster_nodes(&discovery, args.node_id.as_deref(), args.usable_memory)?;
     let (found, checkpoint) = super::open(&args.model, None)?;
-    let context = ModelOptions { context_tokens: args.context, cache_tokens: None }.context(&checkpoint);
+    let context =
+        ModelOptions { context_tokens: args.context, ..ModelOptions::default() }.context(&checkpoint);
     let bytes = ModelBytes::of(&checkpoint)?;
     match Plan::new(&bytes, &nodes, context) {
         Ok(plan) if args.json => {

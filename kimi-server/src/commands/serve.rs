@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use kimi_core::ChatModel;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::Engine;
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
+use kimi_core::{ChatModel, ModelOptions};
 use serde_json::json;
 use tokio::runtime::Handle;
 
@@ -30,16 +30,20 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let listener = serving::bind(addr, args.insecure).map_err(|e| super::listen_error(e, addr, "--port"))?;
     let addr = listener.local_addr()?;
     let (found, checkpoint) = super::open(&args.model, None)?;
-    let options = args.cache.options();
+    let prompt_time = Some(Duration::from_millis(args.prompt_time));
+    let options = ModelOptions { prompt_time, ..args.cache.options() };
     let cache = options.cache(&checkpoint);
     let started = Instant::now();
     let (plan, built) = match &args.node.discovery_config_path {
-        Some(path) => with_workers(args, &Discovery::read(path)?, &found, &checkpoint, cache, runtime.handle())?,
+        Some(path) => {
+            with_workers(args, &Discovery::read(path)?, &found, &checkpoint, cache, runtime.handle())?
+        }
         None => alone(args, &found, &checkpoint, cache, runtime.handle())?,
     };
     eprintln!("loaded in {:.1} s on {}", started.elapsed().as_secs_f64(), built.devices.join(", "));
     let model = ChatModel::start(&checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
+    model.engine().recover_with(cluster::reload_last(&checkpoint, &args.device.choice(), &plan, cache))?;
     args.cache.note_limit(model.context_tokens());
     announce(args, addr, &found.id, model.context_tokens())?;
     let stop = stop(model.engine().clone());

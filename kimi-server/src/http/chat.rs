@@ -5,10 +5,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::{Response, StatusCode};
 use kimi_core::ChatEvent;
-use tokio::sync::mpsc;
 
 use super::error::ApiError;
-use super::events::{Event, Events};
+use super::events::{self, Event, Events};
 use super::request::CompletionRequest;
 use super::response::{Answer, Call, Head};
 use super::routes::{App, json_response};
@@ -39,15 +38,12 @@ pub(super) async fn complete(app: Arc<App>, body: Bytes) -> Result<Response<Body
 fn start(app: &App, body: &[u8]) -> Result<Started, ApiError> {
     let request = CompletionRequest::parse(body)?;
     let model = app.model(request.model.as_deref())?;
-    let (sender, receiver) = mpsc::unbounded_channel();
+    let (sender, events) = events::channel();
     let logprobs = request.chat.logprobs;
-    let sink = Box::new(move |event: ChatEvent| {
-        // Nobody listens once the client is gone, and the answer is being cancelled then.
-        let _ = sender.send(event);
-    });
+    let sink = Box::new(move |event: ChatEvent| sender.send(event));
     let running = model.engine().chat(request.chat, sink)?;
     Ok(Started {
-        events: Events::new(receiver, running, request.parallel_tool_calls),
+        events: events.of(running, request.parallel_tool_calls),
         head: Head::new(model),
         stream: request.stream,
         include_usage: request.include_usage,

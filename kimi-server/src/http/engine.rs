@@ -35,9 +35,12 @@ pub trait ChatEngine: Send + Sync + 'static {
 }
 
 /// An answer under way. Dropping it cancels the answer.
-pub trait Running: Send {
+pub trait Running: Send + Sync {
     /// Ends the answer; the sink is told so.
     fn cancel(&self);
+
+    /// Lets the answer rest while its client does not read, or go on. An answer that can't rest goes on.
+    fn set_paused(&self, _paused: bool) {}
 }
 
 impl ChatEngine for ChatModel {
@@ -65,6 +68,10 @@ impl ChatEngine for ChatModel {
 impl Running for ChatGeneration {
     fn cancel(&self) {
         self.cancel();
+    }
+
+    fn set_paused(&self, paused: bool) {
+        self.set_paused(paused);
     }
 }
 

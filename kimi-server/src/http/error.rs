@@ -178,9 +178,10 @@ impl From<EngineError> for ApiError {
         match error {
             EngineError::Busy { .. } => Self::busy(message),
             EngineError::Down { .. } => Self::unavailable(down_text(&error)),
-            EngineError::Sequence(_) | EngineError::Config { .. } | EngineError::Thread { .. } => {
-                Self::internal(message)
-            }
+            EngineError::Sequence(_)
+            | EngineError::Config { .. }
+            | EngineError::Thread { .. }
+            | EngineError::Pipeline(_) => Self::internal(message),
         }
     }
 }

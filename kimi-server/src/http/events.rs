@@ -1,19 +1,77 @@
 //! The events of one answer, from the model's thread to the response.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
+
 use kimi_core::ChatEvent;
 use kimi_core::chat_model::FinishReason;
 use kimi_core::engine::Usage;
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::engine::Running;
 use super::error::ApiError;
 
+/// Events that a client may leave unread before its answer is paused: some seconds of text.
+const MAX_UNREAD: usize = 256;
+/// Unread events at which it goes on.
+const RESUME_AT: usize = 64;
+
+/// Where a model's events go. A client that does not read pauses its answer, so that the channel needs no bound.
+pub(super) struct EventSender {
+    sender: UnboundedSender<ChatEvent>,
+    flow: Arc<Flow>,
+}
+
+/// What both ends of the channel know.
+#[derive(Default)]
+struct Flow {
+    unread: AtomicUsize,
+    paused: AtomicBool,
+    /// Set once the answer has begun.
+    running: OnceLock<Weak<dyn Running>>,
+}
+
+impl EventSender {
+    pub(super) fn send(&self, event: ChatEvent) {
+        let unread = self.flow.unread.fetch_add(1, Ordering::SeqCst) + 1;
+        // Nobody listens once the client is gone, and the answer is being cancelled then.
+        let _ = self.sender.send(event);
+        if unread > MAX_UNREAD
+            && let Some(running) = self.flow.running.get().and_then(Weak::upgrade)
+            && !self.flow.paused.swap(true, Ordering::SeqCst)
+        {
+            running.set_paused(true);
+        }
+    }
+}
+
+/// Both ends of an answer's events; the second becomes [`Events`] with the answer itself.
+pub(super) fn channel() -> (EventSender, PendingEvents) {
+    let (sender, receiver) = unbounded_channel();
+    let flow = Arc::new(Flow::default());
+    (EventSender { sender, flow: flow.clone() }, PendingEvents { receiver, flow })
+}
+
+/// Events of an answer that is about to begin.
+pub(super) struct PendingEvents {
+    receiver: UnboundedReceiver<ChatEvent>,
+    flow: Arc<Flow>,
+}
+
+impl PendingEvents {
+    pub(super) fn of(self, running: Box<dyn Running>, parallel_calls: bool) -> Events {
+        let running: Arc<dyn Running> = running.into();
+        let _ = self.flow.running.set(Arc::downgrade(&running)); // nobody else sets it
+        let Self { receiver, flow } = self;
+        Events { receiver, flow, running, parallel_calls, cut: false }
+    }
+}
+
 /// Events of an answer. Dropping them cancels the answer: that is how a client that goes away frees its sequence.
-///
-/// The channel needs no bound: it holds at most the tokens of one context.
 pub(super) struct Events {
     receiver: UnboundedReceiver<ChatEvent>,
-    running: Box<dyn Running>,
+    flow: Arc<Flow>,
+    running: Arc<dyn Running>,
     /// Whether the client takes several tool calls.
     parallel_calls: bool,
     /// Whether a second tool call was cut off.
@@ -29,14 +87,6 @@ pub(super) enum Event {
 }
 
 impl Events {
-    pub(super) fn new(
-        receiver: UnboundedReceiver<ChatEvent>,
-        running: Box<dyn Running>,
-        parallel_calls: bool,
-    ) -> Self {
-        Self { receiver, running, parallel_calls, cut: false }
-    }
-
     /// The next event. May be dropped while it waits; nothing is lost.
     ///
     /// # Errors
@@ -46,6 +96,10 @@ impl Events {
             let Some(event) = self.receiver.recv().await else {
                 return Err(ApiError::internal("the model stopped without a word; see the server's log"));
             };
+            let unread = self.flow.unread.fetch_sub(1, Ordering::SeqCst) - 1;
+            if unread <= RESUME_AT && self.flow.paused.swap(false, Ordering::SeqCst) {
+                self.running.set_paused(false);
+            }
             match event {
                 ChatEvent::Finished { usage, .. } if self.cut => {
                     return Ok(Event::Finished(FinishReason::ToolCalls, usage));

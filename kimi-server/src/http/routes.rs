@@ -110,7 +110,7 @@ fn check_method<B>(request: &Request<B>, methods: &[Method], allow: &'static str
     }
 }
 
-/// State of every model; 503 if one of them cannot answer.
+/// State of every model; 503 if one of them cannot answer now.
 fn health(app: &App) -> Response<Body> {
     let models: Vec<_> = app.models.iter().map(ServedModel::health).collect();
     let ok = models.iter().all(|model| model["status"] == "ok");
