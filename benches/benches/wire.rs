@@ -12,8 +12,8 @@ use std::{
 };
 
 use kimi_net::{
-    Assign, Bytes, Config, Coordinator, Dtype, Event, Fingerprint, Forward, LinkError, Listener, Outputs,
-    Ready, SequenceStep, StepResult, Tuning, Worker, connect,
+    Assign, Bytes, Config, Coordinator, Event, Fingerprint, Forward, LinkError, Listener, Ready,
+    SequenceStep, StepResult, Tuning, Worker, connect,
 };
 
 /// Width of Kimi-K2's hidden state.
@@ -70,11 +70,8 @@ async fn serve() -> Result<Coordinator, LinkError> {
         fingerprint: Fingerprint([0; 32]),
         layers: 0..1,
         first: false,
-        last: false,
         cache_pages: 1,
         page_tokens: 64,
-        dtype: Dtype::F32,
-        opaque: Vec::new(),
     };
     link.assign(stage, |_| ()).await?;
     Ok(link)
@@ -86,13 +83,12 @@ async fn echo(mut worker: Worker) -> Result<(), LinkError> {
         match worker.next().await? {
             Event::Assigned(_) => {
                 let device = "none".into();
-                sender.ready(Ready { weight_bytes: 0, cache_bytes: 0, load_micros: 0, device }).await?;
+                sender.ready(Ready { weight_bytes: 0, cache_bytes: 0, load_micros: 0, device })?;
             }
             Event::Forward(forward, payload) => {
-                let Forward { step, rows, cols, dtype, .. } = forward;
-                let (compute_micros, queue_micros, opaque) = (0, 0, Vec::new());
-                let header = StepResult { step, rows, cols, dtype, compute_micros, queue_micros, opaque };
-                sender.result(header, payload).await?;
+                let Forward { step, rows, cols, .. } = forward;
+                let header = StepResult { step, rows, cols, compute_micros: 0, queue_micros: 0 };
+                sender.result(header, payload)?;
             }
             _ => {}
         }
@@ -109,16 +105,9 @@ async fn driver_times(
     let mut times = Vec::with_capacity(samples);
     for warm in 0..samples + samples / 10 {
         *step += 1;
-        let sequence = SequenceStep {
-            id: 1,
-            start: 1000,
-            count: rows,
-            tokens: Vec::new(),
-            pages: (0..32).collect(),
-            outputs: Outputs::Last,
-            sampling: Vec::new(),
-        };
-        let header = Forward { step: *step, sequences: vec![sequence], dtype: Dtype::F32, rows, cols: WIDTH };
+        let sequence =
+            SequenceStep { id: 1, start: 1000, count: rows, tokens: Vec::new(), pages: (0..32).collect() };
+        let header = Forward { step: *step, sequences: vec![sequence], rows, cols: WIDTH };
         let begun = Instant::now();
         link.forward(header, payload.clone()).await?;
         if warm >= samples / 10 {

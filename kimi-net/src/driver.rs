@@ -12,18 +12,18 @@ use std::{
 use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch},
+    sync::{mpsc, oneshot, watch},
 };
 
-use self::pump::{AssignWaiter, Command, Pump, Route, StepWaiter, Waiter};
+use self::pump::{AssignWaiter, Command, Done, Pump, Route, Step, StepWaiter};
 pub use self::{
     stats::{LinkStats, StepTiming},
     tcp::{Incoming, Listener, connect},
 };
 use crate::{
-    error::{LinkError, ProtocolError},
+    error::LinkError,
     message::{
-        Assign, Cancel, ErrorReport, Forward, Goodbye, Hello, LoadProgress, Message, Ready, StepResult,
+        Activity, Assign, ErrorReport, Forward, Goodbye, Hello, LoadProgress, Message, Ready, StepResult,
     },
     protocol::{Config, Event, Protocol},
     tune::Tuned,
@@ -36,7 +36,6 @@ const MAX_UNREAD_EVENTS: usize = 1024;
 #[derive(Clone)]
 pub struct Coordinator {
     link: Link,
-    steps: Arc<Semaphore>,
 }
 
 /// The worker's handle on the link to its coordinator. The link ends with it and its [`WorkerSender`]s.
@@ -46,6 +45,10 @@ pub struct Worker {
 }
 
 /// The sending half of a [`Worker`]; clones share the link.
+///
+/// Its functions queue a message and return at once; an error means that the link is over. Answers in the queue are
+/// bounded by the steps in flight. A message that the protocol has no place for, such as the answer to a step that was
+/// not asked for, is a fault of this side's program and ends the link.
 #[derive(Clone)]
 pub struct WorkerSender {
     link: Link,
@@ -62,20 +65,6 @@ pub struct Reply {
     pub timing: StepTiming,
 }
 
-/// A step that is under way. Dropping it gives up the answer, which is then skipped when it comes; the worker
-/// still computes the step unless it is told to [`cancel`](Coordinator::cancel) it.
-pub struct Pending {
-    answer: oneshot::Receiver<Result<Reply, LinkError>>,
-    link: Link,
-}
-
-impl Pending {
-    /// Waits for the answer. [`LinkError::Failed`] if the worker could not compute the step; the link goes on then.
-    pub async fn wait(self) -> Result<Reply, LinkError> {
-        self.answer.await.unwrap_or_else(|_| Err(self.link.reason()))
-    }
-}
-
 impl Coordinator {
     /// Says hello on a stream and waits for the welcome. Call it within a tokio runtime.
     pub async fn handshake<S>(stream: S, config: Config) -> Result<Coordinator, LinkError>
@@ -90,8 +79,8 @@ impl Coordinator {
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let protocol = Protocol::coordinator(config, Instant::now())?;
-        let (link, max_in_flight) = Link::open(stream, protocol, Route::coordinator(), socket).await?;
-        Ok(Coordinator { link, steps: Arc::new(Semaphore::new(max_in_flight)) })
+        let link = Link::open(stream, protocol, Route::coordinator(), socket).await?;
+        Ok(Coordinator { link })
     }
 
     /// The worker's introduction.
@@ -120,7 +109,7 @@ impl Coordinator {
         async move {
             // An error: nothing is ever sent, the sender is dropped when the link's task ends.
             let _ = ended.changed().await;
-            shared.reason.get().cloned().unwrap_or(LinkError::Closed)
+            shared.reason()
         }
     }
 
@@ -132,47 +121,46 @@ impl Coordinator {
         progress: impl FnMut(LoadProgress) + Send + 'static,
     ) -> Result<Ready, LinkError> {
         let (done, answer) = oneshot::channel();
-        let waiter = Waiter::Assign(AssignWaiter { progress: Box::new(progress), done });
-        self.link.command(Message::Assign(assign), Bytes::new(), waiter)?;
+        let waiter = AssignWaiter { progress: Box::new(progress), done };
+        self.link.command(Command::Assign(assign, waiter))?;
         answer.await.unwrap_or_else(|_| Err(self.link.reason()))
     }
 
-    /// Sends a step and waits for its answer; first for a free place if the agreed number of steps is in flight.
-    /// Several calls may run at once: steps are sent in the order in which the calls were first polled.
-    /// Dropping the future is safe at any point; see [`Pending`].
-    pub async fn forward(&self, header: Forward, payload: Bytes) -> Result<Reply, LinkError> {
-        let permit = self.steps.clone().acquire_owned().await.map_err(|_| self.link.reason())?;
-        self.send_step(header, payload, permit)?.wait().await
-    }
-
-    /// Sends a step now, in the order of the calls, and returns without waiting for its answer.
-    /// An error if the agreed number of steps is in flight.
-    pub fn submit(&self, header: Forward, payload: Bytes) -> Result<Pending, LinkError> {
-        let permit = self
-            .steps
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| ProtocolError::TooManyInFlight { limit: self.link.max_in_flight })?;
-        self.send_step(header, payload, permit)
-    }
-
-    fn send_step(
+    /// Sends a step; `done` is told its answer. If the agreed number of steps is in flight, the step waits on this
+    /// side. Steps are sent in the order of the calls.
+    ///
+    /// `done` is called exactly once: with the answer; with [`LinkError::Failed`] if the worker could not compute the
+    /// step, and with an error if the step must not be sent (the link goes on after either); or with the reason why
+    /// the link has ended. It runs on the link's task, or within this call if the link is over already, and must
+    /// return at once. A step that is under way does not keep the link open.
+    pub fn submit(
         &self,
         header: Forward,
         payload: Bytes,
-        permit: OwnedSemaphorePermit,
-    ) -> Result<Pending, LinkError> {
-        let (done, answer) = oneshot::channel();
-        let step = header.step;
-        let waiter = StepWaiter { step, submitted: Instant::now(), sent: None, done, _permit: permit };
-        self.link.command(Message::Forward(header), payload, Waiter::Step(waiter))?;
-        Ok(Pending { answer, link: self.link.clone() })
+        done: impl FnOnce(Result<Reply, LinkError>) + Send + 'static,
+    ) {
+        let waiter = StepWaiter {
+            step: header.step,
+            submitted: Instant::now(),
+            sent: None,
+            done: Done::new(Box::new(done), self.link.shared.clone()),
+        };
+        // On an error the step is dropped, which tells the waiter.
+        drop(self.link.command(Command::Step(Step { header, payload, waiter })));
     }
 
-    /// Tells the worker what nobody waits for any more. Steps in flight are still answered, in their turn:
-    /// with their result, or with [`crate::ErrorCode::Cancelled`] as [`LinkError::Failed`].
-    pub async fn cancel(&self, cancel: Cancel) -> Result<(), LinkError> {
-        self.link.send(Message::Cancel(cancel), Bytes::new()).await
+    /// [`submit`](Self::submit), waiting for the answer. Dropping the future gives up the answer, not the step.
+    pub async fn forward(&self, header: Forward, payload: Bytes) -> Result<Reply, LinkError> {
+        let (done, answer) = oneshot::channel();
+        // An error means that the future was dropped: nobody waits any more.
+        self.submit(header, payload, move |result| drop(done.send(result)));
+        answer.await.unwrap_or_else(|_| Err(self.link.reason()))
+    }
+
+    /// Tells the worker whether sequences are running. Returns at once; an error means that the link is over.
+    /// A worker that serves no stage is not told.
+    pub fn set_active(&self, active: bool) -> Result<(), LinkError> {
+        self.link.send(Message::Activity(Activity { active }), Bytes::new())
     }
 
     /// Says goodbye and waits until that is sent. Steps in flight fail.
@@ -196,7 +184,7 @@ impl Worker {
     {
         let protocol = Protocol::worker(config, Instant::now());
         let (sender, events) = mpsc::channel(MAX_UNREAD_EVENTS);
-        let (link, _) = Link::open(stream, protocol, Route::Worker { events: sender }, socket).await?;
+        let link = Link::open(stream, protocol, Route::Worker { events: sender }, socket).await?;
         Ok(Worker { link, events })
     }
 
@@ -220,7 +208,7 @@ impl Worker {
         WorkerSender { link: self.link.clone() }
     }
 
-    /// The coordinator's next wish: [`Event::Assigned`], [`Event::Forward`], [`Event::Cancel`] or
+    /// What the coordinator asks for next: [`Event::Assigned`], [`Event::Forward`], [`Event::Activity`] or
     /// [`Event::Failed`]. An error when the link is over. Safe to drop and call again.
     pub async fn next(&mut self) -> Result<Event, LinkError> {
         self.events.recv().await.ok_or_else(|| self.link.reason())
@@ -234,23 +222,23 @@ impl Worker {
 
 impl WorkerSender {
     /// Reports how far loading is.
-    pub async fn progress(&self, progress: LoadProgress) -> Result<(), LinkError> {
-        self.link.send(Message::LoadProgress(progress), Bytes::new()).await
+    pub fn progress(&self, progress: LoadProgress) -> Result<(), LinkError> {
+        self.link.send(Message::LoadProgress(progress), Bytes::new())
     }
 
     /// Reports that the assigned stage can compute.
-    pub async fn ready(&self, ready: Ready) -> Result<(), LinkError> {
-        self.link.send(Message::Ready(ready), Bytes::new()).await
+    pub fn ready(&self, ready: Ready) -> Result<(), LinkError> {
+        self.link.send(Message::Ready(ready), Bytes::new())
     }
 
     /// Answers the oldest unanswered step.
-    pub async fn result(&self, header: StepResult, payload: Bytes) -> Result<(), LinkError> {
-        self.link.send(Message::Result(header), payload).await
+    pub fn result(&self, header: StepResult, payload: Bytes) -> Result<(), LinkError> {
+        self.link.send(Message::Result(header), payload)
     }
 
     /// Reports a failure: of the assignment, of the oldest unanswered step, or of the link as a whole (fatal).
-    pub async fn fail(&self, report: ErrorReport) -> Result<(), LinkError> {
-        self.link.send(Message::Error(report), Bytes::new()).await
+    pub fn fail(&self, report: ErrorReport) -> Result<(), LinkError> {
+        self.link.send(Message::Error(report), Bytes::new())
     }
 }
 
@@ -258,7 +246,6 @@ impl WorkerSender {
 #[derive(Clone)]
 struct Link {
     peer: Arc<Hello>,
-    max_in_flight: usize,
     socket: Option<Tuned>,
     shared: Arc<Shared>,
     commands: mpsc::UnboundedSender<Command>,
@@ -277,6 +264,11 @@ impl Shared {
     fn stats(&self) -> MutexGuard<'_, LinkStats> {
         self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Why the link is over; [`LinkError::Closed`] too if its task ended with the runtime.
+    fn reason(&self) -> LinkError {
+        self.reason.get().cloned().unwrap_or(LinkError::Closed)
+    }
 }
 
 impl Link {
@@ -285,7 +277,7 @@ impl Link {
         protocol: Protocol,
         route: Route,
         socket: Option<Tuned>,
-    ) -> Result<(Link, usize), LinkError>
+    ) -> Result<Link, LinkError>
     where
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
@@ -298,28 +290,25 @@ impl Link {
             pump.run(stream).await;
             drop(end);
         });
-        let (peer, max_in_flight) =
-            greeting.await.map_err(|_| shared.reason.get().cloned().unwrap_or(LinkError::Closed))?;
-        Ok((Link { peer: Arc::new(peer), max_in_flight, socket, shared, commands, ended }, max_in_flight))
+        let peer = greeting.await.map_err(|_| shared.reason())?;
+        Ok(Link { peer: Arc::new(peer), socket, shared, commands, ended })
     }
 
     fn reason(&self) -> LinkError {
-        self.shared.reason.get().cloned().unwrap_or(LinkError::Closed)
+        self.shared.reason()
     }
 
-    fn command(&self, message: Message, payload: Bytes, waiter: Waiter) -> Result<(), LinkError> {
-        self.commands.send(Command { message, payload, waiter }).map_err(|_| self.reason())
+    fn command(&self, command: Command) -> Result<(), LinkError> {
+        self.commands.send(command).map_err(|_| self.reason())
     }
 
-    async fn send(&self, message: Message, payload: Bytes) -> Result<(), LinkError> {
-        let (done, accepted) = oneshot::channel();
-        self.command(message, payload, Waiter::Accepted(done))?;
-        accepted.await.unwrap_or_else(|_| Err(self.reason()))
+    fn send(&self, message: Message, payload: Bytes) -> Result<(), LinkError> {
+        self.command(Command::Send(message, payload))
     }
 
     async fn close(mut self, reason: String) {
         // An error from either means that the link is over already.
-        let _ = self.send(Message::Goodbye(Goodbye { reason }), Bytes::new()).await;
+        let _ = self.send(Message::Goodbye(Goodbye { reason }), Bytes::new());
         let _ = self.ended.changed().await;
     }
 }

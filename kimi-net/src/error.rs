@@ -60,8 +60,6 @@ error_codes! {
     LoadFailed = 11,
     /// A step could not be computed.
     StepFailed = 12,
-    /// A step was given up because the coordinator cancelled it.
-    Cancelled = 13,
     /// Weights or cache do not fit in the worker's memory.
     OutOfMemory = 14,
     /// The worker does not have the assigned model.
@@ -162,7 +160,7 @@ pub enum ProtocolError {
         state: State,
     },
     /// Assign while steps are in flight.
-    #[error("Assign while {in_flight} steps are in flight; wait for their results or cancel them")]
+    #[error("Assign while {in_flight} steps are in flight; wait for their results")]
     AssignWhileBusy {
         /// Unanswered steps.
         in_flight: usize,

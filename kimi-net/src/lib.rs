@@ -9,7 +9,7 @@
 //! | [`frame`] | the bytes on the wire, size limits, receiving without copies |
 //! | [`message`] | what is said |
 //! | [`protocol`] | when it may be said: a state machine without sockets and without a clock |
-//! | [`driver`] | the same on tokio: handles to connect, load, compute, cancel |
+//! | [`driver`] | the same on tokio: handles to connect, load, compute |
 //! | [`tune`] | socket options |
 //!
 //! # A frame
@@ -19,7 +19,7 @@
 //!      0      4  magic "KIMI"
 //!      4      2  version of the frame layout: 1
 //!      6      2  kind: Hello 1, Welcome 2, Assign 3, LoadProgress 4, Ready 5, Forward 6, Result 7,
-//!                Cancel 8, Ping 9, Pong 10, Error 11, Goodbye 12
+//!                Activity 8, Ping 9, Pong 10, Error 11, Goodbye 12
 //!      8      4  h: bytes of the header, at most 1 MiB (64 KiB before the handshake is over)
 //!     12      8  p: bytes of the payload, at most 1 GiB; 0 but for Forward and Result
 //!     20      h  header: the message's fields, encoded by postcard
@@ -27,21 +27,21 @@
 //! ```
 //!
 //! Sizes, the kind and its place in the protocol are checked on the 20 bytes alone. The header is checked against the
-//! payload's size before the payload is received: [`Forward`] with rows x cols x element size other than `p` is
+//! payload's size before the payload is received: [`Forward`] with rows x cols x 4 other than `p` is
 //! refused. The payload is read from the socket into its final buffer, and written from the caller's.
 //!
 //! # A link
 //!
 //! ```text
 //!             coordinator                 worker
-//!  Greeting   Hello          ──────────▶            versions, role, checkpoint, capabilities
+//!  Greeting   Hello          ──────────▶            versions, role, checkpoint
 //!                            ◀──────────  Welcome   (or a fatal Error: version, checkpoint, role)
 //!  Idle       Assign         ──────────▶
 //!  Loading                   ◀──────────  LoadProgress, any number
 //!                            ◀──────────  Ready     (or Error about the assignment: back to Idle)
 //!  Serving    Forward + x    ──────────▶            several may be in flight
 //!                            ◀──────────  Result + y, in the order of the Forwards (or Error about the step)
-//!             Cancel         ──────────▶            each cancelled step is still answered, in its turn
+//!             Activity       ──────────▶            sequences are running, or none is
 //!             Assign         ──────────▶            with no step in flight: back to Loading
 //!  Closed     Goodbye or a fatal Error, from either side at any time
 //! ```
@@ -69,13 +69,12 @@
 //!         match worker.next().await? {
 //!             Event::Assigned(_) => {
 //!                 let device = "cpu".into();
-//!                 sender.ready(Ready { weight_bytes: 0, cache_bytes: 0, load_micros: 0, device }).await?;
+//!                 sender.ready(Ready { weight_bytes: 0, cache_bytes: 0, load_micros: 0, device })?;
 //!             }
 //!             Event::Forward(f, x) => {
-//!                 let Forward { step, rows, cols, dtype, .. } = f;
-//!                 let (compute_micros, queue_micros, opaque) = (0, 0, Vec::new());
-//!                 let header = StepResult { step, rows, cols, dtype, compute_micros, queue_micros, opaque };
-//!                 sender.result(header, x).await?; // a stage without layers: the output is the input
+//!                 let Forward { step, rows, cols, .. } = f;
+//!                 let header = StepResult { step, rows, cols, compute_micros: 0, queue_micros: 0 };
+//!                 sender.result(header, x)?; // a stage without layers: the output is the input
 //!             }
 //!             _ => {}
 //!         }
@@ -90,24 +89,13 @@
 //!     fingerprint: Fingerprint([7; 32]),
 //!     layers: 0..4,
 //!     first: false,
-//!     last: false,
 //!     cache_pages: 8,
 //!     page_tokens: 64,
-//!     dtype: Dtype::F32,
-//!     opaque: Vec::new(),
 //! };
 //! link.assign(stage, |progress| println!("{} bytes loaded", progress.loaded_bytes)).await?;
 //!
-//! let sequence = SequenceStep {
-//!     id: 1,
-//!     start: 0,
-//!     count: 1,
-//!     tokens: Vec::new(),
-//!     pages: vec![0],
-//!     outputs: Outputs::Last,
-//!     sampling: Vec::new(),
-//! };
-//! let header = Forward { step: 1, sequences: vec![sequence], dtype: Dtype::F32, rows: 1, cols: 2 };
+//! let sequence = SequenceStep { id: 1, start: 0, count: 1, tokens: Vec::new(), pages: vec![0] };
+//! let header = Forward { step: 1, sequences: vec![sequence], rows: 1, cols: 2 };
 //! let reply = link.forward(header, Bytes::from_static(&[0, 0, 128, 63, 0, 0, 0, 64])).await?;
 //! assert_eq!(&reply.payload[4..], 2f32.to_le_bytes());
 //! link.close("done").await;
@@ -126,15 +114,14 @@ pub mod tune;
 pub use bytes::Bytes;
 
 pub use driver::{
-    Coordinator, Incoming, LinkStats, Listener, Pending, Reply, StepTiming, Worker, WorkerSender, connect,
+    Coordinator, Incoming, LinkStats, Listener, Reply, StepTiming, Worker, WorkerSender, connect,
 };
 pub use error::{ErrorCode, FrameError, LinkError, ProtocolError};
 pub use frame::{Limits, PAYLOAD_ALIGNMENT};
 pub use guard::listen_guard;
 pub use message::{
-    Assign, Cancel, Capability, Dtype, ErrorReport, Fingerprint, Forward, Goodbye, Hello, Kind, LoadPhase,
-    LoadProgress, Message, MessageError, Outputs, Ping, Ready, Role, SequenceStep, StepResult, Subject,
-    Versions, Welcome,
+    Activity, Assign, ErrorReport, Fingerprint, Forward, Goodbye, Hello, Kind, LoadProgress, Message,
+    MessageError, Ping, Ready, Role, SequenceStep, StepResult, Subject, Versions, Welcome,
 };
 pub use protocol::{Config, Event, Protocol, State};
 pub use tune::{Tuned, Tuning};

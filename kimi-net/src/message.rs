@@ -12,22 +12,18 @@ mod step;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
-    greeting::{Capability, Fingerprint, Hello, Role, Versions, Welcome},
-    stage::{Assign, LoadPhase, LoadProgress, Ready},
-    step::{Cancel, Dtype, Forward, Outputs, SequenceStep, StepResult},
+    greeting::{Fingerprint, Hello, Role, Versions, Welcome},
+    stage::{Assign, LoadProgress, Ready},
+    step::{Activity, Forward, SequenceStep, StepResult},
 };
 use crate::error::{ErrorCode, FrameError};
 
 /// Bytes in one text field.
 pub const MAX_TEXT: usize = 4096;
-/// Entries in [`Hello::capabilities`].
-pub const MAX_CAPABILITIES: usize = 64;
-/// Sequences in one [`Forward`], and ids in one [`Cancel`].
+/// Sequences in one [`Forward`].
 pub const MAX_SEQUENCES: usize = 4096;
 /// Tokens or pages of one sequence in one step.
 pub const MAX_PER_SEQUENCE: usize = 1 << 18;
-/// Bytes in an opaque field.
-pub const MAX_OPAQUE: usize = 1 << 16;
 
 macro_rules! messages {
     ($($(#[$doc:meta])* $name:ident($body:ty) = $number:literal,)*) => {
@@ -92,8 +88,8 @@ messages! {
     Forward(Forward) = 6,
     /// Worker to coordinator: a step's output, as payload.
     Result(StepResult) = 7,
-    /// Coordinator to worker: give up steps or sequences.
-    Cancel(Cancel) = 8,
+    /// Coordinator to worker: sequences are running, or none is.
+    Activity(Activity) = 8,
     /// Either way: are you there?
     Ping(Ping) = 9,
     /// Either way: the same numbers back.
@@ -144,10 +140,9 @@ impl Message {
             Message::Ready(ready) => at_most("bytes in device", ready.device.len(), MAX_TEXT),
             Message::Forward(forward) => forward.check(payload),
             Message::Result(result) => result.check(payload),
-            Message::Cancel(cancel) => cancel.check(),
             Message::Error(report) => at_most("bytes in message", report.message.len(), MAX_TEXT),
             Message::Goodbye(goodbye) => at_most("bytes in reason", goodbye.reason.len(), MAX_TEXT),
-            Message::LoadProgress(_) | Message::Ping(_) | Message::Pong(_) => Ok(()),
+            Message::LoadProgress(_) | Message::Activity(_) | Message::Ping(_) | Message::Pong(_) => Ok(()),
         }
     }
 }

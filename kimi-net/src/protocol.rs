@@ -84,6 +84,11 @@ impl Protocol {
         self.state
     }
 
+    /// Whether another step may be sent before one is answered.
+    pub fn has_room(&self) -> bool {
+        self.in_flight.len() < self.max_in_flight
+    }
+
     /// The next thing that happened.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
@@ -237,7 +242,7 @@ impl Protocol {
             Message::Ready(ready) => Event::Ready(ready),
             Message::Forward(forward) => Event::Forward(forward, payload),
             Message::Result(result) => Event::Result(result, payload),
-            Message::Cancel(cancel) => Event::Cancel(cancel),
+            Message::Activity(activity) => Event::Activity(activity.active),
             Message::Error(report) if report.fatal => return Err(LinkError::Peer(report)),
             Message::Error(report) => Event::Failed(report),
             Message::Goodbye(goodbye) => return Err(LinkError::PeerLeft { reason: goodbye.reason }),
@@ -324,7 +329,7 @@ impl Protocol {
         if let Some(last) = self.last_step.filter(|last| step <= *last) {
             return Err(ProtocolError::StepNotRising { found: step, last });
         }
-        if self.in_flight.len() >= self.max_in_flight {
+        if !self.has_room() {
             return Err(ProtocolError::TooManyInFlight { limit: self.max_in_flight });
         }
         self.last_step = Some(step);

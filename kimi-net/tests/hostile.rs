@@ -79,47 +79,32 @@ fn read_all(bytes: &[u8], chunk: usize, limits: Limits) -> Result<Vec<Frame>, Fr
     Ok(frames)
 }
 
-fn any_dtype() -> impl Strategy<Value = Dtype> {
-    prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::Bf16)]
-}
-
 fn any_sequence() -> impl Strategy<Value = SequenceStep> {
-    let outputs = prop_oneof![Just(Outputs::None), Just(Outputs::Last), Just(Outputs::All)];
-    let fields =
-        (any::<u64>(), 0..u32::MAX - 100, 1..20u32, any::<bool>(), vec(any::<u32>(), 0..40), outputs);
-    (fields, vec(any::<u8>(), 0..50)).prop_map(
-        |((id, start, count, with_tokens, pages, outputs), sampling)| {
-            let tokens = if with_tokens { (0..count).collect() } else { Vec::new() };
-            SequenceStep { id, start, count, tokens, pages, outputs, sampling }
-        },
-    )
+    let fields = (any::<u64>(), 0..u32::MAX - 100, 1..20u32, any::<bool>(), vec(any::<u32>(), 0..40));
+    fields.prop_map(|(id, start, count, with_tokens, pages)| {
+        let tokens = if with_tokens { (0..count).collect() } else { Vec::new() };
+        SequenceStep { id, start, count, tokens, pages }
+    })
 }
 
 fn any_forward() -> impl Strategy<Value = (Message, Bytes)> {
-    (any::<u64>(), vec(any_sequence(), 1..5), any_dtype(), 1..40u32).prop_map(
-        |(step, sequences, dtype, cols)| {
-            let rows = sequences.iter().map(|sequence| sequence.count).sum();
-            let payload = vec![7; (u64::from(rows) * u64::from(cols) * dtype.size()) as usize];
-            (Message::Forward(Forward { step, sequences, dtype, rows, cols }), payload.into())
-        },
-    )
+    (any::<u64>(), vec(any_sequence(), 1..5), 1..40u32).prop_map(|(step, sequences, cols)| {
+        let rows = sequences.iter().map(|sequence| sequence.count).sum();
+        let payload = vec![7; (rows * cols * 4) as usize];
+        (Message::Forward(Forward { step, sequences, rows, cols }), payload.into())
+    })
 }
 
 fn any_hello() -> impl Strategy<Value = Hello> {
-    let capability =
-        (".{0,20}", vec(any::<u8>(), 0..20)).prop_map(|(name, value)| Capability { name, value });
     let fields = (0..9u16, 9..99u16, ".{0,30}", any::<bool>(), any::<Option<[u8; 32]>>(), any::<u32>());
-    (fields, vec(capability, 0..4)).prop_map(
-        |((min, max, name, worker, fingerprint, max_in_flight), capabilities)| Hello {
-            versions: Versions { min, max },
-            software: name.clone(),
-            node_id: name,
-            role: if worker { Role::Worker } else { Role::Coordinator },
-            fingerprint: fingerprint.map(Fingerprint),
-            max_in_flight,
-            capabilities,
-        },
-    )
+    fields.prop_map(|(min, max, name, worker, fingerprint, max_in_flight)| Hello {
+        versions: Versions { min, max },
+        software: name.clone(),
+        node_id: name,
+        role: if worker { Role::Worker } else { Role::Coordinator },
+        fingerprint: fingerprint.map(Fingerprint),
+        max_in_flight,
+    })
 }
 
 fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
@@ -130,11 +115,10 @@ fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
             Message::Assign(Assign { layers: start..start + layers, cache_pages, ..assign() })
         }),
         (any::<u64>(), any::<u64>()).prop_map(|(loaded_bytes, total_bytes)| {
-            Message::LoadProgress(LoadProgress { phase: LoadPhase::Warming, loaded_bytes, total_bytes })
+            Message::LoadProgress(LoadProgress { loaded_bytes, total_bytes })
         }),
         any::<u64>().prop_map(|weight_bytes| Message::Ready(Ready { weight_bytes, ..ready() })),
-        (vec(any::<u64>(), 0..9), vec(any::<u64>(), 0..9))
-            .prop_map(|(steps, sequences)| Message::Cancel(Cancel { steps, sequences })),
+        any::<bool>().prop_map(|active| Message::Activity(Activity { active })),
         any::<(u64, u64, bool)>().prop_map(|(nonce, timestamp_micros, back)| {
             let ping = Ping { nonce, timestamp_micros };
             if back { Message::Pong(ping) } else { Message::Ping(ping) }
@@ -145,9 +129,8 @@ fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
         }),
         ".{0,60}".prop_map(|reason| Message::Goodbye(Goodbye { reason })),
     ];
-    let answer = (any::<u64>(), 0..9u32, 0..99u32, any_dtype()).prop_map(|(step, rows, cols, dtype)| {
-        let payload = vec![3; (u64::from(rows) * u64::from(cols) * dtype.size()) as usize];
-        (Message::Result(StepResult { dtype, ..result(step, rows, cols) }), Bytes::from(payload))
+    let answer = (any::<u64>(), 0..9u32, 0..99u32).prop_map(|(step, rows, cols)| {
+        (Message::Result(result(step, rows, cols)), Bytes::from(vec![3; (rows * cols * 4) as usize]))
     });
     prop_oneof![3 => bare.prop_map(|message| (message, Bytes::new())), 1 => answer, 1 => any_forward()]
 }

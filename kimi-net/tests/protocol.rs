@@ -16,14 +16,14 @@ fn a_whole_session_however_the_bytes_arrive() {
         let mut pair = Pair::plain();
         pair.chunk = chunk;
         pair.settle();
-        let Event::Connected { peer, version: 1, max_in_flight: 16 } = &pair.events[COORDINATOR][0] else {
+        let Event::Connected { peer, version: 1, max_in_flight: 64 } = &pair.events[COORDINATOR][0] else {
             panic!("{:?}", pair.events)
         };
         assert_eq!((peer.node_id.as_str(), peer.role), ("w", Role::Worker));
         pair.send(COORDINATOR, Message::Assign(assign()));
         pair.settle();
         assert_eq!(pair.events[WORKER][1], Event::Assigned(assign()));
-        let progress = LoadProgress { phase: LoadPhase::Reading, loaded_bytes: 5, total_bytes: 10 };
+        let progress = LoadProgress { loaded_bytes: 5, total_bytes: 10 };
         pair.send(WORKER, Message::LoadProgress(progress));
         pair.send(WORKER, Message::Ready(ready()));
         pair.settle();
@@ -58,16 +58,13 @@ fn pipelined_steps_are_answered_in_order() {
     let early = pair.peers[WORKER].send(Message::Result(result(3, 1, 4)), hidden(1, 4)).unwrap_err();
     assert_eq!(early, ProtocolError::StepOutOfOrder { found: 3, expected: Some(2) }.into());
     pair.send_with(WORKER, Message::Result(result(2, 1, 4)), hidden(1, 4));
-    pair.send(COORDINATOR, Message::Cancel(Cancel { steps: vec![3], sequences: vec![9] }));
-    pair.settle();
-    assert!(matches!(pair.events[WORKER].last(), Some(Event::Cancel(cancel)) if cancel.steps == [3]));
-    let cancelled = ErrorReport::new(ErrorCode::Cancelled, Subject::Step(3), "cancelled");
-    pair.send(WORKER, Message::Error(cancelled.clone()));
+    let failed = ErrorReport::new(ErrorCode::StepFailed, Subject::Step(3), "unlucky");
+    pair.send(WORKER, Message::Error(failed.clone()));
     pair.send_with(WORKER, Message::Result(result(7, 1, 4)), hidden(1, 4));
     pair.settle();
     let expected = [
         Event::Result(result(2, 1, 4), hidden(1, 4)),
-        Event::Failed(cancelled),
+        Event::Failed(failed),
         Event::Result(result(7, 1, 4), hidden(1, 4)),
     ];
     assert_eq!(pair.events[COORDINATOR], expected);
@@ -88,21 +85,22 @@ fn what_the_caller_does_wrong_leaves_the_link_open() {
     assert!(text.contains("Ready from the Coordinator is out of order while the link is Serving"), "{text}");
     let text = refused(Message::Ping(Ping { nonce: 1, timestamp_micros: 0 }), Bytes::new());
     assert!(text.contains("out of order"), "{text}");
-    let text = refused(Message::Cancel(Cancel { steps: vec![0; 5000], sequences: vec![] }), Bytes::new());
-    assert!(text.contains("5000 steps, the limit is 4096"), "{text}");
-    for step in 1..=16 {
+    let many = vec![forward(1, 1, 4).sequences[0].clone(); 5000];
+    let text = refused(Message::Forward(Forward { sequences: many, ..forward(1, 5000, 4) }), hidden(5000, 4));
+    assert!(text.contains("5000 sequences, the limit is 4096"), "{text}");
+    for step in 1..=64 {
         coordinator.send(Message::Forward(forward(step, 1, 4)), hidden(1, 4)).unwrap();
     }
-    let full = coordinator.send(Message::Forward(forward(17, 1, 4)), hidden(1, 4)).unwrap_err();
-    assert_eq!(full, ProtocolError::TooManyInFlight { limit: 16 }.into());
+    let full = coordinator.send(Message::Forward(forward(65, 1, 4)), hidden(1, 4)).unwrap_err();
+    assert_eq!(full, ProtocolError::TooManyInFlight { limit: 64 }.into());
     let busy = coordinator.send(Message::Assign(assign()), Bytes::new()).unwrap_err();
-    assert_eq!(busy, ProtocolError::AssignWhileBusy { in_flight: 16 }.into());
+    assert_eq!(busy, ProtocolError::AssignWhileBusy { in_flight: 64 }.into());
     pair.settle();
-    assert_eq!(pair.events[WORKER].len(), 16);
+    assert_eq!(pair.events[WORKER].len(), 64);
     pair.send_with(WORKER, Message::Result(result(1, 1, 4)), hidden(1, 4));
     pair.settle();
-    let again = pair.peers[COORDINATOR].send(Message::Forward(forward(16, 1, 4)), hidden(1, 4)).unwrap_err();
-    assert_eq!(again, ProtocolError::StepNotRising { found: 16, last: 16 }.into());
+    let again = pair.peers[COORDINATOR].send(Message::Forward(forward(64, 1, 4)), hidden(1, 4)).unwrap_err();
+    assert_eq!(again, ProtocolError::StepNotRising { found: 64, last: 64 }.into());
     assert_eq!(pair.peers[COORDINATOR].state(), State::Serving);
 }
 
@@ -114,6 +112,21 @@ fn a_first_stage_takes_token_ids_in_place_of_a_hidden_state() {
     pair.send(COORDINATOR, Message::Forward(header.clone()));
     pair.settle();
     assert_eq!(pair.events[WORKER], [Event::Forward(header, Bytes::new())]);
+}
+
+#[test]
+fn activity_is_told_while_serving() {
+    let mut pair = Pair::serving();
+    for active in [true, false] {
+        pair.send(COORDINATOR, Message::Activity(Activity { active }));
+    }
+    pair.settle();
+    assert_eq!(pair.events[WORKER], [Event::Activity(true), Event::Activity(false)]);
+    let active = Message::Activity(Activity { active: true });
+    assert!(pair.peers[WORKER].send(active.clone(), Bytes::new()).is_err());
+    let mut pair = Pair::plain();
+    pair.settle();
+    assert!(pair.peers[COORDINATOR].send(active, Bytes::new()).is_err());
 }
 
 #[test]

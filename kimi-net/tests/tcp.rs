@@ -24,7 +24,7 @@ async fn link_to(listener: &Listener) -> Coordinator {
     connect(addr, false, &Tuning::default(), Config::new("c")).await.unwrap()
 }
 
-/// A worker that returns its input until the link ends; cancelled steps are answered as such.
+/// A worker that returns its input until the link ends.
 fn echo(mut worker: Worker) -> JoinHandle<LinkError> {
     let sender = worker.sender();
     tokio::spawn(async move {
@@ -32,18 +32,16 @@ fn echo(mut worker: Worker) -> JoinHandle<LinkError> {
             let sent = match worker.next().await {
                 Ok(Event::Assigned(_)) => {
                     for loaded_bytes in [1, 2] {
-                        let progress =
-                            LoadProgress { phase: LoadPhase::Reading, loaded_bytes, total_bytes: 2 };
-                        sender.progress(progress).await.unwrap();
+                        sender.progress(LoadProgress { loaded_bytes, total_bytes: 2 }).unwrap();
                     }
-                    sender.ready(ready()).await
+                    sender.ready(ready())
                 }
                 Ok(Event::Forward(header, _)) if header.sequences[0].id == 13 => {
                     let subject = Subject::Step(header.step);
-                    sender.fail(ErrorReport::new(ErrorCode::StepFailed, subject, "unlucky")).await
+                    sender.fail(ErrorReport::new(ErrorCode::StepFailed, subject, "unlucky"))
                 }
                 Ok(Event::Forward(header, payload)) => {
-                    sender.result(result(header.step, header.rows, header.cols), payload).await
+                    sender.result(result(header.step, header.rows, header.cols), payload)
                 }
                 Ok(_) => Ok(()),
                 Err(reason) => return reason,
@@ -100,26 +98,45 @@ async fn loading_is_reported() {
 async fn steps_in_flight_are_answered_in_order() {
     let (link, _worker) = serving().await;
     let input = |step| Bytes::from(vec![step as u8; 400]);
-    let pending: Vec<_> =
-        (1..=16).map(|step| link.submit(forward(step, 1, 100), input(step)).unwrap()).collect();
-    let full = link.submit(forward(17, 1, 100), input(17)).err();
-    assert_eq!(full, Some(ProtocolError::TooManyInFlight { limit: 16 }.into()));
-    // Every other answer is given up, which moves no other answer.
-    for (step, pending) in (1..).zip(pending) {
-        if step % 2 == 0 {
-            assert_eq!(pending.wait().await.unwrap().payload, input(step));
-        }
+    let (sender, answers) = mpsc::channel();
+    // More than may be in flight: the others wait on this side.
+    for step in 1..=200 {
+        let sender = sender.clone();
+        let done = move |reply: Result<Reply, LinkError>| sender.send(reply.unwrap()).unwrap();
+        link.submit(forward(step, 1, 100), input(step), done);
     }
-    // `forward` waits for a place instead.
-    let many: Vec<_> = (17..60)
-        .map(|step| {
-            let link = link.clone();
-            tokio::spawn(async move { link.forward(forward(step, 1, 100), input(step)).await })
-        })
-        .collect();
-    for (step, task) in (17..).zip(many) {
-        assert_eq!(task.await.unwrap().unwrap().payload, input(step));
+    // Behind them all.
+    assert_eq!(link.forward(forward(300, 1, 100), input(300)).await.unwrap().payload, input(300));
+    drop(sender);
+    let answers: Vec<_> = answers.iter().map(|reply| (reply.header.step, reply.payload)).collect();
+    assert_eq!(answers, (1..=200).map(|step| (step, input(step))).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn a_step_that_must_not_be_sent_does_not_hold_up_the_others() {
+    let (link, _worker) = serving().await;
+    let (sender, answers) = mpsc::channel();
+    for step in [1, 2, 2, 3] {
+        let sender = sender.clone();
+        let done = move |reply: Result<Reply, LinkError>| sender.send(reply.map(|r| r.header.step)).unwrap();
+        link.submit(forward(step, 1, 4), hidden(1, 4), done);
     }
+    drop(sender);
+    link.forward(forward(4, 1, 4), hidden(1, 4)).await.unwrap();
+    let mut answers: Vec<_> = answers.iter().collect();
+    assert_eq!(answers.remove(0), Err(ProtocolError::StepNotRising { found: 2, last: 2 }.into()));
+    assert_eq!(answers, [Ok(1), Ok(2), Ok(3)]);
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_asked_for_ends_the_link() {
+    let listener = listener().await;
+    let accept = async { listener.accept().await.unwrap().handshake(Config::new("w")).await.unwrap() };
+    let (link, mut worker) = tokio::join!(link_to(&listener), accept);
+    worker.sender().ready(ready()).unwrap();
+    let error = worker.next().await.unwrap_err();
+    assert!(error.to_string().starts_with("Ready from the Worker is out of order"), "{error}");
+    assert!(matches!(link.closed().await, LinkError::Peer(_)));
 }
 
 #[tokio::test]
@@ -134,8 +151,6 @@ async fn a_forward_that_is_dropped_leaves_the_link_in_step() {
         {
             assert_eq!(reply.unwrap().payload, input);
         }
-        let cancel = Cancel { steps: vec![step], sequences: Vec::new() };
-        link.cancel(cancel).await.unwrap();
     }
     let input = hidden(3, 3);
     assert_eq!(link.forward(forward(99, 3, 3), input.clone()).await.unwrap().payload, input);
@@ -234,15 +249,24 @@ async fn a_connection_lost_within_a_payload_fails_every_step() {
     let (link, worker) = tokio::join!(connect(addr, false, &tuning, Config::new("c")), accept);
     let (link, worker) = (link.unwrap(), echo(worker));
     link.assign(assign(), |_| ()).await.unwrap();
-    let steps: Vec<_> =
-        (1..4).map(|step| link.submit(forward(step, 256, 1024), hidden(256, 1024)).unwrap()).collect();
-    for step in steps {
-        match step.wait().await.unwrap_err() {
+    let (sender, answers) = tokio::sync::mpsc::unbounded_channel();
+    for step in 1..100 {
+        let sender = sender.clone();
+        let done = move |reply| drop(sender.send(reply));
+        link.submit(forward(step, 256, 1024), hidden(256, 1024), done);
+    }
+    drop(sender);
+    let mut answers = answers;
+    let mut told = 0;
+    while let Some(answer) = answers.recv().await {
+        told += 1;
+        match answer.unwrap_err() {
             LinkError::Lost { at } => assert!(at.starts_with("in the payload of a Result frame"), "{at}"),
             LinkError::Io { .. } => {} // a reset instead of an end
             other => panic!("{other}"),
         }
     }
+    assert_eq!(told, 99);
     assert!(link.closed_reason().is_some());
     let late = link.forward(forward(9, 1, 4), hidden(1, 4)).await.unwrap_err();
     assert_eq!(Some(late), link.closed_reason());
@@ -250,10 +274,27 @@ async fn a_connection_lost_within_a_payload_fails_every_step() {
     assert!(matches!(reason, LinkError::Lost { .. } | LinkError::Io { .. }), "{reason}");
 }
 
+#[test]
+fn a_step_is_answered_when_the_runtime_ends() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (link, _worker) = runtime.block_on(serving());
+    let (sender, answers) = mpsc::channel();
+    let submit = |sender: mpsc::Sender<_>| {
+        link.submit(forward(1, 1, 4), hidden(1, 4), move |reply| sender.send(reply).unwrap());
+    };
+    submit(sender.clone());
+    drop(runtime);
+    submit(sender);
+    assert_eq!(answers.iter().collect::<Vec<_>>(), [Err(LinkError::Closed), Err(LinkError::Closed)]);
+}
+
 #[tokio::test]
 async fn dropping_a_handle_says_goodbye() {
     let (link, worker) = serving().await;
+    let (sender, answer) = tokio::sync::oneshot::channel();
+    link.submit(forward(1, 1, 4), hidden(1, 4), move |reply| sender.send(reply).unwrap());
     drop(link);
+    assert_eq!(answer.await, Ok(Err(LinkError::Closed)));
     assert!(matches!(worker.await.unwrap(), LinkError::PeerLeft { .. }));
 
     let listener = listener().await;
@@ -271,14 +312,15 @@ async fn a_worker_that_takes_no_events_is_closed() {
     let (link, mut worker) = tokio::join!(link_to(&listener), accept);
     let ready_to_serve = async {
         assert!(matches!(worker.next().await, Ok(Event::Assigned(_))));
-        worker.sender().ready(ready()).await.unwrap();
+        worker.sender().ready(ready()).unwrap();
     };
     let (assigned, ()) = tokio::join!(link.assign(assign(), |_| ()), ready_to_serve);
     assigned.unwrap();
     let error = loop {
-        if let Err(error) = link.cancel(Cancel::default()).await {
+        if let Err(error) = link.set_active(true) {
             break error;
         }
+        tokio::task::yield_now().await;
     };
     assert!(matches!(&error, LinkError::Peer(report) if report.code == ErrorCode::Overloaded), "{error}");
 }

@@ -13,7 +13,7 @@ use common::{Running, http, json, kimi, run, stderr, wait_until};
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
 use kimi_core::{Checkpoint, DeviceChoice};
-use kimi_net::{Assign, Config, Coordinator, Dtype, ErrorCode, Fingerprint, LinkError, Tuning, Versions};
+use kimi_net::{Assign, Config, Coordinator, ErrorCode, Fingerprint, LinkError, Tuning, Versions};
 use kimi_server::cluster::child::WorkerCommand;
 use kimi_server::cluster::{self, BuildError, Built, ConnectError, Connected, Placement, Wanted};
 use kimi_server::local::silent;
@@ -69,11 +69,8 @@ impl Lead {
             fingerprint: Fingerprint(self.checkpoint.fingerprint()),
             layers: 0..2,
             first: true,
-            last: false,
             cache_pages: 4,
             page_tokens: 64,
-            dtype: Dtype::F32,
-            opaque: Vec::new(),
         }
     }
 }
@@ -135,7 +132,7 @@ fn impossible_assignments_are_refused_and_the_link_goes_on() {
     for (bad, code) in [
         (Assign { cache_pages: u32::MAX, page_tokens: u32::MAX, ..good.clone() }, ErrorCode::OutOfMemory),
         (Assign { layers: 0..4_000_000_000, ..good.clone() }, ErrorCode::LoadFailed),
-        (Assign { layers: 3..6, first: false, last: true, ..good.clone() }, ErrorCode::LoadFailed),
+        (Assign { layers: 3..6, first: false, ..good.clone() }, ErrorCode::LoadFailed),
         (Assign { first: false, ..good.clone() }, ErrorCode::LoadFailed),
         (Assign { fingerprint: Fingerprint([1; 32]), ..good.clone() }, ErrorCode::FingerprintMismatch),
     ] {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf},
     pin,
-    sync::{OwnedSemaphorePermit, mpsc, oneshot},
+    sync::{mpsc, oneshot},
     time::{sleep_until, timeout},
 };
 
@@ -19,7 +19,7 @@ use super::{Reply, Shared, StepTiming};
 use crate::{
     error::LinkError,
     frame::OutFrame,
-    message::{ErrorReport, Hello, LoadProgress, Message, Ready, StepResult, Subject},
+    message::{Assign, ErrorReport, Forward, Hello, LoadProgress, Message, Ready, StepResult, Subject},
     protocol::{Event, Protocol},
 };
 
@@ -28,25 +28,27 @@ const MAX_FRAMES: usize = 8;
 /// Time for last words, each way.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// A message to send, and who waits for what becomes of it.
-pub(super) struct Command {
-    pub(super) message: Message,
-    pub(super) payload: Bytes,
-    pub(super) waiter: Waiter,
+/// What a handle asks the link's task for.
+#[allow(clippy::large_enum_variant, reason = "goes through a channel once")]
+pub(super) enum Command {
+    /// Send this; nobody waits.
+    Send(Message, Bytes),
+    /// Have a stage loaded.
+    Assign(Assign, AssignWaiter),
+    /// Have a step computed.
+    Step(Step),
 }
 
-/// Who waits. Dropping a waiter tells it that the link is over.
-pub(super) enum Waiter {
-    /// For the protocol's consent.
-    Accepted(oneshot::Sender<Result<(), LinkError>>),
-    /// For the stage to be loaded.
-    Assign(AssignWaiter),
-    /// For a step's answer.
-    Step(StepWaiter),
+/// A step to send, and who waits for its answer.
+pub(super) struct Step {
+    pub(super) header: Forward,
+    pub(super) payload: Bytes,
+    pub(super) waiter: StepWaiter,
 }
 
 pub(super) struct AssignWaiter {
     pub(super) progress: Box<dyn FnMut(LoadProgress) + Send>,
+    /// Dropping it tells that the link is over.
     pub(super) done: oneshot::Sender<Result<Ready, LinkError>>,
 }
 
@@ -55,20 +57,55 @@ pub(super) struct StepWaiter {
     pub(super) submitted: Instant,
     /// When the last byte was handed to the operating system.
     pub(super) sent: Option<Instant>,
-    pub(super) done: oneshot::Sender<Result<Reply, LinkError>>,
-    /// The step's place among those in flight; free when it is answered, even if nobody waits any more.
-    pub(super) _permit: OwnedSemaphorePermit,
+    pub(super) done: Done,
+}
+
+type OnReply = Box<dyn FnOnce(Result<Reply, LinkError>) + Send>;
+
+/// Whom to tell of a step's answer. Dropping it tells why the link is over, whatever ended it.
+pub(super) struct Done {
+    /// `None` once it was called.
+    call: Option<OnReply>,
+    shared: Arc<Shared>,
+}
+
+impl Done {
+    pub(super) fn new(call: OnReply, shared: Arc<Shared>) -> Done {
+        Done { call: Some(call), shared }
+    }
+
+    fn tell(mut self, result: Result<Reply, LinkError>) {
+        if let Some(call) = self.call.take() {
+            call(result);
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        if let Some(call) = self.call.take() {
+            call(Err(self.shared.reason()));
+        }
+    }
 }
 
 /// Where a link's events go.
 pub(super) enum Route {
-    Coordinator { steps: VecDeque<StepWaiter>, assign: Option<AssignWaiter> },
-    Worker { events: mpsc::Sender<Event> },
+    Coordinator {
+        /// Steps in flight, oldest first.
+        steps: VecDeque<StepWaiter>,
+        /// Steps that wait for a place among those in flight.
+        waiting: VecDeque<Step>,
+        assign: Option<AssignWaiter>,
+    },
+    Worker {
+        events: mpsc::Sender<Event>,
+    },
 }
 
 impl Route {
     pub(super) fn coordinator() -> Route {
-        Route::Coordinator { steps: VecDeque::new(), assign: None }
+        Route::Coordinator { steps: VecDeque::new(), waiting: VecDeque::new(), assign: None }
     }
 }
 
@@ -76,7 +113,7 @@ pub(super) struct Pump {
     protocol: Protocol,
     route: Route,
     commands: mpsc::UnboundedReceiver<Command>,
-    connected: Option<oneshot::Sender<(Hello, usize)>>,
+    connected: Option<oneshot::Sender<Hello>>,
     shared: Arc<Shared>,
     queue: SendQueue,
     /// False after a failed write: the peer may have left some last words to read.
@@ -96,7 +133,7 @@ impl Pump {
         protocol: Protocol,
         route: Route,
         commands: mpsc::UnboundedReceiver<Command>,
-        connected: oneshot::Sender<(Hello, usize)>,
+        connected: oneshot::Sender<Hello>,
         shared: Arc<Shared>,
     ) -> Pump {
         let queue = SendQueue::default();
@@ -109,10 +146,10 @@ impl Pump {
         let timer = sleep_until(Instant::now().into());
         pin!(timer);
         let reason = loop {
-            self.queue.fill(&mut self.protocol);
             if let Some(reason) = self.deliver_events() {
                 break reason;
             }
+            self.queue.fill(&mut self.protocol);
             // Deadlines mostly move away: the timer is only set again when it fires or when one came nearer.
             if let Some(due) = self.protocol.next_timeout().filter(|due| *due < timer.deadline().into_std()) {
                 timer.as_mut().reset(due.into());
@@ -173,22 +210,41 @@ impl Pump {
     }
 
     fn on_command(&mut self, command: Command) {
-        let Command { message, payload, waiter } = command;
-        let result = self.protocol.send(message, payload);
-        // Whoever has stopped waiting does not need to know: a failed hand-over below is no error.
-        match (waiter, result) {
-            (Waiter::Accepted(done), result) => drop(done.send(result)),
-            (Waiter::Step(waiter), Err(error)) => drop(waiter.done.send(Err(error))),
-            (Waiter::Assign(waiter), Err(error)) => drop(waiter.done.send(Err(error))),
-            (Waiter::Step(waiter), Ok(())) => {
-                if let Route::Coordinator { steps, .. } = &mut self.route {
-                    steps.push_back(waiter);
+        match (command, &mut self.route) {
+            (Command::Send(message, payload), route) => {
+                let Err(error) = self.protocol.send(message, payload) else { return };
+                match route {
+                    // Its peer would wait for an answer for ever.
+                    Route::Worker { .. } => self.protocol.abort(error),
+                    Route::Coordinator { .. } => tracing::debug!(%error, "not sent"),
                 }
             }
-            (Waiter::Assign(waiter), Ok(())) => {
-                if let Route::Coordinator { assign, .. } = &mut self.route {
-                    *assign = Some(waiter);
+            (Command::Assign(assign, waiter), Route::Coordinator { assign: assigned, .. }) => {
+                match self.protocol.send(Message::Assign(assign), Bytes::new()) {
+                    Ok(()) => *assigned = Some(waiter),
+                    // Whoever has stopped waiting does not need to know.
+                    Err(error) => drop(waiter.done.send(Err(error))),
                 }
+            }
+            (Command::Step(step), Route::Coordinator { waiting, .. }) => {
+                waiting.push_back(step);
+                self.send_steps();
+            }
+            (Command::Assign(..) | Command::Step(_), Route::Worker { .. }) => {
+                tracing::warn!("a coordinator's command at a worker");
+            }
+        }
+    }
+
+    /// Sends waiting steps while there are places for them.
+    fn send_steps(&mut self) {
+        let Route::Coordinator { steps, waiting, .. } = &mut self.route else { return };
+        while self.protocol.has_room()
+            && let Some(Step { header, payload, waiter }) = waiting.pop_front()
+        {
+            match self.protocol.send(Message::Forward(header), payload) {
+                Ok(()) => steps.push_back(waiter),
+                Err(error) => waiter.done.tell(Err(error)),
             }
         }
     }
@@ -198,15 +254,16 @@ impl Pump {
         while let Some(event) = self.protocol.poll_event() {
             match event {
                 Event::Closed(reason) => return Some(reason),
-                Event::Connected { peer, max_in_flight, .. } => {
+                Event::Connected { peer, .. } => {
                     if let Some(connected) = self.connected.take() {
-                        drop(connected.send((peer, max_in_flight)));
+                        drop(connected.send(peer));
                     }
                 }
                 Event::RoundTrip(time) => self.shared.stats().round_trip(time),
                 event => self.deliver(event),
             }
         }
+        self.send_steps();
         None
     }
 
@@ -221,7 +278,7 @@ impl Pump {
                     self.protocol.abort(LinkError::Unattended { unread: super::MAX_UNREAD_EVENTS });
                 }
             },
-            Route::Coordinator { steps, assign } => match event {
+            Route::Coordinator { steps, assign, .. } => match event {
                 Event::Progress(progress) => {
                     if let Some(waiter) = assign {
                         (waiter.progress)(progress);
@@ -289,7 +346,7 @@ fn finish_step(waiter: StepWaiter, header: StepResult, payload: Bytes, shared: &
     let sent = waiter.sent.unwrap_or(now);
     let timing = StepTiming { send_micros: micros(waiter.submitted, sent), wait_micros: micros(sent, now) };
     shared.stats().step(timing);
-    drop(waiter.done.send(Ok(Reply { header, payload, timing })));
+    waiter.done.tell(Ok(Reply { header, payload, timing }));
 }
 
 fn fail(steps: &mut VecDeque<StepWaiter>, assign: &mut Option<AssignWaiter>, report: ErrorReport) {
@@ -297,7 +354,7 @@ fn fail(steps: &mut VecDeque<StepWaiter>, assign: &mut Option<AssignWaiter>, rep
         Subject::Assignment => finish_assign(assign, Err(LinkError::Failed(report))),
         Subject::Step(_) => {
             if let Some(waiter) = steps.pop_front() {
-                drop(waiter.done.send(Err(LinkError::Failed(report))));
+                waiter.done.tell(Err(LinkError::Failed(report)));
             }
         }
         Subject::Link => tracing::warn!(code = ?report.code, message = %report.message, "the worker reports"),

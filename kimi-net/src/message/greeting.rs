@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_CAPABILITIES, MAX_OPAQUE, MAX_TEXT, MessageError, at_most, ensure};
+use super::{MAX_TEXT, MessageError, at_most, ensure};
 
 /// Which end of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,15 +67,6 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// Something optional that a peer can do, such as encryption; unknown names are skipped.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Capability {
-    /// Its name.
-    pub name: String,
-    /// Its parameters, as that capability defines them.
-    pub value: Vec<u8>,
-}
-
 /// How a peer introduces itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -91,20 +82,13 @@ pub struct Hello {
     pub fingerprint: Option<Fingerprint>,
     /// Unanswered steps that it takes.
     pub max_in_flight: u32,
-    /// What else it can do.
-    pub capabilities: Vec<Capability>,
 }
 
 impl Hello {
     pub(super) fn check(&self) -> Result<(), MessageError> {
         ensure(self.versions.min <= self.versions.max, "the version range is empty")?;
         at_most("bytes in software", self.software.len(), MAX_TEXT)?;
-        at_most("bytes in node_id", self.node_id.len(), MAX_TEXT)?;
-        at_most("capabilities", self.capabilities.len(), MAX_CAPABILITIES)?;
-        self.capabilities.iter().try_for_each(|capability| {
-            at_most("bytes in a capability's name", capability.name.len(), MAX_TEXT)?;
-            at_most("bytes in a capability's value", capability.value.len(), MAX_OPAQUE)
-        })
+        at_most("bytes in node_id", self.node_id.len(), MAX_TEXT)
     }
 }
 

@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Dtype, Fingerprint, MAX_OPAQUE, MAX_TEXT, MessageError, at_most, ensure};
+use super::{Fingerprint, MAX_TEXT, MessageError, at_most, ensure};
 
-/// The stage that a worker is to become.
+/// The stage that a worker is to become; never the last one, which the coordinator holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Assign {
     /// Name of the model, as both sides look it up.
@@ -17,43 +17,23 @@ pub struct Assign {
     pub layers: Range<u32>,
     /// Whether the stage embeds the tokens.
     pub first: bool,
-    /// Whether the stage has the final norm and the head.
-    pub last: bool,
     /// Pages of the latent cache.
     pub cache_pages: u32,
     /// Tokens in a page.
     pub page_tokens: u32,
-    /// Element type of the hidden states on the wire.
-    pub dtype: Dtype,
-    /// Further settings, as the two programs agree on them.
-    pub opaque: Vec<u8>,
 }
 
 impl Assign {
     pub(super) fn check(&self) -> Result<(), MessageError> {
         at_most("bytes in model", self.model.len(), MAX_TEXT)?;
-        at_most("bytes in opaque", self.opaque.len(), MAX_OPAQUE)?;
         ensure(self.layers.start < self.layers.end, "the layer range is empty")?;
         ensure(self.cache_pages > 0 && self.page_tokens > 0, "the cache has no pages or no tokens in a page")
     }
 }
 
-/// What a loading worker is busy with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum LoadPhase {
-    /// Reading and checking headers.
-    Opening,
-    /// Reading weights, and copying them to the device.
-    Reading,
-    /// First touches: pipelines, wired memory, a trial step.
-    Warming,
-}
-
-/// How far loading is.
+/// How far loading is. When all bytes are in place, the device is still to be warmed up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LoadProgress {
-    /// What is being done.
-    pub phase: LoadPhase,
     /// Bytes of weights in place.
     pub loaded_bytes: u64,
     /// Bytes of weights in all.

@@ -2,39 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_OPAQUE, MAX_PER_SEQUENCE, MAX_SEQUENCES, MessageError, at_most, ensure};
+use super::{MAX_PER_SEQUENCE, MAX_SEQUENCES, MessageError, at_most, ensure};
 
-/// Element type of a payload; little endian.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Dtype {
-    /// 32-bit float.
-    F32,
-    /// 16-bit IEEE float.
-    F16,
-    /// The upper half of a 32-bit float.
-    Bf16,
-}
-
-impl Dtype {
-    /// Bytes of an element.
-    pub fn size(self) -> u64 {
-        match self {
-            Dtype::F32 => 4,
-            Dtype::F16 | Dtype::Bf16 => 2,
-        }
-    }
-}
-
-/// Whose outputs the last stage hands on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Outputs {
-    /// No token's: a prefill chunk that is not the last.
-    None,
-    /// The last token's.
-    Last,
-    /// Every token's: verification of a draft.
-    All,
-}
+/// Bytes of an element of a payload: 32-bit floats, little endian.
+const ELEMENT_BYTES: u64 = 4;
 
 /// One sequence's part in a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,10 +20,6 @@ pub struct SequenceStep {
     pub tokens: Vec<u32>,
     /// The sequence's page table: its cache pages in order of position.
     pub pages: Vec<u32>,
-    /// What the last stage hands on.
-    pub outputs: Outputs,
-    /// Sampling parameters as the two programs encode them; empty for none.
-    pub sampling: Vec<u8>,
 }
 
 /// A step to compute. The payload is the hidden state `[rows, cols]`, row major; empty for the first stage.
@@ -62,8 +29,6 @@ pub struct Forward {
     pub step: u64,
     /// The sequences, in the order of their rows.
     pub sequences: Vec<SequenceStep>,
-    /// Element type of the payload.
-    pub dtype: Dtype,
     /// New tokens of all sequences together.
     pub rows: u32,
     /// Width of the hidden state.
@@ -72,15 +37,7 @@ pub struct Forward {
 
 impl StepResult {
     pub(super) fn check(&self, payload: u64) -> Result<(), MessageError> {
-        at_most("bytes in opaque", self.opaque.len(), MAX_OPAQUE)?;
-        payload_is(tensor_bytes(self.rows, self.cols, self.dtype)?, payload)
-    }
-}
-
-impl Cancel {
-    pub(super) fn check(&self) -> Result<(), MessageError> {
-        at_most("steps", self.steps.len(), MAX_SEQUENCES)?;
-        at_most("sequences", self.sequences.len(), MAX_SEQUENCES)
+        payload_is(tensor_bytes(self.rows, self.cols)?, payload)
     }
 }
 
@@ -92,7 +49,6 @@ impl Forward {
         for sequence in &self.sequences {
             at_most("tokens of a sequence", sequence.tokens.len(), MAX_PER_SEQUENCE)?;
             at_most("pages of a sequence", sequence.pages.len(), MAX_PER_SEQUENCE)?;
-            at_most("bytes in sampling", sequence.sampling.len(), MAX_OPAQUE)?;
             ensure(sequence.count > 0, "a sequence without tokens")?;
             ensure(sequence.start.checked_add(sequence.count).is_some(), "a position over 2^32")?;
             let (found, expected) = (sequence.tokens.len() as u64, u64::from(sequence.count));
@@ -107,7 +63,7 @@ impl Forward {
         }
         match payload {
             0 => Ok(()), // the first stage: token ids in place of a hidden state
-            _ => payload_is(tensor_bytes(self.rows, self.cols, self.dtype)?, payload),
+            _ => payload_is(tensor_bytes(self.rows, self.cols)?, payload),
         }
     }
 }
@@ -119,37 +75,30 @@ pub struct StepResult {
     pub step: u64,
     /// Rows of the payload.
     pub rows: u32,
-    /// Columns of the payload: the hidden width, or the vocabulary where the worker is the last stage.
+    /// Width of the hidden state.
     pub cols: u32,
-    /// Element type of the payload.
-    pub dtype: Dtype,
     /// Time in the worker's stage, in microseconds.
     pub compute_micros: u64,
     /// Time in the worker's queue before that, in microseconds.
     pub queue_micros: u64,
-    /// Anything else, such as sampled tokens, as the two programs encode it.
-    pub opaque: Vec<u8>,
 }
 
-/// Steps and sequences that nobody waits for any more. Each such step is still answered, in its turn: with its
-/// result if it was computed, else with [`crate::ErrorCode::Cancelled`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cancel {
-    /// Steps to skip.
-    pub steps: Vec<u64>,
-    /// Sequences to leave out of every step that has not begun.
-    pub sequences: Vec<u64>,
+/// Whether steps are to be expected: a worker may let its device rest while nothing runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Activity {
+    /// Whether sequences are running.
+    pub active: bool,
 }
 
 fn payload_is(expected: u64, found: u64) -> Result<(), MessageError> {
     if found == expected {
         Ok(())
     } else {
-        Err(MessageError::Count { what: "payload bytes (rows x cols x element size)", found, expected })
+        Err(MessageError::Count { what: "payload bytes (rows x cols x 4)", found, expected })
     }
 }
 
-fn tensor_bytes(rows: u32, cols: u32, dtype: Dtype) -> Result<u64, MessageError> {
+fn tensor_bytes(rows: u32, cols: u32) -> Result<u64, MessageError> {
     let values = u64::from(rows) * u64::from(cols); // below 2^64: two 32-bit factors
-    values.checked_mul(dtype.size()).ok_or(MessageError::Range { what: "rows x cols overflows" })
+    values.checked_mul(ELEMENT_BYTES).ok_or(MessageError::Range { what: "rows x cols overflows" })
 }

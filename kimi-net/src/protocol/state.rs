@@ -8,8 +8,8 @@ use crate::{
     error::LinkError,
     frame::Limits,
     message::{
-        Assign, Cancel, ErrorReport, Fingerprint, Forward, Hello, Kind, LoadProgress, Ready, Role,
-        StepResult, Versions,
+        Assign, ErrorReport, Fingerprint, Forward, Hello, Kind, LoadProgress, Ready, Role, StepResult,
+        Versions,
     },
 };
 
@@ -46,7 +46,7 @@ impl Config {
             software: concat!("kimi ", env!("CARGO_PKG_VERSION")).into(),
             node_id: node_id.into(),
             fingerprint: None,
-            max_in_flight: 16,
+            max_in_flight: 64,
             limits: Limits::default(),
             handshake_timeout: Duration::from_secs(5),
             ping_interval: Duration::from_secs(2),
@@ -63,7 +63,6 @@ impl Config {
             role,
             fingerprint: self.fingerprint,
             max_in_flight: self.max_in_flight.max(1),
-            capabilities: Vec::new(),
         }
     }
 }
@@ -95,7 +94,7 @@ impl State {
             (_, _, Kind::Ping | Kind::Pong) => true,
             (State::Idle | State::Serving, Coordinator, Kind::Assign) => true,
             (State::Loading, Worker, Kind::LoadProgress | Kind::Ready) => true,
-            (State::Serving, Coordinator, Kind::Forward | Kind::Cancel) => true,
+            (State::Serving, Coordinator, Kind::Forward | Kind::Activity) => true,
             (State::Serving, Worker, Kind::Result) => true,
             _ => false,
         }
@@ -124,8 +123,8 @@ pub enum Event {
     Forward(Forward, Bytes),
     /// To a coordinator: the answer to its oldest step.
     Result(StepResult, Bytes),
-    /// To a worker: what to give up.
-    Cancel(Cancel),
+    /// To a worker: whether sequences are running, and steps are to be expected.
+    Activity(bool),
     /// The peer failed at something; the link goes on.
     Failed(ErrorReport),
     /// A ping came back after this time.

@@ -18,11 +18,8 @@ pub fn assign() -> Assign {
         fingerprint: Fingerprint([1; 32]),
         layers: 0..4,
         first: true,
-        last: false,
         cache_pages: 8,
         page_tokens: 64,
-        dtype: Dtype::F32,
-        opaque: vec![1, 2, 3],
     }
 }
 
@@ -32,20 +29,12 @@ pub fn ready() -> Ready {
 
 /// A step of one sequence with `rows` rows of `cols` f32.
 pub fn forward(step: u64, rows: u32, cols: u32) -> Forward {
-    let sequence = SequenceStep {
-        id: 9,
-        start: 5,
-        count: rows,
-        tokens: Vec::new(),
-        pages: vec![3, 1],
-        outputs: Outputs::Last,
-        sampling: Vec::new(),
-    };
-    Forward { step, sequences: vec![sequence], dtype: Dtype::F32, rows, cols }
+    let sequence = SequenceStep { id: 9, start: 5, count: rows, tokens: Vec::new(), pages: vec![3, 1] };
+    Forward { step, sequences: vec![sequence], rows, cols }
 }
 
 pub fn result(step: u64, rows: u32, cols: u32) -> StepResult {
-    StepResult { step, rows, cols, dtype: Dtype::F32, compute_micros: 1, queue_micros: 2, opaque: Vec::new() }
+    StepResult { step, rows, cols, compute_micros: 1, queue_micros: 2 }
 }
 
 pub fn prefix(version: u16, kind: u16, header: u32, payload: u64) -> Vec<u8> {

@@ -1,9 +1,8 @@
 //! The thread of a worker that loads layers and computes.
 
-use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use kimi_core::checkpoint::Checkpoint;
@@ -11,18 +10,14 @@ use kimi_core::device::LoadedStage;
 use kimi_core::plan::{Bytes as Size, ModelBytes};
 use kimi_core::stage::{CacheConfig, Hidden, LoadError, StageOutput};
 use kimi_net::{
-    Assign, Bytes, Cancel, Dtype, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadPhase,
-    LoadProgress, Ready, StepResult, Subject, WorkerSender,
+    Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadProgress, Ready, StepResult,
+    Subject, WorkerSender,
 };
-use tokio::runtime::Handle;
 
 use super::wire;
 use super::worker::WorkerConfig;
 use crate::models::LookupError;
 use crate::system;
-
-/// Cancelled steps that are remembered; a link has far fewer in flight.
-const MAX_CANCELLED: usize = 4096;
 
 /// Something for the thread to do.
 pub(super) struct Job {
@@ -40,29 +35,16 @@ pub(super) enum Work {
 pub(super) struct Session {
     sender: WorkerSender,
     ended: Arc<AtomicBool>,
-    cancelled: Arc<Mutex<HashSet<u64>>>,
 }
 
 impl Session {
     pub(super) fn new(sender: WorkerSender) -> Self {
-        Self { sender, ended: Arc::default(), cancelled: Arc::default() }
+        Self { sender, ended: Arc::default() }
     }
 
     /// Jobs of this link that wait are not done any more.
     pub(super) fn end(&self) {
         self.ended.store(true, Ordering::Relaxed);
-    }
-
-    pub(super) fn cancel(&self, cancel: Cancel) {
-        let mut cancelled = self.cancelled.lock().unwrap_or_else(PoisonError::into_inner);
-        if cancelled.len() + cancel.steps.len() > MAX_CANCELLED {
-            cancelled.clear(); // costs only the computing of steps that nobody waits for
-        }
-        cancelled.extend(cancel.steps);
-    }
-
-    fn is_cancelled(&self, step: u64) -> bool {
-        self.cancelled.lock().unwrap_or_else(PoisonError::into_inner).remove(&step)
     }
 }
 
@@ -84,7 +66,6 @@ struct Key {
 
 pub(super) struct Host {
     config: WorkerConfig,
-    runtime: Handle,
     loaded: Option<Loaded>,
 }
 
@@ -98,8 +79,8 @@ impl Refusal {
 }
 
 impl Host {
-    pub(super) fn new(config: WorkerConfig, runtime: Handle) -> Self {
-        Self { config, runtime, loaded: None }
+    pub(super) fn new(config: WorkerConfig) -> Self {
+        Self { config, loaded: None }
     }
 
     /// Does jobs until nobody can send any more.
@@ -129,12 +110,12 @@ impl Host {
                 tracing::info!(layers, seconds = micros as f64 * 1e-6, device, "loaded");
                 let ready = Ready { weight_bytes, cache_bytes, load_micros: micros, device };
                 self.loaded = Some(loaded);
-                self.runtime.block_on(sender.ready(ready))
+                sender.ready(ready)
             }
             Err(Refusal(code, text)) => {
                 tracing::warn!(layers, "can't load: {text}");
                 let report = ErrorReport::new(code, Subject::Assignment, text);
-                self.runtime.block_on(sender.fail(report))
+                sender.fail(report)
             }
         }
     }
@@ -155,10 +136,8 @@ impl Host {
         let weight_bytes = bytes.weights(&layers);
         let cache_bytes = check_cache(&bytes, &layers, cache)?;
         let mut report = |loaded_bytes| {
-            let progress =
-                LoadProgress { phase: LoadPhase::Reading, loaded_bytes, total_bytes: weight_bytes };
             // Loading goes on if the coordinator has left: it may come back for the layers.
-            let _ = self.runtime.block_on(sender.progress(progress));
+            let _ = sender.progress(LoadProgress { loaded_bytes, total_bytes: weight_bytes });
         };
         report(0);
         let stage =
@@ -204,11 +183,8 @@ impl Host {
         let step = forward.step;
         let failed = |code, text: String| {
             tracing::warn!(step, "a step failed: {text}");
-            self.runtime.block_on(session.sender.fail(ErrorReport::new(code, Subject::Step(step), text)))
+            session.sender.fail(ErrorReport::new(code, Subject::Step(step), text))
         };
-        if session.is_cancelled(step) {
-            return failed(ErrorCode::Cancelled, "cancelled by the coordinator".to_owned());
-        }
         let Some(loaded) = &mut self.loaded else {
             return failed(ErrorCode::Internal, "no layers are loaded".to_owned());
         };
@@ -220,12 +196,10 @@ impl Host {
                     step,
                     rows: hidden.rows as u32,
                     cols: hidden.cols as u32,
-                    dtype: Dtype::F32,
                     compute_micros: started.elapsed().as_micros() as u64,
                     queue_micros,
-                    opaque: Vec::new(),
                 };
-                self.runtime.block_on(session.sender.result(header, hidden.data))
+                session.sender.result(header, hidden.data)
             }
             Err(Failure::Step(text)) => failed(ErrorCode::StepFailed, text),
             Err(Failure::Device(text)) => {
@@ -260,15 +234,15 @@ fn compute(loaded: &mut Loaded, forward: Forward, payload: Bytes) -> Result<Hidd
 }
 
 fn check_span(assign: &Assign, layers: &Range<usize>, count: usize) -> Result<(), Refusal> {
-    if assign.last || layers.end >= count {
+    if layers.end >= count {
         let text = format!(
             "layers {layers:?} of {count} were assigned, but the coordinator holds the last layers itself"
         );
         return Err(Refusal::load(text));
     }
-    if assign.first != (layers.start == 0) || assign.dtype != Dtype::F32 {
-        let found = (assign.first, layers.start, assign.dtype);
-        return Err(Refusal::load(format!("(embedding, first layer, type) {found:?} do not go together")));
+    if assign.first != (layers.start == 0) {
+        let found = (assign.first, layers.start);
+        return Err(Refusal::load(format!("(embedding, first layer) {found:?} do not go together")));
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use kimi_core::device::{DeviceChoice, LoadedStage};
 use kimi_core::pipeline::{Pipeline, PipelineError};
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
 use kimi_core::stage::{CacheConfig, LoadError, StageError, StageRunner, StageSpan};
-use kimi_net::{Assign, Coordinator, Dtype, Fingerprint, LinkError};
+use kimi_net::{Assign, Coordinator, Fingerprint, LinkError};
 use tokio::runtime::Handle;
 
 use super::{Connected, LoadWatch, RemoteStage, StageMeter};
@@ -148,11 +148,8 @@ fn assignment(model: &str, fingerprint: Fingerprint, stage: &PlannedStage, cache
         fingerprint,
         layers: stage.first_layer as u32..stage.last_layer as u32 + 1,
         first: stage.first_layer == 0,
-        last: false,
         cache_pages: cache.pages as u32,
         page_tokens: cache.page_tokens as u32,
-        dtype: Dtype::F32,
-        opaque: Vec::new(),
     }
 }
 

@@ -5,7 +5,7 @@
 
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::stage::{Hidden, StageSpan};
-use kimi_net::{Bytes, Dtype, Forward, Outputs, SequenceStep, StepResult};
+use kimi_net::{Bytes, Forward, SequenceStep, StepResult};
 
 /// A batch and its input as a message. `hidden_size` is the model's.
 pub(super) fn to_forward(
@@ -21,13 +21,10 @@ pub(super) fn to_forward(
         count: s.tokens.len() as u32,
         tokens: if span.first { s.tokens.clone() } else { Vec::new() },
         pages: s.pages.clone(),
-        outputs: Outputs::None,
-        sampling: Vec::new(),
     });
     let forward = Forward {
         step,
         sequences: sequences.collect(),
-        dtype: Dtype::F32,
         rows: batch.tokens() as u32,
         cols: hidden_size as u32,
     };
@@ -51,11 +48,8 @@ pub(super) fn from_forward(
     if rows > MAX_ROWS {
         return Err(format!("got a step of {rows} tokens, expected at most {MAX_ROWS}"));
     }
-    if forward.dtype != Dtype::F32 || cols != hidden_size {
-        return Err(format!(
-            "got {:?} activations of width {cols}, expected F32 of width {hidden_size}",
-            forward.dtype
-        ));
+    if cols != hidden_size {
+        return Err(format!("got activations of width {cols}, expected {hidden_size}"));
     }
     let input = match (span.first, payload.is_empty()) {
         (true, true) => None,
@@ -82,12 +76,9 @@ pub(super) fn to_hidden(
     rows: usize,
     cols: usize,
 ) -> Result<Hidden, String> {
-    let found = (header.rows as usize, header.cols as usize, header.dtype);
-    if found != (rows, cols, Dtype::F32) {
-        return Err(format!(
-            "returned {:?} [{}, {}], expected F32 [{rows}, {cols}]",
-            found.2, found.0, found.1
-        ));
+    let found = (header.rows as usize, header.cols as usize);
+    if found != (rows, cols) {
+        return Err(format!("returned [{}, {}], expected [{rows}, {cols}]", found.0, found.1));
     }
     Ok(Hidden { rows, cols, data: payload })
 }

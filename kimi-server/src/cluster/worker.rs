@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use kimi_core::DeviceChoice;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_net::{Config, ErrorCode, ErrorReport, Event, Fingerprint, Incoming, LinkError, Listener, Worker};
-use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::host::{Host, Job, Session, Work};
@@ -41,7 +40,7 @@ pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<
     let mut link = Config::new(config.node_id.clone());
     link.fingerprint = config.model.as_ref().map(|c| Fingerprint(c.fingerprint()));
     let (jobs, source) = mpsc::channel();
-    let host = Host::new(config, Handle::current());
+    let host = Host::new(config);
     let (alive, mut ended) = oneshot::channel::<()>();
     let compute = move || {
         let _alive = alive; // dropped by a panic too
@@ -114,7 +113,7 @@ impl Office {
                 );
                 tracing::warn!(coordinator = name, "refused: {text}");
                 // An error means that the peer has gone already.
-                let _ = worker.sender().fail(ErrorReport::fatal(ErrorCode::Overloaded, text)).await;
+                let _ = worker.sender().fail(ErrorReport::fatal(ErrorCode::Overloaded, text));
                 Ok(None)
             }
         }
@@ -140,10 +139,6 @@ async fn attend(mut worker: Worker, desk: Desk) {
         let work = match worker.next().await {
             Ok(Event::Assigned(assign)) => Work::Load(assign),
             Ok(Event::Forward(forward, payload)) => Work::Step(forward, payload, Instant::now()),
-            Ok(Event::Cancel(cancel)) => {
-                session.cancel(cancel);
-                continue;
-            }
             Ok(_) => continue,
             Err(reason) => {
                 tracing::info!(coordinator = desk.name, %reason, "the coordinator has left");
