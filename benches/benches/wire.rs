@@ -70,8 +70,10 @@ async fn serve() -> Result<Coordinator, LinkError> {
         fingerprint: Fingerprint([0; 32]),
         layers: 0..1,
         first: false,
-        cache_pages: 1,
+        cache_pages: 32,
         page_tokens: 64,
+        max_tokens: 512,
+        hidden_size: WIDTH,
     };
     link.assign(stage, |_| ()).await?;
     Ok(link)

@@ -18,6 +18,9 @@ use driver::{Driver, Message, Sink, Submission};
 
 pub use crate::scheduler::{FinishReason, RequestError};
 
+/// Most new tokens in a batch, where nothing else is said.
+pub const TOKEN_BUDGET: usize = 512;
+
 /// Sizes of an [`Engine`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineConfig {
@@ -40,7 +43,7 @@ pub struct EngineConfig {
 }
 
 impl EngineConfig {
-    /// Batches of 512 tokens, 32 running sequences, 1024 requests, no end-of-sequence ids.
+    /// Batches of [`TOKEN_BUDGET`] tokens, 32 running sequences, 1024 requests, no end-of-sequence ids.
     pub fn new(vocab_size: u32, context_tokens: usize, cache_pages: u32, page_tokens: usize) -> Self {
         Self {
             vocab_size,
@@ -48,7 +51,7 @@ impl EngineConfig {
             cache_pages,
             page_tokens,
             eos_ids: Vec::new(),
-            token_budget: 512,
+            token_budget: TOKEN_BUDGET,
             max_sequences: 32,
             max_requests: 1024,
         }

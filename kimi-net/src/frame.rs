@@ -168,6 +168,9 @@ pub enum Progress {
     NeedMore,
     /// A prefix within the limits; nothing has been allocated for its frame. Poll again to accept it.
     Prefix(Prefix),
+    /// A whole header, which [`FrameReader::header`] shows; nothing has been allocated for its payload. Poll again
+    /// to accept it.
+    Header,
     /// A whole frame.
     Frame(Frame),
 }
@@ -175,6 +178,7 @@ pub enum Progress {
 enum Part {
     Prefix,
     Header(Prefix),
+    Decoded(Prefix, Message),
     Payload(Prefix, Message),
 }
 
@@ -208,7 +212,7 @@ impl FrameReader {
     /// Where the next bytes of the stream belong. Never empty after `poll` has returned `NeedMore`.
     pub fn target(&mut self) -> Limit<&mut BytesMut> {
         let buffer = match self.part {
-            Part::Prefix | Part::Header(_) => &mut self.head,
+            Part::Prefix | Part::Header(_) | Part::Decoded(..) => &mut self.head,
             Part::Payload(..) => &mut self.payload,
         };
         let room = self.goal.saturating_sub(buffer.len());
@@ -233,7 +237,13 @@ impl FrameReader {
                 Part::Header(prefix) => {
                     let prefix = *prefix;
                     let message = Message::decode(prefix.kind, &self.head, prefix.payload_bytes)?;
-                    self.begin_payload(prefix, message);
+                    self.part = Part::Decoded(prefix, message);
+                    return Ok(Progress::Header);
+                }
+                Part::Decoded(..) => {
+                    if let Part::Decoded(prefix, message) = std::mem::replace(&mut self.part, Part::Prefix) {
+                        self.begin_payload(prefix, message);
+                    }
                 }
                 Part::Payload(..) if self.payload.len() < self.goal => return Ok(Progress::NeedMore),
                 Part::Payload(prefix, _) if (self.goal as u64) < prefix.payload_bytes => {
@@ -251,6 +261,14 @@ impl FrameReader {
         }
     }
 
+    /// The header of the frame whose payload comes next or is on its way.
+    pub fn header(&self) -> Option<&Message> {
+        match &self.part {
+            Part::Decoded(_, message) | Part::Payload(_, message) => Some(message),
+            Part::Prefix | Part::Header(_) => None,
+        }
+    }
+
     /// Where in a frame the stream is, for an error about its end; `None` between frames.
     pub fn position(&self) -> Option<String> {
         match &self.part {
@@ -264,7 +282,7 @@ impl FrameReader {
                 self.head.len(),
                 prefix.header_bytes
             )),
-            Part::Payload(prefix, _) => Some(format!(
+            Part::Decoded(prefix, _) | Part::Payload(prefix, _) => Some(format!(
                 "in the payload of a {:?} frame, {} of {} bytes received",
                 prefix.kind,
                 self.payload.len(),

@@ -21,14 +21,15 @@
 //!      6      2  kind: Hello 1, Welcome 2, Assign 3, LoadProgress 4, Ready 5, Forward 6, Result 7,
 //!                Activity 8, Ping 9, Pong 10, Error 11, Goodbye 12
 //!      8      4  h: bytes of the header, at most 1 MiB (64 KiB before the handshake is over)
-//!     12      8  p: bytes of the payload, at most 1 GiB; 0 but for Forward and Result
+//!     12      8  p: bytes of the payload, at most what Assign allows, and 1 GiB; 0 but for
+//!                Forward and Result
 //!     20      h  header: the message's fields, encoded by postcard
 //! 20 + h      p  payload: a tensor's elements as they are in memory
 //! ```
 //!
 //! Sizes, the kind and its place in the protocol are checked on the 20 bytes alone. The header is checked against the
 //! payload's size before the payload is received: [`Forward`] with rows x cols x 4 other than `p` is
-//! refused. The payload is read from the socket into its final buffer, and written from the caller's.
+//! refused, as is one with more tokens or pages than its [`Assign`] allows. The payload is read from the socket into its final buffer, and written from the caller's.
 //!
 //! # A link
 //!
@@ -91,6 +92,8 @@
 //!     first: false,
 //!     cache_pages: 8,
 //!     page_tokens: 64,
+//!     max_tokens: 16,
+//!     hidden_size: 2,
 //! };
 //! link.assign(stage, |progress| println!("{} bytes loaded", progress.loaded_bytes)).await?;
 //!
@@ -121,7 +124,7 @@ pub use frame::{Limits, PAYLOAD_ALIGNMENT};
 pub use guard::listen_guard;
 pub use message::{
     Activity, Assign, ErrorReport, Fingerprint, Forward, Goodbye, Hello, Kind, LoadProgress, Message,
-    MessageError, Ping, Ready, Role, SequenceStep, StepResult, Subject, Versions, Welcome,
+    MessageError, Ping, Ready, Role, SequenceStep, StepBounds, StepResult, Subject, Versions, Welcome,
 };
 pub use protocol::{Config, Event, Protocol, State};
 pub use tune::{Tuned, Tuning};

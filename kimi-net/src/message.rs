@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     greeting::{Fingerprint, Hello, Role, Versions, Welcome},
-    stage::{Assign, LoadProgress, Ready},
+    stage::{Assign, LoadProgress, Ready, StepBounds},
     step::{Activity, Forward, SequenceStep, StepResult},
 };
 use crate::error::{ErrorCode, FrameError};
@@ -22,8 +22,10 @@ use crate::error::{ErrorCode, FrameError};
 pub const MAX_TEXT: usize = 4096;
 /// Sequences in one [`Forward`].
 pub const MAX_SEQUENCES: usize = 4096;
-/// Tokens or pages of one sequence in one step.
+/// Tokens or pages of one sequence in one step, and tokens of a whole step.
 pub const MAX_PER_SEQUENCE: usize = 1 << 18;
+/// Bytes of an element of a payload: 32-bit floats, little endian.
+const ELEMENT_BYTES: u64 = 4;
 
 macro_rules! messages {
     ($($(#[$doc:meta])* $name:ident($body:ty) = $number:literal,)*) => {

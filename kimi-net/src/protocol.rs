@@ -8,10 +8,11 @@ use bytes::{BufMut, Bytes, BytesMut, buf::Limit};
 
 pub use self::state::{Config, Event, State};
 use crate::{
-    error::{LinkError, ProtocolError},
+    error::{FrameError, LinkError, ProtocolError},
     frame::{FrameReader, Limits, OutFrame, Prefix, Progress},
     message::{
-        ErrorReport, Fingerprint, Goodbye, Hello, Kind, Message, Ping, Role, Subject, Versions, Welcome,
+        ErrorReport, Fingerprint, Goodbye, Hello, Kind, Message, Ping, Role, StepBounds, Subject, Versions,
+        Welcome,
     },
 };
 
@@ -34,6 +35,8 @@ pub struct Protocol {
     in_flight: VecDeque<u64>,
     max_in_flight: usize,
     last_step: Option<u64>,
+    /// Of the stage that is assigned; steps without one are out of order.
+    bounds: Option<StepBounds>,
     clock: Clock,
 }
 
@@ -75,6 +78,7 @@ impl Protocol {
             events: VecDeque::new(),
             in_flight: VecDeque::new(),
             last_step: None,
+            bounds: None,
             clock,
         }
     }
@@ -108,6 +112,7 @@ impl Protocol {
             return Err(ProtocolError::OutOfOrder { kind, from: self.role, state: self.state }.into());
         }
         let frame = OutFrame::new(&message, payload, &self.config.limits)?;
+        self.check_step(&message)?;
         self.advance(self.role, &message)?;
         self.outgoing.push_back(frame);
         match message {
@@ -130,6 +135,7 @@ impl Protocol {
             let result = match self.reader.poll() {
                 Ok(Progress::NeedMore) => break,
                 Ok(Progress::Prefix(prefix)) => self.admit(prefix),
+                Ok(Progress::Header) => self.reader.header().map_or(Ok(()), |header| self.check_step(header)),
                 Ok(Progress::Frame(frame)) => {
                     self.clock.frame_begun = None;
                     self.on_message(now, frame.message, frame.payload)
@@ -218,9 +224,24 @@ impl Protocol {
         let (kind, from, state) = (prefix.kind, self.role.peer(), self.state);
         // Two coordinators greet each other: let the hello in, so that it can be said what is wrong.
         let greeting = state == State::Greeting && kind == Kind::Hello;
-        match greeting || state.admits(from, kind) {
-            true => Ok(()),
-            false => Err(ProtocolError::OutOfOrder { kind, from, state }.into()),
+        if !greeting && !state.admits(from, kind) {
+            return Err(ProtocolError::OutOfOrder { kind, from, state }.into());
+        }
+        let (claimed, limit) = (prefix.payload_bytes, self.bounds.map_or(0, |bounds| bounds.max_payload()));
+        if claimed > limit {
+            return Err(FrameError::PayloadTooLarge { kind, claimed, limit }.into());
+        }
+        Ok(())
+    }
+
+    /// Holds a step against the assignment; before its payload is allocated if it is the peer's.
+    fn check_step(&self, message: &Message) -> Result<(), LinkError> {
+        match (message, &self.bounds) {
+            (Message::Forward(forward), Some(bounds)) => {
+                let invalid = |cause| FrameError::Invalid { kind: Kind::Forward, cause };
+                Ok(bounds.check(forward).map_err(invalid)?)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -306,7 +327,10 @@ impl Protocol {
             Message::Assign(_) if !self.in_flight.is_empty() => {
                 return Err(ProtocolError::AssignWhileBusy { in_flight: self.in_flight.len() });
             }
-            Message::Assign(_) => self.state = State::Loading,
+            Message::Assign(assign) => {
+                self.state = State::Loading;
+                self.bounds = Some(assign.step_bounds());
+            }
             Message::Ready(_) => self.state = State::Serving,
             Message::Forward(forward) => self.begin_step(forward.step)?,
             Message::Result(result) => self.answer_step(result.step)?,
@@ -314,6 +338,7 @@ impl Protocol {
                 Subject::Link => {}
                 Subject::Assignment if from == Role::Worker && self.state == State::Loading => {
                     self.state = State::Idle;
+                    self.bounds = None;
                 }
                 Subject::Step(step) if from == Role::Worker => self.answer_step(step)?,
                 _ => {

@@ -15,7 +15,7 @@ pub mod worker;
 use std::sync::Arc;
 
 pub use connect::{ConnectError, Connected, Wanted, connect};
-pub use pipeline::{BuildError, Built, Lost, Placement, build};
+pub use pipeline::{BuildError, Built, Lost, Placement, build, check_budget};
 pub use remote::{RemoteStage, StageMeter};
 
 /// Is told how far loading is: index of the stage, bytes loaded, bytes in all. Called from several threads.

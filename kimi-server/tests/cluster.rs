@@ -71,6 +71,8 @@ impl Lead {
             first: true,
             cache_pages: 4,
             page_tokens: 64,
+            max_tokens: 512,
+            hidden_size: self.checkpoint.config().hidden_size as u32,
         }
     }
 }
@@ -133,6 +135,7 @@ fn impossible_assignments_are_refused_and_the_link_goes_on() {
         (Assign { cache_pages: u32::MAX, page_tokens: u32::MAX, ..good.clone() }, ErrorCode::OutOfMemory),
         (Assign { layers: 0..4_000_000_000, ..good.clone() }, ErrorCode::LoadFailed),
         (Assign { layers: 3..6, first: false, ..good.clone() }, ErrorCode::LoadFailed),
+        (Assign { hidden_size: 1, ..good.clone() }, ErrorCode::LoadFailed),
         (Assign { first: false, ..good.clone() }, ErrorCode::LoadFailed),
         (Assign { fingerprint: Fingerprint([1; 32]), ..good.clone() }, ErrorCode::FingerprintMismatch),
     ] {

@@ -2,10 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_PER_SEQUENCE, MAX_SEQUENCES, MessageError, at_most, ensure};
-
-/// Bytes of an element of a payload: 32-bit floats, little endian.
-const ELEMENT_BYTES: u64 = 4;
+use super::{ELEMENT_BYTES, MAX_PER_SEQUENCE, MAX_SEQUENCES, MessageError, at_most, ensure};
 
 /// One sequence's part in a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,6 +20,8 @@ pub fn assign() -> Assign {
         first: true,
         cache_pages: 8,
         page_tokens: 64,
+        max_tokens: 512,
+        hidden_size: 7168,
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
 use kimi_core::checkpoint::Checkpoint;
+use kimi_core::config::ModelConfig;
 use kimi_core::device::LoadedStage;
 use kimi_core::plan::{Bytes as Size, ModelBytes};
 use kimi_core::stage::{CacheConfig, Hidden, LoadError, StageOutput};
@@ -126,12 +127,14 @@ impl Host {
         let cache =
             CacheConfig { pages: assign.cache_pages as usize, page_tokens: assign.page_tokens as usize };
         let key = Key { fingerprint: assign.fingerprint, layers: layers.clone(), cache };
-        if let Some(loaded) = self.loaded.take_if(|loaded| loaded.key == key) {
+        if let Some(loaded) =
+            self.loaded.take_if(|l| l.key == key && l.hidden_size == assign.hidden_size as usize)
+        {
             return Ok(loaded);
         }
         self.loaded = None; // its memory is needed
         let checkpoint = self.checkpoint(&assign)?;
-        check_span(&assign, &layers, checkpoint.config().num_hidden_layers)?;
+        check_span(&assign, &layers, checkpoint.config())?;
         let bytes = ModelBytes::of(&checkpoint).map_err(Refusal::load)?;
         let weight_bytes = bytes.weights(&layers);
         let cache_bytes = check_cache(&bytes, &layers, cache)?;
@@ -233,7 +236,8 @@ fn compute(loaded: &mut Loaded, forward: Forward, payload: Bytes) -> Result<Hidd
     }
 }
 
-fn check_span(assign: &Assign, layers: &Range<usize>, count: usize) -> Result<(), Refusal> {
+fn check_span(assign: &Assign, layers: &Range<usize>, config: &ModelConfig) -> Result<(), Refusal> {
+    let (count, width) = (config.num_hidden_layers, config.hidden_size);
     if layers.end >= count {
         let text = format!(
             "layers {layers:?} of {count} were assigned, but the coordinator holds the last layers itself"
@@ -243,6 +247,12 @@ fn check_span(assign: &Assign, layers: &Range<usize>, count: usize) -> Result<()
     if assign.first != (layers.start == 0) {
         let found = (assign.first, layers.start);
         return Err(Refusal::load(format!("(embedding, first layer) {found:?} do not go together")));
+    }
+    if assign.hidden_size as usize != width {
+        let found = assign.hidden_size;
+        return Err(Refusal::load(format!(
+            "a hidden state of width {found} was assigned, the model's is {width}"
+        )));
     }
     Ok(())
 }

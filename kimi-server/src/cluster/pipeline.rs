@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::{DeviceChoice, LoadedStage};
+use kimi_core::engine::{EngineConfig, TOKEN_BUDGET};
 use kimi_core::pipeline::{Pipeline, PipelineError};
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
 use kimi_core::stage::{CacheConfig, LoadError, StageError, StageRunner, StageSpan};
@@ -38,6 +39,17 @@ pub struct Built {
     pub meters: Vec<Arc<StageMeter>>,
     /// The first worker that was lost, if one was: the model can't answer any more, even if no step has shown it.
     pub lost: Lost,
+    /// Tokens that a batch may have. The engine's [`EngineConfig::token_budget`] must not be above it.
+    pub max_tokens: usize,
+}
+
+/// Holds an engine's token budget against [`Built::max_tokens`].
+///
+/// # Errors
+/// [`BuildError::TokenBudget`].
+pub fn check_budget(max_tokens: usize, engine: &EngineConfig) -> Result<(), BuildError> {
+    let budget = engine.token_budget;
+    if budget <= max_tokens { Ok(()) } else { Err(BuildError::TokenBudget { budget, assigned: max_tokens }) }
 }
 
 /// Why a worker was lost; empty while all are there.
@@ -69,6 +81,16 @@ pub enum BuildError {
     /// This process could not load its layers.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The engine's batches are larger than what the workers were told.
+    #[error(
+        "the engine makes batches of {budget} tokens, but the workers take {assigned}; load the model again"
+    )]
+    TokenBudget {
+        /// [`EngineConfig::token_budget`].
+        budget: usize,
+        /// [`Built::max_tokens`].
+        assigned: usize,
+    },
     /// The stages do not make a pipeline.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -95,7 +117,7 @@ pub fn build(
     let fingerprint = Fingerprint(checkpoint.fingerprint());
     let mut loading = Vec::with_capacity(workers.len());
     for (i, (stage, worker)) in first.iter().zip(workers).enumerate() {
-        let assign = assignment(model, fingerprint, stage, cache);
+        let assign = assignment(model, fingerprint, stage, cache, checkpoint.config().hidden_size);
         loading.push((stage, runtime.spawn(load_remote(i, worker, assign, watch.clone()))));
     }
     let local = load_local(checkpoint, device, first.len(), last, cache, watch);
@@ -127,7 +149,7 @@ pub fn build(
     let local = local?;
     devices.push(local.device);
     stages.push(local.runner);
-    Ok(Built { pipeline: Pipeline::new(stages)?, devices, meters, lost })
+    Ok(Built { pipeline: Pipeline::new(stages)?, devices, meters, lost, max_tokens: TOKEN_BUDGET })
 }
 
 /// Reports a link that ends without our having closed it, computing or idle.
@@ -142,7 +164,13 @@ async fn watch_link(node: String, closed: impl Future<Output = LinkError>, lost:
     let _ = lost.set(error.to_string());
 }
 
-fn assignment(model: &str, fingerprint: Fingerprint, stage: &PlannedStage, cache: CacheConfig) -> Assign {
+fn assignment(
+    model: &str,
+    fingerprint: Fingerprint,
+    stage: &PlannedStage,
+    cache: CacheConfig,
+    hidden_size: usize,
+) -> Assign {
     Assign {
         model: model.to_owned(),
         fingerprint,
@@ -150,6 +178,8 @@ fn assignment(model: &str, fingerprint: Fingerprint, stage: &PlannedStage, cache
         first: stage.first_layer == 0,
         cache_pages: cache.pages as u32,
         page_tokens: cache.page_tokens as u32,
+        max_tokens: TOKEN_BUDGET as u32,
+        hidden_size: hidden_size as u32,
     }
 }
 

@@ -31,10 +31,8 @@ pub(super) fn to_forward(
     (forward, input.map(|hidden| hidden.data).unwrap_or_default())
 }
 
-/// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it.
-const MAX_ROWS: usize = 4096;
-
-/// A message as a batch and its input, for a stage that is not the last.
+/// A message as a batch and its input, for a stage that is not the last. The link has held its size against the
+/// assignment.
 ///
 /// # Errors
 /// What does not fit the stage, before anything is allocated for it.
@@ -45,9 +43,6 @@ pub(super) fn from_forward(
     hidden_size: usize,
 ) -> Result<(Batch, Option<Hidden>), String> {
     let (rows, cols) = (forward.rows as usize, forward.cols as usize);
-    if rows > MAX_ROWS {
-        return Err(format!("got a step of {rows} tokens, expected at most {MAX_ROWS}"));
-    }
     if cols != hidden_size {
         return Err(format!("got activations of width {cols}, expected {hidden_size}"));
     }

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::cli::args::DemoArgs;
 use crate::cli::{Outcome, ui};
 use crate::client;
-use crate::cluster::StageMeter;
+use crate::cluster::{self, StageMeter};
 use crate::local::{LocalCluster, silent};
 use crate::models::{EMBEDDED, FoundModel, Source};
 use crate::placement::{PlanTable, layer_text};
@@ -53,6 +53,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
         super::print(&format!("{} is process {} at {}\n", wanted.id, worker.process_id(), wanted.target))?;
     }
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    cluster::check_budget(built.max_tokens, model.engine().config())?;
     let _stops = super::Stops(model.engine().clone());
     let watch = Watch { model: model.clone(), meters: built.meters };
     let served = serving::served(EMBEDDED, model, cluster.plan(), &built.devices, built.lost);

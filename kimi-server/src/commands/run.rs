@@ -10,6 +10,7 @@ use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 
 use crate::cli::args::RunArgs;
 use crate::cli::{Outcome, ui};
+use crate::cluster;
 use crate::local::LocalCluster;
 
 /// Largest prompt read from standard input, in bytes.
@@ -63,6 +64,7 @@ fn load(args: &RunArgs) -> anyhow::Result<ChatModel> {
     let cluster = LocalCluster::start(&found, &checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
     let built = cluster.build(&checkpoint, cache, &ui::load_bars(&[found.id]))?;
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    cluster::check_budget(built.max_tokens, model.engine().config())?;
     args.cache.note_limit(model.context_tokens());
     Ok(model)
 }

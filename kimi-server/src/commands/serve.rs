@@ -41,6 +41,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     };
     eprintln!("loaded in {:.1} s on {}", started.elapsed().as_secs_f64(), built.devices.join(", "));
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
+    cluster::check_budget(built.max_tokens, model.engine().config())?;
     let _stops = super::Stops(model.engine().clone());
     args.cache.note_limit(model.context_tokens());
     announce(args, addr, &found.id, model.context_tokens())?;
