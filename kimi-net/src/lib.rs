@@ -110,6 +110,7 @@ pub mod driver;
 pub mod error;
 pub mod frame;
 mod guard;
+mod kind;
 pub mod message;
 pub mod protocol;
 pub mod tune;
@@ -119,12 +120,13 @@ pub use bytes::Bytes;
 pub use driver::{
     Coordinator, Incoming, LinkStats, Listener, Reply, StepTiming, Worker, WorkerSender, connect,
 };
-pub use error::{ErrorCode, FrameError, LinkError, ProtocolError};
-pub use frame::{Limits, PAYLOAD_ALIGNMENT};
+pub use error::LinkError;
+pub use frame::{FrameError, Limits, PAYLOAD_ALIGNMENT};
 pub use guard::listen_guard;
+pub use kind::Kind;
 pub use message::{
-    Activity, Assign, ErrorReport, Fingerprint, Forward, Goodbye, Hello, Kind, LoadProgress, Message,
+    Activity, Assign, ErrorCode, ErrorReport, Fingerprint, Forward, Goodbye, Hello, LoadProgress, Message,
     MessageError, Ping, Ready, Role, SequenceStep, StepBounds, StepResult, Subject, Versions, Welcome,
 };
-pub use protocol::{Config, Event, Protocol, State};
+pub use protocol::{Config, Event, Protocol, ProtocolError, State};
 pub use tune::{Tuned, Tuning};

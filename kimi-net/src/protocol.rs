@@ -1,18 +1,21 @@
 //! The protocol without sockets and without a clock: bytes and times in, events and frames out.
 
+mod config;
+pub(crate) mod error;
+mod event;
 mod state;
 
 use std::{collections::VecDeque, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut, buf::Limit};
 
-pub use self::state::{Config, Event, State};
+pub use self::{config::Config, error::ProtocolError, event::Event, state::State};
 use crate::{
-    error::{FrameError, LinkError, ProtocolError},
-    frame::{FrameReader, Limits, OutFrame, Prefix, Progress},
+    error::LinkError,
+    frame::{FrameError, FrameReader, Limits, OutFrame, Prefix, Progress},
+    kind::Kind,
     message::{
-        ErrorReport, Fingerprint, Goodbye, Hello, Kind, Message, Ping, Role, StepBounds, Subject, Versions,
-        Welcome,
+        ErrorReport, Fingerprint, Goodbye, Hello, Message, Ping, Role, StepBounds, Subject, Versions, Welcome,
     },
 };
 
