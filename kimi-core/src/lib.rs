@@ -17,6 +17,7 @@ pub mod config;
 pub mod detokenizer;
 pub mod device;
 pub mod engine;
+pub mod fingerprint;
 pub mod model;
 pub mod pages;
 pub mod pipeline;
