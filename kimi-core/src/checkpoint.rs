@@ -3,7 +3,7 @@
 //! Only headers are read when a checkpoint is opened. Tensors are reference-counted slices of memory maps, so that a
 //! 504 GB checkpoint opens in milliseconds and a stage touches only the layers it holds.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -17,6 +17,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 
 use crate::config::{ConfigError, ModelConfig, token_ids};
+use crate::fingerprint::Description;
 
 /// The architecture.
 const CONFIG: &str = "config.json";
@@ -279,25 +280,15 @@ impl Checkpoint {
         Ok(ids)
     }
 
-    /// A hash of the architecture, of every tensor's name, type and shape, and of the first bytes of some tensors
-    /// spread over the model: two machines with the same fingerprint very likely hold the same checkpoint.
+    /// What decides the checkpoint's computation: config values, and a hash for each group of tensors.
+    pub fn description(&self) -> Description {
+        Description::of(self)
+    }
+
+    /// The fingerprint of [`Checkpoint::description`]: two machines with the same one very likely hold the same
+    /// checkpoint.
     pub fn fingerprint(&self) -> [u8; 32] {
-        const SAMPLES: usize = 256;
-        const SAMPLE_BYTES: usize = 256;
-        let mut hash = blake3::Hasher::new();
-        let mut config = self.config.clone();
-        config.eos_token_id.clear(); // says when to stop, not what is computed
-        hash.update(format!("{config:?}").as_bytes());
-        let sorted: BTreeMap<_, _> = self.tensors.iter().collect();
-        let every = sorted.len().div_ceil(SAMPLES).max(1);
-        for (i, (name, tensor)) in sorted.into_iter().enumerate() {
-            hash.update(name.as_bytes());
-            hash.update(format!("{:?}{:?}", tensor.dtype, tensor.shape).as_bytes());
-            if i % every == 0 {
-                hash.update(&tensor.data[..tensor.data.len().min(SAMPLE_BYTES)]);
-            }
-        }
-        *hash.finalize().as_bytes()
+        self.description().fingerprint()
     }
 }
 

@@ -1,5 +1,7 @@
 //! `config.json` as it comes from the hub, parsed once into values that cannot be wrong.
 
+use std::fmt;
+
 use kimi_quant::RouterShape;
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -83,6 +85,55 @@ pub struct RopeScaling {
     pub original_max_position_embeddings: usize,
     /// Whether frequencies are ramped. mlx-lm applies the attention's extra scale even where they are not.
     pub ramp: bool,
+}
+
+impl RopeScaling {
+    /// As [`ModelConfig::deciding_values`]. Without a ramp, only the attention's extra scale is left, if there is one.
+    fn deciding_values(self) -> Vec<(&'static str, String)> {
+        let Self {
+            factor,
+            beta_fast,
+            beta_slow,
+            mscale,
+            mscale_all_dim,
+            original_max_position_embeddings,
+            ramp,
+        } = self;
+        let scales_attention = mscale_all_dim != 0.0 && factor > 1.0;
+        if !ramp && !scales_attention {
+            return Self::no_values();
+        }
+        let mut values = vec![
+            ("rope_scaling.type", if ramp { "yarn" } else { "default" }.to_owned()),
+            ("rope_scaling.factor", number_text(factor)),
+            ("rope_scaling.mscale_all_dim", number_text(mscale_all_dim)),
+        ];
+        if ramp {
+            values.extend([
+                ("rope_scaling.beta_fast", number_text(beta_fast)),
+                ("rope_scaling.beta_slow", number_text(beta_slow)),
+                ("rope_scaling.mscale", number_text(mscale)),
+                (
+                    "rope_scaling.original_max_position_embeddings",
+                    original_max_position_embeddings.to_string(),
+                ),
+            ]);
+        }
+        values
+    }
+
+    /// The values of a context that was not stretched.
+    fn no_values() -> Vec<(&'static str, String)> {
+        vec![("rope_scaling.type", "default".to_owned())]
+    }
+}
+
+/// The shortest decimal number that reads back as the same `f32` or `f64`; with an exponent where it would be long.
+fn number_text<T: Copy + Into<f64> + fmt::Display + fmt::LowerExp>(value: T) -> String {
+    match value.into().abs() {
+        size if size == 0.0 || (1e-3..1e9).contains(&size) => value.to_string(),
+        _ => format!("{value:e}"),
+    }
 }
 
 /// What `config.json` says of quantized modules.
@@ -180,6 +231,71 @@ impl ModelConfig {
             _ => return Err(ConfigError::Architecture { found: model_type }),
         };
         Keys { text: text.unwrap_or(&root), root: &root, model_type: &model_type }.config()
+    }
+
+    /// The values that decide what is computed, by their keys, in a fixed order and spelling: two configs that give the
+    /// same list compute the same from the same tensors.
+    ///
+    /// `tie_word_embeddings` is missing, because a head that is stored overrules it. What a change of the list or of a
+    /// spelling needs is a new [`Description::VERSION`](crate::fingerprint::Description::VERSION).
+    pub(crate) fn deciding_values(&self) -> Vec<(&'static str, String)> {
+        // All fields are named, so that a new one can't be forgotten here.
+        let Self {
+            model_type: _,
+            vocab_size,
+            hidden_size,
+            intermediate_size,
+            moe_intermediate_size,
+            num_hidden_layers,
+            num_attention_heads,
+            n_shared_experts,
+            n_routed_experts,
+            num_experts_per_tok,
+            routed_scaling_factor,
+            kv_lora_rank,
+            q_lora_rank,
+            qk_rope_head_dim,
+            qk_nope_head_dim,
+            v_head_dim,
+            norm_topk_prob,
+            n_group,
+            topk_group,
+            moe_layer_freq,
+            first_k_dense_replace,
+            max_position_embeddings: _,
+            rms_norm_eps,
+            rope_theta,
+            rope_scaling,
+            tie_word_embeddings: _,
+            eos_token_id: _, // says when to stop
+            quantization: _, // the weights are read as the shapes say
+        } = self;
+        let mut values = vec![
+            ("vocab_size", vocab_size.to_string()),
+            ("hidden_size", hidden_size.to_string()),
+            ("intermediate_size", intermediate_size.to_string()),
+            ("moe_intermediate_size", moe_intermediate_size.to_string()),
+            ("num_hidden_layers", num_hidden_layers.to_string()),
+            ("num_attention_heads", num_attention_heads.to_string()),
+            ("n_shared_experts", n_shared_experts.to_string()),
+            ("n_routed_experts", n_routed_experts.to_string()),
+            ("num_experts_per_tok", num_experts_per_tok.to_string()),
+            ("routed_scaling_factor", number_text(*routed_scaling_factor)),
+            ("kv_lora_rank", kv_lora_rank.to_string()),
+            ("q_lora_rank", q_lora_rank.map_or_else(|| "null".to_owned(), |rank| rank.to_string())),
+            ("qk_rope_head_dim", qk_rope_head_dim.to_string()),
+            ("qk_nope_head_dim", qk_nope_head_dim.to_string()),
+            ("v_head_dim", v_head_dim.to_string()),
+            ("norm_topk_prob", norm_topk_prob.to_string()),
+            ("n_group", n_group.to_string()),
+            ("topk_group", topk_group.to_string()),
+            ("moe_layer_freq", moe_layer_freq.to_string()),
+            ("first_k_dense_replace", first_k_dense_replace.to_string()),
+            ("rms_norm_eps", number_text(*rms_norm_eps)),
+            ("rope_theta", number_text(*rope_theta)),
+        ];
+        values.extend(rope_scaling.map_or_else(RopeScaling::no_values, |scaling| scaling.deciding_values()));
+        values
     }
 
     /// Whether a layer has experts.

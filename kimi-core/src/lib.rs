@@ -18,6 +18,7 @@ pub mod constraint;
 pub mod detokenizer;
 pub mod device;
 pub mod engine;
+pub mod fingerprint;
 pub mod model;
 pub mod pages;
 pub mod pipeline;

@@ -116,12 +116,26 @@ impl<'a> Weights<'a> {
     /// As [`Weights::embedding`].
     pub fn head(&self) -> Result<HostHead, WeightError> {
         let c = self.config;
-        // A head that is stored counts, whatever the config says; so does mlx-lm.
-        let lm_head = match c.tie_word_embeddings && !self.has_module("lm_head") {
-            true => self.embedding()?,
-            false => self.matrix("lm_head", c.vocab_size, c.hidden_size)?,
-        };
+        let lm_head = self.lm_head()?;
         Ok(Head { norm: self.norm("model.norm", c.hidden_size, c.rms_norm_eps)?, lm_head })
+    }
+
+    /// The head's matrix, `[V, H]`.
+    pub(crate) fn lm_head(&self) -> Result<PackedMatrix, WeightError> {
+        match self.is_head_tied() {
+            true => self.embedding(),
+            false => self.matrix("lm_head", self.config.vocab_size, self.config.hidden_size),
+        }
+    }
+
+    /// Whether the head is the embedding. A head that is stored counts, whatever the config says; so does mlx-lm.
+    pub(crate) fn is_head_tied(&self) -> bool {
+        self.config.tie_word_embeddings && !self.has_module("lm_head")
+    }
+
+    /// What stands before the names of all tensors of the model: `language_model.` or nothing.
+    pub(crate) fn prefix(&self) -> &'static str {
+        self.prefix
     }
 
     /// Layer `index`.
@@ -360,12 +374,15 @@ impl<'a> Weights<'a> {
         Ok(Format::Affine { bits, group, scales: float_type(module, scales.dtype)? })
     }
 
+    /// The config's entry for this very module, with or without the prefix.
+    pub(crate) fn entry(&self, module: &str) -> Option<QuantEntry> {
+        let quantization = &self.config.quantization;
+        quantization.entry(module).or_else(|| quantization.entry(&format!("{}{module}", self.prefix)))
+    }
+
     /// An entry of the config for this very module must agree with the tensors; the global values need not.
     fn check_entry(&self, module: &str, stored: Format) -> Result<(), WeightError> {
-        let quantization = &self.config.quantization;
-        let entry =
-            quantization.entry(module).or_else(|| quantization.entry(&format!("{}{module}", self.prefix)));
-        let Some(QuantEntry { bits, group_size, mode }) = entry else { return Ok(()) };
+        let Some(QuantEntry { bits, group_size, mode }) = self.entry(module) else { return Ok(()) };
         let stored_mode = match stored {
             Format::Mxfp4 => "mxfp4",
             Format::Nvfp4 => "nvfp4",

@@ -3,8 +3,8 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut, buf::Limit};
 
 use crate::{
-    error::FrameError,
-    message::{Kind, Message},
+    kind::Kind,
+    message::{Message, MessageError},
 };
 
 /// First bytes of every frame.
@@ -21,6 +21,84 @@ pub const PAYLOAD_ALIGNMENT: usize = 64;
 /// Payload bytes that one claim in a prefix can make us allocate before any have arrived: a hidden state of
 /// 512 tokens fits without growing.
 const FIRST_ALLOCATION: usize = 16 << 20;
+
+/// A peer's bytes are not a frame that this side accepts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The stream does not start a frame with [`MAGIC`].
+    #[error(
+        "the peer does not speak kimi's wire protocol: found bytes \"{}\"{}, expected \"{}\"; \
+         check that the address is that of a kimi worker",
+        found.escape_ascii(), guess_protocol(found), MAGIC.escape_ascii()
+    )]
+    NotKimi {
+        /// The bytes in the place of the magic.
+        found: [u8; 4],
+    },
+    /// Another frame layout.
+    #[error(
+        "the peer sends frames of version {found}, this side speaks version {FRAME_VERSION}; \
+         run the same release of kimi on both machines"
+    )]
+    Version {
+        /// The version of the peer's frame.
+        found: u16,
+    },
+    /// A kind that this version has no message for.
+    #[error("message kind {found} is unknown to this version; run the same release of kimi on both machines")]
+    UnknownKind {
+        /// The kind's number.
+        found: u16,
+    },
+    /// The header is over the limit.
+    #[error("{kind:?} frame with a header of {claimed} bytes; the limit is {limit}")]
+    HeaderTooLarge {
+        /// Kind of the frame.
+        kind: Kind,
+        /// Bytes that the frame claims to have.
+        claimed: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// The payload is over the limit.
+    #[error("{kind:?} frame with a payload of {claimed} bytes; the limit is {limit}")]
+    PayloadTooLarge {
+        /// Kind of the frame.
+        kind: Kind,
+        /// Bytes that the frame claims to have.
+        claimed: u64,
+        /// Bytes allowed: 0 for kinds that carry no tensor.
+        limit: u64,
+    },
+    /// The header is not the postcard encoding of its kind.
+    #[error("the header of a {kind:?} frame ({bytes} bytes) cannot be decoded: {detail}")]
+    Malformed {
+        /// Kind of the frame.
+        kind: Kind,
+        /// Length of the header.
+        bytes: usize,
+        /// What the decoder found.
+        detail: String,
+    },
+    /// The header can be decoded but contradicts itself, its payload or a bound.
+    #[error("{kind:?} message: {cause}")]
+    Invalid {
+        /// Kind of the frame.
+        kind: Kind,
+        /// What is wrong with it.
+        cause: MessageError,
+    },
+}
+
+fn guess_protocol(found: &[u8; 4]) -> &'static str {
+    match found {
+        b"GET " | b"POST" | b"PUT " | b"HEAD" | b"OPTI" | b"DELE" | b"PRI " => " (an HTTP request)",
+        b"HTTP" => " (an HTTP response)",
+        b"SSH-" => " (an SSH greeting)",
+        [0x16, 0x03, ..] => " (a TLS handshake)",
+        _ => "",
+    }
+}
 
 /// What a receiver accepts. Checked when the prefix is there, before anything is allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,7 +157,8 @@ impl Prefix {
             FRAME_VERSION => {}
             found => return Err(FrameError::Version { found }),
         }
-        let kind = Kind::try_from(rest.get_u16_le())?;
+        let number = rest.get_u16_le();
+        let kind = Kind::from_number(number).ok_or(FrameError::UnknownKind { found: number })?;
         let prefix = Prefix { kind, header_bytes: rest.get_u32_le(), payload_bytes: rest.get_u64_le() };
         prefix.check(limits)?;
         Ok(prefix)
@@ -124,7 +203,7 @@ impl OutFrame {
     /// Encodes a message, with the checks that the receiver will make.
     pub fn new(message: &Message, payload: Bytes, limits: &Limits) -> Result<OutFrame, FrameError> {
         let payload_bytes = payload.len() as u64;
-        let mut head = message.encode(vec![0; PREFIX_BYTES], payload_bytes)?;
+        let mut head = encode(message, vec![0; PREFIX_BYTES], payload_bytes)?;
         let header_bytes = (head.len() - PREFIX_BYTES) as u64;
         let kind = message.kind();
         let prefix = Prefix {
@@ -168,6 +247,9 @@ pub enum Progress {
     NeedMore,
     /// A prefix within the limits; nothing has been allocated for its frame. Poll again to accept it.
     Prefix(Prefix),
+    /// A whole header, which [`FrameReader::header`] shows; nothing has been allocated for its payload. Poll again
+    /// to accept it.
+    Header,
     /// A whole frame.
     Frame(Frame),
 }
@@ -175,6 +257,7 @@ pub enum Progress {
 enum Part {
     Prefix,
     Header(Prefix),
+    Decoded(Prefix, Message),
     Payload(Prefix, Message),
 }
 
@@ -208,7 +291,7 @@ impl FrameReader {
     /// Where the next bytes of the stream belong. Never empty after `poll` has returned `NeedMore`.
     pub fn target(&mut self) -> Limit<&mut BytesMut> {
         let buffer = match self.part {
-            Part::Prefix | Part::Header(_) => &mut self.head,
+            Part::Prefix | Part::Header(_) | Part::Decoded(..) => &mut self.head,
             Part::Payload(..) => &mut self.payload,
         };
         let room = self.goal.saturating_sub(buffer.len());
@@ -232,8 +315,14 @@ impl FrameReader {
                 Part::Header(_) if self.head.len() < self.goal => return Ok(Progress::NeedMore),
                 Part::Header(prefix) => {
                     let prefix = *prefix;
-                    let message = Message::decode(prefix.kind, &self.head, prefix.payload_bytes)?;
-                    self.begin_payload(prefix, message);
+                    let message = decode(prefix.kind, &self.head, prefix.payload_bytes)?;
+                    self.part = Part::Decoded(prefix, message);
+                    return Ok(Progress::Header);
+                }
+                Part::Decoded(..) => {
+                    if let Part::Decoded(prefix, message) = std::mem::replace(&mut self.part, Part::Prefix) {
+                        self.begin_payload(prefix, message);
+                    }
                 }
                 Part::Payload(..) if self.payload.len() < self.goal => return Ok(Progress::NeedMore),
                 Part::Payload(prefix, _) if (self.goal as u64) < prefix.payload_bytes => {
@@ -251,6 +340,14 @@ impl FrameReader {
         }
     }
 
+    /// The header of the frame whose payload comes next or is on its way.
+    pub fn header(&self) -> Option<&Message> {
+        match &self.part {
+            Part::Decoded(_, message) | Part::Payload(_, message) => Some(message),
+            Part::Prefix | Part::Header(_) => None,
+        }
+    }
+
     /// Where in a frame the stream is, for an error about its end; `None` between frames.
     pub fn position(&self) -> Option<String> {
         match &self.part {
@@ -264,7 +361,7 @@ impl FrameReader {
                 self.head.len(),
                 prefix.header_bytes
             )),
-            Part::Payload(prefix, _) => Some(format!(
+            Part::Decoded(prefix, _) | Part::Payload(prefix, _) => Some(format!(
                 "in the payload of a {:?} frame, {} of {} bytes received",
                 prefix.kind,
                 self.payload.len(),
@@ -319,4 +416,26 @@ fn aligned_buffer(capacity: usize) -> BytesMut {
     buffer.resize(skip, 0);
     buffer.advance(skip);
     buffer
+}
+
+/// Appends a header to `out`, after the same checks as on receipt.
+fn encode(message: &Message, out: Vec<u8>, payload: u64) -> Result<Vec<u8>, FrameError> {
+    let kind = message.kind();
+    message.check(payload).map_err(|cause| FrameError::Invalid { kind, cause })?;
+    let malformed =
+        |error: postcard::Error| FrameError::Malformed { kind, bytes: 0, detail: error.to_string() };
+    message.encode_onto(out).map_err(malformed)
+}
+
+/// Decodes and checks a header whose frame announces `payload` bytes of payload.
+fn decode(kind: Kind, header: &[u8], payload: u64) -> Result<Message, FrameError> {
+    let malformed = |detail: String| FrameError::Malformed { kind, bytes: header.len(), detail };
+    let (message, rest) =
+        Message::decode_prefix(kind, header).map_err(|error| malformed(error.to_string()))?;
+    // A hello comes before the version is agreed on: a newer peer's may have fields that we skip.
+    if !rest.is_empty() && !matches!(kind, Kind::Hello | Kind::Welcome) {
+        return Err(malformed(format!("{} bytes are left over", rest.len())));
+    }
+    message.check(payload).map_err(|cause| FrameError::Invalid { kind, cause })?;
+    Ok(message)
 }

@@ -21,14 +21,15 @@
 //!      6      2  kind: Hello 1, Welcome 2, Assign 3, LoadProgress 4, Ready 5, Forward 6, Result 7,
 //!                Activity 8, Ping 9, Pong 10, Error 11, Goodbye 12
 //!      8      4  h: bytes of the header, at most 1 MiB (64 KiB before the handshake is over)
-//!     12      8  p: bytes of the payload, at most 1 GiB; 0 but for Forward and Result
+//!     12      8  p: bytes of the payload, at most what Assign allows, and 1 GiB; 0 but for
+//!                Forward and Result
 //!     20      h  header: the message's fields, encoded by postcard
 //! 20 + h      p  payload: a tensor's elements as they are in memory
 //! ```
 //!
 //! Sizes, the kind and its place in the protocol are checked on the 20 bytes alone. The header is checked against the
 //! payload's size before the payload is received: [`Forward`] with rows x cols x 4 other than `p` is
-//! refused. The payload is read from the socket into its final buffer, and written from the caller's.
+//! refused, as is one with more tokens or pages than its [`Assign`] allows. The payload is read from the socket into its final buffer, and written from the caller's.
 //!
 //! # A link
 //!
@@ -91,7 +92,7 @@
 //!     first: false,
 //!     cache_pages: 8,
 //!     page_tokens: 64,
-//!     max_tokens: 512,
+//!     max_tokens: 16,
 //!     hidden_size: 2,
 //! };
 //! link.assign(stage, |progress| println!("{} bytes loaded", progress.loaded_bytes)).await?;
@@ -109,6 +110,7 @@ pub mod driver;
 pub mod error;
 pub mod frame;
 mod guard;
+mod kind;
 pub mod message;
 pub mod protocol;
 pub mod tune;
@@ -118,12 +120,13 @@ pub use bytes::Bytes;
 pub use driver::{
     Coordinator, Incoming, LinkStats, Listener, Reply, StepTiming, Worker, WorkerSender, connect,
 };
-pub use error::{ErrorCode, FrameError, LinkError, ProtocolError};
-pub use frame::{Limits, PAYLOAD_ALIGNMENT};
+pub use error::LinkError;
+pub use frame::{FrameError, Limits, PAYLOAD_ALIGNMENT};
 pub use guard::listen_guard;
+pub use kind::Kind;
 pub use message::{
-    Activity, Assign, ErrorReport, Fingerprint, Forward, Goodbye, Hello, Kind, LoadProgress, Message,
-    MessageError, Ping, Ready, Role, SequenceStep, StepResult, Subject, Versions, Welcome,
+    Activity, Assign, ErrorCode, ErrorReport, Fingerprint, Forward, Goodbye, Hello, LoadProgress, Message,
+    MessageError, Ping, Ready, Role, SequenceStep, StepBounds, StepResult, Subject, Versions, Welcome,
 };
-pub use protocol::{Config, Event, Protocol, State};
+pub use protocol::{Config, Event, Protocol, ProtocolError, State};
 pub use tune::{Tuned, Tuning};

@@ -5,6 +5,7 @@
 //! element takes bytes of it; the most that a header can unfold to is about 30 times its own size), and by the
 //! `MAX_` constants here, on sending and on receiving alike.
 
+mod failure;
 mod greeting;
 mod stage;
 mod step;
@@ -12,46 +13,29 @@ mod step;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    failure::{ErrorCode, ErrorReport, Subject},
     greeting::{Fingerprint, Hello, Role, Versions, Welcome},
-    stage::{Assign, LoadProgress, Ready},
+    stage::{Assign, LoadProgress, Ready, StepBounds},
     step::{Activity, Forward, SequenceStep, StepResult},
 };
-use crate::error::{ErrorCode, FrameError};
+use crate::kind::Kind;
 
 /// Bytes in one text field.
 pub const MAX_TEXT: usize = 4096;
 /// Sequences in one [`Forward`].
 pub const MAX_SEQUENCES: usize = 4096;
-/// Tokens or pages of one sequence in one step.
+/// Tokens or pages of one sequence in one step, and tokens of a whole step.
 pub const MAX_PER_SEQUENCE: usize = 1 << 18;
+/// Bytes of an element of a payload: 32-bit floats, little endian.
+const ELEMENT_BYTES: u64 = 4;
 
 macro_rules! messages {
-    ($($(#[$doc:meta])* $name:ident($body:ty) = $number:literal,)*) => {
-        /// The kind of a frame: a `u16` in its prefix.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        #[repr(u16)]
-        pub enum Kind { $($(#[$doc])* $name = $number,)* }
-
-        impl Kind {
-            /// Every kind, in the order of their numbers.
-            pub const ALL: &[Kind] = &[$(Kind::$name,)*];
-
-            /// The number on the wire.
-            pub fn number(self) -> u16 {
-                self as u16
-            }
-        }
-
-        impl TryFrom<u16> for Kind {
-            type Error = FrameError;
-            fn try_from(number: u16) -> Result<Kind, FrameError> {
-                match number { $($number => Ok(Kind::$name),)* found => Err(FrameError::UnknownKind { found }) }
-            }
-        }
-
-        /// The header of a frame, decoded.
+    ($($name:ident($body:ty),)*) => {
+        /// The header of a frame, decoded. [`Kind`] says what each is for.
         #[derive(Debug, Clone, PartialEq)]
-        pub enum Message { $($(#[$doc])* $name($body),)* }
+        pub enum Message {
+            $(#[doc = concat!("The fields of a [`Kind::", stringify!($name), "`].")] $name($body),)*
+        }
 
         impl Message {
             /// The kind that goes into the prefix.
@@ -59,11 +43,13 @@ macro_rules! messages {
                 match self { $(Message::$name(_) => Kind::$name,)* }
             }
 
-            fn encode_onto(&self, out: Vec<u8>) -> postcard::Result<Vec<u8>> {
+            /// Appends the postcard encoding to `out`.
+            pub(crate) fn encode_onto(&self, out: Vec<u8>) -> postcard::Result<Vec<u8>> {
                 match self { $(Message::$name(body) => postcard::to_extend(body, out),)* }
             }
 
-            fn decode_prefix(kind: Kind, header: &[u8]) -> postcard::Result<(Message, &[u8])> {
+            /// Decodes the fields of a kind, and returns the bytes that are left over.
+            pub(crate) fn decode_prefix(kind: Kind, header: &[u8]) -> postcard::Result<(Message, &[u8])> {
                 Ok(match kind { $(Kind::$name => {
                     let (body, rest) = postcard::take_from_bytes(header)?;
                     (Message::$name(body), rest)
@@ -74,65 +60,23 @@ macro_rules! messages {
 }
 
 messages! {
-    /// Coordinator to worker, first: who I am.
-    Hello(Hello) = 1,
-    /// Worker to coordinator: who I am, and the version we speak. A refusal is a fatal `Error` instead.
-    Welcome(Welcome) = 2,
-    /// Coordinator to worker: load these layers.
-    Assign(Assign) = 3,
-    /// Worker to coordinator: how far the loading is.
-    LoadProgress(LoadProgress) = 4,
-    /// Worker to coordinator: the layers are loaded.
-    Ready(Ready) = 5,
-    /// Coordinator to worker: compute a step. The payload is its input.
-    Forward(Forward) = 6,
-    /// Worker to coordinator: a step's output, as payload.
-    Result(StepResult) = 7,
-    /// Coordinator to worker: sequences are running, or none is.
-    Activity(Activity) = 8,
-    /// Either way: are you there?
-    Ping(Ping) = 9,
-    /// Either way: the same numbers back.
-    Pong(Ping) = 10,
-    /// Either way: something failed.
-    Error(ErrorReport) = 11,
-    /// Either way: no more from me.
-    Goodbye(Goodbye) = 12,
-}
-
-impl Kind {
-    /// Whether a frame of this kind may have a payload.
-    pub fn carries_payload(self) -> bool {
-        matches!(self, Kind::Forward | Kind::Result)
-    }
+    Hello(Hello),
+    Welcome(Welcome),
+    Assign(Assign),
+    LoadProgress(LoadProgress),
+    Ready(Ready),
+    Forward(Forward),
+    Result(StepResult),
+    Activity(Activity),
+    Ping(Ping),
+    Pong(Ping),
+    Error(ErrorReport),
+    Goodbye(Goodbye),
 }
 
 impl Message {
-    /// Appends the postcard encoding to `out`, after the same checks as on receipt.
-    pub(crate) fn encode(&self, out: Vec<u8>, payload: u64) -> Result<Vec<u8>, FrameError> {
-        let kind = self.kind();
-        self.check(payload).map_err(|cause| FrameError::Invalid { kind, cause })?;
-        self.encode_onto(out).map_err(|error| FrameError::Malformed {
-            kind,
-            bytes: 0,
-            detail: error.to_string(),
-        })
-    }
-
-    /// Decodes and checks a header whose frame announces `payload` bytes of payload.
-    pub(crate) fn decode(kind: Kind, header: &[u8], payload: u64) -> Result<Message, FrameError> {
-        let malformed = |detail: String| FrameError::Malformed { kind, bytes: header.len(), detail };
-        let (message, rest) =
-            Message::decode_prefix(kind, header).map_err(|error| malformed(error.to_string()))?;
-        // A hello comes before the version is agreed on: a newer peer's may have fields that we skip.
-        if !rest.is_empty() && !matches!(kind, Kind::Hello | Kind::Welcome) {
-            return Err(malformed(format!("{} bytes are left over", rest.len())));
-        }
-        message.check(payload).map_err(|cause| FrameError::Invalid { kind, cause })?;
-        Ok(message)
-    }
-
-    fn check(&self, payload: u64) -> Result<(), MessageError> {
+    /// Checks bounds, and that the fields agree with each other and with `payload` bytes of payload.
+    pub(crate) fn check(&self, payload: u64) -> Result<(), MessageError> {
         match self {
             Message::Hello(hello) => hello.check(),
             Message::Welcome(welcome) => welcome.hello.check(),
@@ -193,44 +137,6 @@ pub struct Ping {
     pub nonce: u64,
     /// When it was sent, in microseconds since the sender's link began.
     pub timestamp_micros: u64,
-}
-
-/// What an [`ErrorReport`] answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Subject {
-    /// Nothing in particular.
-    Link,
-    /// The last [`Assign`].
-    Assignment,
-    /// A [`Forward`] of this step; comes in the order of the results.
-    Step(u64),
-}
-
-/// Something failed at the sender.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ErrorReport {
-    /// What kind of failure.
-    pub code: ErrorCode,
-    /// What it answers.
-    pub subject: Subject,
-    /// Whether the sender ends the link with it.
-    pub fatal: bool,
-    /// For people.
-    pub message: String,
-}
-
-impl ErrorReport {
-    /// A report that leaves the link open; a message over [`MAX_TEXT`] bytes is cut.
-    pub fn new(code: ErrorCode, subject: Subject, message: impl Into<String>) -> ErrorReport {
-        let mut message = message.into();
-        message.truncate(message.floor_char_boundary(MAX_TEXT));
-        ErrorReport { code, subject, fatal: false, message }
-    }
-
-    /// The same, as the sender's last word.
-    pub fn fatal(code: ErrorCode, message: impl Into<String>) -> ErrorReport {
-        ErrorReport { fatal: true, ..ErrorReport::new(code, Subject::Link, message) }
-    }
 }
 
 /// An orderly end. Steps in flight are dropped.

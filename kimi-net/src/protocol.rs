@@ -1,18 +1,21 @@
 //! The protocol without sockets and without a clock: bytes and times in, events and frames out.
 
+mod config;
+pub(crate) mod error;
+mod event;
 mod state;
 
 use std::{collections::VecDeque, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut, buf::Limit};
 
-pub use self::state::{Config, Event, State};
+pub use self::{config::Config, error::ProtocolError, event::Event, state::State};
 use crate::{
-    error::{FrameError, LinkError, ProtocolError},
-    frame::{FrameReader, Limits, OutFrame, Prefix, Progress},
+    error::LinkError,
+    frame::{FrameError, FrameReader, Limits, OutFrame, Prefix, Progress},
+    kind::Kind,
     message::{
-        Assign, ErrorReport, Fingerprint, Goodbye, Hello, Kind, Message, Ping, Role, Subject, Versions,
-        Welcome,
+        ErrorReport, Fingerprint, Goodbye, Hello, Message, Ping, Role, StepBounds, Subject, Versions, Welcome,
     },
 };
 
@@ -35,8 +38,8 @@ pub struct Protocol {
     in_flight: VecDeque<u64>,
     max_in_flight: usize,
     last_step: Option<u64>,
-    /// What the worker holds or loads: it bounds every step, on both sides.
-    assigned: Option<Assign>,
+    /// Of the stage that is assigned; steps without one are out of order.
+    bounds: Option<StepBounds>,
     clock: Clock,
 }
 
@@ -78,7 +81,7 @@ impl Protocol {
             events: VecDeque::new(),
             in_flight: VecDeque::new(),
             last_step: None,
-            assigned: None,
+            bounds: None,
             clock,
         }
     }
@@ -112,6 +115,7 @@ impl Protocol {
             return Err(ProtocolError::OutOfOrder { kind, from: self.role, state: self.state }.into());
         }
         let frame = OutFrame::new(&message, payload, &self.config.limits)?;
+        self.check_step(&message)?;
         self.advance(self.role, &message)?;
         self.outgoing.push_back(frame);
         match message {
@@ -134,6 +138,7 @@ impl Protocol {
             let result = match self.reader.poll() {
                 Ok(Progress::NeedMore) => break,
                 Ok(Progress::Prefix(prefix)) => self.admit(prefix),
+                Ok(Progress::Header) => self.reader.header().map_or(Ok(()), |header| self.check_step(header)),
                 Ok(Progress::Frame(frame)) => {
                     self.clock.frame_begun = None;
                     self.on_message(now, frame.message, frame.payload)
@@ -225,11 +230,22 @@ impl Protocol {
         if !greeting && !state.admits(from, kind) {
             return Err(ProtocolError::OutOfOrder { kind, from, state }.into());
         }
-        let limit = self.assigned.as_ref().map_or(0, Assign::max_payload);
-        if kind.carries_payload() && prefix.payload_bytes > limit {
-            return Err(FrameError::PayloadTooLarge { kind, claimed: prefix.payload_bytes, limit }.into());
+        let (claimed, limit) = (prefix.payload_bytes, self.bounds.map_or(0, |bounds| bounds.max_payload()));
+        if claimed > limit {
+            return Err(FrameError::PayloadTooLarge { kind, claimed, limit }.into());
         }
         Ok(())
+    }
+
+    /// Holds a step against the assignment; before its payload is allocated if it is the peer's.
+    fn check_step(&self, message: &Message) -> Result<(), LinkError> {
+        match (message, &self.bounds) {
+            (Message::Forward(forward), Some(bounds)) => {
+                let invalid = |cause| FrameError::Invalid { kind: Kind::Forward, cause };
+                Ok(bounds.check(forward).map_err(invalid)?)
+            }
+            _ => Ok(()),
+        }
     }
 
     fn on_message(&mut self, now: Instant, message: Message, payload: Bytes) -> Result<(), LinkError> {
@@ -315,21 +331,17 @@ impl Protocol {
                 return Err(ProtocolError::AssignWhileBusy { in_flight: self.in_flight.len() });
             }
             Message::Assign(assign) => {
-                self.assigned = Some(assign.clone());
                 self.state = State::Loading;
+                self.bounds = Some(assign.step_bounds());
             }
             Message::Ready(_) => self.state = State::Serving,
-            Message::Forward(forward) => {
-                if let Some(assigned) = &self.assigned {
-                    forward.check_assignment(assigned).map_err(ProtocolError::Assignment)?;
-                }
-                self.begin_step(forward.step)?;
-            }
+            Message::Forward(forward) => self.begin_step(forward.step)?,
             Message::Result(result) => self.answer_step(result.step)?,
             Message::Error(report) if !report.fatal => match report.subject {
                 Subject::Link => {}
                 Subject::Assignment if from == Role::Worker && self.state == State::Loading => {
                     self.state = State::Idle;
+                    self.bounds = None;
                 }
                 Subject::Step(step) if from == Role::Worker => self.answer_step(step)?,
                 _ => {

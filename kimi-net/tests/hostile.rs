@@ -70,7 +70,7 @@ fn read_all(bytes: &[u8], chunk: usize, limits: Limits) -> Result<Vec<Frame>, Fr
             loop {
                 match reader.poll()? {
                     Progress::NeedMore => break,
-                    Progress::Prefix(_) => {}
+                    Progress::Prefix(_) | Progress::Header => {}
                     Progress::Frame(frame) => frames.push(frame),
                 }
             }
@@ -245,7 +245,7 @@ fn a_claim_alone_does_not_allocate() {
             let (taken, left) = rest.split_at(rest.len().min(target.remaining_mut()));
             target.put_slice(taken);
             rest = left;
-            while let Progress::Prefix(_) = reader.poll().unwrap() {}
+            while let Progress::Prefix(_) | Progress::Header = reader.poll().unwrap() {}
         }
     });
     assert!(largest <= (16 << 20) + 64, "{largest} bytes at once");

@@ -81,6 +81,8 @@ fn what_the_caller_does_wrong_leaves_the_link_open() {
     assert!(text.contains("found 3, expected 2"), "{text}");
     let text = refused(Message::Forward(forward(1, 2, 4)), Bytes::new());
     assert!(text.contains("token ids of a sequence: found 0, expected 2"), "{text}");
+    let text = refused(Message::Forward(forward(1, 513, 4)), hidden(513, 4));
+    assert!(text.contains("513 tokens of a step, the limit is 512"), "{text}");
     let text = refused(Message::Ready(ready()), Bytes::new());
     assert!(text.contains("Ready from the Coordinator is out of order while the link is Serving"), "{text}");
     let text = refused(Message::Ping(Ping { nonce: 1, timestamp_micros: 0 }), Bytes::new());
@@ -295,12 +297,45 @@ fn messages_out_of_order_end_the_link() {
 fn a_header_that_contradicts_its_payload_is_refused_before_the_payload_comes() {
     let good = frame::OutFrame::new(&Message::Forward(forward(1, 2, 4)), hidden(2, 4), &Limits::default());
     let mut bytes = good.unwrap().head.to_vec();
-    bytes[12..20].copy_from_slice(&(1u64 << 23).to_le_bytes());
+    bytes[12..20].copy_from_slice(&(1u64 << 20).to_le_bytes());
     let mut pair = Pair::serving();
     pair.inject(WORKER, &bytes);
     pair.settle();
     let text = pair.told(COORDINATOR, ErrorCode::Malformed);
-    assert!(text.contains("found 8388608, expected 32"), "{text}");
+    assert!(text.contains("found 1048576, expected 32"), "{text}");
+}
+
+#[test]
+fn a_step_over_the_assignment_is_refused_before_the_payload_comes() {
+    let mut many_pages = forward(1, 2, 4);
+    many_pages.sequences[0].pages = vec![0; 9];
+    let wide =
+        frame::OutFrame::new(&Message::Forward(forward(1, 512, 7169)), hidden(512, 7169), &Limits::default());
+    for (header, payload, code, part) in [
+        (forward(1, 513, 4), hidden(513, 4), ErrorCode::Malformed, "513 tokens of a step, the limit is 512"),
+        (many_pages, hidden(2, 4), ErrorCode::Malformed, "9 pages of a sequence, the limit is 8"),
+    ] {
+        let frame = frame::OutFrame::new(&Message::Forward(header), payload, &Limits::default());
+        let mut pair = Pair::serving();
+        pair.inject(WORKER, &frame.unwrap().head);
+        pair.settle();
+        let text = pair.told(COORDINATOR, code);
+        assert!(text.contains(part), "{text}");
+    }
+    let mut pair = Pair::serving();
+    pair.inject(WORKER, &wide.unwrap().head[..20]);
+    pair.settle();
+    let text = pair.told(COORDINATOR, ErrorCode::TooLarge);
+    assert!(text.contains("14682112 bytes; the limit is 14680064"), "{text}");
+
+    // A refused assignment allows nothing.
+    let mut pair = Pair::plain();
+    pair.settle();
+    let empty = Message::Assign(Assign { max_tokens: 0, ..assign() });
+    assert!(pair.peers[COORDINATOR].send(empty, Bytes::new()).is_err());
+    pair.inject(WORKER, &prefix(1, Kind::Forward.number(), 10, 4));
+    pair.settle();
+    pair.told(COORDINATOR, ErrorCode::OutOfOrder);
 }
 
 #[test]
@@ -394,42 +429,4 @@ fn a_peer_that_pings_and_never_reads_is_cut_off() {
     let closed = pair.peers[WORKER].poll_event();
     let expected = ProtocolError::PeerNotReading { queued: 1024 };
     assert_eq!(closed, Some(Event::Closed(expected.into())));
-}
-
-#[test]
-fn a_step_beyond_the_assignment_is_refused() {
-    let assigned = Assign { max_tokens: 8, hidden_size: 4, cache_pages: 2, ..assign() };
-    let serving = || {
-        let mut pair = Pair::plain();
-        pair.settle();
-        pair.send(COORDINATOR, Message::Assign(assigned.clone()));
-        pair.settle();
-        pair.send(WORKER, Message::Ready(ready()));
-        pair.settle();
-        pair
-    };
-    let mut pair = serving();
-    let own = |pair: &mut Pair, step: Forward, payload| {
-        pair.peers[COORDINATOR].send(Message::Forward(step), payload).unwrap_err().to_string()
-    };
-    assert!(own(&mut pair, forward(1, 9, 4), hidden(9, 4)).contains("9 tokens in a step, the limit is 8"));
-    assert!(own(&mut pair, forward(1, 1, 5), hidden(1, 5)).contains("5 columns"));
-    let mut pages = forward(1, 1, 4);
-    pages.sequences[0].pages = vec![0, 1, 0];
-    assert!(own(&mut pair, pages, hidden(1, 4)).contains("3 pages of a sequence, the limit is 2"));
-    pair.send_with(COORDINATOR, Message::Forward(forward(1, 8, 4)), hidden(8, 4));
-    pair.settle();
-    assert!(matches!(pair.events[WORKER].last(), Some(Event::Forward(..))));
-
-    // A hostile coordinator's claim is refused on the frame's first bytes, before there is room for it.
-    let mut pair = serving();
-    pair.inject(WORKER, &prefix(1, Kind::Forward.number(), 20, 8 * 4 * 4 + 4));
-    pair.settle();
-    let error = pair.reason(WORKER).to_string();
-    assert!(error.contains("payload of 132 bytes; the limit is 128"), "{error}");
-    // And so is a worker's.
-    let mut pair = serving();
-    pair.inject(COORDINATOR, &prefix(1, Kind::Result.number(), 20, 1 << 30));
-    pair.settle();
-    assert!(pair.reason(COORDINATOR).to_string().contains("the limit is 128"));
 }

@@ -5,6 +5,7 @@
 //! machine.
 
 pub mod child;
+mod config;
 mod connect;
 mod host;
 mod pipeline;

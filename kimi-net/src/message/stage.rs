@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Fingerprint, MAX_TEXT, MessageError, at_most, ensure};
+use super::{ELEMENT_BYTES, Fingerprint, Forward, MAX_PER_SEQUENCE, MAX_TEXT, MessageError, at_most, ensure};
 
 /// The stage that a worker is to become; never the last one, which the coordinator holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,9 +21,9 @@ pub struct Assign {
     pub cache_pages: u32,
     /// Tokens in a page.
     pub page_tokens: u32,
-    /// Most new tokens of a step.
+    /// New tokens of one step, of all its sequences together: the coordinator's token budget.
     pub max_tokens: u32,
-    /// Width of the hidden state.
+    /// Width of the model's hidden state.
     pub hidden_size: u32,
 }
 
@@ -35,15 +35,43 @@ impl Assign {
             self.cache_pages > 0 && self.page_tokens > 0,
             "the cache has no pages or no tokens in a page",
         )?;
-        ensure(
-            self.max_tokens > 0 && self.hidden_size > 0,
-            "a step has no tokens, or the hidden state no width",
-        )
+        ensure(self.max_tokens > 0 && self.hidden_size > 0, "steps have no tokens or no width")?;
+        at_most("tokens of a step", self.max_tokens as usize, MAX_PER_SEQUENCE)
     }
 
-    /// Bytes of the largest hidden state of a step.
-    pub(crate) fn max_payload(&self) -> u64 {
-        u64::from(self.max_tokens).saturating_mul(u64::from(self.hidden_size)).saturating_mul(4)
+    /// What this stage's steps must keep to.
+    pub fn step_bounds(&self) -> StepBounds {
+        let Assign { max_tokens, hidden_size, cache_pages, .. } = *self;
+        StepBounds { max_tokens, hidden_size, cache_pages }
+    }
+}
+
+/// What an [`Assign`] says of its stage's steps; see its fields. Both sides hold steps against it, the worker before it
+/// allocates a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepBounds {
+    /// [`Assign::max_tokens`].
+    pub max_tokens: u32,
+    /// [`Assign::hidden_size`].
+    pub hidden_size: u32,
+    /// [`Assign::cache_pages`].
+    pub cache_pages: u32,
+}
+
+impl StepBounds {
+    /// Bytes of the largest hidden state, in either direction.
+    pub fn max_payload(&self) -> u64 {
+        let values = u64::from(self.max_tokens) * u64::from(self.hidden_size);
+        values.saturating_mul(ELEMENT_BYTES)
+    }
+
+    /// Holds a step, itself free of contradictions, against the bounds.
+    pub(crate) fn check(&self, forward: &Forward) -> Result<(), MessageError> {
+        // No sequence is without tokens, so that this bounds their number too.
+        at_most("tokens of a step", forward.rows as usize, self.max_tokens as usize)?;
+        forward.sequences.iter().try_for_each(|sequence| {
+            at_most("pages of a sequence", sequence.pages.len(), self.cache_pages as usize)
+        })
     }
 }
 

@@ -2,10 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Assign, MAX_PER_SEQUENCE, MAX_SEQUENCES, MessageError, at_most, ensure};
-
-/// Bytes of an element of a payload: 32-bit floats, little endian.
-const ELEMENT_BYTES: u64 = 4;
+use super::{ELEMENT_BYTES, MAX_PER_SEQUENCE, MAX_SEQUENCES, MessageError, at_most, ensure};
 
 /// One sequence's part in a step.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,14 +39,6 @@ impl StepResult {
 }
 
 impl Forward {
-    /// Whether the step is within what was assigned.
-    pub(crate) fn check_assignment(&self, assign: &Assign) -> Result<(), MessageError> {
-        at_most("tokens in a step", self.rows as usize, assign.max_tokens as usize)?;
-        at_most("columns of the hidden state", self.cols as usize, assign.hidden_size as usize)?;
-        let pages = assign.cache_pages as usize;
-        self.sequences.iter().try_for_each(|s| at_most("pages of a sequence", s.pages.len(), pages))
-    }
-
     pub(super) fn check(&self, payload: u64) -> Result<(), MessageError> {
         at_most("sequences", self.sequences.len(), MAX_SEQUENCES)?;
         ensure(!self.sequences.is_empty(), "a step without sequences")?;

@@ -1,5 +1,7 @@
 //! Every number that a flag can change.
 
+use kimi_core::stage::TOKEN_BUDGET;
+
 /// Address of the HTTP API.
 pub const HTTP_HOST: &str = "127.0.0.1";
 /// Port of the HTTP API.
@@ -17,7 +19,7 @@ pub const WORKER_LOG: &str = "warn,kimi_server=info";
 /// Largest difference of logits that passes `kimi verify`.
 pub const TOLERANCE: f64 = 1e-3;
 /// Tokens of a prefill chunk in `kimi verify`.
-pub const VERIFY_CHUNK: usize = 512;
+pub const VERIFY_CHUNK: usize = TOKEN_BUDGET;
 /// Prompt of `kimi demo`.
 pub const DEMO_PROMPT: &str = "Hello! What are you?";
 /// Most tokens of an answer in `kimi demo`.

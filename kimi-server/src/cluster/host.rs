@@ -13,8 +13,8 @@ use kimi_net::{
     Subject, WorkerSender,
 };
 
+use super::config::WorkerConfig;
 use super::wire;
-use super::worker::WorkerConfig;
 use crate::models::LookupError;
 use crate::system;
 

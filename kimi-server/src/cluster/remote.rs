@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use kimi_core::batch::Batch;
 use kimi_core::stage::{Done, Hidden, LossWatch, StageError, StageOutput, StageRunner, StageSpan, StageTime};
-use kimi_net::{Coordinator, ErrorCode, FrameError, LinkError, ProtocolError, Reply};
+use kimi_net::{Coordinator, ErrorCode, FrameError, Kind, LinkError, Reply};
 use tokio::runtime::Handle;
 
 use super::wire;
@@ -55,8 +55,9 @@ impl Place {
                 self.wrong(format!("on {}: {}", self.node, report.message))
             }
             // Not sent: it is larger than what was assigned.
-            LinkError::Protocol(ProtocolError::Assignment(_))
-            | LinkError::Frame(FrameError::Invalid { .. }) => self.wrong(error.to_string()),
+            LinkError::Frame(FrameError::Invalid { kind: Kind::Forward, .. }) => {
+                self.wrong(error.to_string())
+            }
             other => self.lost(other),
         }
     }

@@ -6,31 +6,17 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kimi_core::DeviceChoice;
-use kimi_core::checkpoint::Checkpoint;
 use kimi_net::{Config, ErrorCode, ErrorReport, Event, Fingerprint, Incoming, LinkError, Listener, Worker};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::host::Host;
-use crate::models::Lookup;
+
+pub use super::config::WorkerConfig;
 
 /// Peers that may introduce themselves at the same time.
 const MAX_GREETINGS: usize = 32;
 /// Pause after a connection could not be accepted, mostly because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
-
-/// What a worker knows.
-#[derive(Debug, Clone)]
-pub struct WorkerConfig {
-    /// Its name.
-    pub node_id: String,
-    /// The model to use, whatever the coordinator calls it; `None` looks the coordinator's name up.
-    pub model: Option<Checkpoint>,
-    /// Where to look.
-    pub lookup: Lookup,
-    /// What it computes on.
-    pub device: DeviceChoice,
-}
 
 /// Serves coordinators, one after another, until the returned future is dropped.
 ///

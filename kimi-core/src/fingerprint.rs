@@ -1,0 +1,463 @@
+//! What decides a checkpoint's computation, in a form that two machines can compare.
+//!
+//! A [`Description`] lists the config values that decide what is computed, and has one hash for each group of tensors:
+//! `model.embed_tokens`, every layer, `model.norm` and `lm_head`. Its [`fingerprint`](Description::fingerprint) is 32
+//! bytes; its [`difference`](Description::difference) from another description names the first thing that differs.
+//!
+//! Left out is what changes no result: the order of keys, keys that kimi does not read, `model_type`,
+//! `max_position_embeddings`, end-of-sequence ids, quantization entries that repeat what the shapes say, the layout of
+//! the shards, the prefix `language_model.`, and tensors that belong to no part of the model, such as those of a vision
+//! tower or of layers from `num_hidden_layers` on.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{Checkpoint, Tensor};
+use crate::model::Part;
+use crate::weights::{WeightError, Weights};
+
+/// What decides a checkpoint's computation. From a peer it may hold anything: it is only compared and shown.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Description {
+    /// How the rest was made: [`Description::VERSION`] of the release that made it.
+    pub version: u32,
+    /// Keys and values of the config, in a fixed order. Values are in one canonical spelling.
+    pub config: Vec<(String, String)>,
+    /// Groups of tensors, such as `model.layers.3`, and their hashes, in the order of the model.
+    pub tensors: Vec<(String, [u8; 32])>,
+}
+
+impl Description {
+    /// Version of what is described and how it is hashed. It changes with either.
+    pub const VERSION: u32 = 1;
+
+    /// Most bytes that a description of any checkpoint takes when encoded with postcard.
+    pub const MAX_BYTES: usize = 16 << 10;
+
+    pub(crate) fn of(checkpoint: &Checkpoint) -> Self {
+        let weights = Weights::new(checkpoint);
+        let mut config = checkpoint.config().deciding_values();
+        config.push(("tie_word_embeddings", weights.is_head_tied().to_string()));
+        let config = config.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
+        Self { version: Self::VERSION, config, tensors: tensor_hashes(checkpoint, &weights) }
+    }
+
+    /// Two machines with the same fingerprint very likely hold the same checkpoint.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let mut hash = Canonical::new("kimi fingerprint");
+        hash.number(self.version.into());
+        hash.bytes(&self.config_hash());
+        hash.bytes(&self.tensors_hash());
+        hash.finish()
+    }
+
+    /// Hash of the config values alone.
+    pub fn config_hash(&self) -> [u8; 32] {
+        let mut hash = Canonical::new("kimi config");
+        for (key, value) in &self.config {
+            hash.bytes(key.as_bytes());
+            hash.bytes(value.as_bytes());
+        }
+        hash.finish()
+    }
+
+    /// Hash of the tensors alone.
+    pub fn tensors_hash(&self) -> [u8; 32] {
+        let mut hash = Canonical::new("kimi tensors");
+        for (group, tensors) in &self.tensors {
+            hash.bytes(group.as_bytes());
+            hash.bytes(tensors);
+        }
+        hash.finish()
+    }
+
+    /// What differs first between this description and another one; `None` if they are equal.
+    pub fn difference(&self, theirs: &Self) -> Option<Difference> {
+        if self.version != theirs.version {
+            return Some(Difference::Version { ours: self.version, theirs: theirs.version });
+        }
+        if let Some(&(key, ours, theirs)) = differing(&self.config, &theirs.config).first() {
+            let (key, ours, theirs) = (key.to_owned(), ours.cloned(), theirs.cloned());
+            return Some(Difference::Config { key, ours, theirs });
+        }
+        let groups = differing(&self.tensors, &theirs.tensors);
+        if let Some(&(group, ours, theirs)) = groups.first() {
+            return Some(Difference::Tensors {
+                group: group.to_owned(),
+                ours: ours.is_some(),
+                theirs: theirs.is_some(),
+                others: groups.len() - 1,
+            });
+        }
+        (self != theirs).then_some(Difference::Form)
+    }
+}
+
+/// Keys whose values differ: ours in their order, then those that only the other side has.
+fn differing<'a, V: PartialEq>(
+    ours: &'a [(String, V)],
+    theirs: &'a [(String, V)],
+) -> Vec<(&'a str, Option<&'a V>, Option<&'a V>)> {
+    let by_key = |list: &'a [(String, V)]| -> HashMap<&'a str, &'a V> {
+        list.iter().map(|(key, value)| (key.as_str(), value)).collect()
+    };
+    let (our_values, their_values) = (by_key(ours), by_key(theirs));
+    let shared_or_ours = ours.iter().map(|(key, _)| key.as_str());
+    let only_theirs = theirs.iter().map(|(key, _)| key.as_str()).filter(|key| !our_values.contains_key(key));
+    let pairs = shared_or_ours
+        .chain(only_theirs)
+        .map(|key| (key, our_values.get(key).copied(), their_values.get(key).copied()));
+    pairs.filter(|(_, ours, theirs)| ours != theirs).collect()
+}
+
+/// The first difference between two descriptions. Its text is one sentence for people, in which text of the other
+/// machine is shortened and its control characters are escaped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Difference {
+    /// They were made by releases that describe checkpoints differently.
+    Version {
+        /// Version of this side.
+        ours: u32,
+        /// Version of the other side.
+        theirs: u32,
+    },
+    /// A value of the config.
+    Config {
+        /// Its key, such as `rope_theta` or `rope_scaling.factor`.
+        key: String,
+        /// The value of this side, if the key decides anything here.
+        ours: Option<String>,
+        /// The value of the other side.
+        theirs: Option<String>,
+    },
+    /// A group of tensors.
+    Tensors {
+        /// The first group that differs, such as `model.layers.3`.
+        group: String,
+        /// Whether this side has tensors of that group.
+        ours: bool,
+        /// Whether the other side has.
+        theirs: bool,
+        /// How many other groups differ.
+        others: usize,
+    },
+    /// Keys or groups stand in another order or more than once, which only a faulty peer sends.
+    Form,
+}
+
+impl Difference {
+    /// The sentence, with words for the places of the two sides, such as `here` and `at the coordinator`.
+    pub fn between(&self, our_place: &str, their_place: &str) -> String {
+        const ADVICE: &str = "give both machines the same files";
+        let (here, there) = (shown(our_place), shown(their_place));
+        match self {
+            Self::Version { ours, theirs } => format!(
+                "checkpoints are described in version {ours} {here} and in version {theirs} {there}; \
+                 run the same release of kimi on both machines"
+            ),
+            Self::Config { key, ours, theirs } => {
+                let value = |v: &Option<String>| v.as_deref().map_or_else(|| "not set".to_owned(), shown);
+                let (key, ours, theirs) = (shown(key), value(ours), value(theirs));
+                format!("config.json: {key} is {ours} {here} and {theirs} {there}; {ADVICE}")
+            }
+            Self::Tensors { group, ours, theirs, others } => {
+                let group = shown(group);
+                let more = match others {
+                    0 => String::new(),
+                    1 => " and of 1 other group".to_owned(),
+                    n => format!(" and of {n} other groups"),
+                };
+                match (ours, theirs) {
+                    (true, false) => {
+                        format!("there are tensors of {group} {here} and none {there}; {ADVICE}")
+                    }
+                    (false, true) => {
+                        format!("there are tensors of {group} {there} and none {here}; {ADVICE}")
+                    }
+                    _ => format!(
+                        "the tensors of {group}{more} differ {here} and {there} (names, types, shapes, bits or \
+                         weights); {ADVICE}"
+                    ),
+                }
+            }
+            Self::Form => format!(
+                "the checkpoint is described in another form {here} than {there}; \
+                 run the same release of kimi on both machines"
+            ),
+        }
+    }
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.between("here", "on the other machine"))
+    }
+}
+
+/// Text of a peer as it may stand on a terminal and in a log: short, and without control characters.
+fn shown(text: &str) -> String {
+    const MAX_CHARS: usize = 80;
+    let mut shown = String::new();
+    for (i, c) in text.chars().enumerate() {
+        match c {
+            _ if i == MAX_CHARS => {
+                shown.push('…');
+                break;
+            }
+            '"' | '\'' => shown.push(c),
+            _ => shown.extend(c.escape_debug()),
+        }
+    }
+    shown
+}
+
+/// A group of tensors, in the order of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Group {
+    Embedding,
+    Layer(usize),
+    Norm,
+    Head,
+}
+
+impl Group {
+    /// The group of a tensor by its name; `None` if no part of the model reads it.
+    fn of(name: &str, layers: usize) -> Option<Self> {
+        let begins = |module: &str| name.strip_prefix(module).is_some_and(|rest| rest.starts_with('.'));
+        if let Some(rest) = name.strip_prefix("model.layers.") {
+            let layer = rest.split_once('.')?.0.parse().ok()?;
+            return (layer < layers).then_some(Self::Layer(layer));
+        }
+        let ends =
+            [("model.embed_tokens", Self::Embedding), ("model.norm", Self::Norm), ("lm_head", Self::Head)];
+        ends.into_iter().find(|(module, _)| begins(module)).map(|(_, group)| group)
+    }
+
+    /// Hashes bits and group size of the group's matrices, as the weights will be read.
+    fn hash_formats(self, weights: &Weights<'_>, hash: &mut Canonical) -> Result<(), WeightError> {
+        let mut add = |module: &str, part: Part<'_>| {
+            if let Part::Matrices([first, ..]) = part {
+                hash.bytes(module.as_bytes());
+                hash.number(first.format().code_bits() as u64);
+                hash.number(first.format().group() as u64);
+            }
+        };
+        match self {
+            Self::Embedding => add("model.embed_tokens", Part::Matrices(&[weights.embedding()?])),
+            Self::Layer(layer) => weights.layer(layer)?.visit(&mut add),
+            Self::Norm => {}
+            Self::Head => add("lm_head", Part::Matrices(&[weights.lm_head()?])),
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Embedding => f.write_str("model.embed_tokens"),
+            Self::Layer(layer) => write!(f, "model.layers.{layer}"),
+            Self::Norm => f.write_str("model.norm"),
+            Self::Head => f.write_str("lm_head"),
+        }
+    }
+}
+
+/// One hash for each group of tensors. Layers beyond those of any real model share one, so that the list stays short.
+fn tensor_hashes(checkpoint: &Checkpoint, weights: &Weights<'_>) -> Vec<(String, [u8; 32])> {
+    /// Layers with a hash of their own.
+    const OWN: usize = 256;
+    let layers = checkpoint.config().num_hidden_layers;
+    let mut groups: BTreeMap<Group, BTreeMap<&str, &Tensor>> = BTreeMap::new();
+    for (name, tensor) in checkpoint.tensors() {
+        let name = name.strip_prefix(weights.prefix()).unwrap_or_default();
+        if let Some(group) = Group::of(name, layers) {
+            groups.entry(group).or_default().insert(name, tensor);
+        }
+    }
+    let samples = samples_per_group(layers);
+    let mut hashes = Vec::new();
+    let mut last = Canonical::new("kimi layers");
+    let mut has_last = false;
+    for (group, tensors) in groups {
+        let group_hash = group_hash(group, &tensors, weights, samples);
+        match group {
+            Group::Layer(OWN..) => {
+                last.bytes(group.to_string().as_bytes());
+                last.bytes(&group_hash);
+                has_last = true;
+            }
+            _ => hashes.push((group.to_string(), group_hash)),
+        }
+    }
+    if has_last {
+        hashes.push((format!("the layers from model.layers.{OWN} on"), last.finish()));
+    }
+    hashes
+}
+
+/// How many tensors of a group are looked into, so that it is about 256 in the whole model: each may be a read from a
+/// disk. The number follows from the config alone, so that one tensor too many in a layer changes no other layer's hash.
+fn samples_per_group(layers: usize) -> usize {
+    const SAMPLES: usize = 256;
+    (SAMPLES / (layers + 3)).max(1)
+}
+
+/// Hash of names, types and shapes of all tensors of a group, of the first bytes of some that are spread over it, and of
+/// bits and group size of its matrices.
+fn group_hash(
+    group: Group,
+    tensors: &BTreeMap<&str, &Tensor>,
+    weights: &Weights<'_>,
+    samples: usize,
+) -> [u8; 32] {
+    const SAMPLE_BYTES: usize = 256;
+    let mut hash = Canonical::new("kimi tensor group");
+    let every = tensors.len().div_ceil(samples).max(1);
+    hash.number(tensors.len() as u64);
+    for (i, (name, tensor)) in tensors.iter().enumerate() {
+        hash.bytes(name.as_bytes());
+        hash.bytes(tensor.dtype.to_string().as_bytes());
+        hash.number(tensor.shape.len() as u64);
+        tensor.shape.iter().for_each(|&n| hash.number(n as u64));
+        if i % every == 0 {
+            hash.bytes(&tensor.data[..tensor.data.len().min(SAMPLE_BYTES)]);
+        }
+    }
+    let mut formats = Canonical::new("kimi formats");
+    match group.hash_formats(weights, &mut formats) {
+        Ok(()) => hash.bytes(&formats.finish()),
+        // Such a checkpoint does not load. What its config says of the modules still tells it from one that does.
+        Err(_) => {
+            for module in tensors.keys().filter_map(|name| name.strip_suffix(".scales")) {
+                if let Some(entry) = weights.entry(module) {
+                    hash.bytes(module.as_bytes());
+                    hash.number(entry.bits.into());
+                    hash.number(entry.group_size as u64);
+                    hash.bytes(entry.mode.as_bytes());
+                }
+            }
+        }
+    }
+    hash.finish()
+}
+
+/// Hashes values so that no two lists of values give the same bytes: a text follows its length, and every hash begins
+/// with what it is of.
+struct Canonical(blake3::Hasher);
+
+impl Canonical {
+    fn new(what: &str) -> Self {
+        let mut hash = Self(blake3::Hasher::new());
+        hash.bytes(what.as_bytes());
+        hash
+    }
+
+    fn number(&mut self, number: u64) {
+        self.0.update(&number.to_le_bytes());
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.number(bytes.len() as u64);
+        self.0.update(bytes);
+    }
+
+    fn finish(self) -> [u8; 32] {
+        *self.0.finalize().as_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Description {
+        Description {
+            version: Description::VERSION,
+            config: vec![("hidden_size".into(), "256".into()), ("rope_theta".into(), "50000".into())],
+            tensors: vec![("model.layers.2".into(), [2; 32]), ("model.layers.3".into(), [3; 32])],
+        }
+    }
+
+    #[track_caller]
+    fn differ(change: impl FnOnce(&mut Description)) -> String {
+        let mut theirs = sample();
+        change(&mut theirs);
+        assert_ne!(sample().fingerprint(), theirs.fingerprint());
+        sample().difference(&theirs).unwrap().between("here", "at the coordinator")
+    }
+
+    #[test]
+    fn equal_descriptions_do_not_differ() {
+        assert_eq!(sample().difference(&sample()), None);
+        assert_eq!(sample().fingerprint(), sample().fingerprint());
+    }
+
+    #[test]
+    fn the_sentence_names_key_group_and_both_values() {
+        assert_eq!(
+            differ(|d| d.config[1].1 = "10000".into()),
+            "config.json: rope_theta is 50000 here and 10000 at the coordinator; give both machines the same files"
+        );
+        assert_eq!(
+            differ(|d| d.tensors[1].1 = [0; 32]),
+            "the tensors of model.layers.3 differ here and at the coordinator (names, types, shapes, bits or weights); \
+             give both machines the same files"
+        );
+        let both = differ(|d| d.tensors.iter_mut().for_each(|(_, hash)| *hash = [0; 32]));
+        assert!(both.contains("model.layers.2 and of 1 other group differ"), "{both}");
+    }
+
+    #[test]
+    fn what_only_one_side_has_is_named() {
+        let text = differ(|d| d.config.truncate(1));
+        assert!(text.contains("rope_theta is 50000 here and not set at the coordinator"), "{text}");
+        let text = differ(|d| d.config.push(("rope_scaling.factor".into(), "32".into())));
+        assert!(text.contains("rope_scaling.factor is not set here and 32 at the coordinator"), "{text}");
+        let text = differ(|d| d.tensors.truncate(1));
+        assert!(text.contains("tensors of model.layers.3 here and none at the coordinator"), "{text}");
+        let text = differ(|d| d.tensors.push(("lm_head".into(), [0; 32])));
+        assert!(text.contains("tensors of lm_head at the coordinator and none here"), "{text}");
+    }
+
+    #[test]
+    fn another_version_or_form_is_said() {
+        let text = differ(|d| d.version += 1);
+        assert!(text.contains("version 1 here and in version 2 at the coordinator"), "{text}");
+        assert!(differ(|d| d.config.reverse()).contains("form"));
+        assert!(differ(|d| d.tensors.push(d.tensors[1].clone())).contains("form"));
+    }
+
+    #[test]
+    fn no_other_split_of_the_same_text_has_the_same_hash() {
+        let list = |pairs: &[(&str, &str)]| Description {
+            config: pairs.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
+            ..sample()
+        };
+        assert_ne!(list(&[("ab", "c")]).config_hash(), list(&[("a", "bc")]).config_hash());
+        assert_ne!(list(&[("a", "b"), ("c", "d")]).config_hash(), list(&[("a", "bcd")]).config_hash());
+    }
+
+    #[test]
+    fn text_of_a_peer_is_shortened_and_escaped() {
+        let text = differ(|d| d.config[1].1 = "\u{1b}[2J\r\n\u{202e}\u{0}".to_owned() + &"x".repeat(10_000));
+        assert!(text.len() < 300, "{text}");
+        assert!(!text.contains(|c: char| c.is_control() || c == '\u{202e}'), "{text:?}");
+        let text = differ(|d| d.tensors.push(("\u{7}".repeat(1000), [0; 32])));
+        assert!(text.len() < 600 && !text.contains('\u{7}'), "{text:?}");
+        assert_eq!(shown("Ann's Mac"), "Ann's Mac");
+    }
+
+    #[test]
+    fn groups_are_what_the_model_reads() {
+        assert_eq!(Group::of("model.layers.3.mlp.gate.weight", 4), Some(Group::Layer(3)));
+        assert_eq!(Group::of("model.norm.weight", 4), Some(Group::Norm));
+        for other in
+            ["model.layers.4.mlp.gate.weight", "model.layers.x.y", "vision_tower.a", "lm_headless.b", ""]
+        {
+            assert_eq!(Group::of(other, 4), None, "{other}");
+        }
+    }
+}

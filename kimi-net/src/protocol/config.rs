@@ -1,0 +1,62 @@
+//! What a link is set to.
+
+use std::time::Duration;
+
+use crate::{
+    frame::Limits,
+    message::{Fingerprint, Hello, Role, Versions},
+};
+
+/// How a link introduces itself, and its limits.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Versions to offer.
+    pub versions: Versions,
+    /// Release, for people.
+    pub software: String,
+    /// Name of this node.
+    pub node_id: String,
+    /// This side's checkpoint; `None` if it has not opened one.
+    pub fingerprint: Option<Fingerprint>,
+    /// Unanswered steps on the link; the smaller of the two sides' numbers counts.
+    pub max_in_flight: u32,
+    /// What is accepted from the peer once it has introduced itself.
+    pub limits: Limits,
+    /// From the connection to the end of the handshake.
+    pub handshake_timeout: Duration,
+    /// Between two pings.
+    pub ping_interval: Duration,
+    /// Without a byte received, after which the peer counts as lost.
+    pub idle_timeout: Duration,
+    /// From the first byte of a frame to its last.
+    pub frame_timeout: Duration,
+}
+
+impl Config {
+    /// The defaults for a node of this name.
+    pub fn new(node_id: impl Into<String>) -> Config {
+        Config {
+            versions: Versions::OURS,
+            software: concat!("kimi ", env!("CARGO_PKG_VERSION")).into(),
+            node_id: node_id.into(),
+            fingerprint: None,
+            max_in_flight: 64,
+            limits: Limits::default(),
+            handshake_timeout: Duration::from_secs(5),
+            ping_interval: Duration::from_secs(2),
+            idle_timeout: Duration::from_secs(10),
+            frame_timeout: Duration::from_secs(120),
+        }
+    }
+
+    pub(super) fn hello(&self, role: Role) -> Hello {
+        Hello {
+            versions: self.versions,
+            software: self.software.clone(),
+            node_id: self.node_id.clone(),
+            role,
+            fingerprint: self.fingerprint,
+            max_in_flight: self.max_in_flight.max(1),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! What a link reports.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::{
+    error::LinkError,
+    message::{Assign, ErrorReport, Forward, Hello, LoadProgress, Ready, StepResult},
+};
+
+/// What happened on a link.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// The handshake is over.
+    Connected {
+        /// The peer.
+        peer: Hello,
+        /// The version that both speak.
+        version: u16,
+        /// Steps that may be in flight.
+        max_in_flight: usize,
+    },
+    /// To a worker: load these layers.
+    Assigned(Assign),
+    /// To a coordinator: how far the worker is.
+    Progress(LoadProgress),
+    /// To a coordinator: the worker can compute.
+    Ready(Ready),
+    /// To a worker: a step and its input.
+    Forward(Forward, Bytes),
+    /// To a coordinator: the answer to its oldest step.
+    Result(StepResult, Bytes),
+    /// To a worker: whether sequences are running, and steps are to be expected.
+    Activity(bool),
+    /// The peer failed at something; the link goes on.
+    Failed(ErrorReport),
+    /// A ping came back after this time.
+    RoundTrip(Duration),
+    /// The link is over. Always the last event.
+    Closed(LinkError),
+}
