@@ -134,6 +134,8 @@ impl Backend for Cpu {
     type Experts = Experts;
     type Vector = Vec<f32>;
     type Tensor = Tensor;
+    type Normed = Tensor;
+    type Hidden = ExpertHidden<Tensor>;
     type Routing = Routing;
     type Cache = Cache;
     type Attended = Tensor;
@@ -190,6 +192,14 @@ impl Backend for Cpu {
 
     fn download(&self, tensor: &Tensor) -> Result<Vec<f32>> {
         Ok(tensor.data().to_vec())
+    }
+
+    fn normalized(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+
+    fn expert_activations(&self, hidden: &ExpertHidden<Tensor>) -> Result<ExpertHidden<Tensor>> {
+        Ok(hidden.clone())
     }
 
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {

@@ -23,13 +23,13 @@ mod recorder;
 mod rows;
 mod sample;
 mod shader;
+mod tensor;
 #[cfg(test)]
 mod tests;
 mod tuning;
 mod upload;
 mod weights;
 
-use std::borrow::Cow;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
@@ -38,6 +38,7 @@ pub use device::GpuOptions;
 pub use interop::Handles;
 pub use profile::DispatchTime;
 pub use sample::GpuChosen;
+pub use tensor::{GpuHidden, GpuNormed, GpuTensor};
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
 pub use wgpu;
@@ -47,6 +48,7 @@ use grouped::Groups;
 use layout::DeviceLayout;
 use pool::Buffer;
 use recorder::Recorder;
+use tensor::Input;
 
 use crate::{
     AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
@@ -63,18 +65,6 @@ pub struct Gpu {
     /// Stands in where a binding is not used.
     nothing: Arc<Buffer>,
     last_layout: Mutex<Option<Arc<DeviceLayout>>>,
-}
-
-/// Activations `[rows, cols]` on the device.
-#[derive(Clone)]
-pub struct GpuTensor {
-    rows: usize,
-    cols: usize,
-    /// Values before them in the buffer.
-    first: usize,
-    /// A norm that whoever reads the values applies first.
-    norm: Option<Arc<Norm<GpuVector>>>,
-    buffer: Arc<Buffer>,
 }
 
 /// Results of attention on the device, in segments.
@@ -111,18 +101,6 @@ pub struct GpuCache {
     /// Whether keys are halves of 16 bits, for cooperative matrices, and not floats of 32.
     halved: bool,
     buffer: Arc<Buffer>,
-}
-
-impl GpuTensor {
-    /// Tokens (or token-expert pairs).
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Values a token.
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
 }
 
 impl std::fmt::Debug for Gpu {
@@ -220,16 +198,10 @@ impl Gpu {
         Ok(GpuRouting { tokens, chosen, ids, weights, groups: Mutex::default() })
     }
 
-    /// A tensor of one token that is to be normalised, normalised.
-    fn settled<'a>(&self, x: &'a GpuTensor) -> Result<Cow<'a, GpuTensor>> {
-        let Some(norm) = &x.norm else { return Ok(Cow::Borrowed(x)) };
-        Ok(Cow::Owned(self.rms_norm(x, norm)?))
-    }
-
     /// Activations with any contents.
     fn tensor(&self, rows: usize, cols: usize) -> Result<GpuTensor> {
         let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(4);
-        Ok(GpuTensor { rows, cols, first: 0, norm: None, buffer: self.recorder.pool.take(bytes, false)? })
+        Ok(GpuTensor { rows, cols, buffer: self.recorder.pool.take(bytes, false)? })
     }
 }
 
@@ -251,6 +223,8 @@ impl Backend for Gpu {
     type Experts = GpuExperts;
     type Vector = GpuVector;
     type Tensor = GpuTensor;
+    type Normed = GpuNormed;
+    type Hidden = GpuHidden;
     type Routing = GpuRouting;
     type Cache = GpuCache;
     type Attended = GpuAttended;
@@ -298,27 +272,25 @@ impl Backend for Gpu {
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
         BackendError::check("upload", "number of values", values.len(), rows.saturating_mul(cols))?;
-        Ok(GpuTensor {
-            rows,
-            cols,
-            first: 0,
-            norm: None,
-            buffer: upload_words(self, bytemuck::cast_slice(values))?,
-        })
+        Ok(GpuTensor { rows, cols, buffer: upload_words(self, bytemuck::cast_slice(values))? })
     }
 
     fn wait_for(&self, tensor: &GpuTensor) -> Result<()> {
-        let start = 4 * tensor.first as u64;
-        let some = if tensor.rows * tensor.cols > 0 { start..start + 4 } else { 0..0 };
-        self.recorder.read(&[(&tensor.buffer, some)]).map(drop)
+        self.recorder.read(&[(&tensor.buffer, 0..tensor.bytes().min(4))]).map(drop)
     }
 
     fn download(&self, tensor: &GpuTensor) -> Result<Vec<f32>> {
-        let tensor = self.settled(tensor)?;
-        let start = 4 * tensor.first as u64;
-        let end = start + 4 * (tensor.rows * tensor.cols) as u64;
-        let read = self.recorder.read(&[(&tensor.buffer, start..end)])?;
+        let read = self.recorder.read(&[(&tensor.buffer, 0..tensor.bytes())])?;
         Ok(read.first().map(|b| words(b)).unwrap_or_default())
+    }
+
+    fn normalized(&self, x: &GpuNormed) -> Result<GpuTensor> {
+        self.plain(x.input())
+    }
+
+    fn expert_activations(&self, hidden: &GpuHidden) -> Result<ExpertHidden<GpuTensor>> {
+        let shared = hidden.shared().map(|shared| self.plain(shared)).transpose()?;
+        Ok(ExpertHidden { routed: hidden.routed(), shared })
     }
 
     fn download_routing(&self, routing: &GpuRouting) -> Result<(Vec<u32>, Vec<f32>)> {
@@ -360,23 +332,22 @@ impl Backend for Gpu {
         projections: [&GpuMatrix; N],
     ) -> Result<[GpuTensor; N]> {
         const OP: &str = "norm_project";
-        let x = &*self.settled(x)?;
         check_norm(OP, x, norm)?;
         let mut outs = Vec::with_capacity(N);
         for m in projections {
             BackendError::check(OP, "input width", x.cols, m.cols())?;
             outs.push(self.tensor(x.rows, m.rows)?);
         }
-        let on_the_way = projections.iter().all(|m| self.normalises(x, m.rows, m.packing));
+        let on_the_way = projections.iter().all(|m| self.normalises(x.rows, m.rows, m.packing));
         let normed = if on_the_way { None } else { Some(self.rms_norm(x, norm)?) };
-        let (x, norm) = normed.as_ref().map_or((x, Some(norm)), |normed| (normed, None));
+        let x = normed.as_ref().map_or(Input::normed(x, norm), Input::from);
         if let ([a, b], [first, second]) = (projections.as_slice(), outs.as_slice())
-            && self.project_both(x, norm, [a, b], [first, second])?
+            && self.project_both(x, [a, b], [first, second])?
         {
             // One dispatch has done both.
         } else {
             for (m, out) in projections.iter().zip(&outs) {
-                self.project(x, norm, m, out, false)?;
+                self.project(x, m, out, false)?;
             }
         }
         outs.try_into().map_err(|_| BackendError::Device("a projection has no result".to_owned()))
@@ -435,11 +406,10 @@ impl Backend for Gpu {
 
     fn project_add(&self, x: &GpuTensor, w: &GpuMatrix, residual: &mut GpuTensor) -> Result<()> {
         const OP: &str = "project_add";
-        let x = &*self.settled(x)?;
         BackendError::check(OP, "input width", x.cols, w.cols())?;
         BackendError::check(OP, "tokens of the residual", residual.rows, x.rows)?;
         BackendError::check(OP, "width of the residual", residual.cols, w.rows)?;
-        self.project(x, None, w, residual, true)
+        self.project(x.into(), w, residual, true)
     }
 
     fn norm_swiglu(
@@ -450,10 +420,9 @@ impl Backend for Gpu {
         up: &GpuMatrix,
     ) -> Result<GpuTensor> {
         const OP: &str = "norm_swiglu";
-        let x = &*self.settled(x)?;
         check_norm(OP, x, norm)?;
-        check_halves(OP, x, gate, up)?;
-        self.swiglu_dense(x, Some(norm), gate, up)
+        check_halves(OP, x.cols, gate, up)?;
+        self.swiglu_dense(Input::normed(x, norm), gate, up)
     }
 
     fn route(
@@ -461,9 +430,8 @@ impl Backend for Gpu {
         x: &GpuTensor,
         norm: &Norm<GpuVector>,
         router: &Router<GpuMatrix, GpuVector>,
-    ) -> Result<(GpuTensor, GpuRouting)> {
+    ) -> Result<(GpuNormed, GpuRouting)> {
         const OP: &str = "route";
-        let x = &*self.settled(x)?;
         check_norm(OP, x, norm)?;
         BackendError::check(OP, "input width", x.cols, router.gate.cols())?;
         BackendError::check(OP, "correction bias", router.bias.len, router.gate.rows)?;
@@ -473,27 +441,28 @@ impl Backend for Gpu {
 
     fn experts_swiglu(
         &self,
-        x: &GpuTensor,
+        x: &GpuNormed,
         routing: &GpuRouting,
         gate: &GpuExperts,
         up: &GpuExperts,
         shared: Option<(&GpuMatrix, &GpuMatrix)>,
-    ) -> Result<ExpertHidden<GpuTensor>> {
+    ) -> Result<GpuHidden> {
         const OP: &str = "experts_swiglu";
-        BackendError::check(OP, "tokens of the routing", routing.tokens, x.rows)?;
+        let (rows, cols) = (x.input().rows(), x.input().cols());
+        BackendError::check(OP, "tokens of the routing", routing.tokens, rows)?;
         BackendError::check(OP, "experts of up", up.count, gate.count)?;
-        BackendError::check(OP, "input width of gate", x.cols, gate.packing.cols)?;
-        BackendError::check(OP, "input width of up", x.cols, up.packing.cols)?;
+        BackendError::check(OP, "input width of gate", cols, gate.packing.cols)?;
+        BackendError::check(OP, "input width of up", cols, up.packing.cols)?;
         BackendError::check(OP, "outputs of up", up.rows, gate.rows)?;
         if let Some((gate, up)) = shared {
-            check_halves(OP, x, gate, up)?;
+            check_halves(OP, cols, gate, up)?;
         }
         self.experts_hidden(x, routing, gate, up, shared)
     }
 
     fn experts_down_add(
         &self,
-        hidden: &ExpertHidden<GpuTensor>,
+        hidden: &GpuHidden,
         routing: &GpuRouting,
         down: &GpuExperts,
         shared: Option<&GpuMatrix>,
@@ -501,14 +470,15 @@ impl Backend for Gpu {
     ) -> Result<()> {
         const OP: &str = "experts_down_add";
         BackendError::check(OP, "tokens of the residual", residual.rows, routing.tokens)?;
-        BackendError::check(OP, "expert activations", hidden.routed.rows, routing.tokens * routing.chosen)?;
-        BackendError::check(OP, "shared experts", shared.is_some().into(), hidden.shared.is_some().into())?;
-        BackendError::check(OP, "input width", hidden.routed.cols, down.packing.cols)?;
+        let (routed, activations) = (hidden.routed(), hidden.shared());
+        BackendError::check(OP, "expert activations", routed.rows, routing.tokens * routing.chosen)?;
+        BackendError::check(OP, "shared experts", shared.is_some().into(), activations.is_some().into())?;
+        BackendError::check(OP, "input width", routed.cols, down.packing.cols)?;
         BackendError::check(OP, "width of the residual", residual.cols, down.rows)?;
-        if let Some((m, h)) = shared.zip(hidden.shared.as_ref()) {
-            BackendError::check(OP, "input width", h.cols, m.cols())?;
+        if let Some((m, h)) = shared.zip(activations) {
+            BackendError::check(OP, "input width", h.cols(), m.cols())?;
             BackendError::check(OP, "width of the residual", residual.cols, m.rows)?;
-            BackendError::check(OP, "shared expert activations", h.rows, routing.tokens)?;
+            BackendError::check(OP, "shared expert activations", h.rows(), routing.tokens)?;
         }
         self.experts_down(hidden, routing, down, shared, residual)
     }
@@ -521,7 +491,6 @@ impl Backend for Gpu {
         lm_head: &GpuMatrix,
     ) -> Result<GpuTensor> {
         const OP: &str = "head";
-        let x = &*self.settled(x)?;
         BackendError::check(OP, "input width", x.cols, lm_head.cols())?;
         check_norm(OP, x, norm)?;
         rows.iter().try_for_each(|&row| BackendError::check_range(OP, "row", row as usize, x.rows))?;
@@ -561,9 +530,9 @@ fn check_cache(op: &'static str, cache: &GpuCache, heads: HeadShape) -> Result<(
     BackendError::check(op, "cached key width", cache.shape.rope, heads.rope)
 }
 
-fn check_halves(op: &'static str, x: &GpuTensor, gate: &GpuMatrix, up: &GpuMatrix) -> Result<()> {
-    BackendError::check(op, "input width of gate", x.cols, gate.cols())?;
-    BackendError::check(op, "input width of up", x.cols, up.cols())?;
+fn check_halves(op: &'static str, cols: usize, gate: &GpuMatrix, up: &GpuMatrix) -> Result<()> {
+    BackendError::check(op, "input width of gate", cols, gate.cols())?;
+    BackendError::check(op, "input width of up", cols, up.cols())?;
     BackendError::check(op, "outputs of up", up.rows, gate.rows)
 }
 
