@@ -1,5 +1,7 @@
 //! The seam between the model and the devices that run it.
 
+pub(crate) mod check;
+
 use crate::{BackendError, PackedMatrix, SampleError, SampleRequest, Sampled, TokenLayout};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -125,7 +127,8 @@ pub trait Stored {
 ///
 /// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only
 /// `wait_for`, `download`, the `download_*` functions, `finish_sample` and `sample` wait. Every function checks its
-/// operands' shapes and returns [`BackendError::Shape`] where they do not fit.
+/// operands first (backend/check.rs) and returns [`BackendError::Shape`] or [`BackendError::Range`] where they do not fit;
+/// nothing is computed or written then.
 pub trait Backend: Send + Sync + 'static {
     /// A packed matrix on the device.
     type Matrix: Stored + Send + Sync;

@@ -87,10 +87,8 @@ pub(crate) fn absorb_query<M: Stored>(
     rotations(op, rope, heads.rope)
 }
 
-#[allow(clippy::too_many_arguments, reason = "the operands of one operation")]
 pub(crate) fn latent_query<M: Stored>(
-    q: Size,
-    kv: Size,
+    [q, kv]: [Size; 2],
     norm: usize,
     rope: &Rope,
     cache: CacheShape,
@@ -167,14 +165,13 @@ pub(crate) fn experts_swiglu<E: Stored, M: Stored>(
 
 /// `routed` and `shared` are the experts' activations.
 pub(crate) fn experts_down_add<E: Stored, M: Stored>(
-    [routed, shared]: [Option<Size>; 2],
+    (routed, shared): (Size, Option<Size>),
     routing: RoutingSize,
     down: &E,
     shared_down: Option<&M>,
     residual: Size,
 ) -> Result {
     const OP: &str = "experts_down_add";
-    let routed = routed.unwrap_or_default();
     expert_ids(OP, routing, down)?;
     BackendError::check(OP, "tokens of the residual", residual[0], routing.tokens)?;
     let pairs = routing.tokens.saturating_mul(routing.chosen);
@@ -196,9 +193,7 @@ pub(crate) fn head(x: Size, rows: &[u32], norm: usize, lm_head: &impl Stored) ->
 }
 
 pub(crate) fn sample(logits: Size, requests: &[SampleRequest<'_>]) -> Result {
-    requests
-        .iter()
-        .try_for_each(|r| BackendError::check_range("sample", "row", r.row as usize, logits[0]))
+    requests.iter().try_for_each(|r| BackendError::check_range("sample", "row", r.row as usize, logits[0]))
 }
 
 /// The layout's pages are pages of the cache.

@@ -50,9 +50,10 @@ use pool::Buffer;
 use recorder::Recorder;
 use tensor::Input;
 
+use crate::backend::check::{self, RoutingSize};
 use crate::{
     AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
-    PackedMatrix, Rope, Router, SampleError, SampleRequest, Sampled, TokenLayout,
+    PackedMatrix, Router, SampleError, SampleRequest, Sampled, TokenLayout,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -90,6 +91,8 @@ pub struct GpuVector {
 pub struct GpuRouting {
     tokens: usize,
     chosen: usize,
+    /// All ids are below this.
+    experts: usize,
     ids: Arc<Buffer>,
     weights: Arc<Buffer>,
     groups: Mutex<Option<Groups>>,
@@ -101,6 +104,12 @@ pub struct GpuCache {
     /// Whether keys are halves of 16 bits, for cooperative matrices, and not floats of 32.
     halved: bool,
     buffer: Arc<Buffer>,
+}
+
+impl GpuRouting {
+    fn size(&self) -> RoutingSize {
+        RoutingSize { tokens: self.tokens, chosen: self.chosen, experts: self.experts }
+    }
 }
 
 impl std::fmt::Debug for Gpu {
@@ -193,9 +202,10 @@ impl Gpu {
         let chosen = ids.len().checked_div(tokens).unwrap_or(0);
         BackendError::check("upload", "number of expert ids", ids.len(), tokens * chosen)?;
         BackendError::check("upload", "number of expert weights", weights.len(), ids.len())?;
+        let experts = ids.iter().max().map_or(0, |&id| id as usize + 1);
         let weights = upload_words(self, bytemuck::cast_slice(weights))?;
         let ids = upload_words(self, ids)?;
-        Ok(GpuRouting { tokens, chosen, ids, weights, groups: Mutex::default() })
+        Ok(GpuRouting { tokens, chosen, experts, ids, weights, groups: Mutex::default() })
     }
 
     /// Activations with any contents.
@@ -251,8 +261,7 @@ impl Backend for Gpu {
     }
 
     fn load_experts(&self, experts: Vec<PackedMatrix>) -> Result<GpuExperts> {
-        let experts = crate::Cpu::new().load_experts(experts)?; // checks that they are alike
-        GpuExperts::load(&self.recorder, &experts.matrices)
+        GpuExperts::load(&self.recorder, &experts)
     }
 
     fn load_vector(&self, values: Vec<f32>) -> Result<GpuVector> {
@@ -271,7 +280,7 @@ impl Backend for Gpu {
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
-        BackendError::check("upload", "number of values", values.len(), rows.saturating_mul(cols))?;
+        check::upload(rows, cols, values)?;
         Ok(GpuTensor { rows, cols, buffer: upload_words(self, bytemuck::cast_slice(values))? })
     }
 
@@ -303,7 +312,7 @@ impl Backend for Gpu {
     }
 
     fn download_cache(&self, cache: &GpuCache, layout: &TokenLayout) -> Result<Vec<f32>> {
-        check_layout("download_cache", cache, layout)?;
+        check::cache_layout("download_cache", cache.shape, layout)?;
         let slots = layout.positions().iter().enumerate().map(|(t, &p)| {
             let (page, offset) = layout.slot(t, p as usize);
             (page * layout.page_tokens() + offset) as u32
@@ -315,13 +324,12 @@ impl Backend for Gpu {
     }
 
     fn embed(&self, table: &GpuMatrix, ids: &[u32]) -> Result<GpuTensor> {
-        ids.iter()
-            .try_for_each(|&id| BackendError::check_range("embed", "token id", id as usize, table.rows))?;
+        check::embed(table, ids)?;
         self.embed_rows(table, ids, None)
     }
 
     fn embed_chosen(&self, table: &GpuMatrix, chosen: &GpuChosen, requests: &[u32]) -> Result<GpuTensor> {
-        let (tokens, places) = chosen.tokens("embed_chosen", requests)?;
+        let (tokens, places) = chosen.tokens(requests)?;
         self.embed_rows(table, &places, Some(tokens))
     }
 
@@ -331,11 +339,9 @@ impl Backend for Gpu {
         norm: &Norm<GpuVector>,
         projections: [&GpuMatrix; N],
     ) -> Result<[GpuTensor; N]> {
-        const OP: &str = "norm_project";
-        check_norm(OP, x, norm)?;
+        check::norm_project(x.size(), norm.weight.len, &projections)?;
         let mut outs = Vec::with_capacity(N);
         for m in projections {
-            BackendError::check(OP, "input width", x.cols, m.cols())?;
             outs.push(self.tensor(x.rows, m.rows)?);
         }
         let on_the_way = projections.iter().all(|m| self.normalises(x.rows, m.rows, m.packing));
@@ -361,17 +367,9 @@ impl Backend for Gpu {
         heads: HeadShape,
         layout: &TokenLayout,
     ) -> Result<GpuTensor> {
-        const OP: &str = "latent_query";
         let AttentionInputs { q, kv, norm, rope } = inputs;
-        check_layout(OP, cache, layout)?;
-        check_cache(OP, cache, heads)?;
-        check_projections(OP, projections, heads)?;
-        BackendError::check(OP, "tokens", q.rows, layout.len())?;
-        BackendError::check(OP, "tokens", kv.rows, layout.len())?;
-        BackendError::check(OP, "query width", q.cols, heads.heads * (heads.nope + heads.rope))?;
-        BackendError::check(OP, "key width", kv.cols, heads.latent + heads.rope)?;
-        BackendError::check(OP, "norm weight", norm.weight.len, heads.latent)?;
-        check_rope(OP, rope, heads.rope)?;
+        let sizes = [q.size(), kv.size()];
+        check::latent_query(sizes, norm.weight.len, rope, cache.shape, projections, heads, layout)?;
         self.latent(inputs, cache, projections, heads, layout)
     }
 
@@ -383,11 +381,7 @@ impl Backend for Gpu {
         scale: f32,
         layout: &TokenLayout,
     ) -> Result<GpuAttended> {
-        const OP: &str = "attend_latent";
-        check_layout(OP, cache, layout)?;
-        BackendError::check(OP, "tokens", q.rows, layout.len())?;
-        BackendError::check(OP, "latent query width", q.cols, heads.heads * (heads.latent + heads.rope))?;
-        check_cache(OP, cache, heads)?;
+        check::attend_latent(q.size(), cache.shape, heads, layout)?;
         self.attend(q, cache, heads, scale, layout)
     }
 
@@ -397,18 +391,13 @@ impl Backend for Gpu {
         projections: &LatentProjections<GpuMatrix>,
         heads: HeadShape,
     ) -> Result<GpuTensor> {
-        const OP: &str = "project_values";
-        check_projections(OP, projections, heads)?;
-        BackendError::check(OP, "attended heads", attended.heads, heads.heads)?;
-        BackendError::check(OP, "attended latent width", attended.latent, heads.latent)?;
+        check::project_values([attended.tokens, attended.heads * attended.latent], projections, heads)?;
+        BackendError::check("project_values", "attended heads", attended.heads, heads.heads)?;
         self.values(attended, projections, heads)
     }
 
     fn project_add(&self, x: &GpuTensor, w: &GpuMatrix, residual: &mut GpuTensor) -> Result<()> {
-        const OP: &str = "project_add";
-        BackendError::check(OP, "input width", x.cols, w.cols())?;
-        BackendError::check(OP, "tokens of the residual", residual.rows, x.rows)?;
-        BackendError::check(OP, "width of the residual", residual.cols, w.rows)?;
+        check::project_add(x.size(), w, residual.size())?;
         self.project(x.into(), w, residual, true)
     }
 
@@ -419,9 +408,7 @@ impl Backend for Gpu {
         gate: &GpuMatrix,
         up: &GpuMatrix,
     ) -> Result<GpuTensor> {
-        const OP: &str = "norm_swiglu";
-        check_norm(OP, x, norm)?;
-        check_halves(OP, x.cols, gate, up)?;
+        check::norm_swiglu(x.size(), norm.weight.len, gate, up)?;
         self.swiglu_dense(Input::normed(x, norm), gate, up)
     }
 
@@ -431,11 +418,7 @@ impl Backend for Gpu {
         norm: &Norm<GpuVector>,
         router: &Router<GpuMatrix, GpuVector>,
     ) -> Result<(GpuNormed, GpuRouting)> {
-        const OP: &str = "route";
-        check_norm(OP, x, norm)?;
-        BackendError::check(OP, "input width", x.cols, router.gate.cols())?;
-        BackendError::check(OP, "correction bias", router.bias.len, router.gate.rows)?;
-        crate::cpu::check_router(OP, router.shape, router.gate.rows)?;
+        check::route(x.size(), norm.weight.len, &router.gate, router.bias.len, router.shape)?;
         self.choose(x, norm, router)
     }
 
@@ -447,16 +430,7 @@ impl Backend for Gpu {
         up: &GpuExperts,
         shared: Option<(&GpuMatrix, &GpuMatrix)>,
     ) -> Result<GpuHidden> {
-        const OP: &str = "experts_swiglu";
-        let (rows, cols) = (x.input().rows(), x.input().cols());
-        BackendError::check(OP, "tokens of the routing", routing.tokens, rows)?;
-        BackendError::check(OP, "experts of up", up.count, gate.count)?;
-        BackendError::check(OP, "input width of gate", cols, gate.packing.cols)?;
-        BackendError::check(OP, "input width of up", cols, up.packing.cols)?;
-        BackendError::check(OP, "outputs of up", up.rows, gate.rows)?;
-        if let Some((gate, up)) = shared {
-            check_halves(OP, cols, gate, up)?;
-        }
+        check::experts_swiglu(x.input().size(), routing.size(), gate, up, shared)?;
         self.experts_hidden(x, routing, gate, up, shared)
     }
 
@@ -468,18 +442,8 @@ impl Backend for Gpu {
         shared: Option<&GpuMatrix>,
         residual: &mut GpuTensor,
     ) -> Result<()> {
-        const OP: &str = "experts_down_add";
-        BackendError::check(OP, "tokens of the residual", residual.rows, routing.tokens)?;
-        let (routed, activations) = (hidden.routed(), hidden.shared());
-        BackendError::check(OP, "expert activations", routed.rows, routing.tokens * routing.chosen)?;
-        BackendError::check(OP, "shared experts", shared.is_some().into(), activations.is_some().into())?;
-        BackendError::check(OP, "input width", routed.cols, down.packing.cols)?;
-        BackendError::check(OP, "width of the residual", residual.cols, down.rows)?;
-        if let Some((m, h)) = shared.zip(activations) {
-            BackendError::check(OP, "input width", h.cols(), m.cols())?;
-            BackendError::check(OP, "width of the residual", residual.cols, m.rows)?;
-            BackendError::check(OP, "shared expert activations", h.rows(), routing.tokens)?;
-        }
+        let sizes = (hidden.routed().size(), hidden.shared().map(|shared| shared.size()));
+        check::experts_down_add(sizes, routing.size(), down, shared, residual.size())?;
         self.experts_down(hidden, routing, down, shared, residual)
     }
 
@@ -490,10 +454,7 @@ impl Backend for Gpu {
         norm: &Norm<GpuVector>,
         lm_head: &GpuMatrix,
     ) -> Result<GpuTensor> {
-        const OP: &str = "head";
-        BackendError::check(OP, "input width", x.cols, lm_head.cols())?;
-        check_norm(OP, x, norm)?;
-        rows.iter().try_for_each(|&row| BackendError::check_range(OP, "row", row as usize, x.rows))?;
+        check::head(x.size(), rows, norm.weight.len, lm_head)?;
         let [logits] = if x.rows == 1 && rows.len() == 1 {
             self.norm_project(x, norm, [lm_head])?
         } else {
@@ -510,49 +471,4 @@ impl Backend for Gpu {
     fn finish_sample(&self, chosen: &GpuChosen) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
         self.chosen_tokens(chosen)
     }
-}
-
-fn check_norm(op: &'static str, x: &GpuTensor, norm: &Norm<GpuVector>) -> Result<()> {
-    BackendError::check(op, "norm weight", norm.weight.len, x.cols)
-}
-
-fn check_rope(op: &'static str, rope: &Rope, width: usize) -> Result<()> {
-    BackendError::check(op, "rotated width", 2 * rope.inv_freq.len(), width)
-}
-
-fn check_layout(op: &'static str, cache: &GpuCache, layout: &TokenLayout) -> Result<()> {
-    BackendError::check(op, "tokens a page", layout.page_tokens(), cache.shape.page_tokens)?;
-    layout.check_pages(cache.shape.pages)
-}
-
-fn check_cache(op: &'static str, cache: &GpuCache, heads: HeadShape) -> Result<()> {
-    BackendError::check(op, "cached latent width", cache.shape.latent, heads.latent)?;
-    BackendError::check(op, "cached key width", cache.shape.rope, heads.rope)
-}
-
-fn check_halves(op: &'static str, cols: usize, gate: &GpuMatrix, up: &GpuMatrix) -> Result<()> {
-    BackendError::check(op, "input width of gate", cols, gate.cols())?;
-    BackendError::check(op, "input width of up", cols, up.cols())?;
-    BackendError::check(op, "outputs of up", up.rows, gate.rows)
-}
-
-fn check_projections(
-    op: &'static str,
-    projections: &LatentProjections<GpuMatrix>,
-    heads: HeadShape,
-) -> Result<()> {
-    let parts = match projections {
-        LatentProjections::Joint(kv_b) => {
-            vec![("kv_b_proj", kv_b, heads.heads * (heads.nope + heads.value), heads.latent)]
-        }
-        LatentProjections::Split { embed_q, unembed_out } => vec![
-            ("embed_q", embed_q, heads.heads * heads.latent, heads.nope),
-            ("unembed_out", unembed_out, heads.heads * heads.value, heads.latent),
-        ],
-    };
-    for (what, m, rows, cols) in parts {
-        BackendError::check(op, what, m.rows, rows)?;
-        BackendError::check(op, what, m.cols(), cols)?;
-    }
-    Ok(())
 }

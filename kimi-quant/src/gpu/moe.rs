@@ -59,6 +59,7 @@ impl Gpu {
         let routing = GpuRouting {
             tokens: x.rows,
             chosen: shape.chosen,
+            experts,
             ids: self.recorder.pool.take(4 * pairs as u64, false)?,
             weights: self.recorder.pool.take(4 * pairs as u64, false)?,
             groups: Mutex::default(),

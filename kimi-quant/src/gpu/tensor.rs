@@ -62,6 +62,10 @@ impl GpuTensor {
         self.cols
     }
 
+    pub(super) fn size(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         4 * (self.rows * self.cols) as u64
     }
@@ -135,8 +139,8 @@ impl<'a> Input<'a> {
         self.rows
     }
 
-    pub(crate) fn cols(&self) -> usize {
-        self.cols
+    pub(crate) fn size(&self) -> [usize; 2] {
+        [self.rows, self.cols]
     }
 
     /// The buffer, the first value in it that counts, and the norm to apply.

@@ -10,6 +10,7 @@ use super::range::fits_f16;
 use super::recorder::Recorder;
 use super::shader::Packing;
 use super::upload::Writer;
+use crate::backend::check;
 use crate::{BackendError, PackedMatrix, Stored};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -81,16 +82,8 @@ impl GpuMatrix {
 }
 
 impl GpuExperts {
-    /// `experts` are of one shape and format.
     pub(crate) fn load(recorder: &Arc<Recorder>, experts: &[PackedMatrix]) -> Result<Self> {
-        let Some(first) = experts.first() else {
-            return Err(BackendError::Shape {
-                op: "experts",
-                what: "number of experts",
-                found: 0,
-                expected: 1,
-            });
-        };
+        let first = check::load_experts(experts)?;
         let step = most_rows(recorder, first)? / first.rows().max(1);
         if step == 0 {
             return Err(too_large(recorder, first));
