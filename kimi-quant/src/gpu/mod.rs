@@ -124,9 +124,13 @@ impl Gpu {
     /// # Errors
     /// [`BackendError::Device`] if there is none, naming those that there are, or if it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<Self> {
-        let recorder = Arc::new(Recorder::new(Device::open(options)?));
+        Self::over(Device::open(options)?, options.tuning)
+    }
+
+    fn over(device: Device, tuning: Option<Tuning>) -> Result<Self> {
+        let recorder = Arc::new(Recorder::new(device));
         let nothing = recorder.pool.keep("nothing", 256)?;
-        let tuning = Mutex::new(options.tuning);
+        let tuning = Mutex::new(tuning);
         Ok(Self { recorder, tuning, batch_kernel: Mutex::default(), nothing, last_layout: Mutex::default() })
     }
 

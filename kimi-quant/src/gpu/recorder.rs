@@ -63,6 +63,9 @@ pub(super) struct State {
     bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
     /// Buffers that results came back in.
     readbacks: Vec<wgpu::Buffer>,
+    /// All specialisations so far.
+    #[cfg(test)]
+    pub(super) made: Vec<(&'static Op, Spec)>,
 }
 
 /// Bytes on their way from the device.
@@ -145,6 +148,8 @@ impl Recorder {
         let pipeline = match state.pipelines.get(&spec) {
             Some(found) => found.clone(),
             None => {
+                #[cfg(test)]
+                state.made.push((op, spec.clone()));
                 let text = spec.source(op);
                 let made = match state.by_text.get(&text) {
                     Some(same) => same.clone(),
