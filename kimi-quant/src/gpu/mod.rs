@@ -10,6 +10,7 @@ mod bandwidth;
 mod batched;
 mod cuts;
 mod device;
+mod dump;
 mod grouped;
 mod interop;
 mod layout;
