@@ -93,14 +93,14 @@ impl Bench {
         let routings =
             choices.chunks_exact(CHOSEN).map(|ids| self.gpu.upload_routing(1, ids, &[0.125; CHOSEN]));
         let routings: Vec<GpuRouting> = routings.collect::<Result<_, _>>()?;
-        let x = self.activations(1, hidden)?;
+        let x = self.activations(1, hidden)?.into();
         let bytes = (CHOSEN + 1) * self.matrix(width, hidden, format, 0)?.bytes() as usize;
         self.line("8 + 1 experts, gate+up", format, 2 * bytes, routings.len(), &mut |i| {
             let shared = Some((&gate.1, &up.1));
             self.gpu.experts_swiglu(&x, &routings[i], &gate.0, &up.0, shared).map(drop)
         })?;
         let shared = Some(self.activations(1, width)?);
-        let h = ExpertHidden { routed: self.activations(CHOSEN, width)?, shared };
+        let h = ExpertHidden { routed: self.activations(CHOSEN, width)?, shared }.into();
         let mut residual = self.activations(1, hidden)?;
         self.line("8 + 1 experts, down", format, bytes, routings.len(), &mut |i| {
             self.gpu.experts_down_add(&h, &routings[i], &down.0, Some(&down.1), &mut residual)

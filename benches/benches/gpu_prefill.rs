@@ -151,11 +151,11 @@ impl Bench {
                 products: (matrices * pairs * width * hidden) as f64,
                 bytes: matrices * distinct * one,
             };
-            let x = self.activations(tokens, hidden)?;
+            let x = self.activations(tokens, hidden)?.into();
             self.line(&work("experts gate+up", 2), None, &mut |_| {
                 self.gpu.experts_swiglu(&x, &routing, &gate, &up, None).map(drop)
             })?;
-            let h = ExpertHidden { routed: self.activations(pairs, width)?, shared: None };
+            let h = ExpertHidden { routed: self.activations(pairs, width)?, shared: None }.into();
             let mut residual = self.activations(tokens, hidden)?;
             self.line(&work("experts down", 1), None, &mut |_| {
                 self.gpu.experts_down_add(&h, &routing, &down, None, &mut residual)

@@ -1,5 +1,7 @@
 //! The seam between the model and the devices that run it.
 
+pub(crate) mod check;
+
 use crate::{BackendError, PackedMatrix, SampleError, SampleRequest, Sampled, TokenLayout};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -92,7 +94,7 @@ pub struct Router<M, V> {
 }
 
 /// What the experts compute between their two halves.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ExpertHidden<T> {
     /// `[T * k, F]`: row `t * k + j` belongs to token `t`'s `j`-th choice.
     pub routed: T,
@@ -125,7 +127,8 @@ pub trait Stored {
 ///
 /// Activations are f32 and row-major, `[T, width]` with a row a token. An implementation may queue work: only
 /// `wait_for`, `download`, the `download_*` functions, `finish_sample` and `sample` wait. Every function checks its
-/// operands' shapes and returns [`BackendError::Shape`] where they do not fit.
+/// operands first (backend/check.rs) and returns [`BackendError::Shape`] or [`BackendError::Range`] where they do not fit;
+/// nothing is computed or written then.
 pub trait Backend: Send + Sync + 'static {
     /// A packed matrix on the device.
     type Matrix: Stored + Send + Sync;
@@ -135,6 +138,10 @@ pub trait Backend: Send + Sync + 'static {
     type Vector: Send + Sync;
     /// Activations `[T, width]`.
     type Tensor: Send;
+    /// Activations after a norm, which the device may leave pending until they are read.
+    type Normed: From<Self::Tensor> + Send;
+    /// What the experts compute between their two halves, in whatever form `experts_down_add` takes.
+    type Hidden: From<ExpertHidden<Self::Tensor>> + Send;
     /// Chosen experts and their weights, `[T, k]` each.
     type Routing: Send;
     /// The latent cache of one layer.
@@ -192,6 +199,11 @@ pub trait Backend: Send + Sync + 'static {
     fn wait_for(&self, tensor: &Self::Tensor) -> Result<()>;
     /// Waits, and brings activations out, `[rows * cols]`.
     fn download(&self, tensor: &Self::Tensor) -> Result<Vec<f32>>;
+    /// Activations with their norm applied. The model has no need of it: `experts_swiglu` reads them as they are.
+    fn normalized(&self, x: &Self::Normed) -> Result<Self::Tensor>;
+    /// The experts' activations, each by themselves. The model has no need of it: `experts_down_add` reads them as they
+    /// are.
+    fn expert_activations(&self, hidden: &Self::Hidden) -> Result<ExpertHidden<Self::Tensor>>;
     /// Waits, and brings a routing out: expert ids and weights, `[T * k]` each, in the order of choice.
     fn download_routing(&self, routing: &Self::Routing) -> Result<(Vec<u32>, Vec<f32>)>;
     /// Waits, and brings the cache entries of the layout's own tokens out, `[T * (kl + rope)]`.
@@ -267,22 +279,22 @@ pub trait Backend: Send + Sync + 'static {
         x: &Self::Tensor,
         norm: &Norm<Self::Vector>,
         router: &Router<Self::Matrix, Self::Vector>,
-    ) -> Result<(Self::Tensor, Self::Routing)>;
+    ) -> Result<(Self::Normed, Self::Routing)>;
 
-    /// `silu(gate) * up` of each token's chosen experts and of the shared expert. `x` is normalised already.
+    /// `silu(gate) * up` of each token's chosen experts and of the shared expert. `x` is after the norm.
     fn experts_swiglu(
         &self,
-        x: &Self::Tensor,
+        x: &Self::Normed,
         routing: &Self::Routing,
         gate: &Self::Experts,
         up: &Self::Experts,
         shared: Option<(&Self::Matrix, &Self::Matrix)>,
-    ) -> Result<ExpertHidden<Self::Tensor>>;
+    ) -> Result<Self::Hidden>;
 
     /// `residual += sum_j weight_j * down_j(h_j) + shared_down(h_shared)`.
     fn experts_down_add(
         &self,
-        hidden: &ExpertHidden<Self::Tensor>,
+        hidden: &Self::Hidden,
         routing: &Self::Routing,
         down: &Self::Experts,
         shared: Option<&Self::Matrix>,

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use common::device::{gpu, open, spoil};
 use common::{Random, misaligned};
-use kimi_quant::gpu::{BatchKernel, GpuOptions, Tuning};
+use kimi_quant::gpu::{BatchKernel, GpuOptions, Tuning, wgpu};
 use kimi_quant::{
     AttentionInputs, Backend, BackendError, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape,
     LatentProjections, Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
@@ -168,7 +168,11 @@ impl<'a> Both<'a> {
         let (cx, gx) = (cpu.upload(tokens, hidden, &x).unwrap(), gpu.upload(tokens, hidden, &x).unwrap());
         let (cn, cr) = cpu.route(&cx, &norm, &router).unwrap();
         let (gn, gr) = gpu.route(&gx, &gnorm, &grouter).unwrap();
-        close(&format!("{what}: normed"), &gpu.download(&gn).unwrap(), cn.data());
+        close(
+            &format!("{what}: normed"),
+            &gpu.normalized(&gn).and_then(|x| gpu.download(&x)).unwrap(),
+            cn.data(),
+        );
         let (ids, weights) = gpu.download_routing(&gr).unwrap();
         let (cids, cweights) = cpu.download_routing(&cr).unwrap();
         assert_eq!(ids, cids, "{what}: chosen experts");
@@ -176,8 +180,9 @@ impl<'a> Both<'a> {
 
         let ch = cpu.experts_swiglu(&cn, &cr, &gate, &up, Some((&sgate, &sup))).unwrap();
         let gh = gpu.experts_swiglu(&gn, &gr, &ggate, &gup, Some((&gsgate, &gsup))).unwrap();
-        close(&format!("{what}: routed"), &gpu.download(&gh.routed).unwrap(), ch.routed.data());
-        let (cs, gs) = (ch.shared.as_ref().unwrap(), gh.shared.as_ref().unwrap());
+        let found = gpu.expert_activations(&gh).unwrap();
+        close(&format!("{what}: routed"), &gpu.download(&found.routed).unwrap(), ch.routed.data());
+        let (cs, gs) = (ch.shared.as_ref().unwrap(), found.shared.as_ref().unwrap());
         close(&format!("{what}: shared"), &gpu.download(gs).unwrap(), cs.data());
 
         let before = self.random.f32s(tokens * hidden);
@@ -519,6 +524,74 @@ fn wrong_operands_are_refused() {
     assert!(gpu.upload(2, 32, &[0.0; 32]).is_err());
     assert!(gpu.load_experts(Vec::new()).is_err());
     assert!(gpu.head(&x, &[1], &norm, &m).is_err());
+}
+
+/// What is copied into another user's buffer is what is brought out: also of one token, whose norm is pending and whose
+/// shared expert's activations follow the routed ones.
+#[test]
+fn a_copy_is_what_a_download_is() {
+    const HIDDEN: usize = 128;
+    let Some(gpu) = gpu() else { return };
+    let mut both = Both::new(gpu, 12);
+    let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+    let experts: Vec<_> = (0..5).map(|_| matrix(&mut both.random, 64, HIDDEN, FOUR_BITS)).collect();
+    let (cexperts, gexperts) =
+        (both.cpu.load_experts(experts.clone()).unwrap(), gpu.load_experts(experts).unwrap());
+    let (shared, gshared) = both.matrix(64, HIDDEN, FOUR_BITS);
+    let (gate, ggate) = both.matrix(5, HIDDEN, Format::Float(FloatType::Bf16));
+    let bias = both.random.f32s(5);
+    let router = Router { gate, bias: bias.clone(), shape };
+    let grouter = Router { gate: ggate, bias: gpu.load_vector(bias).unwrap(), shape };
+    let (norm, gnorm) = both.norm(HIDDEN);
+    for tokens in [1, 2] {
+        let x = both.random.f32s(tokens * HIDDEN);
+        let x = (both.cpu.upload(tokens, HIDDEN, &x).unwrap(), gpu.upload(tokens, HIDDEN, &x).unwrap());
+        let (cn, cr) = both.cpu.route(&x.0, &norm, &router).unwrap();
+        let (gn, gr) = gpu.route(&x.1, &gnorm, &grouter).unwrap();
+        let ch = both.cpu.experts_swiglu(&cn, &cr, &cexperts, &cexperts, Some((&shared, &shared))).unwrap();
+        let gh = gpu.experts_swiglu(&gn, &gr, &gexperts, &gexperts, Some((&gshared, &gshared))).unwrap();
+        let gh = gpu.expert_activations(&gh).unwrap();
+        for (what, found, expected) in [
+            ("normalised", &gpu.normalized(&gn).unwrap(), &cn),
+            ("routed", &gh.routed, &ch.routed),
+            ("shared", gh.shared.as_ref().unwrap(), ch.shared.as_ref().unwrap()),
+        ] {
+            let buffer = gpu.handles().device.create_buffer(&wgpu::BufferDescriptor {
+                label: None,
+                size: 64 + 4 * expected.data().len() as u64,
+                usage: wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+                mapped_at_creation: false,
+            });
+            gpu.copy_to(found, &buffer, 64).unwrap();
+            let copy = gpu.copy_from(found.rows(), found.cols(), &buffer, 64).unwrap();
+            let brought = gpu.download(found).unwrap();
+            close(what, &brought, expected.data());
+            assert_eq!(gpu.download(&copy).unwrap(), brought, "{what}, {tokens} tokens");
+        }
+    }
+}
+
+/// Norm and scores, choice, gate and up with the shared expert, down with the shared expert: one dispatch each.
+#[test]
+fn experts_of_one_token_are_four_dispatches() {
+    let Some(gpu) = open(GpuOptions::default()) else { return };
+    let mut both = Both::new(&gpu, 13);
+    let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+    let load = |random: &mut Random, rows, cols| {
+        gpu.load_experts((0..5).map(|_| matrix(random, rows, cols, FOUR_BITS)).collect()).unwrap()
+    };
+    let (up, down) = (load(&mut both.random, 64, 128), load(&mut both.random, 128, 64));
+    let ((_, shared_up), (_, shared_down)) =
+        (both.matrix(64, 128, FOUR_BITS), both.matrix(128, 64, FOUR_BITS));
+    let (_, gate) = both.matrix(5, 128, Format::Float(FloatType::Bf16));
+    let router = Router { gate, bias: gpu.load_vector(vec![0.0; 5]).unwrap(), shape };
+    let (_, norm) = both.norm(128);
+    let mut x = gpu.upload(1, 128, &both.random.f32s(128)).unwrap();
+    let before = gpu.dispatches();
+    let (normed, routing) = gpu.route(&x, &norm, &router).unwrap();
+    let hidden = gpu.experts_swiglu(&normed, &routing, &up, &up, Some((&shared_up, &shared_up))).unwrap();
+    gpu.experts_down_add(&hidden, &routing, &down, Some(&shared_down), &mut x).unwrap();
+    assert_eq!(gpu.dispatches() - before, 4);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::matmul::{self, Operand};
 use super::{Isa, Tensor, dense, rope};
-use crate::{BackendError, HeadShape, LatentProjections, PackedMatrix, Rope, TokenLayout};
+use crate::{HeadShape, LatentProjections, PackedMatrix, Rope, TokenLayout};
 
 type Projections = LatentProjections<PackedMatrix>;
 
@@ -123,31 +123,4 @@ fn project_head(isa: Isa, m: &PackedMatrix, range: Range<usize>, x: &[f32], toke
 /// Columns `range` of every row, `[T, range.len()]`.
 fn columns(x: &Tensor, range: Range<usize>) -> Vec<f32> {
     (0..x.rows()).flat_map(|t| x.row(t)[range.clone()].iter().copied()).collect()
-}
-
-/// Checks a layer's head projections against the head sizes.
-pub(crate) fn check_projections(
-    op: &'static str,
-    projections: &Projections,
-    heads: HeadShape,
-) -> Result<(), BackendError> {
-    let parts = match projections {
-        LatentProjections::Joint(kv_b) => {
-            vec![(
-                "kv_b_proj",
-                kv_b,
-                heads.heads.saturating_mul(heads.nope.saturating_add(heads.value)),
-                heads.latent,
-            )]
-        }
-        LatentProjections::Split { embed_q, unembed_out } => vec![
-            ("embed_q", embed_q, heads.heads.saturating_mul(heads.latent), heads.nope),
-            ("unembed_out", unembed_out, heads.heads.saturating_mul(heads.value), heads.latent),
-        ],
-    };
-    for (what, m, rows, cols) in parts {
-        BackendError::check(op, what, m.rows(), rows)?;
-        BackendError::check(op, what, m.cols(), cols)?;
-    }
-    Ok(())
 }

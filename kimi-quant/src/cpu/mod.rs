@@ -39,12 +39,11 @@ mod vnni;
 pub use bandwidth::read_bandwidth;
 pub use dequant::{dequantize, dequantize_row};
 pub use isa::Isa;
-#[cfg(feature = "gpu")]
-pub(crate) use router::check as check_router;
 pub use tensor::{Cache, Experts, Routing, Tensor};
 
 use rayon::prelude::*;
 
+use crate::backend::check;
 use crate::{
     AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
     PackedMatrix, Rope, Router, SampleError, SampleRequest, Sampled, TokenLayout, sample,
@@ -97,12 +96,7 @@ impl Cpu {
         rope: &Rope,
         layout: &TokenLayout,
     ) -> Result<()> {
-        const OP: &str = "store_latent";
-        cache.check_layout(OP, layout)?;
-        BackendError::check(OP, "tokens", kv.rows(), layout.len())?;
-        BackendError::check(OP, "key width", kv.cols(), cache.width())?;
-        BackendError::check(OP, "norm weight", norm.weight.len(), cache.shape().latent)?;
-        check_rope(OP, rope, cache.shape().rope)?;
+        check::store_latent("store_latent", kv.size(), norm.weight.len(), rope, cache.shape(), layout)?;
         attention::store_latent(cache, kv, norm, rope, layout);
         Ok(())
     }
@@ -120,11 +114,7 @@ impl Cpu {
         rope: &Rope,
         layout: &TokenLayout,
     ) -> Result<Tensor> {
-        const OP: &str = "absorb_query";
-        latent::check_projections(OP, projections, heads)?;
-        BackendError::check(OP, "tokens", q.rows(), layout.len())?;
-        BackendError::check(OP, "query width", q.cols(), per_head(heads, heads.nope, heads.rope))?;
-        check_rope(OP, rope, heads.rope)?;
+        check::absorb_query("absorb_query", q.size(), projections, heads, rope, layout)?;
         Ok(latent::absorb_query(self.isa, q, projections, heads, rope, layout))
     }
 }
@@ -134,6 +124,8 @@ impl Backend for Cpu {
     type Experts = Experts;
     type Vector = Vec<f32>;
     type Tensor = Tensor;
+    type Normed = Tensor;
+    type Hidden = ExpertHidden<Tensor>;
     type Routing = Routing;
     type Cache = Cache;
     type Attended = Tensor;
@@ -152,22 +144,7 @@ impl Backend for Cpu {
     }
 
     fn load_experts(&self, experts: Vec<PackedMatrix>) -> Result<Experts> {
-        let Some((first, rest)) = experts.split_first() else {
-            return Err(BackendError::Shape {
-                op: "experts",
-                what: "number of experts",
-                found: 0,
-                expected: 1,
-            });
-        };
-        for expert in rest {
-            BackendError::check("experts", "rows of an expert", expert.rows(), first.rows())?;
-            BackendError::check("experts", "columns of an expert", expert.cols(), first.cols())?;
-            if expert.format() != first.format() {
-                let (found, expected) = (expert.format(), first.format());
-                return Err(BackendError::Device(format!("experts are stored as {expected} and as {found}")));
-            }
-        }
+        check::load_experts(&experts)?;
         Ok(Experts { matrices: experts })
     }
 
@@ -180,7 +157,7 @@ impl Backend for Cpu {
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<Tensor> {
-        BackendError::check("upload", "number of values", values.len(), rows.saturating_mul(cols))?;
+        check::upload(rows, cols, values)?;
         Ok(Tensor::from_parts(rows, cols, values.to_vec()))
     }
 
@@ -192,12 +169,20 @@ impl Backend for Cpu {
         Ok(tensor.data().to_vec())
     }
 
+    fn normalized(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.clone())
+    }
+
+    fn expert_activations(&self, hidden: &ExpertHidden<Tensor>) -> Result<ExpertHidden<Tensor>> {
+        Ok(hidden.clone())
+    }
+
     fn download_routing(&self, routing: &Routing) -> Result<(Vec<u32>, Vec<f32>)> {
         Ok((routing.ids.clone(), routing.weights.clone()))
     }
 
     fn download_cache(&self, cache: &Cache, layout: &TokenLayout) -> Result<Vec<f32>> {
-        cache.check_layout("download_cache", layout)?;
+        check::cache_layout("download_cache", cache.shape(), layout)?;
         let mut out = Vec::with_capacity(layout.len() * cache.width());
         for (t, &position) in layout.positions().iter().enumerate() {
             let (page, offset) = layout.slot(t, position as usize);
@@ -207,9 +192,9 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &PackedMatrix, ids: &[u32]) -> Result<Tensor> {
+        check::embed(table, ids)?;
         let mut out = Vec::new();
         for &id in ids {
-            BackendError::check_range("embed", "token id", id as usize, table.rows())?;
             let start = out.len();
             out.resize(start + table.cols(), 0.0);
             dequant::row_exact(table, id as usize, &mut out[start..]);
@@ -218,11 +203,9 @@ impl Backend for Cpu {
     }
 
     fn embed_chosen(&self, table: &PackedMatrix, chosen: &Self::Chosen, requests: &[u32]) -> Result<Tensor> {
-        let token = |&request: &u32| {
-            BackendError::check_range("embed_chosen", "chosen token", request as usize, chosen.len())?;
-            Ok(chosen[request as usize].as_ref().map_or(0, |sampled| sampled.token))
-        };
-        self.embed(table, &requests.iter().map(token).collect::<Result<Vec<_>>>()?)
+        check::embed_chosen(requests, chosen.len())?;
+        let token = |&request: &u32| chosen[request as usize].as_ref().map_or(0, |sampled| sampled.token);
+        self.embed(table, &requests.iter().map(token).collect::<Vec<_>>())
     }
 
     fn norm_project<const N: usize>(
@@ -231,10 +214,8 @@ impl Backend for Cpu {
         norm: &Norm<Vec<f32>>,
         projections: [&PackedMatrix; N],
     ) -> Result<[Tensor; N]> {
-        for m in projections {
-            BackendError::check("norm_project", "input width", x.cols(), m.cols())?;
-        }
-        let x = norm::rms_norm("norm_project", x, norm)?;
+        check::norm_project(x.size(), norm.weight.len(), &projections)?;
+        let x = norm::rms_norm(x, norm);
         Ok(projections.map(|m| matmul::product(self.isa, m, &x)))
     }
 
@@ -247,8 +228,10 @@ impl Backend for Cpu {
         layout: &TokenLayout,
     ) -> Result<Tensor> {
         let AttentionInputs { q, kv, norm, rope } = inputs;
-        self.store_latent(cache, kv, norm, rope, layout)?;
-        self.absorb_query(q, projections, heads, rope, layout)
+        let sizes = [q.size(), kv.size()];
+        check::latent_query(sizes, norm.weight.len(), rope, cache.shape(), projections, heads, layout)?;
+        attention::store_latent(cache, kv, norm, rope, layout);
+        Ok(latent::absorb_query(self.isa, q, projections, heads, rope, layout))
     }
 
     fn attend_latent(
@@ -259,12 +242,7 @@ impl Backend for Cpu {
         scale: f32,
         layout: &TokenLayout,
     ) -> Result<Tensor> {
-        const OP: &str = "attend_latent";
-        cache.check_layout(OP, layout)?;
-        BackendError::check(OP, "tokens", q.rows(), layout.len())?;
-        BackendError::check(OP, "latent query width", q.cols(), per_head(heads, heads.latent, heads.rope))?;
-        BackendError::check(OP, "cached latent width", cache.shape().latent, heads.latent)?;
-        BackendError::check(OP, "cached key width", cache.shape().rope, heads.rope)?;
+        check::attend_latent(q.size(), cache.shape(), heads, layout)?;
         Ok(attention::attend(self.isa, q, cache, heads, scale, layout))
     }
 
@@ -274,17 +252,12 @@ impl Backend for Cpu {
         projections: &LatentProjections<PackedMatrix>,
         heads: HeadShape,
     ) -> Result<Tensor> {
-        const OP: &str = "project_values";
-        latent::check_projections(OP, projections, heads)?;
-        BackendError::check(OP, "attention width", attended.cols(), per_head(heads, heads.latent, 0))?;
+        check::project_values(attended.size(), projections, heads)?;
         Ok(latent::project_values(self.isa, attended, projections, heads))
     }
 
     fn project_add(&self, x: &Tensor, w: &PackedMatrix, residual: &mut Tensor) -> Result<()> {
-        const OP: &str = "project_add";
-        BackendError::check(OP, "input width", x.cols(), w.cols())?;
-        BackendError::check(OP, "tokens of the residual", residual.rows(), x.rows())?;
-        BackendError::check(OP, "width of the residual", residual.cols(), w.rows())?;
+        check::project_add(x.size(), w, residual.size())?;
         matmul::product_add(self.isa, w, x, residual);
         Ok(())
     }
@@ -296,8 +269,8 @@ impl Backend for Cpu {
         gate: &PackedMatrix,
         up: &PackedMatrix,
     ) -> Result<Tensor> {
-        check_halves("norm_swiglu", x, gate, up)?;
-        let x = norm::rms_norm("norm_swiglu", x, norm)?;
+        check::norm_swiglu(x.size(), norm.weight.len(), gate, up)?;
+        let x = norm::rms_norm(x, norm);
         Ok(moe::swiglu_dense(self.isa, &x, gate, up))
     }
 
@@ -307,14 +280,11 @@ impl Backend for Cpu {
         norm: &Norm<Vec<f32>>,
         router: &Router<PackedMatrix, Vec<f32>>,
     ) -> Result<(Tensor, Routing)> {
-        const OP: &str = "route";
-        let experts = router.gate.rows();
-        BackendError::check(OP, "input width", x.cols(), router.gate.cols())?;
-        BackendError::check(OP, "correction bias", router.bias.len(), experts)?;
-        router::check(OP, router.shape, experts)?;
-        let x = norm::rms_norm(OP, x, norm)?;
+        let (experts, shape) = (router.gate.rows(), router.shape);
+        check::route(x.size(), norm.weight.len(), &router.gate, router.bias.len(), shape)?;
+        let x = norm::rms_norm(x, norm);
         let logits = matmul::product(self.isa, &router.gate, &x);
-        let routing = router::choose(logits.data(), experts, &router.bias, router.shape);
+        let routing = router::choose(logits.data(), experts, &router.bias, shape);
         Ok((x, routing))
     }
 
@@ -326,16 +296,7 @@ impl Backend for Cpu {
         up: &Experts,
         shared: Option<(&PackedMatrix, &PackedMatrix)>,
     ) -> Result<ExpertHidden<Tensor>> {
-        const OP: &str = "experts_swiglu";
-        BackendError::check(OP, "tokens of the routing", routing.tokens, x.rows())?;
-        BackendError::check(OP, "experts of up", up.matrices.len(), gate.matrices.len())?;
-        check_ids(OP, routing, gate)?;
-        if let (Some(gate), Some(up)) = (gate.matrices.first(), up.matrices.first()) {
-            check_halves(OP, x, gate, up)?;
-        }
-        if let Some((gate, up)) = shared {
-            check_halves(OP, x, gate, up)?;
-        }
+        check::experts_swiglu(x.size(), routing.size(), gate, up, shared)?;
         Ok(moe::experts_swiglu(self.isa, x, routing, &gate.matrices, &up.matrices, shared))
     }
 
@@ -347,19 +308,8 @@ impl Backend for Cpu {
         shared: Option<&PackedMatrix>,
         residual: &mut Tensor,
     ) -> Result<()> {
-        const OP: &str = "experts_down_add";
-        check_ids(OP, routing, down)?;
-        BackendError::check(OP, "tokens of the residual", residual.rows(), routing.tokens)?;
-        BackendError::check(OP, "expert activations", hidden.routed.rows(), routing.ids.len())?;
-        let shared_operand = shared.zip(hidden.shared.as_ref());
-        BackendError::check(OP, "shared experts", shared.is_some().into(), hidden.shared.is_some().into())?;
-        for (m, h) in down.matrices.first().map(|m| (m, &hidden.routed)).into_iter().chain(shared_operand) {
-            BackendError::check(OP, "input width", h.cols(), m.cols())?;
-            BackendError::check(OP, "width of the residual", residual.cols(), m.rows())?;
-        }
-        if let Some((_, h)) = shared_operand {
-            BackendError::check(OP, "shared expert activations", h.rows(), routing.tokens)?;
-        }
+        let sizes = (hidden.routed.size(), hidden.shared.as_ref().map(Tensor::size));
+        check::experts_down_add(sizes, routing.size(), down, shared, residual.size())?;
         moe::experts_down_add(self.isa, hidden, routing, &down.matrices, shared, residual);
         Ok(())
     }
@@ -371,21 +321,14 @@ impl Backend for Cpu {
         norm: &Norm<Vec<f32>>,
         lm_head: &PackedMatrix,
     ) -> Result<Tensor> {
-        const OP: &str = "head";
-        BackendError::check(OP, "input width", x.cols(), lm_head.cols())?;
-        let mut picked = Vec::with_capacity(rows.len() * x.cols());
-        for &row in rows {
-            BackendError::check_range(OP, "row", row as usize, x.rows())?;
-            picked.extend_from_slice(x.row(row as usize));
-        }
-        let x = norm::rms_norm(OP, &Tensor::from_parts(rows.len(), x.cols(), picked), norm)?;
+        check::head(x.size(), rows, norm.weight.len(), lm_head)?;
+        let picked: Vec<f32> = rows.iter().flat_map(|&row| x.row(row as usize)).copied().collect();
+        let x = norm::rms_norm(&Tensor::from_parts(rows.len(), x.cols(), picked), norm);
         Ok(matmul::product(self.isa, lm_head, &x))
     }
 
     fn start_sample(&self, logits: &Tensor, requests: &[SampleRequest<'_>]) -> Result<Self::Chosen> {
-        requests
-            .iter()
-            .try_for_each(|r| BackendError::check_range("sample", "row", r.row as usize, logits.rows()))?;
+        check::sample(logits.size(), requests)?;
         let choose = |r: &SampleRequest<'_>| sample::sample(&mut logits.row(r.row as usize).to_vec(), r);
         Ok(requests.par_iter().map(choose).collect())
     }
@@ -393,24 +336,4 @@ impl Backend for Cpu {
     fn finish_sample(&self, chosen: &Self::Chosen) -> Result<Self::Chosen> {
         Ok(chosen.clone())
     }
-}
-
-/// Width of all heads, each of two parts. A size that overflows is one that no tensor has.
-fn per_head(heads: HeadShape, first: usize, second: usize) -> usize {
-    heads.heads.saturating_mul(first.saturating_add(second))
-}
-
-fn check_rope(op: &'static str, rope: &Rope, width: usize) -> Result<()> {
-    BackendError::check(op, "rotated width", 2 * rope.inv_freq.len(), width)
-}
-
-fn check_halves(op: &'static str, x: &Tensor, gate: &PackedMatrix, up: &PackedMatrix) -> Result<()> {
-    BackendError::check(op, "input width of gate", x.cols(), gate.cols())?;
-    BackendError::check(op, "input width of up", x.cols(), up.cols())?;
-    BackendError::check(op, "outputs of up", up.rows(), gate.rows())
-}
-
-fn check_ids(op: &'static str, routing: &Routing, experts: &Experts) -> Result<()> {
-    let limit = experts.matrices.len();
-    routing.ids.iter().try_for_each(|&id| BackendError::check_range(op, "expert", id as usize, limit))
 }

@@ -1,21 +1,12 @@
 //! The choice of experts: DeepSeek-V3's noaux_tc with sigmoid scores.
 
 use super::tensor::Routing;
-use crate::{BackendError, RouterShape};
-
-/// Checks that `experts` can be routed so.
-pub(crate) fn check(op: &'static str, shape: RouterShape, experts: usize) -> Result<(), BackendError> {
-    BackendError::check_range(op, "chosen experts", shape.chosen, experts + 1)?;
-    BackendError::check_range(op, "expert groups", shape.groups, experts + 1)?;
-    BackendError::check_range(op, "kept expert groups", shape.kept_groups, shape.groups + 1)?;
-    let even = experts.checked_div(shape.groups).unwrap_or(0) * shape.groups;
-    BackendError::check(op, "experts in whole groups", experts, even)
-}
+use crate::RouterShape;
 
 /// Chooses from the gate's `logits [T, E]`.
 pub(crate) fn choose(logits: &[f32], experts: usize, bias: &[f32], shape: RouterShape) -> Routing {
     let tokens = logits.len().checked_div(experts).unwrap_or(0);
-    let mut routing = Routing { tokens, chosen: shape.chosen, ids: Vec::new(), weights: Vec::new() };
+    let mut routing = Routing { tokens, chosen: shape.chosen, experts, ids: Vec::new(), weights: Vec::new() };
     for logits in logits.chunks_exact(experts.max(1)) {
         let scores: Vec<f32> = logits.iter().map(|&g| 1.0 / (1.0 + (-g).exp())).collect();
         let ids = choose_ids(&scores, bias, shape);

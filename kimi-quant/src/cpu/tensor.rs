@@ -1,6 +1,7 @@
 //! What the CPU backend keeps in memory.
 
-use crate::{BackendError, CacheShape, Stored, TokenLayout};
+use crate::backend::check::RoutingSize;
+use crate::{BackendError, CacheShape, Stored};
 
 /// Activations `[rows, cols]`, row-major f32, a row a token.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +28,10 @@ impl Tensor {
         self.cols
     }
 
+    pub(crate) fn size(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+
     /// All values, row after row.
     pub fn data(&self) -> &[f32] {
         &self.data
@@ -46,8 +51,16 @@ impl Tensor {
 pub struct Routing {
     pub(crate) tokens: usize,
     pub(crate) chosen: usize,
+    /// All ids are below this.
+    pub(crate) experts: usize,
     pub(crate) ids: Vec<u32>,
     pub(crate) weights: Vec<f32>,
+}
+
+impl Routing {
+    pub(crate) fn size(&self) -> RoutingSize {
+        RoutingSize { tokens: self.tokens, chosen: self.chosen, experts: self.experts }
+    }
 }
 
 /// The same projection of every expert of a layer: equal shapes, equal formats.
@@ -120,12 +133,6 @@ impl Cache {
         let start = (page * self.shape.page_tokens + offset) * self.width();
         let end = start + self.width();
         &mut self.data[start..end]
-    }
-
-    /// Checks that the layout's pages are pages of this cache.
-    pub(crate) fn check_layout(&self, op: &'static str, layout: &TokenLayout) -> Result<(), BackendError> {
-        BackendError::check(op, "tokens a page", layout.page_tokens(), self.shape.page_tokens)?;
-        layout.check_pages(self.shape.pages)
     }
 }
 

@@ -167,10 +167,10 @@ impl Gpu {
         *self.batch_kernel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The kernel for a product of `x` with `rows` outputs.
-    pub(crate) fn dense_kernel(&self, x: &GpuTensor, rows: usize, packing: Packing) -> BatchKernel {
+    /// The kernel for a product of `tokens` tokens with `rows` outputs.
+    pub(crate) fn dense_kernel(&self, tokens: usize, rows: usize, packing: Packing) -> BatchKernel {
         let integer = self.multiplies_integers(packing);
-        self.batch_kernel().unwrap_or_else(|| match BatchKernel::dense(x.rows, rows, integer) {
+        self.batch_kernel().unwrap_or_else(|| match BatchKernel::dense(tokens, rows, integer) {
             // Floats too where they were measured to be faster so.
             BatchKernel::Few if self.recorder.device.integer_dot => BatchKernel::Matvec,
             kernel => kernel,
@@ -205,10 +205,9 @@ impl Gpu {
             mode,
             packing: product.packing,
             rows: product.rows,
-            x: product.x,
+            x: product.x.into(),
             out: product.out,
             out_first: product.out_first,
-            norm: None,
             sources: &[Source { weights: product.weights, up: product.up }],
             add: product.add,
         })

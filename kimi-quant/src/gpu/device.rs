@@ -47,11 +47,11 @@ pub(crate) struct Device {
     /// Bytes that weights and caches may take, if known.
     pub(crate) memory: Option<u64>,
     /// What went wrong first; the device is of no use after it.
-    failure: Arc<OnceLock<String>>,
+    pub(super) failure: Arc<OnceLock<String>>,
 }
 
 /// Immediate data that the kernels take at most; Vulkan has 128 bytes everywhere.
-const IMMEDIATE_BYTES: u32 = 96;
+pub(super) const IMMEDIATE_BYTES: u32 = 96;
 
 /// Features that are used where there are any.
 const WANTED: wgpu::Features = wgpu::Features::IMMEDIATES
@@ -163,7 +163,7 @@ impl Device {
 }
 
 /// Keeps the first error: wgpu's own handlers would end the process.
-fn watch(device: &wgpu::Device) -> Arc<OnceLock<String>> {
+pub(super) fn watch(device: &wgpu::Device) -> Arc<OnceLock<String>> {
     let failure = Arc::new(OnceLock::new());
     let (on_error, on_loss) = (failure.clone(), failure.clone());
     device.on_uncaptured_error(Arc::new(move |e| {
@@ -179,7 +179,7 @@ fn watch(device: &wgpu::Device) -> Arc<OnceLock<String>> {
 const BLOCK_BYTES: std::ops::Range<u64> = 4 << 20..16 << 20;
 
 /// What `cooperative.wgsl` and `attend_cooperative.wgsl` need.
-const COOPERATIVE: wgpu::Features =
+pub(super) const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
 /// Bytes of shared memory that they use at most.

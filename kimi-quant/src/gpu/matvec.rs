@@ -4,10 +4,11 @@
 use super::grouped::Groups;
 use super::recorder::Dispatch;
 use super::shader::{Dot, MATVEC, MATVEC_RAGGED, MATVEC_VARIED, Packing, Spec};
+use super::tensor::Input;
 use super::tuning::{Shape, Sizes};
 use super::weights::Part;
-use super::{Gpu, GpuRouting, GpuTensor, GpuVector};
-use crate::{BackendError, Norm};
+use super::{Gpu, GpuRouting, GpuTensor};
+use crate::BackendError;
 
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -69,11 +70,10 @@ pub(crate) struct Matvec<'a> {
     pub(crate) packing: Packing,
     /// Outputs of a matrix or an expert.
     pub(crate) rows: usize,
-    pub(crate) x: &'a GpuTensor,
+    pub(crate) x: Input<'a>,
     pub(crate) out: &'a GpuTensor,
     /// First column of the outputs.
     pub(crate) out_first: usize,
-    pub(crate) norm: Option<&'a Norm<GpuVector>>,
     /// All with the same bindings: with `up`, or without.
     pub(crate) sources: &'a [Source<'a>],
     /// Whether it is added to what is there.
@@ -106,7 +106,7 @@ impl Gpu {
             Mode::Gather(choices) => (1, product.rows * choices.count(), 0),
             Mode::Sum(choices) => (choices.count(), product.rows, 0),
         };
-        let tokens = if let Mode::Rows { .. } = product.mode { product.x.rows } else { 1 };
+        let tokens = if let Mode::Rows { .. } = product.mode { product.x.rows() } else { 1 };
         let pairs = matches!(product.mode, Mode::Pairs(_));
         let shape = Shape {
             packing: product.packing,
@@ -138,7 +138,8 @@ impl Gpu {
             Mode::Pairs(_) => (3, None),
         };
         let second = if let Mode::Rows { second } = product.mode { second } else { None };
-        let several = matches!(product.mode, Mode::Rows { .. }) && product.x.rows > 1;
+        let several = matches!(product.mode, Mode::Rows { .. }) && product.x.rows() > 1;
+        let (x, _, norm) = product.x.bindings();
         // A kernel for many products reads two matrices, if only twice the same.
         let twice = sizes.common && pair == 0 && product.sources.len() == 1 && self.most_sources(false) > 1;
         let sources = product.sources.len() + usize::from(twice);
@@ -161,22 +162,21 @@ impl Gpu {
         };
         if !sizes.common {
             constants.extend([
-                ("NORM", u32::from(product.norm.is_some())),
+                ("NORM", u32::from(norm.is_some())),
                 ("ADD", u32::from(product.add)),
                 ("SEVERAL", u32::from(several)),
             ]);
         }
         let mut spec = Spec::new(op, constants).with_matrices(sizes.packing, sources as u32 * (1 + pair));
         spec.dot = Some(if sizes.integer { Dot::Integer } else { Dot::Float });
-        let norm = product.norm.map_or(none, |n| &*n.weight.buffer);
+        let norm = norm.map_or(none, |n| &*n.weight.buffer);
         let [norm_or_tiles, ids, weights] = match (pairs, choices) {
             (Some(p), _) => [&*p.groups.tiles, &*p.groups.pairs, &*p.routing.weights],
             (_, Some(c)) => [norm, &*c.routing.ids, &*c.routing.weights],
             _ => [norm, none, none],
         };
         let second_out = second.map_or(&*product.out.buffer, |(_, out)| &*out.buffer);
-        let mut buffers =
-            vec![&*product.x.buffer, &*product.out.buffer, second_out, norm_or_tiles, ids, weights];
+        let mut buffers = vec![x, &*product.out.buffer, second_out, norm_or_tiles, ids, weights];
         for source in product.sources.iter().cycle().take(sources) {
             let parts = std::iter::once(source.weights).chain(source.up);
             buffers.extend(parts.flat_map(|part| [&*part.codes, &*part.scales]));
@@ -184,7 +184,7 @@ impl Gpu {
         let blocks = product.rows.div_ceil(sizes.block());
         let second_blocks = second.map_or(0, |(rows, _)| rows.div_ceil(sizes.block()));
         let grid = match product.mode {
-            Mode::Rows { .. } if several => [product.x.rows, blocks + second_blocks, 1],
+            Mode::Rows { .. } if several => [product.x.rows(), blocks + second_blocks, 1],
             Mode::Rows { .. } => [blocks + second_blocks, 1, 1],
             Mode::Pairs(pairs) => [blocks, pairs.groups.most_tiles, 1],
             Mode::Gather(choices) => [blocks, choices.count(), 1],
@@ -192,7 +192,7 @@ impl Gpu {
         };
         let params = product.params(&sizes, blocks, second.map_or(0, |(rows, _)| rows));
         let outputs = match product.mode {
-            Mode::Rows { .. } => product.x.rows * (product.rows + second.map_or(0, |(rows, _)| rows)),
+            Mode::Rows { .. } => product.x.rows() * (product.rows + second.map_or(0, |(rows, _)| rows)),
             Mode::Pairs(pairs) => pairs.routing.tokens * pairs.routing.chosen * product.rows,
             Mode::Gather(_) | Mode::Sum(_) => 0, // one token's: never much
         };
@@ -216,17 +216,18 @@ impl Matvec<'_> {
             .map(|n| n as u32);
         let scale_bases: [u32; MOST_SOURCES] =
             std::array::from_fn(|i| self.sources.get(i).map_or(0, |source| source.weights.scale_base));
-        let eps = self.norm.map_or(0.0, |n| n.eps).to_bits();
+        let (_, x_first, norm) = self.x.bindings();
+        let eps = norm.map_or(0.0, |n| n.eps).to_bits();
         let packing = sizes.packing;
         let mut params = [0; 24];
         params[..6].copy_from_slice(&numbers);
         params[6] = eps;
-        params[7] = self.x.first as u32;
+        params[7] = x_first as u32;
         params[8..12].copy_from_slice(&scale_bases);
         let more = [self.out.cols, row_first, expert_rows, packing.cols, packing.units(), packing.groups()];
         params[12..18].copy_from_slice(&more.map(|n| n as u32));
         params[18..21].copy_from_slice(&[sizes.span, sizes.slots, sizes.steps]);
-        params[21..23].copy_from_slice(&[self.norm.is_some(), self.add].map(u32::from));
+        params[21..23].copy_from_slice(&[norm.is_some(), self.add].map(u32::from));
         params
     }
 }

@@ -10,6 +10,7 @@ mod bandwidth;
 mod batched;
 mod cuts;
 mod device;
+mod dump;
 mod grouped;
 mod interop;
 mod layout;
@@ -24,13 +25,13 @@ mod recorder;
 mod rows;
 mod sample;
 mod shader;
+mod tensor;
 #[cfg(test)]
 mod tests;
 mod tuning;
 mod upload;
 mod weights;
 
-use std::borrow::Cow;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
@@ -39,6 +40,7 @@ pub use device::GpuOptions;
 pub use interop::Handles;
 pub use profile::DispatchTime;
 pub use sample::GpuChosen;
+pub use tensor::{GpuHidden, GpuNormed, GpuTensor};
 pub use tuning::Tuning;
 pub use weights::{GpuExperts, GpuMatrix};
 pub use wgpu;
@@ -49,10 +51,12 @@ use layout::DeviceLayout;
 use nudge::Nudge;
 use pool::Buffer;
 use recorder::Recorder;
+use tensor::Input;
 
+use crate::backend::check::{self, RoutingSize};
 use crate::{
     AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
-    PackedMatrix, Rope, Router, SampleError, SampleRequest, Sampled, TokenLayout,
+    PackedMatrix, Router, SampleError, SampleRequest, Sampled, TokenLayout,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -67,18 +71,6 @@ pub struct Gpu {
     last_layout: Mutex<Option<Arc<DeviceLayout>>>,
     /// Made when it is first needed.
     nudge: OnceLock<Nudge>,
-}
-
-/// Activations `[rows, cols]` on the device.
-#[derive(Clone)]
-pub struct GpuTensor {
-    rows: usize,
-    cols: usize,
-    /// Values before them in the buffer.
-    first: usize,
-    /// A norm that whoever reads the values applies first.
-    norm: Option<Arc<Norm<GpuVector>>>,
-    buffer: Arc<Buffer>,
 }
 
 /// Results of attention on the device, in segments.
@@ -104,6 +96,8 @@ pub struct GpuVector {
 pub struct GpuRouting {
     tokens: usize,
     chosen: usize,
+    /// All ids are below this.
+    experts: usize,
     ids: Arc<Buffer>,
     weights: Arc<Buffer>,
     groups: Mutex<Option<Groups>>,
@@ -117,15 +111,9 @@ pub struct GpuCache {
     buffer: Arc<Buffer>,
 }
 
-impl GpuTensor {
-    /// Tokens (or token-expert pairs).
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Values a token.
-    pub fn cols(&self) -> usize {
-        self.cols
+impl GpuRouting {
+    fn size(&self) -> RoutingSize {
+        RoutingSize { tokens: self.tokens, chosen: self.chosen, experts: self.experts }
     }
 }
 
@@ -141,12 +129,15 @@ impl Gpu {
     /// # Errors
     /// [`BackendError::Device`] if there is none, naming those that there are, or if it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<Self> {
-        let recorder = Arc::new(Recorder::new(Device::open(options)?));
+        Self::over(Device::open(options)?, options.tuning)
+    }
+
+    fn over(device: Device, tuning: Option<Tuning>) -> Result<Self> {
+        let recorder = Arc::new(Recorder::new(device));
         let nothing = recorder.pool.keep("nothing", 256)?;
-        let tuning = Mutex::new(options.tuning);
         Ok(Self {
             recorder,
-            tuning,
+            tuning: Mutex::new(tuning),
             batch_kernel: Mutex::default(),
             nothing,
             last_layout: Mutex::default(),
@@ -226,21 +217,16 @@ impl Gpu {
         let chosen = ids.len().checked_div(tokens).unwrap_or(0);
         BackendError::check("upload", "number of expert ids", ids.len(), tokens * chosen)?;
         BackendError::check("upload", "number of expert weights", weights.len(), ids.len())?;
+        let experts = ids.iter().max().map_or(0, |&id| id as usize + 1);
         let weights = upload_words(self, bytemuck::cast_slice(weights))?;
         let ids = upload_words(self, ids)?;
-        Ok(GpuRouting { tokens, chosen, ids, weights, groups: Mutex::default() })
-    }
-
-    /// A tensor of one token that is to be normalised, normalised.
-    fn settled<'a>(&self, x: &'a GpuTensor) -> Result<Cow<'a, GpuTensor>> {
-        let Some(norm) = &x.norm else { return Ok(Cow::Borrowed(x)) };
-        Ok(Cow::Owned(self.rms_norm(x, norm)?))
+        Ok(GpuRouting { tokens, chosen, experts, ids, weights, groups: Mutex::default() })
     }
 
     /// Activations with any contents.
     fn tensor(&self, rows: usize, cols: usize) -> Result<GpuTensor> {
         let bytes = (rows as u64).saturating_mul(cols as u64).saturating_mul(4);
-        Ok(GpuTensor { rows, cols, first: 0, norm: None, buffer: self.recorder.pool.take(bytes, false)? })
+        Ok(GpuTensor { rows, cols, buffer: self.recorder.pool.take(bytes, false)? })
     }
 }
 
@@ -262,6 +248,8 @@ impl Backend for Gpu {
     type Experts = GpuExperts;
     type Vector = GpuVector;
     type Tensor = GpuTensor;
+    type Normed = GpuNormed;
+    type Hidden = GpuHidden;
     type Routing = GpuRouting;
     type Cache = GpuCache;
     type Attended = GpuAttended;
@@ -292,8 +280,7 @@ impl Backend for Gpu {
     }
 
     fn load_experts(&self, experts: Vec<PackedMatrix>) -> Result<GpuExperts> {
-        let experts = crate::Cpu::new().load_experts(experts)?; // checks that they are alike
-        GpuExperts::load(&self.recorder, &experts.matrices)
+        GpuExperts::load(&self.recorder, &experts)
     }
 
     fn load_vector(&self, values: Vec<f32>) -> Result<GpuVector> {
@@ -312,28 +299,26 @@ impl Backend for Gpu {
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
-        BackendError::check("upload", "number of values", values.len(), rows.saturating_mul(cols))?;
-        Ok(GpuTensor {
-            rows,
-            cols,
-            first: 0,
-            norm: None,
-            buffer: upload_words(self, bytemuck::cast_slice(values))?,
-        })
+        check::upload(rows, cols, values)?;
+        Ok(GpuTensor { rows, cols, buffer: upload_words(self, bytemuck::cast_slice(values))? })
     }
 
     fn wait_for(&self, tensor: &GpuTensor) -> Result<()> {
-        let start = 4 * tensor.first as u64;
-        let some = if tensor.rows * tensor.cols > 0 { start..start + 4 } else { 0..0 };
-        self.recorder.read(&[(&tensor.buffer, some)]).map(drop)
+        self.recorder.read(&[(&tensor.buffer, 0..tensor.bytes().min(4))]).map(drop)
     }
 
     fn download(&self, tensor: &GpuTensor) -> Result<Vec<f32>> {
-        let tensor = self.settled(tensor)?;
-        let start = 4 * tensor.first as u64;
-        let end = start + 4 * (tensor.rows * tensor.cols) as u64;
-        let read = self.recorder.read(&[(&tensor.buffer, start..end)])?;
+        let read = self.recorder.read(&[(&tensor.buffer, 0..tensor.bytes())])?;
         Ok(read.first().map(|b| words(b)).unwrap_or_default())
+    }
+
+    fn normalized(&self, x: &GpuNormed) -> Result<GpuTensor> {
+        self.plain(x.input())
+    }
+
+    fn expert_activations(&self, hidden: &GpuHidden) -> Result<ExpertHidden<GpuTensor>> {
+        let shared = hidden.shared().map(|shared| self.plain(shared)).transpose()?;
+        Ok(ExpertHidden { routed: hidden.routed(), shared })
     }
 
     fn download_routing(&self, routing: &GpuRouting) -> Result<(Vec<u32>, Vec<f32>)> {
@@ -346,7 +331,7 @@ impl Backend for Gpu {
     }
 
     fn download_cache(&self, cache: &GpuCache, layout: &TokenLayout) -> Result<Vec<f32>> {
-        check_layout("download_cache", cache, layout)?;
+        check::cache_layout("download_cache", cache.shape, layout)?;
         let slots = layout.positions().iter().enumerate().map(|(t, &p)| {
             let (page, offset) = layout.slot(t, p as usize);
             (page * layout.page_tokens() + offset) as u32
@@ -358,13 +343,12 @@ impl Backend for Gpu {
     }
 
     fn embed(&self, table: &GpuMatrix, ids: &[u32]) -> Result<GpuTensor> {
-        ids.iter()
-            .try_for_each(|&id| BackendError::check_range("embed", "token id", id as usize, table.rows))?;
+        check::embed(table, ids)?;
         self.embed_rows(table, ids, None)
     }
 
     fn embed_chosen(&self, table: &GpuMatrix, chosen: &GpuChosen, requests: &[u32]) -> Result<GpuTensor> {
-        let (tokens, places) = chosen.tokens("embed_chosen", requests)?;
+        let (tokens, places) = chosen.tokens(requests)?;
         self.embed_rows(table, &places, Some(tokens))
     }
 
@@ -374,24 +358,21 @@ impl Backend for Gpu {
         norm: &Norm<GpuVector>,
         projections: [&GpuMatrix; N],
     ) -> Result<[GpuTensor; N]> {
-        const OP: &str = "norm_project";
-        let x = &*self.settled(x)?;
-        check_norm(OP, x, norm)?;
+        check::norm_project(x.size(), norm.weight.len, &projections)?;
         let mut outs = Vec::with_capacity(N);
         for m in projections {
-            BackendError::check(OP, "input width", x.cols, m.cols())?;
             outs.push(self.tensor(x.rows, m.rows)?);
         }
-        let on_the_way = projections.iter().all(|m| self.normalises(x, m.rows, m.packing));
+        let on_the_way = projections.iter().all(|m| self.normalises(x.rows, m.rows, m.packing));
         let normed = if on_the_way { None } else { Some(self.rms_norm(x, norm)?) };
-        let (x, norm) = normed.as_ref().map_or((x, Some(norm)), |normed| (normed, None));
+        let x = normed.as_ref().map_or(Input::normed(x, norm), Input::from);
         if let ([a, b], [first, second]) = (projections.as_slice(), outs.as_slice())
-            && self.project_both(x, norm, [a, b], [first, second])?
+            && self.project_both(x, [a, b], [first, second])?
         {
             // One dispatch has done both.
         } else {
             for (m, out) in projections.iter().zip(&outs) {
-                self.project(x, norm, m, out, false)?;
+                self.project(x, m, out, false)?;
             }
         }
         outs.try_into().map_err(|_| BackendError::Device("a projection has no result".to_owned()))
@@ -405,17 +386,9 @@ impl Backend for Gpu {
         heads: HeadShape,
         layout: &TokenLayout,
     ) -> Result<GpuTensor> {
-        const OP: &str = "latent_query";
         let AttentionInputs { q, kv, norm, rope } = inputs;
-        check_layout(OP, cache, layout)?;
-        check_cache(OP, cache, heads)?;
-        check_projections(OP, projections, heads)?;
-        BackendError::check(OP, "tokens", q.rows, layout.len())?;
-        BackendError::check(OP, "tokens", kv.rows, layout.len())?;
-        BackendError::check(OP, "query width", q.cols, heads.heads * (heads.nope + heads.rope))?;
-        BackendError::check(OP, "key width", kv.cols, heads.latent + heads.rope)?;
-        BackendError::check(OP, "norm weight", norm.weight.len, heads.latent)?;
-        check_rope(OP, rope, heads.rope)?;
+        let sizes = [q.size(), kv.size()];
+        check::latent_query(sizes, norm.weight.len, rope, cache.shape, projections, heads, layout)?;
         self.latent(inputs, cache, projections, heads, layout)
     }
 
@@ -427,11 +400,7 @@ impl Backend for Gpu {
         scale: f32,
         layout: &TokenLayout,
     ) -> Result<GpuAttended> {
-        const OP: &str = "attend_latent";
-        check_layout(OP, cache, layout)?;
-        BackendError::check(OP, "tokens", q.rows, layout.len())?;
-        BackendError::check(OP, "latent query width", q.cols, heads.heads * (heads.latent + heads.rope))?;
-        check_cache(OP, cache, heads)?;
+        check::attend_latent(q.size(), cache.shape, heads, layout)?;
         self.attend(q, cache, heads, scale, layout)
     }
 
@@ -441,20 +410,14 @@ impl Backend for Gpu {
         projections: &LatentProjections<GpuMatrix>,
         heads: HeadShape,
     ) -> Result<GpuTensor> {
-        const OP: &str = "project_values";
-        check_projections(OP, projections, heads)?;
-        BackendError::check(OP, "attended heads", attended.heads, heads.heads)?;
-        BackendError::check(OP, "attended latent width", attended.latent, heads.latent)?;
+        check::project_values([attended.tokens, attended.heads * attended.latent], projections, heads)?;
+        BackendError::check("project_values", "attended heads", attended.heads, heads.heads)?;
         self.values(attended, projections, heads)
     }
 
     fn project_add(&self, x: &GpuTensor, w: &GpuMatrix, residual: &mut GpuTensor) -> Result<()> {
-        const OP: &str = "project_add";
-        let x = &*self.settled(x)?;
-        BackendError::check(OP, "input width", x.cols, w.cols())?;
-        BackendError::check(OP, "tokens of the residual", residual.rows, x.rows)?;
-        BackendError::check(OP, "width of the residual", residual.cols, w.rows)?;
-        self.project(x, None, w, residual, true)
+        check::project_add(x.size(), w, residual.size())?;
+        self.project(x.into(), w, residual, true)
     }
 
     fn norm_swiglu(
@@ -464,11 +427,8 @@ impl Backend for Gpu {
         gate: &GpuMatrix,
         up: &GpuMatrix,
     ) -> Result<GpuTensor> {
-        const OP: &str = "norm_swiglu";
-        let x = &*self.settled(x)?;
-        check_norm(OP, x, norm)?;
-        check_halves(OP, x, gate, up)?;
-        self.swiglu_dense(x, Some(norm), gate, up)
+        check::norm_swiglu(x.size(), norm.weight.len, gate, up)?;
+        self.swiglu_dense(Input::normed(x, norm), gate, up)
     }
 
     fn route(
@@ -476,55 +436,33 @@ impl Backend for Gpu {
         x: &GpuTensor,
         norm: &Norm<GpuVector>,
         router: &Router<GpuMatrix, GpuVector>,
-    ) -> Result<(GpuTensor, GpuRouting)> {
-        const OP: &str = "route";
-        let x = &*self.settled(x)?;
-        check_norm(OP, x, norm)?;
-        BackendError::check(OP, "input width", x.cols, router.gate.cols())?;
-        BackendError::check(OP, "correction bias", router.bias.len, router.gate.rows)?;
-        crate::cpu::check_router(OP, router.shape, router.gate.rows)?;
+    ) -> Result<(GpuNormed, GpuRouting)> {
+        check::route(x.size(), norm.weight.len, &router.gate, router.bias.len, router.shape)?;
         self.choose(x, norm, router)
     }
 
     fn experts_swiglu(
         &self,
-        x: &GpuTensor,
+        x: &GpuNormed,
         routing: &GpuRouting,
         gate: &GpuExperts,
         up: &GpuExperts,
         shared: Option<(&GpuMatrix, &GpuMatrix)>,
-    ) -> Result<ExpertHidden<GpuTensor>> {
-        const OP: &str = "experts_swiglu";
-        BackendError::check(OP, "tokens of the routing", routing.tokens, x.rows)?;
-        BackendError::check(OP, "experts of up", up.count, gate.count)?;
-        BackendError::check(OP, "input width of gate", x.cols, gate.packing.cols)?;
-        BackendError::check(OP, "input width of up", x.cols, up.packing.cols)?;
-        BackendError::check(OP, "outputs of up", up.rows, gate.rows)?;
-        if let Some((gate, up)) = shared {
-            check_halves(OP, x, gate, up)?;
-        }
+    ) -> Result<GpuHidden> {
+        check::experts_swiglu(x.input().size(), routing.size(), gate, up, shared)?;
         self.experts_hidden(x, routing, gate, up, shared)
     }
 
     fn experts_down_add(
         &self,
-        hidden: &ExpertHidden<GpuTensor>,
+        hidden: &GpuHidden,
         routing: &GpuRouting,
         down: &GpuExperts,
         shared: Option<&GpuMatrix>,
         residual: &mut GpuTensor,
     ) -> Result<()> {
-        const OP: &str = "experts_down_add";
-        BackendError::check(OP, "tokens of the residual", residual.rows, routing.tokens)?;
-        BackendError::check(OP, "expert activations", hidden.routed.rows, routing.tokens * routing.chosen)?;
-        BackendError::check(OP, "shared experts", shared.is_some().into(), hidden.shared.is_some().into())?;
-        BackendError::check(OP, "input width", hidden.routed.cols, down.packing.cols)?;
-        BackendError::check(OP, "width of the residual", residual.cols, down.rows)?;
-        if let Some((m, h)) = shared.zip(hidden.shared.as_ref()) {
-            BackendError::check(OP, "input width", h.cols, m.cols())?;
-            BackendError::check(OP, "width of the residual", residual.cols, m.rows)?;
-            BackendError::check(OP, "shared expert activations", h.rows, routing.tokens)?;
-        }
+        let sizes = (hidden.routed().size(), hidden.shared().map(|shared| shared.size()));
+        check::experts_down_add(sizes, routing.size(), down, shared, residual.size())?;
         self.experts_down(hidden, routing, down, shared, residual)
     }
 
@@ -535,11 +473,7 @@ impl Backend for Gpu {
         norm: &Norm<GpuVector>,
         lm_head: &GpuMatrix,
     ) -> Result<GpuTensor> {
-        const OP: &str = "head";
-        let x = &*self.settled(x)?;
-        BackendError::check(OP, "input width", x.cols, lm_head.cols())?;
-        check_norm(OP, x, norm)?;
-        rows.iter().try_for_each(|&row| BackendError::check_range(OP, "row", row as usize, x.rows))?;
+        check::head(x.size(), rows, norm.weight.len, lm_head)?;
         let [logits] = if x.rows == 1 && rows.len() == 1 {
             self.norm_project(x, norm, [lm_head])?
         } else {
@@ -556,49 +490,4 @@ impl Backend for Gpu {
     fn finish_sample(&self, chosen: &GpuChosen) -> Result<Vec<std::result::Result<Sampled, SampleError>>> {
         self.chosen_tokens(chosen)
     }
-}
-
-fn check_norm(op: &'static str, x: &GpuTensor, norm: &Norm<GpuVector>) -> Result<()> {
-    BackendError::check(op, "norm weight", norm.weight.len, x.cols)
-}
-
-fn check_rope(op: &'static str, rope: &Rope, width: usize) -> Result<()> {
-    BackendError::check(op, "rotated width", 2 * rope.inv_freq.len(), width)
-}
-
-fn check_layout(op: &'static str, cache: &GpuCache, layout: &TokenLayout) -> Result<()> {
-    BackendError::check(op, "tokens a page", layout.page_tokens(), cache.shape.page_tokens)?;
-    layout.check_pages(cache.shape.pages)
-}
-
-fn check_cache(op: &'static str, cache: &GpuCache, heads: HeadShape) -> Result<()> {
-    BackendError::check(op, "cached latent width", cache.shape.latent, heads.latent)?;
-    BackendError::check(op, "cached key width", cache.shape.rope, heads.rope)
-}
-
-fn check_halves(op: &'static str, x: &GpuTensor, gate: &GpuMatrix, up: &GpuMatrix) -> Result<()> {
-    BackendError::check(op, "input width of gate", x.cols, gate.cols())?;
-    BackendError::check(op, "input width of up", x.cols, up.cols())?;
-    BackendError::check(op, "outputs of up", up.rows, gate.rows)
-}
-
-fn check_projections(
-    op: &'static str,
-    projections: &LatentProjections<GpuMatrix>,
-    heads: HeadShape,
-) -> Result<()> {
-    let parts = match projections {
-        LatentProjections::Joint(kv_b) => {
-            vec![("kv_b_proj", kv_b, heads.heads * (heads.nope + heads.value), heads.latent)]
-        }
-        LatentProjections::Split { embed_q, unembed_out } => vec![
-            ("embed_q", embed_q, heads.heads * heads.latent, heads.nope),
-            ("unembed_out", unembed_out, heads.heads * heads.value, heads.latent),
-        ],
-    };
-    for (what, m, rows, cols) in parts {
-        BackendError::check(op, what, m.rows, rows)?;
-        BackendError::check(op, what, m.cols(), cols)?;
-    }
-    Ok(())
 }

@@ -1,14 +1,15 @@
 //! The router, the experts, and the dense feed-forward part.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 use super::attention::lines_grid;
 use super::batched::{BatchKernel, Batched, Lines};
 use super::matvec::{Choices, Matvec, Mode, Source};
 use super::recorder::Dispatch;
 use super::shader::{Packing, RMS_NORM, ROUTE, SWIGLU, Spec};
+use super::tensor::Input;
 use super::weights::{GpuExperts, GpuMatrix, Part};
-use super::{Gpu, GpuRouting, GpuTensor, GpuVector, upload_words};
+use super::{Gpu, GpuHidden, GpuNormed, GpuRouting, GpuTensor, GpuVector};
 use crate::{BackendError, ExpertHidden, Norm, Router};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -40,18 +41,14 @@ impl Gpu {
         x: &GpuTensor,
         norm: &Norm<GpuVector>,
         router: &Router<GpuMatrix, GpuVector>,
-    ) -> Result<(GpuTensor, GpuRouting)> {
-        // Of one token, everyone normalises on the way: no dispatch for the norm alone.
-        let (normed, first) = match x.rows {
-            1 => {
-                let pending = Arc::new(Norm { weight: norm.weight.clone(), eps: norm.eps });
-                (GpuTensor { norm: Some(pending), ..x.clone() }, Some(norm))
-            }
-            _ => (self.rms_norm(x, norm)?, None),
+    ) -> Result<(GpuNormed, GpuRouting)> {
+        // For one token the norm is folded into each consumer: no dispatch for the norm alone.
+        let normed = match x.rows {
+            1 => GpuNormed::pending(x, norm),
+            _ => self.rms_norm(x, norm)?.into(),
         };
         let logits = self.tensor(x.rows, router.gate.rows)?;
-        let raw = if first.is_some() { x } else { &normed };
-        self.project(raw, first, &router.gate, &logits, false)?;
+        self.project(normed.input(), &router.gate, &logits, false)?;
         let (experts, shape) = (router.gate.rows, router.shape);
         let room = self.recorder.device.limits.max_compute_workgroup_storage_size as usize;
         // Scores, keys, the best of each block of 32, and the chosen.
@@ -62,6 +59,7 @@ impl Gpu {
         let routing = GpuRouting {
             tokens: x.rows,
             chosen: shape.chosen,
+            experts,
             ids: self.recorder.pool.take(4 * pairs as u64, false)?,
             weights: self.recorder.pool.take(4 * pairs as u64, false)?,
             groups: Mutex::default(),
@@ -88,54 +86,40 @@ impl Gpu {
         Ok((normed, routing))
     }
 
-    /// `out (+)= x @ w^T`, with a norm before it.
-    pub(crate) fn project(
-        &self,
-        x: &GpuTensor,
-        norm: Option<&Norm<GpuVector>>,
-        w: &GpuMatrix,
-        out: &GpuTensor,
-        add: bool,
-    ) -> Result<()> {
-        let pairs = w.parts.iter().map(|part| Source { weights: part, up: None });
-        self.rows(x, norm, w.packing, pairs, out, add)
+    /// `out (+)= x @ w^T`.
+    pub(crate) fn project(&self, x: Input<'_>, w: &GpuMatrix, out: &GpuTensor, add: bool) -> Result<()> {
+        let sources = w.parts.iter().map(|part| Source { weights: part, up: None });
+        self.rows(x, w.packing, sources, out, add)
     }
 
-    pub(crate) fn swiglu_dense(
-        &self,
-        x: &GpuTensor,
-        norm: Option<&Norm<GpuVector>>,
-        gate: &GpuMatrix,
-        up: &GpuMatrix,
-    ) -> Result<GpuTensor> {
-        let out = self.tensor(x.rows, gate.rows)?;
+    pub(crate) fn swiglu_dense(&self, x: Input<'_>, gate: &GpuMatrix, up: &GpuMatrix) -> Result<GpuTensor> {
+        let out = self.tensor(x.rows(), gate.rows)?;
         if gate.packing != up.packing {
-            self.project(x, norm, gate, &out, false)?;
-            let other = self.tensor(x.rows, up.rows)?;
-            self.project(x, norm, up, &other, false)?;
+            self.project(x, gate, &out, false)?;
+            let other = self.tensor(x.rows(), up.rows)?;
+            self.project(x, up, &other, false)?;
             self.swiglu(&out, &other)?;
             return Ok(out);
         }
-        let pairs = gate.parts.iter().zip(&up.parts).map(|(g, u)| Source { weights: g, up: Some(u) });
-        self.rows(x, norm, gate.packing, pairs, &out, false)?;
+        let sources = gate.parts.iter().zip(&up.parts).map(|(g, u)| Source { weights: g, up: Some(u) });
+        self.rows(x, gate.packing, sources, &out, false)?;
         Ok(out)
     }
 
-    /// Products with the rows of one matrix, or of a pair of them, part by part.
+    /// Products with the rows of one matrix, or of gate and up, part by part.
     fn rows<'a>(
         &self,
-        x: &GpuTensor,
-        norm: Option<&Norm<GpuVector>>,
+        x: Input<'_>,
         packing: Packing,
         sources: impl Iterator<Item = Source<'a>>,
         out: &GpuTensor,
         add: bool,
     ) -> Result<()> {
-        let mut moved = None;
+        let mut plain = None;
         for source in sources {
             let rows = source.weights.range.len();
             let out_first = source.weights.range.start;
-            let done = self.normalises(x, rows, packing)
+            let done = self.normalises(x.rows(), rows, packing)
                 && self.matvec(&Matvec {
                     mode: Mode::Rows { second: None },
                     packing,
@@ -143,23 +127,19 @@ impl Gpu {
                     x,
                     out,
                     out_first,
-                    norm,
                     sources: &[source],
                     add,
                 })?;
             if done {
                 continue;
             }
-            if let (Some(norm), None) = (norm, &moved) {
-                moved = Some(self.rms_norm(x, norm)?);
-            } else if let (1.., None) = (x.first, &moved) {
-                let row = upload_words(self, &[(x.first / x.cols) as u32])?;
-                moved = Some(self.gather_rows(&x.buffer, x.cols, &row, 1)?);
-            }
-            let x = moved.as_ref().unwrap_or(x);
+            let x = match plain {
+                Some(ref plain) => plain,
+                None => plain.insert(self.plain(x)?),
+            };
             self.batched(&Batched {
                 lines: Lines::Tokens,
-                kernel: self.dense_kernel(x, rows, packing),
+                kernel: self.dense_kernel(x.rows, rows, packing),
                 packing,
                 rows,
                 row_first: 0,
@@ -174,21 +154,21 @@ impl Gpu {
         Ok(())
     }
 
-    /// Whether products of `x` with `rows` rows read it as it is and normalise on the way, unless rows are too wide.
-    pub(crate) fn normalises(&self, x: &GpuTensor, rows: usize, packing: Packing) -> bool {
-        x.rows == 1 || self.dense_kernel(x, rows, packing) == BatchKernel::Matvec
+    /// Whether products of `tokens` tokens with `rows` rows read them as they are and normalise on the way, unless rows
+    /// are too wide.
+    pub(crate) fn normalises(&self, tokens: usize, rows: usize, packing: Packing) -> bool {
+        tokens == 1 || self.dense_kernel(tokens, rows, packing) == BatchKernel::Matvec
     }
 
     /// Two projections of a token, or a few, in one dispatch; `false` if they are too different, or tokens too many.
     pub(crate) fn project_both(
         &self,
-        x: &GpuTensor,
-        norm: Option<&Norm<GpuVector>>,
+        x: Input<'_>,
         [first, second]: [&GpuMatrix; 2],
         [out, second_out]: [&GpuTensor; 2],
     ) -> Result<bool> {
         let ([a], [b]) = (first.parts.as_slice(), second.parts.as_slice()) else { return Ok(false) };
-        let few = [first, second].iter().all(|m| self.normalises(x, m.rows, m.packing));
+        let few = [first, second].iter().all(|m| self.normalises(x.rows(), m.rows, m.packing));
         if !few || first.packing != second.packing || self.most_sources(false) < 2 {
             return Ok(false);
         }
@@ -199,7 +179,6 @@ impl Gpu {
             x,
             out,
             out_first: 0,
-            norm,
             sources: &[Source { weights: a, up: None }, Source { weights: b, up: None }],
             add: false,
         })
@@ -219,21 +198,20 @@ impl Gpu {
 
     pub(crate) fn experts_hidden(
         &self,
-        x: &GpuTensor,
+        x: &GpuNormed,
         routing: &GpuRouting,
         gate: &GpuExperts,
         up: &GpuExperts,
         shared: Option<(&GpuMatrix, &GpuMatrix)>,
-    ) -> Result<ExpertHidden<GpuTensor>> {
+    ) -> Result<GpuHidden> {
         let pairs = routing.tokens * routing.chosen;
-        let norm = x.norm.as_deref();
         if gate.packing != up.packing {
             let (routed, other) = (self.tensor(pairs, gate.rows)?, self.tensor(pairs, up.rows)?);
             self.gathered(x, routing, (gate, None), None, &routed)?;
             self.gathered(x, routing, (up, None), None, &other)?;
             self.swiglu(&routed, &other)?;
-            let shared = shared.map(|(gate, up)| self.swiglu_dense(x, norm, gate, up)).transpose()?;
-            return Ok(ExpertHidden { routed, shared });
+            let shared = shared.map(|(gate, up)| self.swiglu_dense(x.input(), gate, up)).transpose()?;
+            return Ok(ExpertHidden { routed, shared }.into());
         }
         // Of one token, the shared expert is one more choice.
         let alike = |m: &GpuMatrix| m.packing == gate.packing && m.rows == gate.rows && m.parts.len() == 1;
@@ -241,18 +219,17 @@ impl Gpu {
         let all = self.tensor(pairs + usize::from(joined.is_some()), gate.rows)?;
         let joined_parts = joined.and_then(|(g, u)| Some((g.parts.first()?, u.parts.first()?)));
         if self.gathered(x, routing, (gate, Some(up)), joined_parts, &all)? {
-            let shared = joined.map(|_| GpuTensor { rows: 1, first: pairs * gate.rows, ..all.clone() });
-            return Ok(ExpertHidden { routed: GpuTensor { rows: pairs, ..all }, shared });
+            return Ok(GpuHidden::joined(all));
         }
-        let shared = shared.map(|(gate, up)| self.swiglu_dense(x, norm, gate, up)).transpose()?;
-        Ok(ExpertHidden { routed: GpuTensor { rows: pairs, ..all }, shared })
+        let shared = shared.map(|(gate, up)| self.swiglu_dense(x.input(), gate, up)).transpose()?;
+        Ok(ExpertHidden { routed: GpuTensor { rows: pairs, ..all }, shared }.into())
     }
 
     /// The chosen experts' outputs (with a second projection silu(first) * second), and whether those of the shared
     /// expert are after them.
     fn gathered(
         &self,
-        x: &GpuTensor,
+        x: &GpuNormed,
         routing: &GpuRouting,
         (experts, up): (&GpuExperts, Option<&GpuExperts>),
         shared: Option<(&Part, &Part)>,
@@ -269,10 +246,9 @@ impl Gpu {
                 mode: Mode::Rows { second: None },
                 packing: experts.packing,
                 rows: experts.rows,
-                x,
+                x: x.input(),
                 out,
                 out_first: 0,
-                norm: x.norm.as_deref(),
                 sources: &[],
                 add: false,
             };
@@ -281,7 +257,7 @@ impl Gpu {
             }
         }
         let (kernel, groups) = self.grouped(routing, experts)?;
-        let x = &*self.settled(x)?;
+        let x = &self.plain(x.input())?;
         for source in sources {
             self.batched(&Batched {
                 lines: Lines::Experts { routing, groups: &groups, rows: experts.rows, down: false },
@@ -330,42 +306,41 @@ impl Gpu {
 
     pub(crate) fn experts_down(
         &self,
-        hidden: &ExpertHidden<GpuTensor>,
+        hidden: &GpuHidden,
         routing: &GpuRouting,
         down: &GpuExperts,
         shared: Option<&GpuMatrix>,
         residual: &GpuTensor,
     ) -> Result<()> {
-        let shared = shared.zip(hidden.shared.as_ref());
+        let routed = &hidden.routed();
+        let shared = shared.zip(hidden.shared());
         if routing.tokens == 1 {
             // Activations of the shared expert that follow the others can be read with them.
-            let joined = shared.and_then(|(m, h)| {
-                let follows = Arc::ptr_eq(&h.buffer, &hidden.routed.buffer);
+            let joined = shared.filter(|_| hidden.is_joined()).and_then(|(m, _)| {
                 let alike = m.packing == down.packing && m.rows == down.rows && m.parts.len() == 1;
-                m.parts.first().filter(|_| follows && alike).map(|part| Source { weights: part, up: None })
+                m.parts.first().filter(|_| alike).map(|part| Source { weights: part, up: None })
             });
             let product = Matvec {
                 mode: Mode::Rows { second: None },
                 packing: down.packing,
                 rows: down.rows,
-                x: &hidden.routed,
+                x: routed.into(),
                 out: residual,
                 out_first: 0,
-                norm: None,
                 sources: &[],
                 add: true,
             };
             let sources: Vec<_> = down.parts.iter().map(|part| Source { weights: part, up: None }).collect();
             if self.chosen(&product, routing, down, &sources, joined, Mode::Sum)? {
                 return match shared.filter(|_| joined.is_none()) {
-                    Some((matrix, h)) => self.project(h, None, matrix, residual, true),
+                    Some((matrix, h)) => self.project(h, matrix, residual, true),
                     None => Ok(()),
                 };
             }
         }
-        self.grouped_down(&hidden.routed, routing, down, residual)?;
+        self.grouped_down(routed, routing, down, residual)?;
         match shared {
-            Some((matrix, h)) => self.project(h, None, matrix, residual, true),
+            Some((matrix, h)) => self.project(h, matrix, residual, true),
             None => Ok(()),
         }
     }

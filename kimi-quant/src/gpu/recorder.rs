@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use super::device::Device;
+use super::dump::Dump;
 use super::pace::{Pace, Work};
 use super::pool::{Buffer, Pool};
 use super::profile::{Profile, queries};
@@ -63,6 +64,10 @@ pub(super) struct State {
     bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
     /// Buffers that results came back in.
     readbacks: Vec<wgpu::Buffer>,
+    dump: Dump,
+    /// All specialisations so far.
+    #[cfg(test)]
+    pub(super) made: Vec<(&'static Op, Spec)>,
 }
 
 /// Bytes on their way from the device.
@@ -113,7 +118,7 @@ impl Recorder {
         Self {
             device,
             pool,
-            state: Mutex::default(),
+            state: Mutex::new(State { dump: Dump::from_environment(), ..State::default() }),
             staging: Mutex::default(),
             dispatches: AtomicU64::new(0),
         }
@@ -145,10 +150,13 @@ impl Recorder {
         let pipeline = match state.pipelines.get(&spec) {
             Some(found) => found.clone(),
             None => {
+                #[cfg(test)]
+                state.made.push((op, spec.clone()));
                 let text = spec.source(op);
                 let made = match state.by_text.get(&text) {
                     Some(same) => same.clone(),
                     None => {
+                        state.dump.keep(op.name, &text);
                         let made = Arc::new(self.pipeline(op, &spec, &text, state.by_text.len()));
                         state.by_text.insert(text, made.clone());
                         made

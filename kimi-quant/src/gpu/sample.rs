@@ -13,6 +13,7 @@ use super::pool::Buffer;
 use super::recorder::{Arriving, Dispatch};
 use super::shader::{GRID_Y, Op, SAMPLE_CHOOSE, SAMPLE_DIGIT, SAMPLE_SCAN, SAMPLE_WEIGH, Spec};
 use super::{Gpu, GpuTensor, upload_words, words};
+use crate::backend::check;
 use crate::sample::MAX_TOP_LOGPROBS;
 use crate::{BackendError, SampleError, SampleRequest, Sampled};
 
@@ -52,13 +53,10 @@ impl GpuChosen {
     ///
     /// # Errors
     /// [`BackendError::Range`] if a request is not there.
-    pub(super) fn tokens(&self, op: &'static str, requests: &[u32]) -> Result<(&Arc<Buffer>, Vec<u32>)> {
-        let count = if self.vocabulary == 0 { 0 } else { self.tops.len() };
-        let place = |&request: &u32| {
-            BackendError::check_range(op, "chosen token", request as usize, count)?;
-            Ok(request * self.stride() as u32 + TOKEN)
-        };
-        Ok((&self.buffer, requests.iter().map(place).collect::<Result<_>>()?))
+    pub(super) fn tokens(&self, requests: &[u32]) -> Result<(&Arc<Buffer>, Vec<u32>)> {
+        check::embed_chosen(requests, if self.vocabulary == 0 { 0 } else { self.tops.len() })?;
+        let place = |&request: &u32| request * self.stride() as u32 + TOKEN;
+        Ok((&self.buffer, requests.iter().map(place).collect()))
     }
 }
 
@@ -86,12 +84,9 @@ impl Gpu {
         logits: &GpuTensor,
         requests: &[SampleRequest<'_>],
     ) -> Result<GpuChosen> {
-        const OP: &str = "sample";
         let vocabulary = logits.cols;
-        requests
-            .iter()
-            .try_for_each(|r| BackendError::check_range(OP, "row", r.row as usize, logits.rows))?;
-        BackendError::check_range(OP, "requests", requests.len(), GRID_Y as usize)?;
+        check::sample(logits.size(), requests)?;
+        BackendError::check_range("sample", "requests", requests.len(), GRID_Y as usize)?;
         let tops: Vec<usize> =
             requests.iter().map(|r| r.top_logprobs.min(MAX_TOP_LOGPROBS).min(vocabulary)).collect();
         let sampled = |r: &SampleRequest<'_>| r.temperature != 0.0;

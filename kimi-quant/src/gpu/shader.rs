@@ -75,6 +75,37 @@ op!(SAMPLE_DIGIT, "sample_digit", [false, true, false], 0, false, 4, with "sampl
 op!(SAMPLE_WEIGH, "sample_weigh", [false, true, false, true], 0, false, 4, with "sample", with "sample_search");
 op!(SAMPLE_CHOOSE, "sample_choose", [false, false, false, false, false, true], 0, false, 4, with "sample");
 
+/// All of them.
+#[cfg(test)]
+pub(crate) static ALL: [&Op; 26] = [
+    &MATVEC,
+    &MATVEC_RAGGED,
+    &MATVEC_VARIED,
+    &FEW,
+    &TILED,
+    &COOPERATIVE,
+    &HALVES,
+    &GROUP,
+    &COMBINE,
+    &EMBED,
+    &LATENT_QUERY_BY_INPUTS,
+    &LATENT_QUERY_BY_OUTPUTS,
+    &LATENT_QUERY_TILED,
+    &ATTEND,
+    &ATTEND_COOPERATIVE,
+    &VALUES,
+    &VALUES_TILED,
+    &RMS_NORM,
+    &ROUTE,
+    &SWIGLU,
+    &READ,
+    &GATHER_ROWS,
+    &SAMPLE_SCAN,
+    &SAMPLE_DIGIT,
+    &SAMPLE_WEIGH,
+    &SAMPLE_CHOOSE,
+];
+
 /// Sizes of rows: parameters of varied operations.
 const VARIED: [&str; 3] = ["COLS", "UNITS", "GROUPS"];
 

@@ -99,6 +99,22 @@ pub(crate) fn integer(device: &Device, given: Option<Tuning>, packing: Packing) 
     given.map_or(device.integer_dot, |t| t.integer) && packing.is_integer()
 }
 
+/// Bytes of shared memory for staged units of activations, sums, and the sums over a workgroup.
+fn shared_bytes(staged: u32, packing: Packing, sums: u32, reduction: u32) -> u32 {
+    4 * (staged * (packing.unit as u32 + 4) + sums + reduction)
+}
+
+/// What [`Sizes::shared_bytes`] was for the sizes that became a shader's constants.
+#[cfg(test)]
+pub(super) fn shared_bytes_of(spec: &super::shader::Spec) -> u32 {
+    let constant = |name| spec.constants.iter().find(|c| c.0 == name).map_or(0, |c| c.1);
+    let [workgroup, lanes] = ["WORKGROUP", "LANES"].map(constant);
+    let values = constant("STEP_ROWS") * (1 + constant("PAIR"));
+    let sums = constant("MOST_STEPS") * workgroup / constant("RUN").max(1) * values;
+    let reduction = if spec.subgroups { workgroup / lanes } else { workgroup };
+    spec.packing.map_or(0, |packing| shared_bytes(constant("STAGED"), packing, sums, reduction))
+}
+
 impl Sizes {
     /// `None` where a row has more units than a workgroup may have threads.
     pub(crate) fn choose(device: &Device, given: Option<Tuning>, shape: &Shape) -> Option<Self> {
@@ -229,10 +245,9 @@ impl Sizes {
 
     /// Shared memory, as matvec.wgsl declares it and the sums over workgroups.
     fn shared_bytes(&self, device: &Device) -> u32 {
-        let staged = self.staged * (self.packing.unit as u32 + 4);
-        let sums = self.most_steps * self.workgroup / self.run * self.values;
         let reduction = if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
-        4 * (staged + sums + reduction)
+        let sums = self.most_steps * self.workgroup / self.run * self.values;
+        shared_bytes(self.staged, self.packing, sums, reduction)
     }
 
     /// Rows of a workgroup.

@@ -10,6 +10,7 @@ use super::range::fits_f16;
 use super::recorder::Recorder;
 use super::shader::Packing;
 use super::upload::Writer;
+use crate::backend::check;
 use crate::{BackendError, PackedMatrix, Stored};
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -50,16 +51,38 @@ pub struct GpuExperts {
     pub(crate) parts: Vec<Part>, // by experts
 }
 
+impl Part {
+    /// With room for nothing: for tests that only record what would be computed.
+    #[cfg(test)]
+    pub(crate) fn unfilled(recorder: &Arc<Recorder>, range: Range<usize>) -> Result<Self> {
+        Ok(Self {
+            range,
+            codes: recorder.pool.keep("codes", 256)?,
+            scales: recorder.pool.keep("scales", 256)?,
+            scale_base: 0,
+            fits_f16: recorder.device.cooperative,
+            owner: Arc::downgrade(recorder),
+        })
+    }
+}
+
 impl GpuMatrix {
     pub(crate) fn load(recorder: &Arc<Recorder>, matrix: &PackedMatrix) -> Result<Self> {
-        let packing = packing(matrix);
-        let step = most_rows(recorder, matrix)?;
-        let starts = (0..matrix.rows()).step_by(step);
-        let parts = starts.map(|start| {
-            let range = start..(start + step).min(matrix.rows());
+        let packing = Packing::new(matrix.format(), matrix.cols());
+        Self::in_parts(recorder, matrix.rows(), packing, |range| {
             upload(recorder, range.clone(), &[matrix.slice_rows(range)])
-        });
-        Ok(Self { rows: matrix.rows(), packing, parts: parts.collect::<Result<_>>()? })
+        })
+    }
+
+    /// As many rows a part as one binding holds.
+    pub(crate) fn in_parts(
+        recorder: &Recorder,
+        rows: usize,
+        packing: Packing,
+        part: impl FnMut(Range<usize>) -> Result<Part>,
+    ) -> Result<Self> {
+        let parts = ranges(rows, max_rows(recorder, packing)?).map(part).collect::<Result<_>>()?;
+        Ok(Self { rows, packing, parts })
     }
 
     pub(crate) fn cols(&self) -> usize {
@@ -81,31 +104,26 @@ impl GpuMatrix {
 }
 
 impl GpuExperts {
-    /// `experts` are of one shape and format.
     pub(crate) fn load(recorder: &Arc<Recorder>, experts: &[PackedMatrix]) -> Result<Self> {
-        let Some(first) = experts.first() else {
-            return Err(BackendError::Shape {
-                op: "experts",
-                what: "number of experts",
-                found: 0,
-                expected: 1,
-            });
-        };
-        let step = most_rows(recorder, first)? / first.rows().max(1);
+        let first = check::load_experts(experts)?;
+        let shape = [experts.len(), first.rows()];
+        let packing = Packing::new(first.format(), first.cols());
+        Self::in_parts(recorder, shape, packing, |range| upload(recorder, range.clone(), &experts[range]))
+    }
+
+    /// `[count, rows]`, as many experts a part as one binding holds.
+    pub(crate) fn in_parts(
+        recorder: &Recorder,
+        [count, rows]: [usize; 2],
+        packing: Packing,
+        part: impl FnMut(Range<usize>) -> Result<Part>,
+    ) -> Result<Self> {
+        let step = max_rows(recorder, packing)? / rows.max(1);
         if step == 0 {
-            return Err(too_large(recorder, first));
+            return Err(too_large(recorder, packing, rows));
         }
-        let starts = (0..experts.len()).step_by(step);
-        let parts = starts.map(|start| {
-            let range = start..(start + step).min(experts.len());
-            upload(recorder, range.clone(), &experts[range])
-        });
-        Ok(Self {
-            count: experts.len(),
-            rows: first.rows(),
-            packing: packing(first),
-            parts: parts.collect::<Result<_>>()?,
-        })
+        let parts = ranges(count, step).map(part).collect::<Result<_>>()?;
+        Ok(Self { count, rows, packing, parts })
     }
 }
 
@@ -135,8 +153,9 @@ fn stored_row_bytes(packing: Packing) -> u64 {
     row.map_or(0, |parts| parts.iter().sum::<usize>() as u64) // a loaded matrix has rows that fit
 }
 
-fn packing(matrix: &PackedMatrix) -> Packing {
-    Packing::new(matrix.format(), matrix.cols())
+/// `0..count` in ranges of `step`.
+fn ranges(count: usize, step: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..count).step_by(step).map(move |start| start..(start + step).min(count))
 }
 
 /// Bytes of one row on the device.
@@ -144,26 +163,26 @@ fn row_bytes(packing: Packing) -> usize {
     packing.units() * packing.bits() * 4
 }
 
-fn most_rows(recorder: &Recorder, matrix: &PackedMatrix) -> Result<usize> {
-    let packing = packing(matrix);
-    let scales = packing.groups() * matrix.format().scale_bytes();
+/// Rows that one binding holds.
+fn max_rows(recorder: &Recorder, packing: Packing) -> Result<usize> {
+    let scales = packing.groups() * packing.format.scale_bytes();
     let row = row_bytes(packing).max(2 * scales + 8);
     match (recorder.pool.largest() as usize - 64) / row {
-        0 => Err(too_large(recorder, matrix)),
+        0 => Err(too_large(recorder, packing, 1)),
         rows => Ok(rows),
     }
 }
 
-fn too_large(recorder: &Recorder, matrix: &PackedMatrix) -> BackendError {
-    let available = recorder.pool.largest();
-    BackendError::OutOfMemory { what: "one binding of a matrix", needed: matrix.bytes(), available }
+fn too_large(recorder: &Recorder, packing: Packing, rows: usize) -> BackendError {
+    let (needed, available) = (stored_row_bytes(packing) * rows as u64, recorder.pool.largest());
+    BackendError::OutOfMemory { what: "one binding of a matrix", needed, available }
 }
 
 fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatrix]) -> Result<Part> {
     let Some(first) = matrices.first() else {
         return Err(BackendError::Device("an empty range of weights was to be loaded".to_owned()));
     };
-    let packing = packing(first);
+    let packing = Packing::new(first.format(), first.cols());
     let rows: usize = matrices.iter().map(PackedMatrix::rows).sum();
     let mut writer = Writer::new(recorder, "weights", (rows * row_bytes(packing)) as u64)?;
     for matrix in matrices {

@@ -159,6 +159,8 @@ impl<B: Measured> Backend for Timed<B> {
     type Experts = B::Experts;
     type Vector = B::Vector;
     type Tensor = B::Tensor;
+    type Normed = B::Normed;
+    type Hidden = B::Hidden;
     type Routing = B::Routing;
     type Cache = B::Cache;
     type Attended = B::Attended;
@@ -214,6 +216,14 @@ impl<B: Measured> Backend for Timed<B> {
 
     fn download(&self, tensor: &B::Tensor) -> Result<Vec<f32>> {
         self.inner.download(tensor)
+    }
+
+    fn normalized(&self, x: &B::Normed) -> Result<B::Tensor> {
+        self.inner.normalized(x)
+    }
+
+    fn expert_activations(&self, hidden: &B::Hidden) -> Result<ExpertHidden<B::Tensor>> {
+        self.inner.expert_activations(hidden)
     }
 
     fn download_routing(&self, routing: &B::Routing) -> Result<(Vec<u32>, Vec<f32>)> {
@@ -300,18 +310,18 @@ impl<B: Measured> Backend for Timed<B> {
         x: &B::Tensor,
         norm: &Norm<B::Vector>,
         router: &Router<B::Matrix, B::Vector>,
-    ) -> Result<(B::Tensor, B::Routing)> {
+    ) -> Result<(B::Normed, B::Routing)> {
         self.dense("route", &[&router.gate], |b| b.route(x, norm, router))
     }
 
     fn experts_swiglu(
         &self,
-        x: &B::Tensor,
+        x: &B::Normed,
         routing: &B::Routing,
         gate: &B::Experts,
         up: &B::Experts,
         shared: Option<(&B::Matrix, &B::Matrix)>,
-    ) -> Result<ExpertHidden<B::Tensor>> {
+    ) -> Result<B::Hidden> {
         let experts = self.distinct(routing)?;
         let mut weights: Vec<&dyn Stored> = vec![gate, up];
         weights.extend(shared.iter().flat_map(|(g, u)| [*g as &dyn Stored, *u]));
@@ -325,7 +335,7 @@ impl<B: Measured> Backend for Timed<B> {
 
     fn experts_down_add(
         &self,
-        hidden: &ExpertHidden<B::Tensor>,
+        hidden: &B::Hidden,
         routing: &B::Routing,
         down: &B::Experts,
         shared: Option<&B::Matrix>,
