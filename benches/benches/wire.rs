@@ -68,6 +68,7 @@ async fn serve() -> Result<Coordinator, LinkError> {
     let stage = Assign {
         model: "echo".into(),
         fingerprint: Fingerprint([0; 32]),
+        description: Vec::new(),
         layers: 0..1,
         first: false,
         cache_pages: 32,

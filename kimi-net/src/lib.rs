@@ -35,8 +35,8 @@
 //!
 //! ```text
 //!             coordinator                 worker
-//!  Greeting   Hello          ──────────▶            versions, role, checkpoint
-//!                            ◀──────────  Welcome   (or a fatal Error: version, checkpoint, role)
+//!  Greeting   Hello          ──────────▶            versions, role
+//!                            ◀──────────  Welcome   (or a fatal Error: version, role)
 //!  Idle       Assign         ──────────▶
 //!  Loading                   ◀──────────  LoadProgress, any number
 //!                            ◀──────────  Ready     (or Error about the assignment: back to Idle)
@@ -88,6 +88,7 @@
 //! let stage = Assign {
 //!     model: "kimi-tiny".into(),
 //!     fingerprint: Fingerprint([7; 32]),
+//!     description: Vec::new(),
 //!     layers: 0..4,
 //!     first: false,
 //!     cache_pages: 8,

@@ -22,6 +22,8 @@ use crate::kind::Kind;
 
 /// Bytes in one text field.
 pub const MAX_TEXT: usize = 4096;
+/// Bytes in [`Assign::description`].
+pub const MAX_DESCRIPTION: usize = 16 << 10;
 /// Sequences in one [`Forward`].
 pub const MAX_SEQUENCES: usize = 4096;
 /// Tokens or pages of one sequence in one step, and tokens of a whole step.

@@ -188,24 +188,6 @@ fn a_newer_hello_may_have_more_fields() {
 }
 
 #[test]
-fn another_checkpoint_is_refused_at_hello_and_at_assign() {
-    let holding = |byte| Config { fingerprint: Some(Fingerprint([byte; 32])), ..Config::new("x") };
-    let mut pair = Pair::new(holding(1), holding(2));
-    pair.settle();
-    let (ours, theirs) = (Fingerprint([2; 32]), Fingerprint([1; 32]));
-    assert_eq!(*pair.reason(WORKER), ProtocolError::FingerprintMismatch { ours, theirs }.into());
-    let text = pair.told(COORDINATOR, ErrorCode::FingerprintMismatch);
-    assert!(text.contains(&"01".repeat(32)) && text.contains(&"02".repeat(32)), "{text}");
-
-    // A coordinator that had none at hello names one when it assigns.
-    let mut pair = Pair::new(Config::new("c"), holding(2));
-    pair.settle();
-    pair.send(COORDINATOR, Message::Assign(assign()));
-    pair.settle();
-    pair.told(COORDINATOR, ErrorCode::FingerprintMismatch);
-}
-
-#[test]
 fn two_coordinators_or_two_workers_cannot_talk() {
     let mut pair = Pair::plain();
     let hello = Protocol::coordinator(Config::new("c2"), pair.now).unwrap().poll_transmit().unwrap();

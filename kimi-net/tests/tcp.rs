@@ -212,15 +212,14 @@ async fn http_by_mistake_in_both_directions() {
 #[tokio::test]
 async fn a_refusal_reaches_the_other_side() {
     let listener = listener().await;
-    let holding = |byte| Config { fingerprint: Some(Fingerprint([byte; 32])), ..Config::new("x") };
+    let speaking = |v| Config { versions: Versions { min: v, max: v }, ..Config::new("x") };
     let addr = listener.local_addr().unwrap();
     let tuning = Tuning::default();
-    let accept = async { listener.accept().await.unwrap().handshake(holding(2)).await.err() };
-    let (link, worker) = tokio::join!(connect(addr, false, &tuning, holding(1)), accept);
-    let (ours, theirs) = (Fingerprint([2; 32]), Fingerprint([1; 32]));
-    assert_eq!(worker, Some(ProtocolError::FingerprintMismatch { ours, theirs }.into()));
+    let accept = async { listener.accept().await.unwrap().handshake(speaking(8)).await.err() };
+    let (link, worker) = tokio::join!(connect(addr, false, &tuning, speaking(7)), accept);
+    assert!(matches!(worker, Some(LinkError::Protocol(ProtocolError::VersionMismatch { .. }))), "{worker:?}");
     let Err(LinkError::Peer(report)) = link else { panic!("no refusal") };
-    assert_eq!(report.code, ErrorCode::FingerprintMismatch);
+    assert_eq!(report.code, ErrorCode::VersionMismatch);
 }
 
 /// A proxy in front of `listener` that passes `limit` bytes of the worker's on and then drops the connection.

@@ -47,8 +47,7 @@ impl Lead {
 
     fn connect(&self, worker: &Running, name: &str) -> Result<Vec<Connected>, ConnectError> {
         let wanted = [Wanted { id: "w".into(), target: worker.address() }];
-        let fingerprint = self.checkpoint.fingerprint();
-        self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, false, name, fingerprint))
+        self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, false, name))
     }
 
     fn build(&self, worker: &Running, name: &str, model: &str) -> Result<Built, BuildError> {
@@ -67,6 +66,7 @@ impl Lead {
         Assign {
             model: "kimi-tiny".into(),
             fingerprint: Fingerprint(self.checkpoint.fingerprint()),
+            description: Vec::new(),
             layers: 0..2,
             first: true,
             cache_pages: 4,
@@ -87,17 +87,40 @@ fn a_second_coordinator_is_refused_and_served_when_the_first_has_left() {
     assert!(wait_until(SECONDS, || lead.build(&worker, "third", "kimi-tiny").is_ok()));
 }
 
-#[test]
-fn another_checkpoint_is_refused() {
+/// A worker of kimi-tiny whose config.json is changed.
+fn worker_with(change: impl FnOnce(&mut Value)) -> (Running, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let config = folder.path().join("config.json");
     let bytes = Checkpoint::kimi_tiny().unwrap().file("config.json").unwrap().unwrap();
     let mut value: Value = serde_json::from_slice(&bytes).unwrap();
-    value["rms_norm_eps"] = json!(1e-3);
+    change(&mut value);
     std::fs::write(&config, value.to_string()).unwrap();
-    let worker = worker(&["--default-model", "kimi-tiny", "--config", config.to_str().unwrap()]);
-    let error = Lead::new().connect(&worker, "me").unwrap_err().to_string();
-    assert!(error.contains("checkpoints differ"), "{error}");
+    (worker(&["--default-model", "kimi-tiny", "--config", config.to_str().unwrap()]), folder)
+}
+
+#[test]
+fn another_checkpoint_is_refused_and_the_key_is_named() {
+    let theta = Checkpoint::kimi_tiny().unwrap().config().rope_theta;
+    let (worker, _folder) = worker_with(|config| config["rope_theta"] = json!(12_345.0));
+    let error = Lead::new().build(&worker, "me", "kimi-tiny").unwrap_err().to_string();
+    let both = error.contains("12345") && error.contains(&theta.to_string());
+    assert!(error.contains("checkpoints differ") && error.contains("rope_theta") && both, "{error}");
+}
+
+#[test]
+fn what_decides_nothing_may_differ() {
+    let (worker, _folder) = worker_with(|config| {
+        let object = config.as_object_mut().unwrap();
+        let mut reversed: Vec<_> = std::mem::take(object).into_iter().collect();
+        reversed.reverse();
+        object.extend(reversed);
+        object.insert("model_type".into(), json!("deepseek_v3"));
+        object.insert("max_position_embeddings".into(), json!(1000));
+        if let Some(quantization) = object.get_mut("quantization").and_then(Value::as_object_mut) {
+            quantization.retain(|key, _| ["group_size", "bits", "mode"].contains(&key.as_str()));
+        }
+    });
+    Lead::new().build(&worker, "me", "kimi-tiny").unwrap();
 }
 
 #[test]

@@ -78,8 +78,6 @@ pub struct Hello {
     pub node_id: String,
     /// Its end of the link.
     pub role: Role,
-    /// Its checkpoint, or `None` if it has not opened one yet.
-    pub fingerprint: Option<Fingerprint>,
     /// Unanswered steps that it takes.
     pub max_in_flight: u32,
 }

@@ -4,7 +4,10 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ELEMENT_BYTES, Fingerprint, Forward, MAX_PER_SEQUENCE, MAX_TEXT, MessageError, at_most, ensure};
+use super::{
+    ELEMENT_BYTES, Fingerprint, Forward, MAX_DESCRIPTION, MAX_PER_SEQUENCE, MAX_TEXT, MessageError, at_most,
+    ensure,
+};
 
 /// The stage that a worker is to become; never the last one, which the coordinator holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -13,6 +16,8 @@ pub struct Assign {
     pub model: String,
     /// The coordinator's checkpoint: the worker's must be the same.
     pub fingerprint: Fingerprint,
+    /// What that fingerprint is of, as the two programs encode it: for saying what differs.
+    pub description: Vec<u8>,
     /// Layers, the end not included.
     pub layers: Range<u32>,
     /// Whether the stage embeds the tokens.
@@ -30,6 +35,7 @@ pub struct Assign {
 impl Assign {
     pub(super) fn check(&self) -> Result<(), MessageError> {
         at_most("bytes in model", self.model.len(), MAX_TEXT)?;
+        at_most("bytes in description", self.description.len(), MAX_DESCRIPTION)?;
         ensure(self.layers.start < self.layers.end, "the layer range is empty")?;
         ensure(
             self.cache_pages > 0 && self.page_tokens > 0,

@@ -16,6 +16,7 @@ pub fn assign() -> Assign {
     Assign {
         model: "kimi-tiny".into(),
         fingerprint: Fingerprint([1; 32]),
+        description: vec![1, 2],
         layers: 0..4,
         first: true,
         cache_pages: 8,

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kimi_net::{Config, Coordinator, Fingerprint, LinkError, Tuning};
+use kimi_net::{Config, Coordinator, LinkError, Tuning};
 
 /// Pause between two rounds of trying.
 const RETRY: Duration = Duration::from_millis(500);
@@ -70,7 +70,6 @@ pub async fn connect(
     within: Duration,
     insecure: bool,
     node_id: &str,
-    fingerprint: [u8; 32],
 ) -> Result<Vec<Connected>, ConnectError> {
     let started = Instant::now();
     let mut links: Vec<Option<Coordinator>> = peers.iter().map(|_| None).collect();
@@ -82,7 +81,7 @@ pub async fn connect(
                 continue;
             }
             links[i] = None; // a link that has ended is no worker found
-            let config = Config { fingerprint: Some(Fingerprint(fingerprint)), ..Config::new(node_id) };
+            let config = Config::new(node_id);
             match kimi_net::connect(peer.target.as_str(), insecure, &Tuning::default(), config).await {
                 Ok(link) => {
                     tracing::info!(worker = peer.id, target = peer.target, "connected");

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::LoadedStage;
-use kimi_core::plan::{Bytes as Size, ModelBytes};
+use kimi_core::plan::{HumanBytes, ModelBytes};
 use kimi_core::stage::{CacheConfig, Done, LoadError, StageError, StageOutput, StageResult, StageTime};
 use kimi_net::{
     Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadProgress, Ready, StepResult,
@@ -186,14 +186,10 @@ impl Host {
                 })?
             }
         };
-        let ours = Fingerprint(checkpoint.fingerprint());
-        if ours != assign.fingerprint {
-            let text = format!(
-                "the checkpoints differ: {} has fingerprint {ours} here and {} at the coordinator; give both machines \
-                 the same files",
-                checkpoint.name(),
-                assign.fingerprint
-            );
+        let ours = checkpoint.description();
+        if Fingerprint(ours.fingerprint()) != assign.fingerprint {
+            let difference = wire::difference(&ours, &assign.description);
+            let text = format!("the checkpoints differ ({} on this worker): {difference}", checkpoint.name());
             return Err(Refusal(ErrorCode::FingerprintMismatch, text));
         }
         Ok(checkpoint)
@@ -275,7 +271,7 @@ fn check_cache(bytes: &ModelBytes, layers: &Range<usize>, cache: CacheConfig) ->
     let room = system::memory_bytes().unwrap_or(1 << 40);
     if needed > u128::from(room) {
         let text =
-            format!("a cache of {tokens} tokens takes {needed} bytes, this machine has {}", Size(room));
+            format!("a cache of {tokens} tokens takes {needed} bytes, this machine has {}", HumanBytes(room));
         return Err(Refusal(ErrorCode::OutOfMemory, text));
     }
     Ok(needed as u64)

@@ -4,6 +4,7 @@
 //! only if it holds the embedding.
 
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
+use kimi_core::fingerprint::Description;
 use kimi_core::stage::{Hidden, StageSpan};
 use kimi_net::{Bytes, Forward, SequenceStep, StepResult};
 
@@ -76,4 +77,20 @@ pub(super) fn to_hidden(
         return Err(format!("returned [{}, {}], expected [{rows}, {cols}]", found.0, found.1));
     }
     Ok(Hidden { rows, cols, data: payload })
+}
+
+/// A checkpoint's description for an assignment; empty if it is too long to be sent, which no checkpoint's is.
+pub(super) fn from_description(description: &Description) -> Vec<u8> {
+    let bytes = postcard::to_stdvec(description).unwrap_or_default();
+    if bytes.len() <= Description::MAX_BYTES { bytes } else { Vec::new() }
+}
+
+/// What differs between a worker's checkpoint and the coordinator's, for people.
+pub(super) fn difference(ours: &Description, theirs: &[u8]) -> String {
+    let theirs = postcard::from_bytes::<Description>(theirs).ok();
+    let difference = theirs.and_then(|theirs| ours.difference(&theirs));
+    difference.map_or_else(
+        || "the coordinator does not say how; run the same release of kimi on both machines".to_owned(),
+        |difference| difference.between("here", "at the coordinator"),
+    )
 }

@@ -1,6 +1,7 @@
 //! `kimi serve`.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kimi_core::checkpoint::Checkpoint;
@@ -11,8 +12,9 @@ use kimi_core::{ChatModel, ModelOptions};
 use serde_json::json;
 use tokio::runtime::Handle;
 
+use super::Outcome;
 use crate::cli::args::ServeArgs;
-use crate::cli::{Outcome, ui};
+use crate::cli::ui;
 use crate::cluster::{self, Built, Placement, Wanted};
 use crate::discovery::Discovery;
 use crate::local::LocalCluster;
@@ -106,9 +108,7 @@ fn with_workers(
     );
     eprintln!("waiting for {enough} of {} workers, at most {} s", wanted.len(), args.peer_timeout);
     let within = Duration::from_secs(args.peer_timeout);
-    let fingerprint = checkpoint.fingerprint();
-    let workers =
-        runtime.block_on(cluster::connect(&wanted, enough, within, args.insecure, me, fingerprint))?;
+    let workers = runtime.block_on(cluster::connect(&wanted, enough, within, args.insecure, me))?;
     nodes.retain(|node| node.id == me || workers.iter().any(|w| w.id == node.id));
     let plan = Plan::new(&ModelBytes::of(checkpoint)?, &nodes, cache.pages * cache.page_tokens)?;
     show(&found.id, &plan, true);
@@ -124,7 +124,7 @@ fn show(id: &str, plan: &Plan, limits: bool) {
 }
 
 fn load_bars(plan: &Plan) -> cluster::LoadWatch {
-    ui::load_bars(&plan.stages.iter().map(|s| s.node.clone()).collect::<Vec<_>>())
+    Arc::new(ui::load_bars(&plan.stages.iter().map(|s| s.node.clone()).collect::<Vec<_>>()))
 }
 
 fn announce(args: &ServeArgs, addr: SocketAddr, id: &str, context: usize) -> anyhow::Result<()> {
