@@ -4,12 +4,12 @@
 // ROWS    the rows of one matrix, or of two, one after the other (`second`). Of `several` tokens, those are grid x
 // GATHER  grid y is a choice of the only token: the rows of the chosen expert, for each its own outputs
 // SUM     the rows of all chosen experts side by side, each with its own activations times its weight
-// PAIRS   grid y is one of the (token, choice) pairs, which are sorted by expert. Its input is its token's row, or with
-//         PER_PAIR its own; with WEIGHTED it is multiplied by the pair's weight
+// ROUTED   grid y is one of the (token, choice) pairs, which are sorted by expert. Its input is its token's row, or with
+//         OWN_INPUT its own; with WEIGHTED it is multiplied by the pair's weight
 //
 // A thread keeps the activations of one unit of 32 or 64 columns in registers (all choices' units side by side) and walks
 // down the rows, a few at once so that many loads are under way. There is no barrier in that loop: runs of neighbouring
-// threads fold their sums, and at the end a thread for each output adds those of all runs. With PAIR two matrices are
+// threads fold their sums, and at the end a thread for each output adds those of all runs. With GATED two matrices are
 // multiplied and the result is silu(first) * second; with `norm` the activations are RMS-normalised, by a factor on the
 // results; with `add` the results are added to what is there.
 //
@@ -23,7 +23,7 @@
 const ROWS = 0u;
 const GATHER = 1u;
 const SUM = 2u;
-const PAIRS = 3u;
+const ROUTED = 3u;
 
 struct Params {
     rows: u32,          // outputs of a matrix or expert
@@ -69,13 +69,13 @@ struct Sizes {
     several: u32,
 }
 
-const VALUES = STEP_ROWS * (PAIR + 1u); // sums of a step
+const VALUES = STEP_ROWS * (GATED + 1u); // sums of a step
 const RUNS = WORKGROUP / RUN;           // runs of threads that fold their sums
 const UNIT_QUADS = UNIT / 4u;
 const PITCH = UNIT_QUADS + 1u;          // quads of a staged unit, and one against bank conflicts
 
 var<workgroup> staged: array<vec4<f32>, STAGED * PITCH>; // activations on their way to their threads
-var<workgroup> sums: array<f32, MOST_STEPS * RUNS * VALUES>;
+var<workgroup> sums: array<f32, MAX_STEPS * RUNS * VALUES>;
 
 // What a thread has of a step: its unit of each row, with scales and biases.
 struct Fetched {
@@ -188,7 +188,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     var mine = true;
     if (MODE == ROWS) {
         source = select(0u, 1u, second);
-    } else if (MODE == PAIRS) {
+    } else if (MODE == ROUTED) {
         if (item >= tile_at(0u).x) {
             return;
         }
@@ -198,7 +198,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
             return;
         }
         out_line = ids[tile.y];
-        x_line = select(out_line / CHOSEN, out_line, PER_PAIR == 1u);
+        x_line = select(out_line / CHOSEN, out_line, OWN_INPUT == 1u);
         if (WEIGHTED == 1u) {
             factor = weights[out_line];
         }
@@ -225,7 +225,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     if (SOURCES == 1u) {
         source = 0u;
     }
-    let first_matrix = source * (PAIR + 1u);
+    let first_matrix = source * (GATED + 1u);
     let scale_base = p.scale_base[source];
 
     let kept = keep(thread, s, p.x_first + x_line * s.cols, v, busy && mine, factor);
@@ -269,17 +269,17 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     for (var o = thread; o < block_rows; o += WORKGROUP) {
         let row_of_slots = o / STEP_ROWS;
         let step = row_of_slots / s.slots;
-        let first = (step * RUNS + (row_of_slots - step * s.slots) * runs) * VALUES + o % STEP_ROWS * (PAIR + 1u);
+        let first = (step * RUNS + (row_of_slots - step * s.slots) * runs) * VALUES + o % STEP_ROWS * (GATED + 1u);
         var result = 0.0;
         var other = 0.0;
         for (var run = 0u; run < runs; run++) {
             result += sums[first + run * VALUES];
-            if (PAIR == 1u) {
+            if (GATED == 1u) {
                 other += sums[first + run * VALUES + 1u];
             }
         }
         result *= norm;
-        if (PAIR == 1u) {
+        if (GATED == 1u) {
             result = swiglu(result, other * norm);
         }
         let row = first_row + o;
@@ -294,7 +294,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
                 out[to] = result;
             }
         }
-        if (MODE != PAIRS) {
+        if (MODE != ROUTED) {
             break;
         }
     }

@@ -153,14 +153,14 @@ impl Device {
     }
 
     /// Most threads of a workgroup along one dimension.
-    pub(crate) fn most_threads(&self) -> u32 {
+    pub(crate) fn max_threads(&self) -> u32 {
         self.limits.max_compute_invocations_per_workgroup.min(self.limits.max_compute_workgroup_size_x)
     }
 
     /// Threads of a workgroup that goes over `cells` cells: a power of two.
     pub(crate) fn workgroup_of(&self, cells: usize) -> u32 {
-        let most = 1 << self.most_threads().ilog2();
-        (cells.next_power_of_two() as u32).clamp(self.lanes.max(64), 1024).min(most)
+        let max_threads = 1 << self.max_threads().ilog2();
+        (cells.next_power_of_two() as u32).clamp(self.lanes.max(64), 1024).min(max_threads)
     }
 
     pub(crate) fn name(&self) -> String {

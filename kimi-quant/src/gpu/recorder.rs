@@ -32,8 +32,8 @@ const BIND_GROUPS: usize = 16384;
 /// they do. A device that is busy with other work gets many at once.
 fn dispatches_of(submitted: usize, busy: bool) -> usize {
     const FIRST: usize = 4;
-    const MOST: usize = 128;
-    if busy { MOST } else { FIRST.saturating_mul(3usize.saturating_pow(submitted.min(8) as u32)).min(MOST) }
+    const MAX: usize = 128;
+    if busy { MAX } else { FIRST.saturating_mul(3usize.saturating_pow(submitted.min(8) as u32)).min(MAX) }
 }
 
 struct Pipeline {
