@@ -2,8 +2,8 @@
 //
 // A subgroup (or LANES threads) has ROWS rows; its lanes take neighbouring units of 32 codes, so that a load is one run
 // of memory. The activations of TILE units of all lines lie in shared memory, column by column of four, so that
-// neighbouring lanes read neighbouring cells. With GATED two matrices are multiplied and the result is
-// silu(first) * second; with COUNTED a workgroup skips the lines it does not have.
+// neighbouring lanes read neighbouring cells. With GATED there are two matrices, gate and up, and the
+// result is silu(gate) * up; with COUNTED a workgroup skips the lines it does not have.
 
 alias Input = f32;
 

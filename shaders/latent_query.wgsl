@@ -28,7 +28,7 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<f32>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 @group(0) @binding(2) var<storage, read> kv: array<f32>;
-// Floats, or with LATENT_POWER halves for attend_cooperative.wgsl.
+// Floats of 32 bits, or with LATENT_POWER upper and lower ones of 16 for attend_cooperative.wgsl.
 @group(0) @binding(3) var<storage, read_write> cache: array<u32>;
 @group(0) @binding(4) var<storage, read> norm_weight: array<f32>;
 @group(0) @binding(5) var<storage, read> batch: array<u32>; // begins with cosines and sines, [T, rope / 2, 2]

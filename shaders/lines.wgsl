@@ -2,7 +2,7 @@
 //
 // PLAIN    LINES neighbouring tokens and all rows of a matrix
 // GROUPED  a tile of `tiles`: (token, choice) pairs that chose the same expert. A line's input is its token's row, or
-//          with OWN_INPUT the pair's own; its output is the pair's row, with WEIGHTED multiplied by the pair's weight.
+//          with OWN_INPUT a row of the pair's own; its output is the pair's row, with WEIGHTED multiplied by the pair's weight.
 
 const PLAIN = 0u;
 const GROUPED = 1u;

@@ -1,6 +1,6 @@
 // The rows of a step of matvec.wgsl: all loads of a step in one run of instructions, so that all of them are under way
 // before the first is waited for. Included once for each matrix that a source may begin with, with FIRST and SECOND
-// replaced (SECOND is the other matrix of a GATED).
+// replaced (SECOND is up, with GATED).
 
 fn FIRST_fetch(index: u32, row_at: u32, unit: u32, scale_base: u32, fetched: ptr<function, Fetched>) {
     for (var i = 0u; i < VALUES; i++) {

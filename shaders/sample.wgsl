@@ -6,7 +6,7 @@
 struct Params {
     vocabulary: u32,
     blocks: u32, // of a row
-    tops: u32, // most likely tokens to report, the most that a request asks for
+    tops: u32, // likeliest tokens to report: the largest number that a request asks for
     digit: u32, // of sample_digit
 }
 

@@ -3,7 +3,7 @@
 // back for nothing, and nothing would be left below it. The power brings the line's largest value just below the largest
 // 16-bit float.
 
-// A line has WIDTH values, and CELLS pairs of columns: it is filled up with zeros.
+// A line has WIDTH values and CELLS cells of two columns: it is filled up with zeros.
 
 struct Params {
     lines: u32,
@@ -17,7 +17,7 @@ var<immediate> p: Params;
 
 var<workgroup> largest: array<f32, WORKGROUP>;
 
-const EACH = (CELLS + WORKGROUP - 1u) / WORKGROUP; // pairs of a thread
+const EACH = (CELLS + WORKGROUP - 1u) / WORKGROUP; // cells of a thread
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -45,11 +45,11 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     let exponent = clamp(bitcast<u32>(largest[0]) >> 23u, 15u, 254u);
     let power = bitcast<f32>((268u - exponent) << 23u); // 2^14 over the largest value's power of two
     for (var i = 0u; i < EACH; i++) {
-        let pair = i * WORKGROUP + thread;
-        if (pair < CELLS) {
+        let cell = i * WORKGROUP + thread;
+        if (cell < CELLS) {
             let scaled = power * values[i];
             let upper = bitcast<vec2<f32>>((bitcast<vec2<u32>>(scaled) + vec2(0x1000u)) & vec2(0xffffe000u));
-            split[line * CELLS + pair] = vec4(vec2<f16>(upper), vec2<f16>(scaled - upper));
+            split[line * CELLS + cell] = vec4(vec2<f16>(upper), vec2<f16>(scaled - upper));
         }
     }
     if (thread == 0u) {

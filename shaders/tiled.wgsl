@@ -3,8 +3,8 @@
 // A workgroup has LINES lines and TILE_ROWS rows (of each matrix), a thread BLOCK_LINES x BLOCK_ROWS of their results. For
 // every unit of 32 columns the weights are decoded once into shared memory, beside the activations, in cells of four
 // columns: `ws[column / 4][row]`, `xs[column / 4][line]`, so that neighbouring threads read neighbouring cells. The next
-// unit is on its way while this one is multiplied. With GATED two matrices are multiplied and the result is
-// silu(first) * second; with COUNTED a workgroup skips the lines it does not have.
+// unit is on its way while this one is multiplied. With GATED there are two matrices, gate and up, and the
+// result is silu(gate) * up; with COUNTED a workgroup skips the lines it does not have.
 
 alias Input = f32;
 

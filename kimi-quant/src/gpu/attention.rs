@@ -18,7 +18,8 @@ type Constants = Vec<(&'static str, u32)>;
 const ENOUGH_WORKGROUPS: usize = 256;
 const COOPERATIVE_WORKGROUPS: usize = 96;
 
-/// Multiply-adds of a dispatch of attention: more are several, so that a submission can end between them.
+/// Multiply-adds of a dispatch of attention. What has more is split into several, so that a submission can end between
+/// them.
 const DISPATCH_PRODUCTS: f64 = 5e11;
 
 /// Tokens from which on a per-head product takes tiles of them.
@@ -27,15 +28,15 @@ const MANY_TOKENS: usize = 5;
 /// Heads of a tile where there is much to do.
 const MANY_COLUMNS: usize = 32;
 
-/// Most latent columns of `attend_cooperative.wgsl`, and its positions at a time.
+/// Latent columns that `attend_cooperative.wgsl` has room for, and its positions at a time.
 const COOPERATIVE_LATENT: usize = 512;
 const COOPERATIVE_POSITIONS: usize = 64;
 
 /// Bytes of shared memory that two teams of `attend_cooperative.wgsl` need.
 const TWO_TEAMS: u32 = 48 << 10;
 
-/// A power of two on the latents of a cache in halves, so that lower halves keep their bits. Latents may be up to 65,504
-/// divided by it.
+/// Latents are multiplied by this power of two where a cache has 16-bit floats, so that lower ones keep their bits. A latent
+/// may be up to 65,504 divided by it.
 const LATENT_POWER: u32 = 64;
 
 /// Units of columns of a workgroup of `input_rows.wgsl`.
@@ -313,7 +314,7 @@ impl Gpu {
         constants.extend([
             ("LANES", device.lanes),
             ("MAX_SEGMENTS", MAX_SEGMENTS as u32),
-            // Codes that share a word cost precision, a code's width in bits each.
+            // Each code more that shares a word costs as many bits of precision as a code has.
             ("SHARE", if packing.bits() <= 4 { 2 } else { 1 }),
         ]);
         if product.tokens >= MANY_TOKENS {
@@ -341,7 +342,7 @@ impl Gpu {
         }
         const BLOCK_ROWS: usize = 64;
         let max_threads = device.limits.max_compute_invocations_per_workgroup as usize;
-        // Twice the threads have twice the loads on their way.
+        // Twice the threads keep twice the loads in flight.
         let workgroup = if device.info.vendor == NVIDIA { 512 } else { 256 }.min(max_threads);
         let span = packing.cols.div_ceil(4).next_power_of_two().min(workgroup);
         constants.extend([

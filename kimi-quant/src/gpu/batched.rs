@@ -40,7 +40,8 @@ pub(crate) enum Lines<'a> {
         groups: &'a Groups,
         /// Rows of an expert.
         rows: usize,
-        /// Whether inputs are those of (token, choice) pairs, and results are multiplied by the pairs' weights.
+        /// Whether each (token, choice) pair has an input of its own (and not its token's), and its result is multiplied
+        /// by its weight.
         down: bool,
     },
 }
@@ -59,9 +60,9 @@ pub(crate) struct Batched<'a> {
     /// First column of the outputs.
     pub(crate) out_first: usize,
     pub(crate) weights: &'a Part,
-    /// The second matrix of a SwiGLU.
+    /// Up, where `weights` are those of gate.
     pub(crate) up: Option<&'a Part>,
-    /// Whether it is added to what is there.
+    /// Whether the result is added to what `out` has.
     pub(crate) add: bool,
 }
 
@@ -91,7 +92,7 @@ impl Tile {
         self.lines / self.block_lines * (self.rows / self.block_rows)
     }
 
-    /// For `tokens` tokens; with `gated` a workgroup has these rows of both matrices.
+    /// For `tokens` tokens. With `gated` a workgroup has so many rows of gate and as many of up.
     fn choose(device: &Device, tokens: usize, rows: usize, gated: bool) -> Self {
         let (tile_rows, block_rows) = Self::rows(device, gated);
         let sizes = [(64, 8), (32, 4), (16, 4)];
@@ -121,7 +122,7 @@ impl Tile {
 impl BatchKernel {
     /// For `tokens` tokens and `rows` outputs in all; `integer` if codes are multiplied as integers.
     fn dense(tokens: usize, rows: usize, integer: bool) -> Self {
-        // Tiles are too few to keep a GPU busy, or mostly empty; but in the end they have less to do for a token.
+        // With few tokens, tiles are too few to keep a GPU busy, or mostly empty. With many they do less work a token.
         let idle = rows.div_ceil(128) * tokens.div_ceil(16) < ENOUGH_WORKGROUPS;
         match integer {
             true if tokens <= MANY || (idle && tokens <= 4 * MANY) => Self::Matvec,
@@ -130,9 +131,9 @@ impl BatchKernel {
         }
     }
 
-    /// The kernel for experts, and the most pairs that a workgroup takes.
+    /// The kernel for experts, and how many pairs a workgroup takes at most.
     fn grouped(given: Option<Self>, routing: &GpuRouting, experts: usize, integer: bool) -> (Self, usize) {
-        // Pairs of an expert; few have twice as many and more.
+        // Pairs of an expert on average; few experts have more than twice as many.
         let mean = (routing.tokens * routing.chosen) as f64 / experts.max(1) as f64;
         let kernel = given.unwrap_or(match integer {
             true if mean < 24.0 => Self::Matvec,
@@ -171,7 +172,7 @@ impl Gpu {
     pub(crate) fn dense_kernel(&self, tokens: usize, rows: usize, packing: Packing) -> BatchKernel {
         let integer = self.multiplies_integers(packing);
         self.batch_kernel().unwrap_or_else(|| match BatchKernel::dense(tokens, rows, integer) {
-            // Floats too where they were measured to be faster so.
+            // Measured to be faster, for floats too.
             BatchKernel::Few if self.recorder.device.integer_dot => BatchKernel::Matvec,
             kernel => kernel,
         })

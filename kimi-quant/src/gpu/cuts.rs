@@ -1,7 +1,8 @@
 //! How codes are cut out of packed words for integer dot products (shaders/dot_integer.wgsl).
 //!
 //! A cut takes four codes, one in each byte of a 32-bit window of the packed bits. A code may lie anywhere within its
-//! byte as long as the byte stays below 128, since bytes are signed: the place is made good on the activations.
+//! byte as long as the byte stays below 128, since bytes are signed. The activation is divided by 2^place to
+//! compensate.
 
 use std::fmt::Write as _;
 

@@ -17,11 +17,11 @@ pub(crate) struct Groups {
     pub(crate) pairs: Arc<Buffer>,
     /// How many tiles there are; then each tile's expert, first pair and count.
     pub(crate) tiles: Arc<Buffer>,
-    /// Most pairs of a tile.
+    /// Pairs that a tile has at most.
     pub(crate) lines: usize,
-    /// The number of tiles is at most this.
+    /// Tiles that there are at most: how many there are is known on the device only.
     pub(crate) max_tiles: usize,
-    /// Of the layer.
+    /// Experts of the layer.
     pub(crate) experts: usize,
 }
 

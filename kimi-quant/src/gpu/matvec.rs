@@ -18,7 +18,7 @@ pub(crate) enum Mode<'a> {
     /// The rows of a matrix, for every token; and those of a second one, with outputs of its own, that read the same
     /// activations.
     Rows { second: Option<(usize, &'a GpuTensor)> },
-    /// The experts of the one source, for the (token, choice) pairs that chose them.
+    /// The experts of the only source, for the (token, choice) pairs that chose them.
     Routed(Routed<'a>),
     /// Those of the chosen experts, each with its own outputs.
     Gather(Choices<'a>),
@@ -26,7 +26,7 @@ pub(crate) enum Mode<'a> {
     Sum(Choices<'a>),
 }
 
-/// The (token, choice) pairs of a batch.
+/// The (token, choice) pairs of a batch, each of which meets the rows of its expert.
 #[derive(Clone, Copy)]
 pub(crate) struct Routed<'a> {
     pub(crate) routing: &'a GpuRouting,
@@ -35,7 +35,7 @@ pub(crate) struct Routed<'a> {
     /// Rows of an expert, and the first that is multiplied.
     pub(crate) expert_rows: usize,
     pub(crate) row_first: usize,
-    /// Whether inputs are those of pairs, and results are multiplied by the pairs' weights.
+    /// Whether each pair has an input of its own (and not its token's), and its result is multiplied by its weight.
     pub(crate) down: bool,
 }
 
@@ -57,7 +57,7 @@ impl Choices<'_> {
     }
 }
 
-/// One binding's weights; with those of the second matrix of a SwiGLU.
+/// One binding's weights; those of gate together with those of up.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     pub(crate) weights: &'a Part,
@@ -74,15 +74,15 @@ pub(crate) struct Matvec<'a> {
     pub(crate) out: &'a GpuTensor,
     /// First column of the outputs.
     pub(crate) out_first: usize,
-    /// All with the same bindings: with `up`, or without.
+    /// Either all have `up`, or none.
     pub(crate) sources: &'a [Source<'a>],
-    /// Whether it is added to what is there.
+    /// Whether the result is added to what `out` has.
     pub(crate) add: bool,
 }
 
-/// Matrices of a dispatch.
+/// Matrices that a dispatch has room for.
 const MAX_MATRICES: usize = 6;
-/// Sources of a dispatch: places for their offsets.
+/// Sources that a dispatch has room for: places for their offsets in `Params`.
 const MAX_SOURCES: usize = 4;
 
 impl Gpu {
@@ -98,7 +98,7 @@ impl Gpu {
         let (beside, outputs, second) = match product.mode {
             Mode::Rows { second } => (1, product.rows, second.map_or(0, |(rows, _)| rows)),
             Mode::Routed(routed) => {
-                // As many as chose the experts that are here, if all are chosen alike.
+                // Tiles of the experts that are in this binding, if all experts are chosen equally often.
                 let here = product.sources.first().map_or(0, |source| source.weights.range.len());
                 let tiles = (routed.groups.max_tiles * here).div_ceil(routed.groups.experts.max(1));
                 (1, product.rows * tiles, 0)
@@ -140,7 +140,7 @@ impl Gpu {
         let second = if let Mode::Rows { second } = product.mode { second } else { None };
         let several = matches!(product.mode, Mode::Rows { .. }) && product.x.rows() > 1;
         let (x, _, norm) = product.x.bindings();
-        // A kernel for many products reads two matrices, if only twice the same.
+        // A kernel for many products has bindings for two matrices; a single one is bound twice.
         let twice = sizes.common && gated == 0 && product.sources.len() == 1 && self.max_sources(false) > 1;
         let sources = product.sources.len() + usize::from(twice);
         let mut constants = sizes.constants(&self.recorder.device);

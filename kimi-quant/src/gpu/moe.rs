@@ -14,7 +14,7 @@ use crate::{BackendError, ExpertHidden, Norm, Router};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
-/// Neighbouring experts of which route.wgsl first finds the best.
+/// route.wgsl first finds the best of so many neighbouring experts.
 const ROUTE_BLOCK: usize = 32;
 
 /// Bytes for the results of (token, choice) pairs before they are summed.
@@ -213,7 +213,7 @@ impl Gpu {
             let shared = shared.map(|(gate, up)| self.swiglu_dense(x.input(), gate, up)).transpose()?;
             return Ok(ExpertHidden { routed, shared }.into());
         }
-        // Of one token, the shared expert is one more choice.
+        // For one token, the shared expert is one more choice.
         let alike = |m: &GpuMatrix| m.packing == gate.packing && m.rows == gate.rows && m.parts.len() == 1;
         let joined = shared.filter(|(g, u)| routing.tokens == 1 && alike(g) && alike(u));
         let all = self.tensor(pairs + usize::from(joined.is_some()), gate.rows)?;

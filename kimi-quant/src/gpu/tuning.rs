@@ -3,14 +3,14 @@
 use super::device::Device;
 use super::shader::{Packing, UNIT};
 
-/// What may be tried out of the one-token kernel's sizes; chosen by format and shape where it is not given.
+/// Sizes of the one-token kernel that may be tried out. Without it they are chosen by format and shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
     /// Columns that a thread keeps: 32, or 64 where whole groups of scales allow it and codes are integers.
     pub unit: usize,
-    /// Sums of a step, a power of two up to 16: rows that a thread reads at once, counted in both matrices of a pair.
+    /// Dot products that a thread accumulates at once, a power of two up to 16. For gate and up this counts both.
     pub values: u32,
-    /// Steps of a workgroup, if not chosen by the number of workgroups: more of them use its activations longer.
+    /// Steps of a workgroup; chosen by the number of workgroups for `None`. With more steps its activations are used longer.
     pub steps: Option<u32>,
     /// Whether integer codes are multiplied as integers (dot products of four bytes) and not as floats.
     pub integer: bool,
@@ -26,6 +26,7 @@ pub(crate) struct Shape {
     pub(crate) rows: [usize; 2],
     /// Outputs of all workgroups together, for all tokens.
     pub(crate) outputs: usize,
+    /// Whether there are two matrices, gate and up.
     pub(crate) gated: bool,
     /// Bindings of weights: the code that fetches from each is in the kernel.
     pub(crate) sources: usize,
@@ -66,32 +67,33 @@ pub(crate) struct Sizes {
 /// PCI vendor.
 pub(crate) const NVIDIA: u32 = 0x10de;
 
-/// Multiprocessors of a large GPU, and threads of this kernel that one of them runs at a time (their registers fill it).
+/// Multiprocessors of a large GPU (an H100), and threads of this kernel that one of them runs at a time: their registers
+/// fill it. The same figures are used for every GPU.
 const MULTIPROCESSORS: usize = 132;
 const RESIDENT_THREADS: usize = 512;
-/// Most steps of a workgroup; and where sums are not folded, which takes more shared memory.
+/// Largest number of steps of a workgroup; and where sums are not folded, which takes more shared memory.
 const MAX_STEPS: u32 = 16;
 const MAX_STEPS_UNFOLDED: u32 = 2;
-/// Most outputs of a thread in a workgroup for a (token, choice) pair; in all others it is one.
+/// Largest number of outputs of a thread in a workgroup for a (token, choice) pair; in all others it is one.
 const ROUTED_OUTPUTS: u32 = 4;
-/// Most threads that fold their sums.
+/// Largest number of threads that fold their sums.
 const RUN: u32 = 16;
 /// What a workgroup spends before its first step, in steps.
 const PROLOGUE: usize = 2;
-/// Most threads of a workgroup with several slots.
+/// Largest number of threads of a workgroup with several slots.
 const THREADS: u32 = 256;
-/// Threads of a workgroup that are neither few for what it brings in nor many for the registers.
+/// Threads of a workgroup that are enough for what it loads and do not run out of registers.
 const SOME_THREADS: u32 = 128;
-/// Units of a row that is long: half as many threads on it are enough.
+/// A row of as many units is long: half as many threads on it are enough.
 const LONG: usize = 128;
-/// Outputs that are many: threads that are fewer a row still fill the device.
+/// So many outputs are many: fewer threads a row still fill the device.
 const MANY_OUTPUTS: usize = 16_000;
-/// Outputs that keep the device busy for so long that the kernel's code is soon fetched.
+/// So many outputs keep the device busy for so long that fetching the kernel's code hardly counts.
 const BUSY_OUTPUTS: usize = 50_000;
 /// Bytes of activations that are staged at once, about: with over 24 KB of shared memory in all, an H100 runs one workgroup
 /// at a time where its registers allow two.
 const STAGED: u32 = 16 << 10;
-/// Loads of a thread for its workgroup's activations, in a kernel for many sizes: 8192 of 256 threads.
+/// Quads of activations that a thread loads in a kernel for many sizes: 256 threads load 8192 activations.
 const COMMON_LOADS: u32 = 8;
 
 /// Whether codes are multiplied as integers.
@@ -121,7 +123,7 @@ impl Sizes {
         let max_threads = device.max_threads();
         let matrices = 1 + u32::from(shape.gated);
         let integer = integer(device, given, shape.packing);
-        // Fewer loads and less to add up for as many weights, where rows have threads enough.
+        // Twice the unit has fewer loads and sums for as many weights, if there are still enough threads.
         let long = shape.packing.units() >= LONG && shape.outputs >= MANY_OUTPUTS;
         let little_code =
             shape.sources == 1 && shape.beside == 1 && !(shape.gated && shape.packing.bits() > 5);
@@ -139,12 +141,13 @@ impl Sizes {
         }
         let threads = THREADS.min(max_threads);
         let max_slots = (threads / span).max(1);
-        // Software is slow where threads idle, and has no such cache. With sizes given, tests see what hardware would run.
+        // A software adapter is slow where threads idle, and has no instruction cache to save. Where sizes are given (by a
+        // test), it runs what hardware would.
         let wanted = shape.common && (device.about.is_hardware() || given.is_some());
         let quads = units * packing.unit as u32 / 4;
         let fits = run == longest && span <= threads && quads.div_ceil(threads) <= COMMON_LOADS;
         let common = wanted && packing.unit == UNIT && packing.cols.is_multiple_of(4) && fits;
-        // As many as leave the fewest threads without work, and are not too many.
+        // The number of slots that leaves the fewest threads without work.
         let idle = |slots: u32| (span * slots).next_multiple_of(device.lanes) * 60 / slots;
         let best = (1..=max_slots).min_by_key(|&n| (idle(n), (span * n).abs_diff(SOME_THREADS)));
         let slots = if common { max_slots } else { best.unwrap_or(1) };
