@@ -1,13 +1,13 @@
 // The attention of attend.wgsl by cooperative matrices of 16x16 (f16 to f32), for subgroups of 32.
 //
-// A workgroup has HEADS heads of one token and one segment of its positions, 64 positions at a time. Keys lie in the cache as
-// upper and lower halves (latent_query.wgsl) and pass through shared memory in slabs of 64 columns for each of TEAMS teams of
-// subgroups, the next one being on its way while one is multiplied: once for the scores, where a subgroup has 16 heads and
-// positions and its team's columns, and once for the result, where it has 16 heads and columns of each slab. Queries and the
-// weights of the softmax are split into halves here. The product of two lower halves is left out.
+// A workgroup has HEADS heads of one token and one segment of its positions, 64 positions at a time. The cache has each
+// value of a key as an upper and a lower 16-bit float (latent_query.wgsl). Keys pass through shared memory in slabs of 64
+// columns for each of TEAMS teams of subgroups; the next slab is loaded while one is multiplied. They do so twice: for the
+// scores, where a subgroup has 16 heads and positions and its team's columns, and for the result, where it has 16 heads and
+// columns of each slab. Queries and the weights of the softmax are split here. The product of two lower floats is left out.
 //
-// Two teams go half as many ways to the cache, one after the other. They need all of 48 KB of shared memory, so they are for
-// SINGLE and WHOLE only.
+// With two teams each makes half as many sequential loads. They need all of 48 KB of shared memory, so they are for SINGLE
+// and WHOLE only.
 
 alias Left = coop_mat16x16<f16, A>;
 alias Right = coop_mat16x16<f16, B>;
@@ -19,7 +19,7 @@ const WORKGROUP = 8u * HEADS * TEAMS; // four subgroups of a team for 16 heads
 const MATES = WORKGROUP / HEADS; // threads of a head
 
 // In quads of columns. The pitches keep rows in other banks of shared memory, and at multiples of 16 bytes.
-const KEY_QUADS = WIDTH / 4u; // the upper halves of a key, then its lower ones
+const KEY_QUADS = WIDTH / 4u; // the upper floats of a key, then its lower ones
 const SLAB = 16u * TEAMS;
 const PITCH = SLAB + 2u;
 const SLABS = (KEY_QUADS + SLAB - 1u) / SLAB;
@@ -31,7 +31,7 @@ const SCORE_PITCH = TILE + 4u;
 const LOWER_KEYS = TILE * PITCH;
 const LOWER_LINES = HEADS * PITCH;
 
-// A power of two on the weights, as LATENT_POWER is one on the latents in the cache: so lower halves keep their bits.
+// A power of two on the weights, as LATENT_POWER is one on the latents in the cache: so lower floats keep their bits.
 const WEIGHT_POWER = 16384.0;
 
 @group(0) @binding(1) var<storage, read_write> parts: array<f32>; // [segment, head, LATENT]
@@ -45,7 +45,7 @@ var<workgroup> lines: array<vec4<f16>, 2u * LOWER_LINES>; // queries, then weigh
 var<workgroup> scores: array<f32, HEADS * SCORE_PITCH>;
 var<workgroup> corrections: array<f32, HEADS>;
 
-// A thread's share of a slab on its way: its quad of the positions of each pass, upper halves and lower ones, and of its
+// A thread's share of a slab on its way: its quad of the positions of each pass, upper floats and lower ones, and of its
 // query; and where those positions' keys begin.
 var<private> next: array<array<vec4<f16>, 2>, PASSES>;
 var<private> next_query: array<vec4<f32>, QUERY_LOADS>;

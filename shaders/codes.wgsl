@@ -73,8 +73,8 @@ fn quad(words: ptr<function, array<u32, BITS>>, j: u32) -> vec4<f32> {
             return bitcast<vec4<f32>>(bits | vec4(0x3f800000u));
         }
         case KIND_FP4: {
-            let half = (*words)[j >> 1u] >> (16u * (j & 1u));
-            return vec4(e2m1(half & 15u), e2m1((half >> 4u) & 15u), e2m1((half >> 8u) & 15u), e2m1((half >> 12u) & 15u));
+            let nibbles = (*words)[j >> 1u] >> (16u * (j & 1u));
+            return vec4(e2m1(nibbles & 15u), e2m1((nibbles >> 4u) & 15u), e2m1((nibbles >> 8u) & 15u), e2m1((nibbles >> 12u) & 15u));
         }
         case KIND_FP8: {
             let word = (*words)[j];

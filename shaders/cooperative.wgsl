@@ -1,19 +1,19 @@
 // Products of many lines with packed rows by cooperative matrices of 16x16 (f16 to f32), for subgroups of 32.
 //
 // A workgroup has LINES lines and a row (of 32 columns at a time) a thread; a subgroup multiplies all lines by its 32
-// rows. With PAIR 16 of those are of the first matrix and 16 are the same rows of the second. Activations come as upper
-// and lower halves (halves.wgsl), and weights are split alike after decoding if SPLIT is 1: the product of two lower
-// halves is left out, so that results are as good as those of 32-bit floats to about 2^-21. FACTOR, a power of two, is on
-// the weights, so that lower halves keep their bits.
+// rows. With GATED 16 of those are rows of gate and 16 are the same rows of up. Each
+// activation comes as an upper and a lower 16-bit float (split16.wgsl). If SPLIT is 1, weights are split alike after
+// decoding. The product of two lower floats is left out: results are as good as those of 32-bit floats to about 2^-21.
+// Weights are multiplied by FACTOR, a power of two, so that lower floats keep their bits.
 
-alias Input = vec4<f16>; // two columns: upper halves, lower halves
+alias Input = vec4<f16>; // two columns: the upper floats, then the lower ones
 alias Left = coop_mat16x16<f16, A>;
 alias Right = coop_mat16x16<f16, B>;
 alias Sum = coop_mat16x16<f32, C>;
 
 @group(0) @binding(5) var<storage, read> factors: array<f32>; // of lines of activations
 
-const PITCH = 20u;     // pairs of columns: 16, and 4 that keep rows apart in the banks of shared memory
+const PITCH = 20u;     // columns in twos: 16, and 4 that keep rows apart in the banks of shared memory
 const INPUTS = LINES * 16u / WORKGROUP; // cells of a thread
 const PART_QUADS = 8u / PARTS;
 
@@ -34,8 +34,8 @@ struct Fetched {
 }
 
 fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32, fetched: ptr<function, Fetched>) {
-    let second = PAIR == 1u && (thread & 16u) != 0u;
-    let local = select(thread, (thread >> 5u) * 16u + (thread & 15u), PAIR == 1u);
+    let second = GATED == 1u && (thread & 16u) != 0u;
+    let local = select(thread, (thread >> 5u) * 16u + (thread & 15u), GATED == 1u);
     let row = lines.first_row + min(row_at + local, p.rows - 1u);
     if (second) {
         (*fetched).words = up_load(row * UNITS + unit);
@@ -82,7 +82,7 @@ fn lay(thread: u32, fetched: ptr<function, Fetched>) {
     }
 }
 
-const ROWS = WORKGROUP / (1u + PAIR);
+const ROWS = WORKGROUP / (1u + GATED);
 
 // Writes 16 lines, which lie in `results`.
 fn write(lines: Lines, row_at: u32, thread: u32, first: u32) {
@@ -92,9 +92,9 @@ fn write(lines: Lines, row_at: u32, thread: u32, first: u32) {
         let row = i % ROWS;
         if (line < lines.count && row_at + row < p.rows) {
             let factor = input_factors[line] / f32(FACTOR);
-            let at = (i / ROWS) * WORKGROUP + select(row, (row >> 4u) * 32u + (row & 15u), PAIR == 1u);
+            let at = (i / ROWS) * WORKGROUP + select(row, (row >> 4u) * 32u + (row & 15u), GATED == 1u);
             var result = factor * results[at];
-            if (PAIR == 1u) {
+            if (GATED == 1u) {
                 result = swiglu(result, factor * results[at + 16u]);
             }
             put(lines, line, row_at + row, result);

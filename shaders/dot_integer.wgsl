@@ -35,8 +35,8 @@ fn prepare(v: array<vec4<f32>, UNIT / 4u>, factor: f32) -> Prepared {
         largest = max(largest, abs(all[q]));
         sum += all[q];
     }
-    let most = max(max(largest.x, largest.y), max(largest.z, largest.w));
-    let exponent = clamp(bitcast<u32>(most) >> 23u, 30u, 254u);
+    let peak = max(max(largest.x, largest.y), max(largest.z, largest.w));
+    let exponent = clamp(bitcast<u32>(peak) >> 23u, 30u, 254u);
     let up = bitcast<f32>((275u - exponent) << 23u); // the largest comes below 2^22
     var prepared: Prepared;
     prepared.down = bitcast<f32>((exponent - 21u) << 23u) * factor;

@@ -2,8 +2,8 @@
 //
 // A subgroup (or LANES threads) has ROWS rows; its lanes take neighbouring units of 32 codes, so that a load is one run
 // of memory. The activations of TILE units of all lines lie in shared memory, column by column of four, so that
-// neighbouring lanes read neighbouring cells. With PAIR two matrices are multiplied and the result is
-// silu(first) * second; with COUNTED a workgroup skips the lines it does not have.
+// neighbouring lanes read neighbouring cells. With GATED there are two matrices, gate and up, and the
+// result is silu(gate) * up; with COUNTED a workgroup skips the lines it does not have.
 
 alias Input = f32;
 
@@ -91,7 +91,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             for (var r = 0u; r < ROWS; r++) {
                 let row = lines.first_row + min(row_at + r, p.rows - 1u);
                 gate[r] = gate_load(row * UNITS + unit);
-                if (PAIR == 1u) {
+                if (GATED == 1u) {
                     up[r] = up_load(row * UNITS + unit);
                 }
                 for (var part = 0u; part < PARTS; part++) {
@@ -114,7 +114,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     for (var r = 0u; r < ROWS; r++) {
                         var gate_words = gate[r];
                         g[r] = placed(&gate_words, j);
-                        if (PAIR == 1u) {
+                        if (GATED == 1u) {
                             var up_words = up[r];
                             w[r] = placed(&up_words, j);
                         }
@@ -125,7 +125,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                             for (var r = 0u; r < ROWS; r++) {
                                 let at = r * LINES + t;
                                 products[at] = multiply(value, g[r], products[at]);
-                                if (PAIR == 1u) {
+                                if (GATED == 1u) {
                                     up_products[at] = multiply(value, w[r], up_products[at]);
                                 }
                             }
@@ -140,7 +140,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                             let at = r * LINES + t;
                             let sum = sums[(t * TILE + u) * PARTS + part];
                             acc[at] = scaled(products[at], scale, sum, acc[at]);
-                            if (PAIR == 1u) {
+                            if (GATED == 1u) {
                                 up_acc[at] = scaled(up_products[at], up_scale, sum, up_acc[at]);
                             }
                         }
@@ -156,7 +156,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         var result = 0.0;
         if (COUNTED == 0u || i % LINES < lines.count) {
             result = lanes_sum(acc[i], thread);
-            if (PAIR == 1u) {
+            if (GATED == 1u) {
                 result = swiglu(result, lanes_sum(up_acc[i], thread));
             }
         }

@@ -5,7 +5,7 @@
 
 struct Params {
     pairs: u32,
-    tile: u32, // most pairs of a tile
+    tile: u32, // a tile has no more pairs
 }
 
 var<immediate> p: Params;

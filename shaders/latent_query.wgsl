@@ -8,8 +8,8 @@ const INNER = NOPE;
 const OUTER = LATENT;
 const OUT_HEAD = LATENT + ROPE;
 const WIDTH = LATENT + ROPE;
-const HALF = ROPE / 2u;
-const THREAD_PAIRS = ((LATENT + 1u) / 2u + WORKGROUP - 1u) / WORKGROUP;
+const TURNS = ROPE / 2u;
+const THREAD_CELLS = ((LATENT + 1u) / 2u + WORKGROUP - 1u) / WORKGROUP;
 
 struct Params {
     tokens: u32,
@@ -28,7 +28,7 @@ var<immediate> p: Params;
 @group(0) @binding(0) var<storage, read> q: array<f32>;
 @group(0) @binding(1) var<storage, read_write> out: array<f32>;
 @group(0) @binding(2) var<storage, read> kv: array<f32>;
-// Floats, or with LATENT_POWER halves for attend_cooperative.wgsl.
+// Floats of 32 bits, or with LATENT_POWER upper and lower ones of 16 for attend_cooperative.wgsl.
 @group(0) @binding(3) var<storage, read_write> cache: array<u32>;
 @group(0) @binding(4) var<storage, read> norm_weight: array<f32>;
 @group(0) @binding(5) var<storage, read> batch: array<u32>; // begins with cosines and sines, [T, rope / 2, 2]
@@ -52,7 +52,7 @@ fn stage(thread: u32, token: u32, tokens: u32, head: u32, first: u32, count: u32
 }
 
 fn rotated(token: u32, i: u32, pair: vec2<f32>) -> vec2<f32> {
-    let at = 2u * (token * HALF + i);
+    let at = 2u * (token * TURNS + i);
     let cosine = bitcast<f32>(batch[at]);
     let sine = bitcast<f32>(batch[at + 1u]);
     let x = pair * p.mscale;
@@ -60,11 +60,11 @@ fn rotated(token: u32, i: u32, pair: vec2<f32>) -> vec2<f32> {
 }
 
 fn rotate_query(thread: u32, token: u32, tokens: u32, head: u32) {
-    for (var i = thread; i < tokens * HALF; i += WORKGROUP) {
-        let line = (token + i / HALF) * p.heads + head;
-        let source = line * (NOPE + ROPE) + NOPE + 2u * (i % HALF);
-        let turned = rotated(token + i / HALF, i % HALF, vec2(q[source], q[source + 1u]));
-        let to = line * OUT_HEAD + LATENT + 2u * (i % HALF);
+    for (var i = thread; i < tokens * TURNS; i += WORKGROUP) {
+        let line = (token + i / TURNS) * p.heads + head;
+        let source = line * (NOPE + ROPE) + NOPE + 2u * (i % TURNS);
+        let turned = rotated(token + i / TURNS, i % TURNS, vec2(q[source], q[source + 1u]));
+        let to = line * OUT_HEAD + LATENT + 2u * (i % TURNS);
         out[to] = turned.x;
         out[to + 1u] = turned.y;
     }
@@ -89,8 +89,8 @@ fn store_key(thread: u32, token: u32) {
     let source = token * WIDTH;
     let to = batch[p.slots + token] * WIDTH;
     var square = 0.0;
-    var values: array<vec2<f32>, THREAD_PAIRS>;
-    for (var k = 0u; k < THREAD_PAIRS; k++) {
+    var values: array<vec2<f32>, THREAD_CELLS>;
+    for (var k = 0u; k < THREAD_CELLS; k++) {
         let column = 2u * (k * WORKGROUP + thread);
         let first = kv[source + min(column, LATENT - 1u)];
         let second = kv[source + min(column + 1u, LATENT - 1u)];
@@ -98,14 +98,14 @@ fn store_key(thread: u32, token: u32) {
         square += dot(values[k], values[k]);
     }
     let factor = 1.0 / sqrt(workgroup_sum(square, thread) / f32(LATENT) + p.eps);
-    for (var k = 0u; k < THREAD_PAIRS; k++) {
+    for (var k = 0u; k < THREAD_CELLS; k++) {
         let column = 2u * (k * WORKGROUP + thread);
         if (column < LATENT) {
             let weight = vec2(norm_weight[column], norm_weight[min(column + 1u, LATENT - 1u)]);
             keep(to, column, values[k] * factor * weight, LATENT);
         }
     }
-    for (var i = thread; i < HALF; i += WORKGROUP) {
+    for (var i = thread; i < TURNS; i += WORKGROUP) {
         let pair = source + LATENT + 2u * i;
         keep(to, LATENT + 2u * i, rotated(token, i, vec2(kv[pair], kv[pair + 1u])), WIDTH);
     }

@@ -2,7 +2,7 @@
 //
 // PLAIN    LINES neighbouring tokens and all rows of a matrix
 // GROUPED  a tile of `tiles`: (token, choice) pairs that chose the same expert. A line's input is its token's row, or
-//          with PER_PAIR the pair's own; its output is the pair's row, with WEIGHTED multiplied by the pair's weight.
+//          with OWN_INPUT a row of the pair's own; its output is the pair's row, with WEIGHTED multiplied by the pair's weight.
 
 const PLAIN = 0u;
 const GROUPED = 1u;
@@ -59,7 +59,7 @@ fn input_at(lines: Lines, t: u32) -> u32 {
         return line * p.x_stride;
     }
     let pair = pairs[line];
-    return select(pair / CHOSEN, pair, PER_PAIR == 1u) * p.x_stride;
+    return select(pair / CHOSEN, pair, OWN_INPUT == 1u) * p.x_stride;
 }
 
 fn multiply(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {

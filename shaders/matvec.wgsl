@@ -4,13 +4,13 @@
 // ROWS    the rows of one matrix, or of two, one after the other (`second`). Of `several` tokens, those are grid x
 // GATHER  grid y is a choice of the only token: the rows of the chosen expert, for each its own outputs
 // SUM     the rows of all chosen experts side by side, each with its own activations times its weight
-// PAIRS   grid y is one of the (token, choice) pairs, which are sorted by expert. Its input is its token's row, or with
-//         PER_PAIR its own; with WEIGHTED it is multiplied by the pair's weight
+// ROUTED  grid y is one of the (token, choice) pairs, which are sorted by expert. Its input is its token's row, or with
+//         OWN_INPUT a row of its own; with WEIGHTED its result is multiplied by its weight
 //
 // A thread keeps the activations of one unit of 32 or 64 columns in registers (all choices' units side by side) and walks
 // down the rows, a few at once so that many loads are under way. There is no barrier in that loop: runs of neighbouring
-// threads fold their sums, and at the end a thread for each output adds those of all runs. With PAIR two matrices are
-// multiplied and the result is silu(first) * second; with `norm` the activations are RMS-normalised, by a factor on the
+// threads fold their sums, and at the end a thread for each output adds those of all runs. With GATED there are two matrices, gate
+// and up, and the result is silu(gate) * up; with `norm` the activations are RMS-normalised, by a factor on the
 // results; with `add` the results are added to what is there.
 //
 // An expert's rows are in the binding that holds its part (`SOURCES`); the shared expert, which is every token's last
@@ -23,15 +23,15 @@
 const ROWS = 0u;
 const GATHER = 1u;
 const SUM = 2u;
-const PAIRS = 3u;
+const ROUTED = 3u;
 
 struct Params {
     rows: u32,          // outputs of a matrix or expert
     out_first: u32,     // where the first one goes
     second_block: u32,  // the first block of rows of the second matrix
     second_rows: u32,
-    part_first: u32,    // experts: the part (of a pair the expert) that the first binding holds first,
-    part_experts: u32,  // and how many a part has
+    part_first: u32,    // experts: the part (with ROUTED the expert) that the first binding begins with,
+    part_experts: u32,  // and how many experts a part has
     norm_eps: f32,
     x_first: u32,       // the first activation
     scale_base: vec4<u32>, // word offsets in the scales, of each source
@@ -69,13 +69,13 @@ struct Sizes {
     several: u32,
 }
 
-const VALUES = STEP_ROWS * (PAIR + 1u); // sums of a step
+const VALUES = STEP_ROWS * (GATED + 1u); // sums of a step
 const RUNS = WORKGROUP / RUN;           // runs of threads that fold their sums
 const UNIT_QUADS = UNIT / 4u;
 const PITCH = UNIT_QUADS + 1u;          // quads of a staged unit, and one against bank conflicts
 
 var<workgroup> staged: array<vec4<f32>, STAGED * PITCH>; // activations on their way to their threads
-var<workgroup> sums: array<f32, MOST_STEPS * RUNS * VALUES>;
+var<workgroup> sums: array<f32, MAX_STEPS * RUNS * VALUES>;
 
 // What a thread has of a step: its unit of each row, with scales and biases.
 struct Fetched {
@@ -176,7 +176,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     let unit = select(v, v % s.units, MODE == SUM);
     let several = MODE == ROWS && s.several == 1u;
     let row_block = select(block.x, block.y, several);
-    let item = select(block.y, block.x, several); // the token, choice or pair
+    let item = select(block.y, block.x, several); // the token, the choice, or the (token, choice) pair
     let second = MODE == ROWS && row_block >= p.second_block;
 
     // Which activations, which expert, and where its rows are.
@@ -188,7 +188,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     var mine = true;
     if (MODE == ROWS) {
         source = select(0u, 1u, second);
-    } else if (MODE == PAIRS) {
+    } else if (MODE == ROUTED) {
         if (item >= tile_at(0u).x) {
             return;
         }
@@ -198,7 +198,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
             return;
         }
         out_line = ids[tile.y];
-        x_line = select(out_line / CHOSEN, out_line, PER_PAIR == 1u);
+        x_line = select(out_line / CHOSEN, out_line, OWN_INPUT == 1u);
         if (WEIGHTED == 1u) {
             factor = weights[out_line];
         }
@@ -225,7 +225,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     if (SOURCES == 1u) {
         source = 0u;
     }
-    let first_matrix = source * (PAIR + 1u);
+    let first_matrix = source * (GATED + 1u);
     let scale_base = p.scale_base[source];
 
     let kept = keep(thread, s, p.x_first + x_line * s.cols, v, busy && mine, factor);
@@ -234,7 +234,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
     let block_rows = p.steps * s.slots * STEP_ROWS;
     let first_row = select(row_block, row_block - p.second_block, second) * block_rows;
     for (var step = 0u; step < p.steps; step++) {
-        // STEP_ROWS divides the rows: a step has all of its rows, or stands in for one that has none.
+        // STEP_ROWS divides the rows. A step past the end repeats the last rows; its results are dropped.
         let row = min(first_row + (step * s.slots + slot) * STEP_ROWS, rows - STEP_ROWS);
         let row_at = index * p.expert_rows + p.row_first + row;
         var fetched: Fetched;
@@ -265,21 +265,21 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
 
     let norm = select(1.0, 1.0 / sqrt(kept.square / f32(s.cols) + p.norm_eps), s.norm == 1u);
     let runs = s.span / RUN; // of a row
-    // No more outputs than threads, and so no loop, but for pairs: their workgroups may have more.
+    // There are no more outputs than threads, and so there is no loop. Only workgroups of ROUTED may have more.
     for (var o = thread; o < block_rows; o += WORKGROUP) {
         let row_of_slots = o / STEP_ROWS;
         let step = row_of_slots / s.slots;
-        let first = (step * RUNS + (row_of_slots - step * s.slots) * runs) * VALUES + o % STEP_ROWS * (PAIR + 1u);
+        let first = (step * RUNS + (row_of_slots - step * s.slots) * runs) * VALUES + o % STEP_ROWS * (GATED + 1u);
         var result = 0.0;
         var other = 0.0;
         for (var run = 0u; run < runs; run++) {
             result += sums[first + run * VALUES];
-            if (PAIR == 1u) {
+            if (GATED == 1u) {
                 other += sums[first + run * VALUES + 1u];
             }
         }
         result *= norm;
-        if (PAIR == 1u) {
+        if (GATED == 1u) {
             result = swiglu(result, other * norm);
         }
         let row = first_row + o;
@@ -294,7 +294,7 @@ fn main(@builtin(workgroup_id) block: vec3<u32>, @builtin(local_invocation_index
                 out[to] = result;
             }
         }
-        if (MODE != PAIRS) {
+        if (MODE != ROUTED) {
             break;
         }
     }

@@ -6,7 +6,7 @@
 struct Params {
     vocabulary: u32,
     blocks: u32, // of a row
-    tops: u32, // most likely tokens to report, the most that a request asks for
+    tops: u32, // likeliest tokens to report: the largest number that a request asks for
     digit: u32, // of sample_digit
 }
 
@@ -80,9 +80,9 @@ var<workgroup> firsts: array<vec2<u32>, WORKGROUP>;
 fn first_of(mine: vec2<u32>, thread: u32) -> vec2<u32> {
     firsts[thread] = mine;
     workgroupBarrier();
-    for (var half = WORKGROUP / 2u; half > 0u; half = half / 2u) {
-        if (thread < half && comes_first(firsts[thread + half], firsts[thread])) {
-            firsts[thread] = firsts[thread + half];
+    for (var distance = WORKGROUP / 2u; distance > 0u; distance = distance / 2u) {
+        if (thread < distance && comes_first(firsts[thread + distance], firsts[thread])) {
+            firsts[thread] = firsts[thread + distance];
         }
         workgroupBarrier();
     }

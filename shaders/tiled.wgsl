@@ -3,8 +3,8 @@
 // A workgroup has LINES lines and TILE_ROWS rows (of each matrix), a thread BLOCK_LINES x BLOCK_ROWS of their results. For
 // every unit of 32 columns the weights are decoded once into shared memory, beside the activations, in cells of four
 // columns: `ws[column / 4][row]`, `xs[column / 4][line]`, so that neighbouring threads read neighbouring cells. The next
-// unit is on its way while this one is multiplied. With PAIR two matrices are multiplied and the result is
-// silu(first) * second; with COUNTED a workgroup skips the lines it does not have.
+// unit is on its way while this one is multiplied. With GATED there are two matrices, gate and up, and the
+// result is silu(gate) * up; with COUNTED a workgroup skips the lines it does not have.
 
 alias Input = f32;
 
@@ -19,7 +19,7 @@ const PIECE_QUADS = 8u / PIECES;
 const PART_QUADS = 8u / PARTS;
 
 var<workgroup> ws: array<vec4<f32>, 8u * TILE_ROWS>;
-var<workgroup> up_ws: array<vec4<f32>, 8u * TILE_ROWS * PAIR + 1u>;
+var<workgroup> up_ws: array<vec4<f32>, 8u * TILE_ROWS * GATED + 1u>;
 var<workgroup> xs: array<vec4<f32>, 8u * PITCH>;
 var<workgroup> inputs: array<u32, LINES>;
 
@@ -36,7 +36,7 @@ fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32, fetched: ptr<functio
     for (var l = 0u; l < LOADS; l++) {
         let row = lines.first_row + min(row_at + (thread + l * WORKGROUP) % TILE_ROWS, p.rows - 1u);
         (*fetched).words[l] = gate_load(row * UNITS + unit);
-        if (PAIR == 1u) {
+        if (GATED == 1u) {
             (*fetched).up_words[l] = up_load(row * UNITS + unit);
         }
         for (var part = 0u; part < PARTS; part++) {
@@ -70,7 +70,7 @@ fn lay(thread: u32, fetched: ptr<function, Fetched>) {
             if (PIECES == 1u || j / PIECE_QUADS == piece) {
                 let scale = l * PARTS + j / PART_QUADS;
                 ws[j * TILE_ROWS + row] = weighed(quad(&words, j), (*fetched).scales[scale], place);
-                if (PAIR == 1u) {
+                if (GATED == 1u) {
                     up_ws[j * TILE_ROWS + row] = weighed(quad(&up_words, j), (*fetched).up_scales[scale], place);
                 }
             }
@@ -118,7 +118,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             var up_w: array<vec4<f32>, BLOCK_ROWS>;
             for (var r = 0u; r < BLOCK_ROWS; r++) {
                 w[r] = ws[j * TILE_ROWS + down + r * DOWN];
-                if (PAIR == 1u) {
+                if (GATED == 1u) {
                     up_w[r] = up_ws[j * TILE_ROWS + down + r * DOWN];
                 }
             }
@@ -128,7 +128,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                     for (var r = 0u; r < BLOCK_ROWS; r++) {
                         let at = t * BLOCK_ROWS + r;
                         acc[at] = multiply(value, w[r], acc[at]);
-                        if (PAIR == 1u) {
+                        if (GATED == 1u) {
                             up_acc[at] = multiply(value, up_w[r], up_acc[at]);
                         }
                     }
@@ -143,7 +143,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
             let row = row_at + down + r * DOWN;
             if (line < lines.count && row < p.rows) {
                 var result = acc[t * BLOCK_ROWS + r];
-                if (PAIR == 1u) {
+                if (GATED == 1u) {
                     result = swiglu(result, up_acc[t * BLOCK_ROWS + r]);
                 }
                 put(lines, line, row, result);

@@ -27,8 +27,8 @@ var<immediate> p: Params;
 @group(0) @binding(3) var<storage, read> batch: array<u32>;
 
 // Of all segments of the tokens: a batch has no more of them than this.
-var<workgroup> segment_stats: array<vec2<f32>, MOST_SEGMENTS + TOKENS>;
-var<workgroup> segment_weights: array<f32, MOST_SEGMENTS + TOKENS>;
+var<workgroup> segment_stats: array<vec2<f32>, MAX_SEGMENTS + TOKENS>;
+var<workgroup> segment_weights: array<f32, MAX_SEGMENTS + TOKENS>;
 var<workgroup> slices: array<vec4<f32>, WORKGROUP * (min(SLICES, 2u) - 1u) + 1u>;
 
 // The weight of each segment of the tokens.

@@ -93,7 +93,7 @@ pub struct Router<M, V> {
     pub shape: RouterShape,
 }
 
-/// What the experts compute between their two halves.
+/// What the experts compute between gate and up and down.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExpertHidden<T> {
     /// `[T * k, F]`: row `t * k + j` belongs to token `t`'s `j`-th choice.
@@ -140,7 +140,7 @@ pub trait Backend: Send + Sync + 'static {
     type Tensor: Send;
     /// Activations after a norm, which the device may leave pending until they are read.
     type Normed: From<Self::Tensor> + Send;
-    /// What the experts compute between their two halves, in whatever form `experts_down_add` takes.
+    /// What the experts compute between gate and up and down, in whatever form `experts_down_add` takes.
     type Hidden: From<ExpertHidden<Self::Tensor>> + Send;
     /// Chosen experts and their weights, `[T, k]` each.
     type Routing: Send;

@@ -56,7 +56,7 @@ pub(crate) fn norm_project<M: Stored>(x: Size, norm: usize, projections: &[&M]) 
     projections.iter().try_for_each(|m| input(OP, "input width", x, *m))
 }
 
-/// The half of `latent_query` that writes the cache: `kv` is `[T, kl + rope]`.
+/// The part of `latent_query` that writes the cache: `kv` is `[T, kl + rope]`.
 pub(crate) fn store_latent(
     op: &'static str,
     kv: Size,
@@ -72,7 +72,7 @@ pub(crate) fn store_latent(
     rotations(op, rope, cache.rope)
 }
 
-/// The half of `latent_query` that makes its result: `q` is `[T, nh * (nope + rope)]`.
+/// The part of `latent_query` that makes its result: `q` is `[T, nh * (nope + rope)]`.
 pub(crate) fn absorb_query<M: Stored>(
     op: &'static str,
     q: Size,

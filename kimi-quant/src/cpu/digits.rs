@@ -3,8 +3,8 @@
 //! The columns of a lane's codes in a block are a unit. Its activations are integers of 23 bits and a sign times a power
 //! of two, as three digits from -128 to 127 to the base 256. Codes are bytes, so that one instruction multiplies and
 //! adds four of a lane, and the sum of a unit is an exact integer. While it is one, each group's zero point times the
-//! sum of the unit's activations is taken off it: a group of small weights may have a scale and a bias that are large,
-//! and what is left of their difference would be the rounding of the activations. Then the sum is scaled as a whole; the
+//! sum of the unit's activations is subtracted: where weights are small and scale and bias are large, scale * code and
+//! bias nearly cancel, so the rounding error of the activations would dominate. Then the sum is scaled as a whole; the
 //! rests of the biases are multiplied with the sums of the groups' activations.
 //!
 //! A row of activations has for every block its units' powers of two and sums, then the highest digits, the middle and

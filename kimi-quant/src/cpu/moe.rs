@@ -15,7 +15,7 @@ use super::{Isa, Tensor};
 use crate::{ExpertHidden, PackedMatrix};
 
 /// Gate and up of one expert with the tokens that go through it.
-struct Half<'a> {
+struct GatedLoad<'a> {
     gate: &'a PackedMatrix,
     up: &'a PackedMatrix,
     gate_x: &'a Operand,
@@ -26,7 +26,7 @@ struct Half<'a> {
 
 /// A block of rows of one expert and where its results go, `[rows, tokens]`.
 struct Task<'a> {
-    half: &'a Half<'a>,
+    load: &'a GatedLoad<'a>,
     range: Range<usize>,
     out: &'a mut [f32],
 }
@@ -47,9 +47,9 @@ pub(crate) fn experts_swiglu(
     let operand = |m: Option<&PackedMatrix>| m.map(|m| Operand::new(isa, m, x.data()));
     let (gate_x, up_x) = (operand(gate.first()), operand(up.first()));
     let (shared_gate_x, shared_up_x) = (operand(shared.map(|s| s.0)), operand(shared.map(|s| s.1)));
-    let mut halves = Vec::with_capacity(loads.len() + 1);
+    let mut gated = Vec::with_capacity(loads.len() + 1);
     if let (Some(gate_x), Some(up_x)) = (&gate_x, &up_x) {
-        halves.extend(loads.iter().map(|load| Half {
+        gated.extend(loads.iter().map(|load| GatedLoad {
             gate: &gate[load.expert],
             up: &up[load.expert],
             gate_x,
@@ -58,9 +58,9 @@ pub(crate) fn experts_swiglu(
         }));
     }
     if let (Some((gate, up)), Some(gate_x), Some(up_x)) = (shared, &shared_gate_x, &shared_up_x) {
-        halves.push(Half { gate, up, gate_x, up_x, tokens: (0..x.rows() as u32).collect() });
+        gated.push(GatedLoad { gate, up, gate_x, up_x, tokens: (0..x.rows() as u32).collect() });
     }
-    let mut blocks = run_halves(isa, &halves);
+    let mut blocks = run_loads(isa, &gated);
     let shared = shared.map(|(gate, _)| {
         let block = blocks.pop().unwrap_or_default();
         Tensor::from_parts(x.rows(), gate.rows(), transpose(block, gate.rows(), x.rows()))
@@ -74,28 +74,28 @@ pub(crate) fn swiglu_dense(isa: Isa, x: &Tensor, gate: &PackedMatrix, up: &Packe
     let gate_x = Operand::new(isa, gate, x.data());
     let up_x = Operand::new(isa, up, x.data());
     let tokens = (0..x.rows() as u32).collect();
-    let block = run_halves(isa, &[Half { gate, up, gate_x: &gate_x, up_x: &up_x, tokens }]).pop();
+    let block = run_loads(isa, &[GatedLoad { gate, up, gate_x: &gate_x, up_x: &up_x, tokens }]).pop();
     Tensor::from_parts(x.rows(), gate.rows(), transpose(block.unwrap_or_default(), gate.rows(), x.rows()))
 }
 
 /// For each expert `[gate.rows, its tokens]`.
-fn run_halves(isa: Isa, halves: &[Half<'_>]) -> Vec<Vec<f32>> {
+fn run_loads(isa: Isa, gated: &[GatedLoad<'_>]) -> Vec<Vec<f32>> {
     let mut blocks: Vec<Vec<f32>> =
-        halves.iter().map(|half| vec![0.0; half.gate.rows() * half.tokens.len()]).collect();
+        gated.iter().map(|load| vec![0.0; load.gate.rows() * load.tokens.len()]).collect();
     let mut tasks = Vec::new();
-    for (half, block) in halves.iter().zip(&mut blocks) {
-        let step = rows_per_task(half.gate);
-        let outs = block.chunks_mut((step * half.tokens.len()).max(1));
+    for (load, block) in gated.iter().zip(&mut blocks) {
+        let step = rows_per_task(load.gate);
+        let outs = block.chunks_mut((step * load.tokens.len()).max(1));
         tasks.extend(outs.enumerate().map(|(i, out)| {
-            let range = i * step..((i + 1) * step).min(half.gate.rows());
-            Task { half, range, out }
+            let range = i * step..((i + 1) * step).min(load.gate.rows());
+            Task { load, range, out }
         }));
     }
     tasks.into_par_iter().for_each(|task| {
-        let Task { half, range, out } = task;
+        let Task { load, range, out } = task;
         let mut up = vec![0.0; out.len()];
-        rows(isa, half.gate, range.clone(), half.gate_x, &half.tokens, out);
-        rows(isa, half.up, range, half.up_x, &half.tokens, &mut up);
+        rows(isa, load.gate, range.clone(), load.gate_x, &load.tokens, out);
+        rows(isa, load.up, range, load.up_x, &load.tokens, &mut up);
         out.iter_mut().zip(up).for_each(|(gate, up)| *gate = swiglu(*gate, up));
     });
     blocks

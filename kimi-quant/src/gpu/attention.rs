@@ -1,6 +1,6 @@
 //! Attention over the latent cache, and the projections between heads and latent.
 
-use super::layout::MOST_SEGMENTS;
+use super::layout::MAX_SEGMENTS;
 use super::recorder::Dispatch;
 use super::shader::{
     ATTEND, ATTEND_COOPERATIVE, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED,
@@ -18,7 +18,8 @@ type Constants = Vec<(&'static str, u32)>;
 const ENOUGH_WORKGROUPS: usize = 256;
 const COOPERATIVE_WORKGROUPS: usize = 96;
 
-/// Multiply-adds of a dispatch of attention: more are several, so that a submission can end between them.
+/// Multiply-adds of a dispatch of attention. What has more is split into several, so that a submission can end between
+/// them.
 const DISPATCH_PRODUCTS: f64 = 5e11;
 
 /// Tokens from which on a per-head product takes tiles of them.
@@ -27,15 +28,15 @@ const MANY_TOKENS: usize = 5;
 /// Heads of a tile where there is much to do.
 const MANY_COLUMNS: usize = 32;
 
-/// Most latent columns of `attend_cooperative.wgsl`, and its positions at a time.
+/// Latent columns that `attend_cooperative.wgsl` has room for, and its positions at a time.
 const COOPERATIVE_LATENT: usize = 512;
 const COOPERATIVE_POSITIONS: usize = 64;
 
 /// Bytes of shared memory that two teams of `attend_cooperative.wgsl` need.
 const TWO_TEAMS: u32 = 48 << 10;
 
-/// A power of two on the latents of a cache in halves, so that lower halves keep their bits. Latents may be up to 65,504
-/// divided by it.
+/// Latents are multiplied by this power of two where a cache has 16-bit floats, so that lower ones keep their bits. A latent
+/// may be up to 65,504 divided by it.
 const LATENT_POWER: u32 = 64;
 
 /// Units of columns of a workgroup of `input_rows.wgsl`.
@@ -117,7 +118,7 @@ impl Gpu {
         let more = [device_layout.slots as u32, norm.eps.to_bits(), rope.mscale.to_bits(), 1];
         self.head_product(
             &product,
-            &[("LATENT_POWER", if cache.halved { LATENT_POWER } else { 0 })],
+            &[("LATENT_POWER", if cache.split { LATENT_POWER } else { 0 })],
             &[&q.buffer, &out.buffer, &kv.buffer, &cache.buffer, &norm.weight.buffer, &device_layout.words],
             [row_head, 0],
             &more,
@@ -145,7 +146,7 @@ impl Gpu {
             ("ROPE", heads.rope as u32),
             ("PAGE", cache.shape.page_tokens as u32),
         ];
-        let (op, columns) = if cache.halved {
+        let (op, columns) = if cache.split {
             let columns = attention_heads(heads, segments, COOPERATIVE_WORKGROUPS).max(16);
             let whole = heads.heads.is_multiple_of(columns);
             let single = layout.segment_length <= COOPERATIVE_POSITIONS;
@@ -312,8 +313,8 @@ impl Gpu {
         let mut constants: Constants = sizes.map(|(name, n)| (name, n as u32)).to_vec();
         constants.extend([
             ("LANES", device.lanes),
-            ("MOST_SEGMENTS", MOST_SEGMENTS as u32),
-            // Codes that share a word cost precision, a code's width in bits each.
+            ("MAX_SEGMENTS", MAX_SEGMENTS as u32),
+            // Each code more that shares a word costs as many bits of precision as a code has.
             ("SHARE", if packing.bits() <= 4 { 2 } else { 1 }),
         ]);
         if product.tokens >= MANY_TOKENS {
@@ -340,9 +341,9 @@ impl Gpu {
             return Ok((product.few, constants, UNIT * BLOCK_UNITS, tokens));
         }
         const BLOCK_ROWS: usize = 64;
-        let most = device.limits.max_compute_invocations_per_workgroup as usize;
-        // Twice the threads have twice the loads on their way.
-        let workgroup = if device.info.vendor == NVIDIA { 512 } else { 256 }.min(most);
+        let max_threads = device.limits.max_compute_invocations_per_workgroup as usize;
+        // Twice the threads keep twice the loads in flight.
+        let workgroup = if device.info.vendor == NVIDIA { 512 } else { 256 }.min(max_threads);
         let span = packing.cols.div_ceil(4).next_power_of_two().min(workgroup);
         constants.extend([
             ("WORKGROUP", workgroup as u32),
@@ -369,7 +370,7 @@ impl Gpu {
             _ => 64,
         };
         self.fitting(TILES.into_iter().filter(|tile| tile.rows <= wanted), |tile| {
-            12 * (MOST_SEGMENTS + tile.rows) + 4 * tile.workgroup
+            12 * (MAX_SEGMENTS + tile.rows) + 4 * tile.workgroup
         })
     }
 }
@@ -384,14 +385,14 @@ fn attention_heads(heads: HeadShape, segments: usize, enough: usize) -> usize {
 }
 
 /// Keys as latent_query.wgsl stores them for cooperative matrices, a row each, as floats.
-pub(super) fn from_halves(keys: &[f32], shape: CacheShape) -> Vec<f32> {
+pub(super) fn from_split(keys: &[f32], shape: CacheShape) -> Vec<f32> {
     let width = shape.latent + shape.rope;
     let value = |row: &[f32], column: usize| {
-        let half = |at: usize| {
+        let float = |at: usize| {
             let word = row[at / 2].to_bits() >> (16 * (at % 2));
             half::f16::from_bits(word as u16).to_f32()
         };
-        let sum = half(column) + half(width + column);
+        let sum = float(column) + float(width + column);
         if column < shape.latent { sum / LATENT_POWER as f32 } else { sum }
     };
     keys.chunks_exact(width).flat_map(|row| (0..width).map(move |column| value(row, column))).collect()
@@ -404,11 +405,11 @@ pub(crate) fn lines_grid(lines: usize) -> [usize; 3] {
 
 #[cfg(test)]
 mod tests {
-    use super::from_halves;
+    use super::from_split;
     use crate::CacheShape;
 
     #[test]
-    fn halves_are_put_together() {
+    fn upper_and_lower_floats_are_put_together() {
         let shape = CacheShape { pages: 1, page_tokens: 2, latent: 2, rope: 2 };
         let word = |pair: [f32; 2]| {
             let [low, high] = pair.map(|x| u32::from(half::f16::from_f32(x).to_bits()));
@@ -417,6 +418,6 @@ mod tests {
         let first = [[64.0, -128.0], [3.0, 0.5], [0.015625, 0.0], [0.0, 2f32.powi(-11)]].map(word);
         let keys = [first, [[0.0; 2]; 4].map(word)].concat();
         let expected = [1.0 + 2f32.powi(-12), -2.0, 3.0, 0.5 + 2f32.powi(-11), 0.0, 0.0, 0.0, 0.0];
-        assert_eq!(from_halves(&keys, shape), expected);
+        assert_eq!(from_split(&keys, shape), expected);
     }
 }

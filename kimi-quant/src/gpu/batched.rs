@@ -5,10 +5,10 @@ use std::sync::{Arc, PoisonError};
 use super::attention::lines_grid;
 use super::device::Device;
 use super::grouped::Groups;
-use super::matvec::{Matvec, Mode, Pairs, Source};
+use super::matvec::{Matvec, Mode, Routed, Source};
 use super::pool::Buffer;
 use super::recorder::Dispatch;
-use super::shader::{COOPERATIVE, FEW, HALVES, Packing, Spec, TILED, UNIT};
+use super::shader::{COOPERATIVE, FEW, Packing, SPLIT16, Spec, TILED, UNIT};
 use super::tuning::integer;
 use super::weights::{GpuExperts, Part};
 use super::{Gpu, GpuRouting, GpuTensor};
@@ -40,7 +40,8 @@ pub(crate) enum Lines<'a> {
         groups: &'a Groups,
         /// Rows of an expert.
         rows: usize,
-        /// Whether inputs are those of (token, choice) pairs, and results are multiplied by the pairs' weights.
+        /// Whether each (token, choice) pair has an input of its own (and not its token's), and its result is multiplied
+        /// by its weight.
         down: bool,
     },
 }
@@ -59,9 +60,9 @@ pub(crate) struct Batched<'a> {
     /// First column of the outputs.
     pub(crate) out_first: usize,
     pub(crate) weights: &'a Part,
-    /// The second matrix of a SwiGLU.
+    /// Up, where `weights` are those of gate.
     pub(crate) up: Option<&'a Part>,
-    /// Whether it is added to what is there.
+    /// Whether the result is added to what `out` has.
     pub(crate) add: bool,
 }
 
@@ -91,9 +92,9 @@ impl Tile {
         self.lines / self.block_lines * (self.rows / self.block_rows)
     }
 
-    /// For `tokens` tokens; with `pair` a workgroup has these rows of both matrices.
-    fn choose(device: &Device, tokens: usize, rows: usize, pair: bool) -> Self {
-        let (tile_rows, block_rows) = Self::rows(device, pair);
+    /// For `tokens` tokens. With `gated` a workgroup has so many rows of gate and as many of up.
+    fn choose(device: &Device, tokens: usize, rows: usize, gated: bool) -> Self {
+        let (tile_rows, block_rows) = Self::rows(device, gated);
         let sizes = [(64, 8), (32, 4), (16, 4)];
         let blocks = rows.div_ceil(tile_rows as usize);
         let busy = |lines: u32| blocks * tokens.div_ceil(lines as usize) >= ENOUGH_WORKGROUPS;
@@ -103,14 +104,14 @@ impl Tile {
     }
 
     /// For experts: blocks of lines that a workgroup does not have are skipped.
-    fn of_groups(device: &Device, lines: u32, pair: bool) -> Self {
-        let (rows, block_rows) = Self::rows(device, pair);
+    fn of_groups(device: &Device, lines: u32, gated: bool) -> Self {
+        let (rows, block_rows) = Self::rows(device, gated);
         Self { lines, block_lines: lines / 4, rows, block_rows }
     }
 
     /// Rows of a workgroup and of a thread.
-    fn rows(device: &Device, pair: bool) -> (u32, u32) {
-        match (device.lanes, pair) {
+    fn rows(device: &Device, gated: bool) -> (u32, u32) {
+        match (device.lanes, gated) {
             (..32, _) => (32, 4),
             (_, true) => (64, 4),
             (_, false) => (128, 8),
@@ -121,7 +122,7 @@ impl Tile {
 impl BatchKernel {
     /// For `tokens` tokens and `rows` outputs in all; `integer` if codes are multiplied as integers.
     fn dense(tokens: usize, rows: usize, integer: bool) -> Self {
-        // Tiles are too few to keep a GPU busy, or mostly empty; but in the end they have less to do for a token.
+        // With few tokens, tiles are too few to keep a GPU busy, or mostly empty. With many they do less work a token.
         let idle = rows.div_ceil(128) * tokens.div_ceil(16) < ENOUGH_WORKGROUPS;
         match integer {
             true if tokens <= MANY || (idle && tokens <= 4 * MANY) => Self::Matvec,
@@ -130,9 +131,9 @@ impl BatchKernel {
         }
     }
 
-    /// The kernel for experts, and the most pairs that a workgroup takes.
+    /// The kernel for experts, and how many pairs a workgroup takes at most.
     fn grouped(given: Option<Self>, routing: &GpuRouting, experts: usize, integer: bool) -> (Self, usize) {
-        // Pairs of an expert; few have twice as many and more.
+        // Pairs of an expert on average; few experts have more than twice as many.
         let mean = (routing.tokens * routing.chosen) as f64 / experts.max(1) as f64;
         let kernel = given.unwrap_or(match integer {
             true if mean < 24.0 => Self::Matvec,
@@ -171,7 +172,7 @@ impl Gpu {
     pub(crate) fn dense_kernel(&self, tokens: usize, rows: usize, packing: Packing) -> BatchKernel {
         let integer = self.multiplies_integers(packing);
         self.batch_kernel().unwrap_or_else(|| match BatchKernel::dense(tokens, rows, integer) {
-            // Floats too where they were measured to be faster so.
+            // Measured to be faster, for floats too.
             BatchKernel::Few if self.recorder.device.integer_dot => BatchKernel::Matvec,
             kernel => kernel,
         })
@@ -197,9 +198,13 @@ impl Gpu {
     fn each_token(&self, product: &Batched<'_>) -> Result<bool> {
         let mode = match product.lines {
             Lines::Tokens => Mode::Rows { second: None },
-            Lines::Experts { routing, groups, rows, down } => {
-                Mode::Pairs(Pairs { routing, groups, expert_rows: rows, row_first: product.row_first, down })
-            }
+            Lines::Experts { routing, groups, rows, down } => Mode::Routed(Routed {
+                routing,
+                groups,
+                expert_rows: rows,
+                row_first: product.row_first,
+                down,
+            }),
         };
         self.matvec(&Matvec {
             mode,
@@ -233,10 +238,10 @@ impl Gpu {
             kernel => kernel,
         };
         let device = &self.recorder.device;
-        let pair = u32::from(product.up.is_some());
+        let gated = u32::from(product.up.is_some());
         let tile = || match product.lines {
-            Lines::Tokens => Tile::choose(device, x.rows, rows, pair == 1),
-            Lines::Experts { groups, .. } => Tile::of_groups(device, groups.lines as u32, pair == 1),
+            Lines::Tokens => Tile::choose(device, x.rows, rows, gated == 1),
+            Lines::Experts { groups, .. } => Tile::of_groups(device, groups.lines as u32, gated == 1),
         };
         let (op, mut constants, block_rows, lines) = match kernel {
             BatchKernel::Matvec | BatchKernel::Few => {
@@ -247,31 +252,31 @@ impl Gpu {
             BatchKernel::Cooperative => {
                 let (split, factor) = (u32::from(!packing.exact_in_f16()), packing.f16_factor());
                 let constants = vec![("WORKGROUP", COOPERATIVE_ROWS), ("SPLIT", split), ("FACTOR", factor)];
-                (&COOPERATIVE, constants, COOPERATIVE_ROWS / (1 + pair), tile().lines)
+                (&COOPERATIVE, constants, COOPERATIVE_ROWS / (1 + gated), tile().lines)
             }
         };
         let share = if kernel == BatchKernel::Few { share(packing) } else { 1 };
         constants.extend([
             ("LINES", lines),
-            ("PAIR", pair),
+            ("GATED", gated),
             ("ADD", u32::from(product.add)),
             ("SHARE", share),
         ]);
         constants.extend(product.lines.constants());
-        let halves = (kernel == BatchKernel::Cooperative).then(|| self.halves(packing, x)).transpose()?;
+        let split = (kernel == BatchKernel::Cooperative).then(|| self.split16(packing, x)).transpose()?;
         let none = &*self.nothing;
         let [pairs, tiles, weights_of_pairs] = match product.lines {
             Lines::Tokens => [none; 3],
             Lines::Experts { routing, groups, .. } => [&*groups.pairs, &*groups.tiles, &*routing.weights],
         };
-        let inputs = halves.as_ref().map_or(&*x.buffer, |h| &*h.values);
+        let inputs = split.as_ref().map_or(&*x.buffer, |s| &*s.values);
         let mut buffers = vec![inputs, &*out.buffer, pairs, tiles, weights_of_pairs];
-        buffers.extend(halves.as_ref().map(|h| &*h.factors));
+        buffers.extend(split.as_ref().map(|s| &*s.factors));
         buffers.extend([&*weights.codes, &*weights.scales]);
         buffers.extend(product.up.iter().flat_map(|up| [&*up.codes, &*up.scales]));
         let blocks = rows.div_ceil(block_rows as usize);
         let grid = match product.lines {
-            Lines::Experts { groups, .. } => [blocks, groups.most_tiles, 1],
+            Lines::Experts { groups, .. } => [blocks, groups.max_tiles, 1],
             Lines::Tokens => {
                 let tiles = x.rows.div_ceil(lines as usize);
                 let few = kernel == BatchKernel::Few;
@@ -282,12 +287,12 @@ impl Gpu {
             Lines::Tokens => x.rows,
             Lines::Experts { routing, .. } => routing.tokens * routing.chosen,
         };
-        self.recorder.count((1 + pair) as f64 * met as f64 * rows as f64 * packing.cols as f64);
+        self.recorder.count((1 + gated) as f64 * met as f64 * rows as f64 * packing.cols as f64);
         self.recorder.dispatch(Dispatch {
             op,
-            spec: Spec::new(op, constants).with_matrices(packing, 1 + pair),
+            spec: Spec::new(op, constants).with_matrices(packing, 1 + gated),
             buffers: &buffers,
-            params: &product.params(halves.as_ref().map_or(x.cols, |h| h.cells)),
+            params: &product.params(split.as_ref().map_or(x.cols, |s| s.cells)),
             grid,
         })
     }
@@ -299,7 +304,7 @@ impl Lines<'_> {
             Lines::Tokens => (0, 1, 0),
             Lines::Experts { routing, down, .. } => (1, routing.chosen as u32, u32::from(down)),
         };
-        [("MODE", mode), ("COUNTED", mode), ("CHOSEN", chosen), ("PER_PAIR", down), ("WEIGHTED", down)]
+        [("MODE", mode), ("COUNTED", mode), ("CHOSEN", chosen), ("OWN_INPUT", down), ("WEIGHTED", down)]
     }
 }
 
@@ -326,7 +331,7 @@ impl Batched<'_> {
 }
 
 /// Activations as `cooperative.wgsl` takes them.
-struct Halves {
+struct Split16 {
     values: Arc<Buffer>,
     /// What each line is to be multiplied by.
     factors: Arc<Buffer>,
@@ -335,24 +340,24 @@ struct Halves {
 }
 
 impl Gpu {
-    /// `x` in upper and lower halves, filled up to whole units of the weights.
-    fn halves(&self, packing: Packing, x: &GpuTensor) -> Result<Halves> {
+    /// `x` as upper and lower 16-bit floats, filled up to whole units of the weights.
+    fn split16(&self, packing: Packing, x: &GpuTensor) -> Result<Split16> {
         let cells = packing.units() * UNIT / 2;
-        let halves = Halves {
+        let split = Split16 {
             values: self.recorder.pool.take(8 * (x.rows * cells) as u64, false)?,
             factors: self.recorder.pool.take(4 * x.rows as u64, false)?,
             cells,
         };
         let workgroup = self.recorder.device.workgroup_of(cells);
-        let sizes = [("WORKGROUP", workgroup), ("WIDTH", x.cols as u32), ("PAIRS", cells as u32)];
+        let sizes = [("WORKGROUP", workgroup), ("WIDTH", x.cols as u32), ("CELLS", cells as u32)];
         self.recorder.dispatch(Dispatch {
-            op: &HALVES,
-            spec: Spec::new(&HALVES, sizes.to_vec()),
-            buffers: &[&x.buffer, &halves.values, &halves.factors],
+            op: &SPLIT16,
+            spec: Spec::new(&SPLIT16, sizes.to_vec()),
+            buffers: &[&x.buffer, &split.values, &split.factors],
             params: &[x.rows as u32],
             grid: lines_grid(x.rows),
         })?;
-        Ok(halves)
+        Ok(split)
     }
 }
 
@@ -382,20 +387,20 @@ impl Few {
                 let parts = product.x.rows.div_ceil(FEW_LINES);
                 (product.x.rows.div_ceil(parts), parts)
             }
-            Lines::Experts { groups, .. } => (groups.lines, groups.most_tiles),
+            Lines::Experts { groups, .. } => (groups.lines, groups.max_tiles),
         };
         let matrices = 1 + u32::from(product.up.is_some());
         let lines = lines as u32;
         if device.lanes < 32 {
             return Self { workgroup: 64.min(8 * device.lanes), rows: 2 / matrices, lines };
         }
-        let most = if product.packing.bits() >= 16 { 1 } else { 4 / matrices };
+        let max_rows = if product.packing.bits() >= 16 { 1 } else { 4 / matrices };
         let largest = device.limits.max_compute_invocations_per_workgroup.min(512);
         let sizes = [(largest, 4), (largest, 2), (256, 4), (256, 2), (128, 2), (128, 1)];
         let busy = |workgroup: u32, rows: u32| {
             product.rows.div_ceil((workgroup / device.lanes * rows) as usize) * repeats >= ENOUGH_WORKGROUPS
         };
-        let fits = |&(workgroup, rows): &(u32, u32)| rows <= most && busy(workgroup, rows);
+        let fits = |&(workgroup, rows): &(u32, u32)| rows <= max_rows && busy(workgroup, rows);
         let (workgroup, rows) = sizes.into_iter().find(fits).unwrap_or((128, 1));
         Self { workgroup, rows, lines }
     }
@@ -403,10 +408,11 @@ impl Few {
     fn constants(self, device: &Device, packing: Packing) -> Vec<(&'static str, u32)> {
         let reduction = 4 * if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
         let room = device.limits.max_compute_workgroup_storage_size.min(48 << 10) - reduction;
-        let most = room / (self.lines * (128 + 4 * packing.parts() as u32));
+        let max_units = room / (self.lines * (128 + 4 * packing.parts() as u32));
         // As few tiles as fit, all alike, in which every lane has a unit.
         let units = packing.units() as u32;
-        let whole = if most < device.lanes { most.max(1) } else { most / device.lanes * device.lanes };
+        let whole =
+            if max_units < device.lanes { max_units.max(1) } else { max_units / device.lanes * device.lanes };
         let tile = units.div_ceil(units.div_ceil(whole)).next_multiple_of(device.lanes).min(whole).min(units);
         vec![("WORKGROUP", self.workgroup), ("LANES", device.lanes), ("ROWS", self.rows), ("TILE", tile)]
     }

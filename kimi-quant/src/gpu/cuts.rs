@@ -1,7 +1,8 @@
 //! How codes are cut out of packed words for integer dot products (shaders/dot_integer.wgsl).
 //!
 //! A cut takes four codes, one in each byte of a 32-bit window of the packed bits. A code may lie anywhere within its
-//! byte as long as the byte stays below 128, since bytes are signed: the place is made good on the activations.
+//! byte as long as the byte stays below 128, since bytes are signed. The activation is divided by 2^place to
+//! compensate.
 
 use std::fmt::Write as _;
 
@@ -115,12 +116,13 @@ mod tests {
 
     #[test]
     fn cuts_have_every_code_once_within_signed_bytes() {
-        let narrow = [(2, 8), (3, 9), (4, 8), (5, 12), (6, 16), (8, 8)].map(|(bits, most)| (32, bits, most));
-        let wide =
-            [(2, 16), (3, 18), (4, 16), (5, 24), (6, 32), (8, 16)].map(|(bits, most)| (64, bits, most));
-        for (unit, bits, most) in narrow.into_iter().chain(wide) {
+        let narrow =
+            [(2, 8), (3, 9), (4, 8), (5, 12), (6, 16), (8, 8)].map(|(bits, max_cuts)| (32, bits, max_cuts));
+        let wide = [(2, 16), (3, 18), (4, 16), (5, 24), (6, 32), (8, 16)]
+            .map(|(bits, max_cuts)| (64, bits, max_cuts));
+        for (unit, bits, max_cuts) in narrow.into_iter().chain(wide) {
             let cuts = cuts(bits, unit);
-            assert!(cuts.len() <= most, "{bits} bits: {} cuts", cuts.len());
+            assert!(cuts.len() <= max_cuts, "{bits} bits: {} cuts", cuts.len());
             let mut codes: Vec<usize> = cuts.iter().flat_map(|c| c.codes().map(|(_, p)| p.code)).collect();
             codes.sort_unstable();
             assert_eq!(codes, (0..unit).collect::<Vec<_>>(), "{bits} bits");

@@ -40,17 +40,17 @@ pub(crate) struct Device {
     /// Threads that one row's sum is spread over: the size of a subgroup where there are subgroups.
     pub(crate) lanes: u32,
     pub(crate) subgroups: bool,
-    /// Whether there is an instruction for the dot product of four bytes: not known of Metal, and not so on a CPU.
+    /// Whether there is an instruction for the dot product of four bytes. Metal has none, and neither has a CPU.
     pub(crate) integer_dot: bool,
     /// Whether it has the cooperative matrices of `cooperative.wgsl` and `attend_cooperative.wgsl`.
     pub(crate) cooperative: bool,
     /// Bytes that weights and caches may take, if known.
     pub(crate) memory: Option<u64>,
-    /// What went wrong first; the device is of no use after it.
+    /// The first error; the device can't be used after it.
     pub(super) failure: Arc<OnceLock<String>>,
 }
 
-/// Immediate data that the kernels take at most; Vulkan has 128 bytes everywhere.
+/// Bytes of immediate data that the kernels use at most. Vulkan guarantees 128.
 pub(super) const IMMEDIATE_BYTES: u32 = 96;
 
 /// Features that are used where there are any.
@@ -96,7 +96,7 @@ impl Device {
             label: Some("kimi"),
             required_features: features,
             required_limits: limits.clone(),
-            // Small blocks: what is larger has memory of its own, of which nothing is left over.
+            // Small blocks: larger buffers have memory of their own, so that nothing of a block is wasted.
             memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK_BYTES },
             experimental_features: match cooperative {
                 // SAFETY: what is experimental are cooperative matrices. Only cooperative.wgsl and attend_cooperative.wgsl
@@ -141,15 +141,15 @@ impl Device {
         }
     }
 
-    /// Most threads of a workgroup along one dimension.
-    pub(crate) fn most_threads(&self) -> u32 {
+    /// Threads that a workgroup may have along one dimension.
+    pub(crate) fn max_threads(&self) -> u32 {
         self.limits.max_compute_invocations_per_workgroup.min(self.limits.max_compute_workgroup_size_x)
     }
 
     /// Threads of a workgroup that goes over `cells` cells: a power of two.
     pub(crate) fn workgroup_of(&self, cells: usize) -> u32 {
-        let most = 1 << self.most_threads().ilog2();
-        (cells.next_power_of_two() as u32).clamp(self.lanes.max(64), 1024).min(most)
+        let max_threads = 1 << self.max_threads().ilog2();
+        (cells.next_power_of_two() as u32).clamp(self.lanes.max(64), 1024).min(max_threads)
     }
 
     pub(crate) fn name(&self) -> String {

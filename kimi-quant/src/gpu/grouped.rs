@@ -17,11 +17,11 @@ pub(crate) struct Groups {
     pub(crate) pairs: Arc<Buffer>,
     /// How many tiles there are; then each tile's expert, first pair and count.
     pub(crate) tiles: Arc<Buffer>,
-    /// Most pairs of a tile.
+    /// Pairs that a tile has at most.
     pub(crate) lines: usize,
-    /// The number of tiles is at most this.
-    pub(crate) most_tiles: usize,
-    /// Of the layer.
+    /// Tiles that there are at most: how many there are is known on the device only.
+    pub(crate) max_tiles: usize,
+    /// Experts of the layer.
     pub(crate) experts: usize,
 }
 
@@ -39,12 +39,12 @@ impl Gpu {
         let needed = 4 * experts + 8 * workgroup as usize;
         BackendError::check_range("experts", "experts (for the shared memory)", needed, room + 1)?;
         // Every expert has at most one tile that is not full.
-        let most_tiles = pairs.min(pairs / lines + experts);
+        let max_tiles = pairs.min(pairs / lines + experts);
         let groups = Groups {
             pairs: self.recorder.pool.take(4 * pairs as u64, false)?,
-            tiles: self.recorder.pool.take(16 * (most_tiles as u64 + 1), false)?,
+            tiles: self.recorder.pool.take(16 * (max_tiles as u64 + 1), false)?,
             lines,
-            most_tiles,
+            max_tiles,
             experts,
         };
         self.recorder.dispatch(Dispatch {

@@ -7,8 +7,8 @@ use super::pool::Buffer;
 use super::{Gpu, upload_words};
 use crate::{BackendError, Rope, TokenLayout};
 
-/// Most segments that one token's positions are cut into, and that a batch has besides one a token.
-pub(crate) const MOST_SEGMENTS: usize = 64;
+/// A token's positions are cut into at most so many segments. A batch of T tokens has at most T more.
+pub(crate) const MAX_SEGMENTS: usize = 64;
 
 /// Words of a segment: token, first position, position behind its last, start of its page table.
 const SEGMENT_WORDS: usize = 4;
@@ -27,7 +27,7 @@ pub(crate) struct DeviceLayout {
     pub(crate) segments: usize,
     /// Number of segments.
     pub(crate) segment_count: usize,
-    /// Most positions of a segment.
+    /// Positions of the longest segment.
     pub(crate) segment_length: usize,
     /// Positions that all tokens attend to.
     pub(crate) positions: usize,
@@ -90,11 +90,12 @@ impl DeviceLayout {
     }
 }
 
-/// Positions of a segment in a batch whose tokens attend to so many. It has no more than [`MOST_SEGMENTS`] besides one a token, so that their results stay
-/// small; short contexts are cut into half as many, since putting a segment together costs as much as some dozen
-/// positions.
+/// Positions of a segment in a batch whose tokens attend to `positions` in all.
+///
+/// Chosen so that a batch of T tokens has at most T + [`MAX_SEGMENTS`] segments: their results stay small. Short contexts are
+/// cut into half as many, since putting a segment together costs as much as some dozen positions.
 fn segment_length(positions: usize) -> usize {
-    positions.div_ceil(MOST_SEGMENTS).max(positions.div_ceil(MOST_SEGMENTS / 2).clamp(32, 64))
+    positions.div_ceil(MAX_SEGMENTS).max(positions.div_ceil(MAX_SEGMENTS / 2).clamp(32, 64))
 }
 
 impl Gpu {
@@ -121,7 +122,7 @@ impl Gpu {
 
 #[cfg(test)]
 mod tests {
-    use super::{MOST_SEGMENTS, segment_length};
+    use super::{MAX_SEGMENTS, segment_length};
 
     #[test]
     fn segments_stay_few() {
@@ -130,8 +131,8 @@ mod tests {
         for tokens in [&[1][..], &[1600], &[131_072], &[2000; 32], &prompt, &mixed] {
             let length = segment_length(tokens.iter().sum());
             let counts = tokens.iter().map(|positions| positions.div_ceil(length));
-            assert!(counts.clone().all(|n| (1..=MOST_SEGMENTS).contains(&n)));
-            assert!(counts.sum::<usize>() <= MOST_SEGMENTS + tokens.len());
+            assert!(counts.clone().all(|n| (1..=MAX_SEGMENTS).contains(&n)));
+            assert!(counts.sum::<usize>() <= MAX_SEGMENTS + tokens.len());
         }
     }
 }

@@ -18,24 +18,24 @@ pub(crate) enum Mode<'a> {
     /// The rows of a matrix, for every token; and those of a second one, with outputs of its own, that read the same
     /// activations.
     Rows { second: Option<(usize, &'a GpuTensor)> },
-    /// The experts of the one source, for the (token, choice) pairs that chose them.
-    Pairs(Pairs<'a>),
+    /// The experts of the only source, for the (token, choice) pairs that chose them.
+    Routed(Routed<'a>),
     /// Those of the chosen experts, each with its own outputs.
     Gather(Choices<'a>),
     /// The chosen experts' results added up with their weights.
     Sum(Choices<'a>),
 }
 
-/// The (token, choice) pairs of a batch.
+/// The (token, choice) pairs of a batch, each of which meets the rows of its expert.
 #[derive(Clone, Copy)]
-pub(crate) struct Pairs<'a> {
+pub(crate) struct Routed<'a> {
     pub(crate) routing: &'a GpuRouting,
     /// In tiles of one each, sorted by expert.
     pub(crate) groups: &'a Groups,
     /// Rows of an expert, and the first that is multiplied.
     pub(crate) expert_rows: usize,
     pub(crate) row_first: usize,
-    /// Whether inputs are those of pairs, and results are multiplied by the pairs' weights.
+    /// Whether each pair has an input of its own (and not its token's), and its result is multiplied by its weight.
     pub(crate) down: bool,
 }
 
@@ -57,7 +57,7 @@ impl Choices<'_> {
     }
 }
 
-/// One binding's weights; with those of the second matrix of a SwiGLU.
+/// One binding's weights; those of gate together with those of up.
 #[derive(Clone, Copy)]
 pub(crate) struct Source<'a> {
     pub(crate) weights: &'a Part,
@@ -74,49 +74,49 @@ pub(crate) struct Matvec<'a> {
     pub(crate) out: &'a GpuTensor,
     /// First column of the outputs.
     pub(crate) out_first: usize,
-    /// All with the same bindings: with `up`, or without.
+    /// Either all have `up`, or none.
     pub(crate) sources: &'a [Source<'a>],
-    /// Whether it is added to what is there.
+    /// Whether the result is added to what `out` has.
     pub(crate) add: bool,
 }
 
-/// Matrices of a dispatch.
-const MOST_MATRICES: usize = 6;
-/// Sources of a dispatch: places for their offsets.
-const MOST_SOURCES: usize = 4;
+/// Matrices that a dispatch has room for.
+const MAX_MATRICES: usize = 6;
+/// Sources that a dispatch has room for: places for their offsets in `Params`.
+const MAX_SOURCES: usize = 4;
 
 impl Gpu {
     /// Sources that one dispatch may have.
-    pub(crate) fn most_sources(&self, pair: bool) -> usize {
+    pub(crate) fn max_sources(&self, gated: bool) -> usize {
         let bindings = self.recorder.device.limits.max_storage_buffers_per_shader_stage as usize;
-        let matrices = (bindings.saturating_sub(6) / 2).min(MOST_MATRICES);
-        (matrices / (1 + usize::from(pair))).clamp(1, MOST_SOURCES)
+        let matrices = (bindings.saturating_sub(6) / 2).min(MAX_MATRICES);
+        (matrices / (1 + usize::from(gated))).clamp(1, MAX_SOURCES)
     }
 
     /// Sizes of a product; `None` if rows are too wide for this kernel.
     fn sizes(&self, product: &Matvec<'_>) -> Option<Sizes> {
         let (beside, outputs, second) = match product.mode {
             Mode::Rows { second } => (1, product.rows, second.map_or(0, |(rows, _)| rows)),
-            Mode::Pairs(pairs) => {
-                // As many as chose the experts that are here, if all are chosen alike.
+            Mode::Routed(routed) => {
+                // Tiles of the experts that are in this binding, if all experts are chosen equally often.
                 let here = product.sources.first().map_or(0, |source| source.weights.range.len());
-                let tiles = (pairs.groups.most_tiles * here).div_ceil(pairs.groups.experts.max(1));
+                let tiles = (routed.groups.max_tiles * here).div_ceil(routed.groups.experts.max(1));
                 (1, product.rows * tiles, 0)
             }
             Mode::Gather(choices) => (1, product.rows * choices.count(), 0),
             Mode::Sum(choices) => (choices.count(), product.rows, 0),
         };
         let tokens = if let Mode::Rows { .. } = product.mode { product.x.rows() } else { 1 };
-        let pairs = matches!(product.mode, Mode::Pairs(_));
+        let routed = matches!(product.mode, Mode::Routed(_));
         let shape = Shape {
             packing: product.packing,
             beside: beside as u32,
             rows: [product.rows, second],
             outputs: (outputs + second) * tokens,
-            pair: product.sources.iter().any(|s| s.up.is_some()),
+            gated: product.sources.iter().any(|s| s.up.is_some()),
             sources: product.sources.len(),
-            single: tokens == 1 && !pairs,
-            pairs,
+            single: tokens == 1 && !routed,
+            routed,
             common: matches!(product.mode, Mode::Rows { .. }) && tokens == 1,
         };
         Sizes::choose(&self.recorder.device, self.tuning(), &shape)
@@ -128,31 +128,31 @@ impl Gpu {
         if product.rows == 0 || product.packing.cols == 0 {
             return Ok(false);
         }
-        let pairs = if let Mode::Pairs(pairs) = product.mode { Some(pairs) } else { None };
-        let pair = u32::from(product.sources.iter().any(|s| s.up.is_some()));
+        let routed = if let Mode::Routed(routed) = product.mode { Some(routed) } else { None };
+        let gated = u32::from(product.sources.iter().any(|s| s.up.is_some()));
         let none = &*self.nothing;
         let (mode, choices) = match product.mode {
             Mode::Rows { .. } => (0, None),
             Mode::Gather(choices) => (1, Some(choices)),
             Mode::Sum(choices) => (2, Some(choices)),
-            Mode::Pairs(_) => (3, None),
+            Mode::Routed(_) => (3, None),
         };
         let second = if let Mode::Rows { second } = product.mode { second } else { None };
         let several = matches!(product.mode, Mode::Rows { .. }) && product.x.rows() > 1;
         let (x, _, norm) = product.x.bindings();
-        // A kernel for many products reads two matrices, if only twice the same.
-        let twice = sizes.common && pair == 0 && product.sources.len() == 1 && self.most_sources(false) > 1;
+        // A kernel for many products has bindings for two matrices; a single one is bound twice.
+        let twice = sizes.common && gated == 0 && product.sources.len() == 1 && self.max_sources(false) > 1;
         let sources = product.sources.len() + usize::from(twice);
         let mut constants = sizes.constants(&self.recorder.device);
         constants.extend([
             ("MODE", mode),
-            ("PAIR", pair),
+            ("GATED", gated),
             ("CHOICES", choices.map_or(1, |c| c.count() as u32)),
             ("SHARED", u32::from(choices.is_some_and(|c| c.shared))),
             ("SOURCES", sources as u32),
-            ("CHOSEN", pairs.map_or(1, |p| p.routing.chosen as u32)),
-            ("PER_PAIR", u32::from(pairs.is_some_and(|p| p.down))),
-            ("WEIGHTED", u32::from(pairs.is_some_and(|p| p.down))),
+            ("CHOSEN", routed.map_or(1, |p| p.routing.chosen as u32)),
+            ("OWN_INPUT", u32::from(routed.is_some_and(|p| p.down))),
+            ("WEIGHTED", u32::from(routed.is_some_and(|p| p.down))),
             ("SHARE", (8 / product.packing.bits().max(1) as u32).clamp(1, 4)),
         ]);
         let op = match product.packing.cols.is_multiple_of(4) {
@@ -167,10 +167,10 @@ impl Gpu {
                 ("SEVERAL", u32::from(several)),
             ]);
         }
-        let mut spec = Spec::new(op, constants).with_matrices(sizes.packing, sources as u32 * (1 + pair));
+        let mut spec = Spec::new(op, constants).with_matrices(sizes.packing, sources as u32 * (1 + gated));
         spec.dot = Some(if sizes.integer { Dot::Integer } else { Dot::Float });
         let norm = norm.map_or(none, |n| &*n.weight.buffer);
-        let [norm_or_tiles, ids, weights] = match (pairs, choices) {
+        let [norm_or_tiles, ids, weights] = match (routed, choices) {
             (Some(p), _) => [&*p.groups.tiles, &*p.groups.pairs, &*p.routing.weights],
             (_, Some(c)) => [norm, &*c.routing.ids, &*c.routing.weights],
             _ => [norm, none, none],
@@ -186,17 +186,17 @@ impl Gpu {
         let grid = match product.mode {
             Mode::Rows { .. } if several => [product.x.rows(), blocks + second_blocks, 1],
             Mode::Rows { .. } => [blocks + second_blocks, 1, 1],
-            Mode::Pairs(pairs) => [blocks, pairs.groups.most_tiles, 1],
+            Mode::Routed(routed) => [blocks, routed.groups.max_tiles, 1],
             Mode::Gather(choices) => [blocks, choices.count(), 1],
             Mode::Sum(_) => [blocks, 1, 1],
         };
         let params = product.params(&sizes, blocks, second.map_or(0, |(rows, _)| rows));
         let outputs = match product.mode {
             Mode::Rows { .. } => product.x.rows() * (product.rows + second.map_or(0, |(rows, _)| rows)),
-            Mode::Pairs(pairs) => pairs.routing.tokens * pairs.routing.chosen * product.rows,
+            Mode::Routed(routed) => routed.routing.tokens * routed.routing.chosen * product.rows,
             Mode::Gather(_) | Mode::Sum(_) => 0, // one token's: never much
         };
-        self.recorder.count(f64::from(1 + pair) * outputs as f64 * product.packing.cols as f64);
+        self.recorder.count(f64::from(1 + gated) * outputs as f64 * product.packing.cols as f64);
         self.recorder.dispatch(Dispatch { op, spec, buffers: &buffers, params: &params, grid })?;
         Ok(true)
     }
@@ -207,14 +207,14 @@ impl Matvec<'_> {
         let held = self.sources.first().map_or(0..0, |source| source.weights.range.clone());
         let [part_first, part_experts, row_first, expert_rows] = match self.mode {
             Mode::Rows { .. } => [0, 1, 0, 0],
-            Mode::Pairs(pairs) => [held.start, held.len(), pairs.row_first, pairs.expert_rows],
+            Mode::Routed(routed) => [held.start, held.len(), routed.row_first, routed.expert_rows],
             Mode::Gather(choices) | Mode::Sum(choices) => {
                 [choices.part_first, choices.part_experts, 0, self.rows]
             }
         };
         let numbers = [self.rows, self.out_first, second_block, second_rows, part_first, part_experts]
             .map(|n| n as u32);
-        let scale_bases: [u32; MOST_SOURCES] =
+        let scale_bases: [u32; MAX_SOURCES] =
             std::array::from_fn(|i| self.sources.get(i).map_or(0, |source| source.weights.scale_base));
         let (_, x_first, norm) = self.x.bindings();
         let eps = norm.map_or(0.0, |n| n.eps).to_bits();

@@ -11,6 +11,7 @@ mod batched;
 mod cuts;
 mod device;
 mod dump;
+mod f16_range;
 mod grouped;
 mod interop;
 mod layout;
@@ -20,7 +21,6 @@ mod nudge;
 mod pace;
 mod pool;
 mod profile;
-mod range;
 mod recorder;
 mod rows;
 mod sample;
@@ -106,8 +106,8 @@ pub struct GpuRouting {
 /// The latent cache of one layer on the device.
 pub struct GpuCache {
     shape: CacheShape,
-    /// Whether keys are halves of 16 bits, for cooperative matrices, and not floats of 32.
-    halved: bool,
+    /// Whether each value of a key is an upper and a lower 16-bit float, for cooperative matrices, and not one of 32 bits.
+    split: bool,
     buffer: Arc<Buffer>,
 }
 
@@ -295,7 +295,7 @@ impl Backend for Gpu {
         let width = shape.latent.saturating_add(shape.rope);
         let values = shape.pages.saturating_mul(shape.page_tokens).saturating_mul(width);
         let buffer = self.recorder.pool.keep("the latent cache", (values as u64).saturating_mul(4))?;
-        Ok(GpuCache { shape, halved: self.attends_cooperatively(shape), buffer })
+        Ok(GpuCache { shape, split: self.attends_cooperatively(shape), buffer })
     }
 
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<GpuTensor> {
@@ -339,7 +339,7 @@ impl Backend for Gpu {
         let slots = upload_words(self, &slots.collect::<Vec<_>>())?;
         let width = cache.shape.latent + cache.shape.rope;
         let keys = self.download(&self.gather_rows(&cache.buffer, width, &slots, layout.len())?)?;
-        Ok(if cache.halved { attention::from_halves(&keys, cache.shape) } else { keys })
+        Ok(if cache.split { attention::from_split(&keys, cache.shape) } else { keys })
     }
 
     fn embed(&self, table: &GpuMatrix, ids: &[u32]) -> Result<GpuTensor> {

@@ -14,11 +14,11 @@ use crate::{BackendError, ExpertHidden, Norm, Router};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
-/// Neighbouring experts of which route.wgsl first finds the best.
+/// route.wgsl first finds the best of so many neighbouring experts.
 const ROUTE_BLOCK: usize = 32;
 
 /// Bytes for the results of (token, choice) pairs before they are summed.
-const PAIR_RESULTS: u64 = 256 << 20;
+const ROUTED_RESULTS: u64 = 256 << 20;
 
 impl Gpu {
     pub(crate) fn rms_norm(&self, x: &GpuTensor, norm: &Norm<GpuVector>) -> Result<GpuTensor> {
@@ -67,9 +67,9 @@ impl Gpu {
         if shape.chosen == 0 {
             return Ok((normed, routing));
         }
-        let most = self.recorder.device.limits.max_compute_invocations_per_workgroup;
+        let max_threads = self.recorder.device.limits.max_compute_invocations_per_workgroup;
         let constants = vec![
-            ("WORKGROUP", (experts as u32).next_multiple_of(32).min(most)),
+            ("WORKGROUP", (experts as u32).next_multiple_of(32).min(max_threads)),
             ("EXPERTS", experts as u32),
             ("GROUPS", shape.groups as u32),
             ("KEPT", shape.kept_groups as u32),
@@ -169,7 +169,7 @@ impl Gpu {
     ) -> Result<bool> {
         let ([a], [b]) = (first.parts.as_slice(), second.parts.as_slice()) else { return Ok(false) };
         let few = [first, second].iter().all(|m| self.normalises(x.rows(), m.rows, m.packing));
-        if !few || first.packing != second.packing || self.most_sources(false) < 2 {
+        if !few || first.packing != second.packing || self.max_sources(false) < 2 {
             return Ok(false);
         }
         self.matvec(&Matvec {
@@ -213,7 +213,7 @@ impl Gpu {
             let shared = shared.map(|(gate, up)| self.swiglu_dense(x.input(), gate, up)).transpose()?;
             return Ok(ExpertHidden { routed, shared }.into());
         }
-        // Of one token, the shared expert is one more choice.
+        // For one token, the shared expert is one more choice.
         let alike = |m: &GpuMatrix| m.packing == gate.packing && m.rows == gate.rows && m.parts.len() == 1;
         let joined = shared.filter(|(g, u)| routing.tokens == 1 && alike(g) && alike(u));
         let all = self.tensor(pairs + usize::from(joined.is_some()), gate.rows)?;
@@ -287,13 +287,13 @@ impl Gpu {
         shared: Option<Source<'a>>,
         mode: fn(Choices<'a>) -> Mode<'a>,
     ) -> Result<bool> {
-        let most = self.most_sources(sources.iter().any(|s| s.up.is_some()));
+        let max_sources = self.max_sources(sources.iter().any(|s| s.up.is_some()));
         let part_experts = experts.parts.first().map_or(1, |part| part.range.len());
         let mut part_first = 0;
         let mut shared = shared;
         while part_first < sources.len() || shared.is_some() {
             let now = shared.take();
-            let end = (part_first + most - usize::from(now.is_some())).min(sources.len());
+            let end = (part_first + max_sources - usize::from(now.is_some())).min(sources.len());
             let list: Vec<_> = sources[part_first..end].iter().copied().chain(now).collect();
             let choices = Choices { routing, part_first, part_experts, shared: now.is_some() };
             if !self.matvec(&Matvec { mode: mode(choices), sources: &list, ..*product })? {
@@ -346,7 +346,7 @@ impl Gpu {
     }
 
     /// Results of every (token, choice) pair, times its weight; then their sums. As many columns at a time as
-    /// [`PAIR_RESULTS`] bytes hold.
+    /// [`ROUTED_RESULTS`] bytes hold.
     fn grouped_down(
         &self,
         hidden: &GpuTensor,
@@ -359,8 +359,8 @@ impl Gpu {
             return Ok(());
         }
         let (kernel, groups) = self.grouped(routing, down)?;
-        let most = PAIR_RESULTS.min(self.recorder.pool.largest()) as usize / (4 * pairs);
-        let step = if most < 128 { most.max(1) } else { most / 128 * 128 };
+        let max_columns = ROUTED_RESULTS.min(self.recorder.pool.largest()) as usize / (4 * pairs);
+        let step = if max_columns < 128 { max_columns.max(1) } else { max_columns / 128 * 128 };
         for first in (0..down.rows).step_by(step) {
             let parts = self.tensor(pairs, step.min(down.rows - first))?;
             for part in &down.parts {

@@ -136,7 +136,7 @@ impl Pool {
     }
 }
 
-/// Powers of two and their three halves, from 256 bytes: few sizes, and at most half again as much as asked for.
+/// Powers of two and 1.5 times powers of two, from 256 bytes: few sizes, and at most 1.5 times as much as asked for.
 fn size_class(bytes: u64) -> u64 {
     let power = bytes.max(256).next_power_of_two();
     if bytes <= power / 4 * 3 { power / 4 * 3 } else { power }

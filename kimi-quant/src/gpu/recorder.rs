@@ -18,13 +18,13 @@ use crate::BackendError;
 type Result<T> = std::result::Result<T, BackendError>;
 type Polled = std::result::Result<wgpu::PollStatus, wgpu::PollError>;
 
-/// How long before and after the expected end of a wait the device is asked again and again.
+/// From how long before the expected end of a wait the device is polled, and for how long after it.
 const ASKING: Duration = Duration::from_millis(1);
 
-/// How long it may take after the end of a wait until it is told that results are there.
+/// How long it may take, after a wait has ended, until the callback says that results are there.
 const TOLD: Duration = Duration::from_secs(5);
 
-/// Bind groups kept before all are made anew.
+/// When there are so many bind groups, all are dropped and made anew.
 const BIND_GROUPS: usize = 16384;
 
 /// Dispatches that are recorded before the device starts on them, after `submitted` submissions that nobody waited for: few
@@ -32,8 +32,8 @@ const BIND_GROUPS: usize = 16384;
 /// they do. A device that is busy with other work gets many at once.
 fn dispatches_of(submitted: usize, busy: bool) -> usize {
     const FIRST: usize = 4;
-    const MOST: usize = 128;
-    if busy { MOST } else { FIRST.saturating_mul(3usize.saturating_pow(submitted.min(8) as u32)).min(MOST) }
+    const MAX: usize = 128;
+    if busy { MAX } else { FIRST.saturating_mul(3usize.saturating_pow(submitted.min(8) as u32)).min(MAX) }
 }
 
 struct Pipeline {

@@ -39,7 +39,7 @@ pub struct GpuChosen {
     /// Of each request how many of the likeliest tokens it asks for.
     tops: Vec<usize>,
     buffer: Arc<Buffer>,
-    /// `None` once they were brought out, and where they are not to be.
+    /// `None` after `finish_sample`, and while timing.
     arriving: Mutex<Option<Arriving>>,
 }
 
@@ -67,7 +67,7 @@ struct Kind {
     sampled: bool,
     /// Some request has top-k or top-p.
     radix: bool,
-    /// Most likely tokens to report, the most that a request asks for.
+    /// Likeliest tokens to report: the largest number that a request asks for.
     tops: usize,
 }
 

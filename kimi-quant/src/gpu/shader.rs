@@ -52,7 +52,7 @@ op!(FEW, "few", [false, true, false, false, false], 2, true, 10, with "lines");
 op!(TILED, "tiled", [false, true, false, false, false], 2, false, 10, with "lines");
 op!(COOPERATIVE, "cooperative", [false, true, false, false, false, false], 2, false, 10, with "lines",
     enable "f16", enable "wgpu_cooperative_matrix");
-op!(HALVES, "halves", [false, true, true], 0, false, 1, enable "f16");
+op!(SPLIT16, "split16", [false, true, true], 0, false, 1, enable "f16");
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
 op!(EMBED, "embed", [false, true, false], 1, false, 5);
@@ -84,7 +84,7 @@ pub(crate) static ALL: [&Op; 26] = [
     &FEW,
     &TILED,
     &COOPERATIVE,
-    &HALVES,
+    &SPLIT16,
     &GROUP,
     &COMBINE,
     &EMBED,
@@ -114,7 +114,7 @@ const LATENT_QUERY: [bool; 6] = [false, true, false, true, false, false];
 
 /// What matrices are called in shaders: `matvec` has up to six, the others up to two.
 const MATRICES: [&str; 6] = ["m0", "m1", "m2", "m3", "m4", "m5"];
-const PAIR: [&str; 2] = ["gate", "up"];
+const GATE_AND_UP: [&str; 2] = ["gate", "up"];
 
 const DOT_FLOAT: &str = include_str!("../../../shaders/dot_float.wgsl");
 const DOT_INTEGER: &str = include_str!("../../../shaders/dot_integer.wgsl");
@@ -292,7 +292,7 @@ impl Spec {
             text.push_str(&format!("alias Chunk = {chunk};\n"));
             text.push_str(CODES);
             let many = op.matrices > 2;
-            let names: &[&str] = if many { &MATRICES } else { &PAIR };
+            let names: &[&str] = if many { &MATRICES } else { &GATE_AND_UP };
             for (i, name) in names.iter().take(op.matrices as usize).enumerate() {
                 let binding = op.writes.len() + 2 * i;
                 let piece = if (i as u32) < self.matrices { MATRIX } else { NO_MATRIX };

@@ -26,7 +26,7 @@ pub struct GpuNormed {
     pending: Option<Arc<Norm<GpuVector>>>,
 }
 
-/// What the experts compute between their two halves. [`Hidden`](crate::Backend::Hidden) of the GPU.
+/// What the experts compute between gate and up and down. [`Hidden`](crate::Backend::Hidden) of the GPU.
 pub struct GpuHidden {
     form: Form,
 }

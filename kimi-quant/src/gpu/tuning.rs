@@ -3,14 +3,14 @@
 use super::device::Device;
 use super::shader::{Packing, UNIT};
 
-/// What may be tried out of the one-token kernel's sizes; chosen by format and shape where it is not given.
+/// Sizes of the one-token kernel that may be tried out. Without it they are chosen by format and shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tuning {
     /// Columns that a thread keeps: 32, or 64 where whole groups of scales allow it and codes are integers.
     pub unit: usize,
-    /// Sums of a step, a power of two up to 16: rows that a thread reads at once, counted in both matrices of a pair.
+    /// Dot products that a thread accumulates at once, a power of two up to 16. For gate and up this counts both.
     pub values: u32,
-    /// Steps of a workgroup, if not chosen by the number of workgroups: more of them use its activations longer.
+    /// Steps of a workgroup; chosen by the number of workgroups for `None`. With more steps its activations are used longer.
     pub steps: Option<u32>,
     /// Whether integer codes are multiplied as integers (dot products of four bytes) and not as floats.
     pub integer: bool,
@@ -26,13 +26,14 @@ pub(crate) struct Shape {
     pub(crate) rows: [usize; 2],
     /// Outputs of all workgroups together, for all tokens.
     pub(crate) outputs: usize,
-    pub(crate) pair: bool,
+    /// Whether there are two matrices, gate and up.
+    pub(crate) gated: bool,
     /// Bindings of weights: the code that fetches from each is in the kernel.
     pub(crate) sources: usize,
     /// Whether it is for one token.
     pub(crate) single: bool,
     /// Whether it is for the (token, choice) pairs of a batch: much work with each expert's rows.
-    pub(crate) pairs: bool,
+    pub(crate) routed: bool,
     /// Whether other products of a layer may have the same kernel.
     pub(crate) common: bool,
 }
@@ -58,7 +59,7 @@ pub(crate) struct Sizes {
     /// Threads that fold their sums; 1 without subgroups.
     run: u32,
     /// Steps that there is shared memory for.
-    most_steps: u32,
+    max_steps: u32,
     /// Whether the kernel is the one of many sizes.
     pub(crate) common: bool,
 }
@@ -66,32 +67,33 @@ pub(crate) struct Sizes {
 /// PCI vendor.
 pub(crate) const NVIDIA: u32 = 0x10de;
 
-/// Multiprocessors of a large GPU, and threads of this kernel that one of them runs at a time (their registers fill it).
+/// Multiprocessors of a large GPU (an H100), and threads of this kernel that one of them runs at a time: their registers
+/// fill it. The same figures are used for every GPU.
 const MULTIPROCESSORS: usize = 132;
 const RESIDENT_THREADS: usize = 512;
-/// Most steps of a workgroup; and where sums are not folded, which takes more shared memory.
-const MOST_STEPS: u32 = 16;
-const MOST_STEPS_UNFOLDED: u32 = 2;
-/// Most outputs of a thread in a workgroup for a (token, choice) pair; in all others it is one.
-const PAIRS_OUTPUTS: u32 = 4;
-/// Most threads that fold their sums.
+/// Largest number of steps of a workgroup; and where sums are not folded, which takes more shared memory.
+const MAX_STEPS: u32 = 16;
+const MAX_STEPS_UNFOLDED: u32 = 2;
+/// Largest number of outputs of a thread in a workgroup for a (token, choice) pair; in all others it is one.
+const ROUTED_OUTPUTS: u32 = 4;
+/// Largest number of threads that fold their sums.
 const RUN: u32 = 16;
 /// What a workgroup spends before its first step, in steps.
 const PROLOGUE: usize = 2;
-/// Most threads of a workgroup with several slots.
+/// Largest number of threads of a workgroup with several slots.
 const THREADS: u32 = 256;
-/// Threads of a workgroup that are neither few for what it brings in nor many for the registers.
+/// Threads of a workgroup that are enough for what it loads and do not run out of registers.
 const SOME_THREADS: u32 = 128;
-/// Units of a row that is long: half as many threads on it are enough.
+/// A row of as many units is long: half as many threads on it are enough.
 const LONG: usize = 128;
-/// Outputs that are many: threads that are fewer a row still fill the device.
+/// So many outputs are many: fewer threads a row still fill the device.
 const MANY_OUTPUTS: usize = 16_000;
-/// Outputs that keep the device busy for so long that the kernel's code is soon fetched.
+/// So many outputs keep the device busy for so long that fetching the kernel's code hardly counts.
 const BUSY_OUTPUTS: usize = 50_000;
 /// Bytes of activations that are staged at once, about: with over 24 KB of shared memory in all, an H100 runs one workgroup
 /// at a time where its registers allow two.
 const STAGED: u32 = 16 << 10;
-/// Loads of a thread for its workgroup's activations, in a kernel for many sizes: 8192 of 256 threads.
+/// Quads of activations that a thread loads in a kernel for many sizes: 256 threads load 8192 activations.
 const COMMON_LOADS: u32 = 8;
 
 /// Whether codes are multiplied as integers.
@@ -109,8 +111,8 @@ fn shared_bytes(staged: u32, packing: Packing, sums: u32, reduction: u32) -> u32
 pub(super) fn shared_bytes_of(spec: &super::shader::Spec) -> u32 {
     let constant = |name| spec.constants.iter().find(|c| c.0 == name).map_or(0, |c| c.1);
     let [workgroup, lanes] = ["WORKGROUP", "LANES"].map(constant);
-    let values = constant("STEP_ROWS") * (1 + constant("PAIR"));
-    let sums = constant("MOST_STEPS") * workgroup / constant("RUN").max(1) * values;
+    let values = constant("STEP_ROWS") * (1 + constant("GATED"));
+    let sums = constant("MAX_STEPS") * workgroup / constant("RUN").max(1) * values;
     let reduction = if spec.subgroups { workgroup / lanes } else { workgroup };
     spec.packing.map_or(0, |packing| shared_bytes(constant("STAGED"), packing, sums, reduction))
 }
@@ -118,14 +120,14 @@ pub(super) fn shared_bytes_of(spec: &super::shader::Spec) -> u32 {
 impl Sizes {
     /// `None` where a row has more units than a workgroup may have threads.
     pub(crate) fn choose(device: &Device, given: Option<Tuning>, shape: &Shape) -> Option<Self> {
-        let most = device.most_threads();
-        let matrices = 1 + u32::from(shape.pair);
+        let max_threads = device.max_threads();
+        let matrices = 1 + u32::from(shape.gated);
         let integer = integer(device, given, shape.packing);
-        // Fewer loads and less to add up for as many weights, where rows have threads enough.
+        // Twice the unit has fewer loads and sums for as many weights, if there are still enough threads.
         let long = shape.packing.units() >= LONG && shape.outputs >= MANY_OUTPUTS;
         let little_code =
-            shape.sources == 1 && shape.beside == 1 && !(shape.pair && shape.packing.bits() > 5);
-        let twice = little_code && (long || shape.pairs);
+            shape.sources == 1 && shape.beside == 1 && !(shape.gated && shape.packing.bits() > 5);
+        let twice = little_code && (long || shape.routed);
         let unit = given.map_or(if twice { 2 * UNIT } else { UNIT }, |t| t.unit);
         let wide = if integer && unit > UNIT { shape.packing.wide() } else { None };
         let packing = wide.unwrap_or(shape.packing);
@@ -134,21 +136,22 @@ impl Sizes {
         let longest = Self::longest_run(device);
         let run = if device.subgroups { longest.min(units.next_power_of_two()).max(values) } else { 1 };
         let span = units.next_multiple_of(run.max(values)); // so that no step has more outputs than threads
-        if span > most {
+        if span > max_threads {
             return None;
         }
-        let threads = THREADS.min(most);
-        let most_slots = (threads / span).max(1);
-        // Software is slow where threads idle, and has no such cache. With sizes given, tests see what hardware would run.
+        let threads = THREADS.min(max_threads);
+        let max_slots = (threads / span).max(1);
+        // A software adapter is slow where threads idle, and has no instruction cache to save. Where sizes are given (by a
+        // test), it runs what hardware would.
         let wanted = shape.common && (device.about.is_hardware() || given.is_some());
         let quads = units * packing.unit as u32 / 4;
         let fits = run == longest && span <= threads && quads.div_ceil(threads) <= COMMON_LOADS;
         let common = wanted && packing.unit == UNIT && packing.cols.is_multiple_of(4) && fits;
-        // As many as leave the fewest threads without work, and are not too many.
+        // The number of slots that leaves the fewest threads without work.
         let idle = |slots: u32| (span * slots).next_multiple_of(device.lanes) * 60 / slots;
-        let best = (1..=most_slots).min_by_key(|&n| (idle(n), (span * n).abs_diff(SOME_THREADS)));
-        let slots = if common { most_slots } else { best.unwrap_or(1) };
-        let mut workgroup = (span * slots).next_multiple_of(device.lanes).min(most);
+        let best = (1..=max_slots).min_by_key(|&n| (idle(n), (span * n).abs_diff(SOME_THREADS)));
+        let slots = if common { max_slots } else { best.unwrap_or(1) };
+        let mut workgroup = (span * slots).next_multiple_of(device.lanes).min(max_threads);
         let mut loads = quads.div_ceil(workgroup);
         let unit_bytes = 4 * (packing.unit as u32 + 4);
         let mut staged = units.div_ceil((units * unit_bytes).div_ceil(STAGED));
@@ -158,12 +161,12 @@ impl Sizes {
         }
         let step_rows = values / matrices;
         let steps_in_all = shape.outputs.div_ceil((step_rows * slots) as usize);
-        let room_for = if run > 1 { MOST_STEPS } else { MOST_STEPS_UNFOLDED };
-        let most_outputs = workgroup * if shape.pairs { PAIRS_OUTPUTS } else { 1 };
-        let most_steps = room_for.min(most_outputs / (step_rows * slots));
+        let room_for = if run > 1 { MAX_STEPS } else { MAX_STEPS_UNFOLDED };
+        let max_outputs = workgroup * if shape.routed { ROUTED_OUTPUTS } else { 1 };
+        let max_steps = room_for.min(max_outputs / (step_rows * slots));
         let steps = given.and_then(|t| t.steps);
-        let steps = steps.unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup, most_steps));
-        let steps = steps.clamp(1, most_steps);
+        let steps = steps.unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup, max_steps));
+        let steps = steps.clamp(1, max_steps);
         let room_for = match (common, shape.single) {
             (true, _) => room_for,
             (_, true) => steps,
@@ -182,15 +185,15 @@ impl Sizes {
             staged,
             loads,
             run,
-            most_steps: room_for,
+            max_steps: room_for,
             common,
         };
         while sizes.shared_bytes(device) > device.limits.max_compute_workgroup_storage_size {
             if sizes.staged > 1 {
                 sizes.staged /= 2;
-            } else if sizes.most_steps > 1 {
-                sizes.most_steps /= 2;
-                sizes.steps = sizes.steps.min(sizes.most_steps);
+            } else if sizes.max_steps > 1 {
+                sizes.max_steps /= 2;
+                sizes.steps = sizes.steps.min(sizes.max_steps);
             } else {
                 return None;
             }
@@ -201,12 +204,12 @@ impl Sizes {
     /// Sums of a step: a power of two that divides all rows, so that a step has all of its rows or none. With `units` on a
     /// row, `wide` ones or not.
     fn values(device: &Device, given: Option<Tuning>, shape: &Shape, units: u32, wide: bool) -> u32 {
-        let matrices = 1 + u32::from(shape.pair);
+        let matrices = 1 + u32::from(shape.gated);
         let wanted = given.map_or_else(
             || match shape.packing.bits() {
                 9.. => matrices,
                 _ if units > 288 => 4, // many threads, so fewer registers
-                _ if wide || shape.pair || shape.outputs >= BUSY_OUTPUTS => 8,
+                _ if wide || shape.gated || shape.outputs >= BUSY_OUTPUTS => 8,
                 _ => 4, // as fast alone, and less code to fetch where other kernels came before
             },
             |t| t.values.clamp(1, 16),
@@ -229,7 +232,7 @@ impl Sizes {
     }
 
     /// The number of steps with which all workgroups are done first: they run in waves, each as long as its steps.
-    fn best_steps(steps_in_all: usize, workgroup: u32, most: u32) -> u32 {
+    fn best_steps(steps_in_all: usize, workgroup: u32, max_steps: u32) -> u32 {
         let resident = MULTIPROCESSORS * (RESIDENT_THREADS / workgroup as usize).max(1);
         let time = |steps: &usize| {
             let waves = steps_in_all.div_ceil(*steps).div_ceil(resident);
@@ -240,13 +243,13 @@ impl Sizes {
                 waves * (steps + PROLOGUE)
             }
         };
-        (1..=most as usize).min_by_key(time).unwrap_or(1) as u32
+        (1..=max_steps as usize).min_by_key(time).unwrap_or(1) as u32
     }
 
     /// Shared memory, as matvec.wgsl declares it and the sums over workgroups.
     fn shared_bytes(&self, device: &Device) -> u32 {
         let reduction = if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
-        let sums = self.most_steps * self.workgroup / self.run * self.values;
+        let sums = self.max_steps * self.workgroup / self.run * self.values;
         shared_bytes(self.staged, self.packing, sums, reduction)
     }
 
@@ -264,7 +267,7 @@ impl Sizes {
             ("STAGED", self.staged),
             ("LOADS", self.loads),
             ("RUN", self.run),
-            ("MOST_STEPS", self.most_steps),
+            ("MAX_STEPS", self.max_steps),
         ];
         if !self.common {
             constants.extend([("BESIDE", self.units), ("SPAN", self.span), ("SLOTS", self.slots)]);

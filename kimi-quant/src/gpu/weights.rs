@@ -5,8 +5,8 @@ use std::sync::{Arc, Weak};
 
 use rayon::prelude::*;
 
+use super::f16_range::fits_f16;
 use super::pool::Buffer;
-use super::range::fits_f16;
 use super::recorder::Recorder;
 use super::shader::Packing;
 use super::upload::Writer;

@@ -150,6 +150,8 @@ impl Looks {
         let info =
             wgpu::AdapterInfo { vendor: self.vendor, ..wgpu::AdapterInfo::new(device_type, self.backend) };
         let about = Adapter {
+            number: 0,
+            address: String::new(),
             name: self.name.to_owned(),
             api: self.backend.to_string(),
             driver: String::new(),

@@ -3,7 +3,7 @@
 // back for nothing, and nothing would be left below it. The power brings the line's largest value just below the largest
 // 16-bit float.
 
-// A line has WIDTH values, and PAIRS pairs of columns: it is filled up with zeros.
+// A line has WIDTH values and CELLS cells of two columns: it is filled up with zeros.
 
 struct Params {
     lines: u32,
@@ -12,12 +12,12 @@ struct Params {
 var<immediate> p: Params;
 
 @group(0) @binding(0) var<storage, read> x: array<f32>;
-@group(0) @binding(1) var<storage, read_write> halves: array<vec4<f16>>; // two columns: upper, lower
+@group(0) @binding(1) var<storage, read_write> split: array<vec4<f16>>; // two columns: upper, lower
 @group(0) @binding(2) var<storage, read_write> factors: array<f32>;      // take the powers off again
 
 var<workgroup> largest: array<f32, WORKGROUP>;
 
-const EACH = (PAIRS + WORKGROUP - 1u) / WORKGROUP; // pairs of a thread
+const EACH = (CELLS + WORKGROUP - 1u) / WORKGROUP; // cells of a thread
 
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
@@ -36,20 +36,20 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     largest[thread] = mine;
     workgroupBarrier();
-    for (var half = WORKGROUP / 2u; half > 0u; half = half / 2u) {
-        if (thread < half) {
-            largest[thread] = max(largest[thread], largest[thread + half]);
+    for (var distance = WORKGROUP / 2u; distance > 0u; distance = distance / 2u) {
+        if (thread < distance) {
+            largest[thread] = max(largest[thread], largest[thread + distance]);
         }
         workgroupBarrier();
     }
     let exponent = clamp(bitcast<u32>(largest[0]) >> 23u, 15u, 254u);
     let power = bitcast<f32>((268u - exponent) << 23u); // 2^14 over the largest value's power of two
     for (var i = 0u; i < EACH; i++) {
-        let pair = i * WORKGROUP + thread;
-        if (pair < PAIRS) {
+        let cell = i * WORKGROUP + thread;
+        if (cell < CELLS) {
             let scaled = power * values[i];
             let upper = bitcast<vec2<f32>>((bitcast<vec2<u32>>(scaled) + vec2(0x1000u)) & vec2(0xffffe000u));
-            halves[line * PAIRS + pair] = vec4(vec2<f16>(upper), vec2<f16>(scaled - upper));
+            split[line * CELLS + cell] = vec4(vec2<f16>(upper), vec2<f16>(scaled - upper));
         }
     }
     if (thread == 0u) {
