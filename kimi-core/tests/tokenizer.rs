@@ -4,9 +4,8 @@
 mod common;
 
 use common::{k2, k2_file, shared, tiny_file};
-use kimi_core::chat::RenderedPrompt;
 use kimi_core::detokenizer::Detokenizer;
-use kimi_core::tokenizer::{Tokenizer, TokenizerError};
+use kimi_core::tokenizer::{RenderedPrompt, Tokenizer, TokenizerError};
 use proptest::prelude::*;
 use serde_json::Value;
 

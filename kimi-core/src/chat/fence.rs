@@ -12,31 +12,7 @@ use std::collections::HashSet;
 
 use serde_json::{Map, Value};
 
-use crate::tokenizer::SpecialTokens;
-
-/// A rendered chat: the prompt's text, and the places that no control token may span.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RenderedPrompt {
-    text: String,
-    fences: Vec<usize>,
-}
-
-impl RenderedPrompt {
-    /// A prompt in which every special token's name is meant as its token.
-    pub fn trusted(text: impl Into<String>) -> Self {
-        Self { text: text.into(), fences: Vec::new() }
-    }
-
-    /// The prompt, as the reference would render it.
-    pub fn text(&self) -> &str {
-        &self.text
-    }
-
-    /// Byte offsets into the text, ascending: a special name with one strictly inside it is a user's text.
-    pub fn fences(&self) -> &[usize] {
-        &self.fences
-    }
-}
+use crate::tokenizer::{RenderedPrompt, SpecialTokens};
 
 /// One rendering's mark: a character that occurs in none of its strings.
 pub(super) struct Fence<'a> {
@@ -127,14 +103,14 @@ impl<'a> Fence<'a> {
 
     /// Takes the marks out of what was rendered.
     pub(super) fn open(&self, rendered: &str) -> RenderedPrompt {
-        let mut prompt = RenderedPrompt::default();
+        let (mut text, mut fences) = (String::with_capacity(rendered.len()), Vec::new());
         for (at, part) in rendered.split(self.mark).enumerate() {
             if at > 0 {
-                prompt.fences.push(prompt.text.len());
+                fences.push(text.len());
             }
-            prompt.text.push_str(part);
+            text.push_str(part);
         }
-        prompt.fences.dedup();
-        prompt
+        fences.dedup();
+        RenderedPrompt::fenced(text, fences)
     }
 }

@@ -15,7 +15,6 @@ mod template;
 mod tool_id;
 mod typescript;
 
-pub use fence::RenderedPrompt;
 pub use history::normalize_tool_call_ids;
 pub use message::{Content, ContentPart, FunctionCall, Message, Tool, ToolCall, ToolError};
 pub use parser::{ParsedCall, ParserOptions, ReasoningMode, Reply, ReplyEvent, ReplyParser, TrailingText};

@@ -8,11 +8,11 @@ use serde_json::{Map, Value};
 use thiserror::Error;
 
 use super::clock::strftime_now;
-use super::fence::{Fence, RenderedPrompt};
+use super::fence::Fence;
 use super::message::{Message, Tool};
 use super::python::{JsonStyle, dumps, float_repr};
 use super::typescript::tools_to_typescript;
-use crate::tokenizer::SpecialTokens;
+use crate::tokenizer::{RenderedPrompt, SpecialTokens};
 
 /// Used when a checkpoint brings no template: the form of Kimi-K2-Instruct.
 const DEFAULT_TEMPLATE: &str = include_str!("default.jinja");

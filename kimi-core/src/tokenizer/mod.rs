@@ -7,6 +7,7 @@
 
 mod error;
 mod pieces;
+mod prompt;
 mod ranks;
 mod special;
 
@@ -14,9 +15,9 @@ use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
 pub use error::TokenizerError;
+pub use prompt::RenderedPrompt;
 pub use special::{SPECIAL_TOKENS, SpecialTokens};
 
-use crate::chat::RenderedPrompt;
 use pieces::{PreTokenizer, cut_long};
 use ranks::Ranks;
 
