@@ -10,7 +10,6 @@ use std::ops::Range;
 
 use super::codec::{Codec, Scaling};
 use super::dequant::RowBytes;
-use super::matmul::Operand;
 use super::order::Order;
 use super::scales::Parameters;
 use super::simd::{LINE, MAX_LANES, Simd};
@@ -42,9 +41,25 @@ pub(crate) struct Product<'a> {
     /// Rows of it.
     pub(crate) range: Range<usize>,
     /// Activations in the kernel's order.
-    pub(crate) x: &'a Operand,
+    pub(crate) x: PreparedRows<'a>,
     /// Rows of the activations.
     pub(crate) tokens: &'a [u32],
+}
+
+/// Activations of some tokens as the kernel reads them: rows filled up with zeros to whole blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct PreparedRows<'a> {
+    /// Row after row.
+    pub(crate) data: &'a [f32],
+    /// Values of a row.
+    pub(crate) stride: usize,
+}
+
+impl<'a> PreparedRows<'a> {
+    /// One token's row.
+    pub(crate) fn row(self, token: u32) -> &'a [f32] {
+        &self.data[token as usize * self.stride..][..self.stride]
+    }
 }
 
 /// [`dot`] of a codec: `out[(r - range.start) * stride + t]` for the tokens of the product.

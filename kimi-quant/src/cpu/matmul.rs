@@ -8,7 +8,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use rayon::prelude::*;
 
-use super::kernel::{Kernel, Product};
+use super::kernel::{Kernel, PreparedRows, Product};
 use super::order::Order;
 use super::{Isa, Tensor, dequant};
 use crate::{FloatType, Format, PackedMatrix};
@@ -43,9 +43,8 @@ impl Operand {
         Self { key: key(isa, m), data, stride }
     }
 
-    /// One token's activations as the kernel reads them, filled up with zeros to whole blocks.
-    pub(crate) fn row(&self, token: u32) -> &[f32] {
-        &bytemuck::cast_slice(&self.data)[token as usize * self.stride..][..self.stride]
+    fn rows(&self) -> PreparedRows<'_> {
+        PreparedRows { data: bytemuck::cast_slice(&self.data), stride: self.stride }
     }
 }
 
@@ -152,6 +151,7 @@ pub(crate) fn rows(
         None if reading == Reading::Direct => (m, range),
         None => return,
     };
+    let x = x.rows();
     for (i, some) in tokens.chunks(8).enumerate() {
         let dot = kernel.dot[some.len().next_power_of_two().ilog2() as usize];
         let product = Product { m, range: range.clone(), x, tokens: some };
