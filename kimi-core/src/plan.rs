@@ -93,8 +93,8 @@ pub enum PlanError {
         "the model does not fit: node {node} would need {needed} for layers {first}-{last}, but may use {usable}, \
          {missing} too little. Together the nodes may use {total_usable} and {total_needed} are needed. Add a node, \
          shorten the context, or use a smaller quantization",
-        needed = Bytes(*needed), usable = Bytes(*usable), missing = Bytes(needed.saturating_sub(*usable)),
-        total_usable = Bytes(*total_usable), total_needed = Bytes(*total_needed)
+        needed = HumanBytes(*needed), usable = HumanBytes(*usable), missing = HumanBytes(needed.saturating_sub(*usable)),
+        total_usable = HumanBytes(*total_usable), total_needed = HumanBytes(*total_needed)
     )]
     DoesNotFit {
         /// The fullest node.
@@ -119,9 +119,9 @@ pub enum PlanError {
 
 /// Bytes in a form for people: decimal units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bytes(pub u64);
+pub struct HumanBytes(pub u64);
 
-impl fmt::Display for Bytes {
+impl fmt::Display for HumanBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
         let bytes = self.0 as f64;

@@ -12,7 +12,7 @@ use crate::batch::{Batch, Output, PageId, Sampling, SequenceId, SequenceSlice};
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
-use crate::plan::{Bytes as Size, ModelBytes};
+use crate::plan::{HumanBytes, ModelBytes};
 use crate::sampler::{SampleError, Sampled};
 use crate::source::ModelSource;
 use crate::weights::{WeightError, Weights};
@@ -139,9 +139,9 @@ pub enum LoadError {
         "layers {first}-{last} do not fit {device}: {weights} of weights and {cache} of cache need {needed} with what it \
          takes to compute, but {available} are free, {missing} too little. Give it fewer layers (add a machine), \
          shorten the context or the cache (--context, --cache-tokens), or use the CPU",
-        last = layers.end.saturating_sub(1), first = layers.start, weights = Size(*weights), cache = Size(*cache),
-        needed = Size(device_bytes(*weights, *cache)), available = Size(*available),
-        missing = Size(device_bytes(*weights, *cache).saturating_sub(*available))
+        last = layers.end.saturating_sub(1), first = layers.start, weights = HumanBytes(*weights), cache = HumanBytes(*cache),
+        needed = HumanBytes(device_bytes(*weights, *cache)), available = HumanBytes(*available),
+        missing = HumanBytes(device_bytes(*weights, *cache).saturating_sub(*available))
     )]
     DoesNotFit {
         /// The device.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use kimi_core::plan::{Bytes, USABLE_MEMORY};
+use kimi_core::plan::{HumanBytes, USABLE_MEMORY};
 use kimi_core::stage::device_bytes;
 use kimi_quant::{Backend, BitWidth, Cpu, FloatType, Format, FormatError};
 use serde::Serialize;
@@ -184,7 +184,7 @@ fn layer_bytes() -> Result<u64, FormatError> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let bytes = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), |n| Bytes(n).to_string());
+        let bytes = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), |n| HumanBytes(n).to_string());
         let fits = |n: Option<u64>| n.map_or_else(|| "unknown".to_owned(), |n| format!("{n} of {LAYERS}"));
         let rate = |r: Option<f64>| r.map_or_else(String::new, |r| format!("{:.1} GB/s", r / 1e9));
         let mut table = Table::new(
@@ -215,7 +215,7 @@ impl fmt::Display for Report {
             rate(cpu.read_bandwidth),
         ]);
         write!(f, "{table}")?;
-        let layer = Bytes(self.layer_bytes);
+        let layer = HumanBytes(self.layer_bytes);
         writeln!(
             f,
             "A layer of Kimi-K2 at 3.985 bits with a cache of {CONTEXT} tokens takes {layer} on average"
@@ -246,7 +246,8 @@ impl fmt::Display for GpuReport {
         };
         let Self { number, name, api, driver, .. } = self;
         writeln!(f, "{number}: {name} ({api}), driver {driver}")?;
-        let (binding, buffer) = (Bytes(self.largest_binding_bytes), Bytes(self.largest_buffer_bytes));
+        let (binding, buffer) =
+            (HumanBytes(self.largest_binding_bytes), HumanBytes(self.largest_buffer_bytes));
         writeln!(f, "  largest binding {binding}, largest buffer {buffer}, subgroups {subgroups}")?;
         write!(
             f,

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use kimi_core::checkpoint::{Checkpoint, CheckpointError};
 use kimi_core::model::Part;
-use kimi_core::plan::Bytes;
+use kimi_core::plan::HumanBytes;
 use kimi_core::weights::{WeightError, Weights};
 use kimi_quant::{Format, PackedMatrix};
 use serde::Serialize;
@@ -280,20 +280,20 @@ impl fmt::Display for Report {
                 format!("{indent}{}", m.name),
                 m.format.clone(),
                 m.shape_text(),
-                Bytes(m.bytes).to_string(),
+                HumanBytes(m.bytes).to_string(),
             ]);
         };
         self.ends.iter().for_each(|m| line("", m));
         for (range, layer) in self.ranges() {
             let (a, b) = (range.start(), range.end());
             let heading = if a == b { format!("layer {a}") } else { format!("layers {a}-{b}, each") };
-            table.row([heading, String::new(), String::new(), Bytes(layer.bytes).to_string()]);
+            table.row([heading, String::new(), String::new(), HumanBytes(layer.bytes).to_string()]);
             for m in &layer.modules {
                 table.row([
                     format!("  {}", m.name),
                     m.format.clone(),
                     m.shape_text(),
-                    Bytes(m.bytes).to_string(),
+                    HumanBytes(m.bytes).to_string(),
                 ]);
             }
         }
@@ -301,10 +301,10 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "total: {} in {} weights, {:.3} bits a weight ({} in {} files)",
-            Bytes(self.bytes),
+            HumanBytes(self.bytes),
             self.weights,
             self.bits_per_weight,
-            Bytes(self.file_bytes),
+            HumanBytes(self.file_bytes),
             self.shards
         )
     }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-use kimi_core::plan::{Bytes, ModelBytes, Node, Plan, PlanError, USABLE_MEMORY};
+use kimi_core::plan::{HumanBytes, ModelBytes, Node, Plan, PlanError, USABLE_MEMORY};
 
 use crate::cli::ui::Table;
 use crate::discovery::{Discovery, DiscoveryError};
@@ -64,7 +64,7 @@ impl fmt::Display for PlanTable<'_> {
                 (0, false) => " (embedding)",
                 _ => "",
             };
-            let bytes = |n| Bytes(n).to_string();
+            let bytes = |n| HumanBytes(n).to_string();
             let name = format!("{}{role}", s.node);
             let layers = layer_text(&s.layers());
             match limits {

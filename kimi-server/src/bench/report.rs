@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use kimi_core::plan::Bytes;
+use kimi_core::plan::HumanBytes;
 use serde::Serialize;
 
 use super::device::Kernel;
@@ -298,7 +298,7 @@ impl Phase {
     fn write(&self, f: &mut fmt::Formatter<'_>, title: &str) -> fmt::Result {
         writeln!(f, "\n{title}")?;
         let (rate, share) = (self.weight_gb_per_second, 100.0 * self.read_bandwidth_share);
-        let (weights, experts) = (Bytes(self.weight_bytes), self.experts_a_layer);
+        let (weights, experts) = (HumanBytes(self.weight_bytes), self.experts_a_layer);
         writeln!(
             f,
             "  {:.3} ms (best of {} {:.3}), {:.1} tokens/s",
@@ -344,10 +344,10 @@ impl fmt::Display for Report {
         let Self { model, device, layers, context_tokens, load, memory, .. } = self;
         let rate = self.read_gb_per_second;
         writeln!(f, "{model}, {layers} layers, on {device}; reading memory: {rate:.1} GB/s")?;
-        let (weights, cache) = (Bytes(memory.weight_bytes), Bytes(memory.cache_bytes));
+        let (weights, cache) = (HumanBytes(memory.weight_bytes), HumanBytes(memory.cache_bytes));
         write!(f, "{weights} of weights {load}, {cache} of cache")?;
         match (memory.allocated_bytes, memory.overhead_percent) {
-            (Some(all), Some(more)) => writeln!(f, "; allocated {}, {more:+.1} %", Bytes(all))?,
+            (Some(all), Some(more)) => writeln!(f, "; allocated {}, {more:+.1} %", HumanBytes(all))?,
             _ => writeln!(f)?,
         }
         self.decode.write(f, &format!("decode, 1 sequence at context {context_tokens}"))?;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::LoadedStage;
-use kimi_core::plan::{Bytes as Size, ModelBytes};
+use kimi_core::plan::{HumanBytes, ModelBytes};
 use kimi_core::stage::{CacheConfig, Hidden, LoadError, StageOutput};
 use kimi_net::{
     Assign, Bytes, Cancel, Dtype, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadPhase,
@@ -280,7 +280,7 @@ fn check_cache(bytes: &ModelBytes, layers: &Range<usize>, cache: CacheConfig) ->
     let room = system::memory_bytes().unwrap_or(1 << 40);
     if needed > u128::from(room) {
         let text =
-            format!("a cache of {tokens} tokens takes {needed} bytes, this machine has {}", Size(room));
+            format!("a cache of {tokens} tokens takes {needed} bytes, this machine has {}", HumanBytes(room));
         return Err(Refusal(ErrorCode::OutOfMemory, text));
     }
     Ok(needed as u64)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use kimi_core::ChatModel;
 use kimi_core::chat_model::ModelOptions;
-use kimi_core::plan::{Bytes, ModelBytes};
+use kimi_core::plan::{HumanBytes, ModelBytes};
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -44,7 +44,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
          Kimi-K2 of a trillion parameters can say.\n\n{}\n",
         style.bold(EMBEDDED),
         bytes.layers.len(),
-        Bytes(checkpoint.bytes()),
+        HumanBytes(checkpoint.bytes()),
         PlanTable { plan: cluster.plan(), limits: false }
     ))?;
     let built = cluster.build(&checkpoint, cache, &silent())?;
