@@ -9,6 +9,7 @@
 //! | [`report`] | the figures, as a table and as JSON |
 
 pub mod device;
+mod median;
 pub mod report;
 pub mod steps;
 pub mod timed;

@@ -7,7 +7,7 @@ use kimi_core::plan::HumanBytes;
 use serde::Serialize;
 
 use super::device::Kernel;
-use super::steps::median;
+use super::median::median;
 use super::timed::Call;
 use crate::cli::ui::Table;
 

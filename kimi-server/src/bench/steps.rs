@@ -11,6 +11,7 @@ use kimi_quant::{Backend, BackendError, SampleRequest};
 
 use super::Workload;
 use super::device::{Kernel, Measured};
+use super::median::median;
 use super::report::{Operation, Operations, Phase};
 use super::timed::{Call, Notes, Timed};
 
@@ -264,10 +265,4 @@ fn record<B: Measured>(
 fn greedy() -> Output {
     let params = Arc::new(SamplingParams::greedy());
     Output::Sample(Sampling { params, history: Vec::new(), uniform: 0.0, top_logprobs: 0, allowed: None })
-}
-
-/// The middle value, the lower of two.
-pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len().saturating_sub(1) / 2).copied()
 }
