@@ -10,17 +10,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
-use crate::commands;
+use crate::commands::{self, Outcome};
 use args::{Cli, Command};
-
-/// How a command ended, when it did what it was asked to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
-    /// Exit code 0.
-    Success,
-    /// Exit code 1: the answer is no (a check failed, a model does not fit); the reason is printed.
-    Failure,
-}
 
 /// Runs the program. Exit codes: 0 success, 1 failure, 2 wrong arguments.
 pub fn main() -> ExitCode {
@@ -30,7 +21,7 @@ pub fn main() -> ExitCode {
         _ => defaults::LOG,
     };
     start_logging(cli.log.as_deref().unwrap_or(usual));
-    match run(cli.command) {
+    match commands::run(cli.command) {
         Ok(Outcome::Success) => ExitCode::SUCCESS,
         Ok(Outcome::Failure) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -38,20 +29,6 @@ pub fn main() -> ExitCode {
             eprintln!("{} {error:#}", ui::stderr_style().error("error:"));
             ExitCode::from(1)
         }
-    }
-}
-
-fn run(command: Command) -> anyhow::Result<Outcome> {
-    match command {
-        Command::Demo(args) => commands::demo::run(&args),
-        Command::Run(args) => commands::run::run(&args),
-        Command::Serve(args) => commands::serve::run(&args),
-        Command::Worker(args) => commands::worker::run(&args),
-        Command::Plan(args) => commands::plan::run(&args),
-        Command::Inspect(args) => commands::inspect::run(&args),
-        Command::Verify(args) => commands::verify::run(&args),
-        Command::Devices(args) => commands::devices::run(&args),
-        Command::Bench(args) => commands::bench::run(&args),
     }
 }
 

@@ -20,8 +20,35 @@ use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::Engine;
 use serde::Serialize;
 
-use crate::cli::args::ModelArgs;
+use crate::cli::args::{Command, ModelArgs};
 use crate::models::{FoundModel, Lookup};
+
+/// How a command ended, when it did what it was asked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Exit code 0.
+    Success,
+    /// Exit code 1: the answer is no (a check failed, a model does not fit); the reason is printed.
+    Failure,
+}
+
+/// Runs a command.
+///
+/// # Errors
+/// What kept it from doing what it was asked to.
+pub fn run(command: Command) -> anyhow::Result<Outcome> {
+    match command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Run(args) => run::run(&args),
+        Command::Serve(args) => serve::run(&args),
+        Command::Worker(args) => worker::run(&args),
+        Command::Plan(args) => plan::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Verify(args) => verify::run(&args),
+        Command::Devices(args) => devices::run(&args),
+        Command::Bench(args) => bench::run(&args),
+    }
+}
 
 /// How long a command that ends waits for the batches that are being computed.
 const STOP_WAIT: Duration = Duration::from_secs(10);

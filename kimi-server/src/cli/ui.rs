@@ -1,12 +1,10 @@
 //! What people see: colours on a terminal, tables, progress.
 
 use std::io::IsTerminal;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
-
-use crate::cluster::LoadWatch;
 
 /// Colours, or none.
 #[derive(Debug, Clone, Copy)]
@@ -88,8 +86,9 @@ impl std::fmt::Display for Table {
     }
 }
 
-/// A bar for each stage on a terminal; nothing elsewhere.
-pub fn load_bars(stages: &[String]) -> LoadWatch {
+/// A bar for each stage on a terminal; nothing elsewhere. What it returns is told the stage's index, bytes loaded, and bytes in
+/// all.
+pub fn load_bars(stages: &[String]) -> impl Fn(usize, u64, u64) + Send + Sync + 'static {
     let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {
@@ -104,7 +103,7 @@ pub fn load_bars(stages: &[String]) -> LoadWatch {
         .collect();
     bars.iter().for_each(|bar| bar.enable_steady_tick(Duration::from_millis(200)));
     let bars = Mutex::new(bars);
-    Arc::new(move |stage: usize, loaded: u64, total: u64| {
+    move |stage: usize, loaded: u64, total: u64| {
         let bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(bar) = bars.get(stage) {
             bar.set_length(total);
@@ -113,5 +112,5 @@ pub fn load_bars(stages: &[String]) -> LoadWatch {
                 bar.finish_and_clear();
             }
         }
-    })
+    }
 }

@@ -7,10 +7,10 @@ use kimi_core::weights::Weights;
 use kimi_core::{Checkpoint, DeviceKind};
 use kimi_quant::{BitWidth, Cpu};
 
+use super::Outcome;
 use crate::bench::device::Measured;
 use crate::bench::report::Report;
 use crate::bench::{Workload, fitting_layers, measure};
-use crate::cli::Outcome;
 use crate::cli::args::{BenchArgs, SyntheticModel};
 use crate::cli::defaults::BENCH_LAYERS;
 

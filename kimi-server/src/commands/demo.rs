@@ -10,8 +10,9 @@ use kimi_core::plan::{HumanBytes, ModelBytes};
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use super::Outcome;
 use crate::cli::args::DemoArgs;
-use crate::cli::{Outcome, ui};
+use crate::cli::ui;
 use crate::client;
 use crate::cluster::StageMeter;
 use crate::local::{LocalCluster, silent};

@@ -1,6 +1,6 @@
 //! `kimi devices`.
 
-use crate::cli::Outcome;
+use super::Outcome;
 use crate::cli::args::DevicesArgs;
 use crate::devices::Report;
 

@@ -1,6 +1,6 @@
 //! `kimi inspect`.
 
-use crate::cli::Outcome;
+use super::Outcome;
 use crate::cli::args::InspectArgs;
 use crate::inspect::Report;
 

@@ -4,7 +4,7 @@ use kimi_core::ModelOptions;
 use kimi_core::plan::{ModelBytes, Plan, PlanError};
 use serde_json::json;
 
-use crate::cli::Outcome;
+use super::Outcome;
 use crate::cli::args::PlanArgs;
 use crate::discovery::Discovery;
 use crate::placement::{self, PlanTable};

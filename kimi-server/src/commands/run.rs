@@ -1,6 +1,7 @@
 //! `kimi run`.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
+use std::sync::Arc;
 
 use kimi_core::chat::Message;
 use kimi_core::chat_model::{ChatEvent, ChatModel, ChatRequest};
@@ -8,8 +9,10 @@ use kimi_core::engine::Usage;
 use kimi_core::plan::ModelBytes;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 
+use super::Outcome;
 use crate::cli::args::RunArgs;
-use crate::cli::{Outcome, ui};
+use crate::cli::ui;
+use crate::cluster::LoadWatch;
 use crate::local::LocalCluster;
 
 /// Largest prompt read from standard input, in bytes.
@@ -61,7 +64,8 @@ fn load(args: &RunArgs) -> anyhow::Result<ChatModel> {
     let bytes = ModelBytes::of(&checkpoint)?;
     let tokens = cache.pages * cache.page_tokens;
     let cluster = LocalCluster::start(&found, &checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
-    let built = cluster.build(&checkpoint, cache, &ui::load_bars(&[found.id]))?;
+    let watch: LoadWatch = Arc::new(ui::load_bars(&[found.id]));
+    let built = cluster.build(&checkpoint, cache, &watch)?;
     let model = ChatModel::start(&checkpoint, built.pipeline, &options)?;
     args.cache.note_limit(model.context_tokens());
     Ok(model)

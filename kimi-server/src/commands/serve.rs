@@ -12,8 +12,9 @@ use kimi_core::stage::CacheConfig;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
+use super::Outcome;
 use crate::cli::args::ServeArgs;
-use crate::cli::{Outcome, ui};
+use crate::cli::ui;
 use crate::cluster::{self, Built, Placement, Wanted};
 use crate::discovery::Discovery;
 use crate::local::LocalCluster;
@@ -121,7 +122,7 @@ fn show(id: &str, plan: &Plan, limits: bool) {
 }
 
 fn load_bars(plan: &Plan) -> cluster::LoadWatch {
-    ui::load_bars(&plan.stages.iter().map(|s| s.node.clone()).collect::<Vec<_>>())
+    Arc::new(ui::load_bars(&plan.stages.iter().map(|s| s.node.clone()).collect::<Vec<_>>()))
 }
 
 fn announce(args: &ServeArgs, addr: SocketAddr, id: &str, context: usize) -> anyhow::Result<()> {

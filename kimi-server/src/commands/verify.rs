@@ -7,7 +7,7 @@ use kimi_core::checkpoint::Checkpoint;
 use kimi_core::plan::ModelBytes;
 use kimi_core::stage::CacheConfig;
 
-use crate::cli::Outcome;
+use super::Outcome;
 use crate::cli::args::{VerifyArgs, VerifyBackend};
 use crate::cli::ui::{self, Table};
 use crate::golden::{self, Case};

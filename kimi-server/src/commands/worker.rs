@@ -7,8 +7,9 @@ use anyhow::Context;
 use kimi_net::{Listener, Tuning};
 use serde_json::json;
 
+use super::Outcome;
 use crate::cli::args::WorkerArgs;
-use crate::cli::{Outcome, defaults};
+use crate::cli::defaults;
 use crate::cluster::worker::{WorkerConfig, serve};
 use crate::discovery::Discovery;
 use crate::models::Lookup;
