@@ -15,7 +15,9 @@ use crate::model::{Attention, FeedForward, Head, HostHead, HostLayer, Layer, Mlp
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum WeightError {
     /// A tensor is not there.
-    #[error("{module}: the checkpoint has no tensor {tensor}")]
+    #[error(
+        "{module}: the checkpoint has no tensor {tensor} (where it has an index, only the files that the index names are read)"
+    )]
     Missing {
         /// The module.
         module: String,
@@ -195,7 +197,7 @@ impl<'a> Weights<'a> {
         let gate = format!("{path}.gate");
         let router = Router {
             gate: self.matrix(&gate, c.n_routed_experts, h)?,
-            bias: self.vector(&gate, &format!("{gate}.e_score_correction_bias"), c.n_routed_experts)?,
+            bias: self.vector(&gate, "e_score_correction_bias", c.n_routed_experts)?,
             shape: c.router_shape(),
         };
         let shared = match c.n_shared_experts {
@@ -241,13 +243,14 @@ impl<'a> Weights<'a> {
     }
 
     fn norm(&self, module: &str, width: usize, eps: f32) -> Result<Norm<StoredVector>, WeightError> {
-        Ok(Norm { weight: self.vector(module, &format!("{module}.weight"), width)?, eps })
+        Ok(Norm { weight: self.vector(module, "weight", width)?, eps })
     }
 
-    fn vector(&self, module: &str, name: &str, width: usize) -> Result<StoredVector, WeightError> {
-        let tensor = self.tensor(name).ok_or_else(|| self.missing(module, name))?;
+    fn vector(&self, module: &str, part: &'static str, width: usize) -> Result<StoredVector, WeightError> {
+        let name = format!("{module}.{part}");
+        let tensor = self.tensor(&name).ok_or_else(|| self.missing(module, &name))?;
         if tensor.shape != [width] {
-            return Err(shape(module, "weight", tensor, format!("[{width}]")));
+            return Err(shape(module, part, tensor, format!("[{width}]")));
         }
         Ok(StoredVector { data: tensor.data.clone(), float: float_type(module, tensor.dtype)? })
     }

@@ -161,7 +161,7 @@ fn damaged_logits_are_errors() {
 #[test]
 fn parameters_out_of_range_name_their_field() {
     type Change = fn(&mut RawSamplingParams);
-    let cases: [(&str, Change); 18] = [
+    let cases: &[(&str, Change)] = &[
         ("temperature", |p| p.temperature = -0.1),
         ("temperature", |p| p.temperature = f32::NAN),
         ("temperature", |p| p.temperature = 2.1),
@@ -181,13 +181,13 @@ fn parameters_out_of_range_name_their_field() {
         ("logit_bias", |p| p.logit_bias = vec![(1, f32::NAN)]),
         ("logit_bias", |p| p.logit_bias = vec![(1, 0.0); 1 << 17]),
     ];
-    for (field, change) in cases {
+    for &(field, change) in cases {
         let mut raw = RawSamplingParams::default();
         change(&mut raw);
         let error = SamplingParams::new(raw).unwrap_err();
         assert_eq!(error.field, field, "{error}");
     }
-    // A peer's parameters are checked as well.
+    // Deserialized parameters are checked as well.
     let json = serde_json::to_string(&params(|p| (p.top_p, p.seed) = (0.5, Some(u64::MAX)))).unwrap();
     assert_eq!(serde_json::from_str::<SamplingParams>(&json).unwrap().seed(), Some(u64::MAX));
     assert!(serde_json::from_str::<SamplingParams>(&json.replace("0.5", "-0.5")).is_err());

@@ -63,7 +63,7 @@ pub struct ParamError {
     pub found: String,
 }
 
-/// Sampling parameters that are in range. Reading them from a wire checks them again.
+/// Sampling parameters that are in range. Deserializing them checks them again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "RawSamplingParams", into = "RawSamplingParams")]
 pub struct SamplingParams(RawSamplingParams);

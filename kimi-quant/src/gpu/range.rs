@@ -6,7 +6,7 @@ use crate::{FloatType, Format, PackedMatrix};
 /// Largest 16-bit float.
 const LARGEST: f32 = 65504.0;
 
-/// Largest e4m3 value.
+/// Largest e4m3 value as MLX reads it: 0x7f is 480 there. The standard has a NaN in its place, and 448 below it.
 const E4M3: f32 = 480.0;
 
 impl Packing {
