@@ -8,6 +8,7 @@ pub(crate) mod stored;
 #[path = "../material/mod.rs"]
 mod material;
 
+#[allow(unused_imports, reason = "not every test of these checkpoints has goldens")]
 pub(crate) use material::shared;
 
 /// Largest absolute difference; infinite if the lengths differ or a value is not a number.
