@@ -12,7 +12,7 @@ use std::{
 };
 
 use kimi_net::{
-    Assign, Bytes, Config, Coordinator, Event, Fingerprint, Forward, LinkError, Listener, Ready,
+    Assign, Bytes, CheckpointDescription, Config, Coordinator, Event, Forward, LinkError, Listener, Ready,
     SequenceStep, StepResult, Tuning, Worker, connect,
 };
 
@@ -67,7 +67,7 @@ async fn serve() -> Result<Coordinator, LinkError> {
     let link = connect(addr, false, &Tuning::default(), Config::new("coordinator")).await?;
     let stage = Assign {
         model: "echo".into(),
-        fingerprint: Fingerprint([0; 32]),
+        checkpoint: CheckpointDescription::default(),
         layers: 0..1,
         first: false,
         cache_pages: 32,

@@ -103,7 +103,6 @@ impl LinkError {
                 ErrorCode::Malformed
             }
             LinkError::Protocol(ProtocolError::VersionMismatch { .. }) => ErrorCode::VersionMismatch,
-            LinkError::Protocol(ProtocolError::FingerprintMismatch { .. }) => ErrorCode::FingerprintMismatch,
             LinkError::Protocol(ProtocolError::RoleMismatch { .. }) => ErrorCode::RoleMismatch,
             LinkError::Protocol(
                 ProtocolError::TooManyInFlight { .. } | ProtocolError::PeerNotReading { .. },

@@ -35,8 +35,8 @@
 //!
 //! ```text
 //!             coordinator                 worker
-//!  Greeting   Hello          ──────────▶            versions, role, checkpoint
-//!                            ◀──────────  Welcome   (or a fatal Error: version, checkpoint, role)
+//!  Greeting   Hello          ──────────▶            versions, role
+//!                            ◀──────────  Welcome   the same, and its checkpoint (or a fatal Error)
 //!  Idle       Assign         ──────────▶
 //!  Loading                   ◀──────────  LoadProgress, any number
 //!                            ◀──────────  Ready     (or Error about the assignment: back to Idle)
@@ -87,7 +87,7 @@
 //! let link = connect(addr, false, &Tuning::default(), Config::new("coordinator")).await?;
 //! let stage = Assign {
 //!     model: "kimi-tiny".into(),
-//!     fingerprint: Fingerprint([7; 32]),
+//!     checkpoint: CheckpointDescription::default(),
 //!     layers: 0..4,
 //!     first: false,
 //!     cache_pages: 8,
@@ -125,8 +125,9 @@ pub use frame::{FrameError, Limits, PAYLOAD_ALIGNMENT};
 pub use guard::listen_guard;
 pub use kind::Kind;
 pub use message::{
-    Activity, Assign, ErrorCode, ErrorReport, Fingerprint, Forward, Goodbye, Hello, LoadProgress, Message,
-    MessageError, Ping, Ready, Role, SequenceStep, StepBounds, StepResult, Subject, Versions, Welcome,
+    Activity, Assign, CheckpointDescription, ErrorCode, ErrorReport, Fingerprint, Forward, Goodbye, Hello,
+    LoadProgress, Message, MessageError, Ping, Ready, Role, SequenceStep, StepBounds, StepResult, Subject,
+    Versions, Welcome,
 };
 pub use protocol::{Config, Event, Protocol, ProtocolError, State};
 pub use tune::{Tuned, Tuning};

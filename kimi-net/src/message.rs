@@ -5,6 +5,7 @@
 //! element takes bytes of it; the most that a header can unfold to is about 30 times its own size), and by the
 //! `MAX_` constants here, on sending and on receiving alike.
 
+mod checkpoint;
 mod failure;
 mod greeting;
 mod stage;
@@ -13,8 +14,9 @@ mod step;
 use serde::{Deserialize, Serialize};
 
 pub use self::{
+    checkpoint::{CheckpointDescription, Fingerprint},
     failure::{ErrorCode, ErrorReport, Subject},
-    greeting::{Fingerprint, Hello, Role, Versions, Welcome},
+    greeting::{Hello, Role, Versions, Welcome},
     stage::{Assign, LoadProgress, Ready, StepBounds},
     step::{Activity, Forward, SequenceStep, StepResult},
 };
@@ -22,6 +24,10 @@ use crate::kind::Kind;
 
 /// Bytes in one text field.
 pub const MAX_TEXT: usize = 4096;
+/// Config values, and tensor groups, in one [`CheckpointDescription`].
+pub const MAX_DESCRIBED: usize = 512;
+/// Bytes in one text of a [`CheckpointDescription`].
+pub const MAX_DESCRIBED_TEXT: usize = 256;
 /// Sequences in one [`Forward`].
 pub const MAX_SEQUENCES: usize = 4096;
 /// Tokens or pages of one sequence in one step, and tokens of a whole step.

@@ -14,9 +14,7 @@ use crate::{
     error::LinkError,
     frame::{FrameError, FrameReader, Limits, OutFrame, Prefix, Progress},
     kind::Kind,
-    message::{
-        ErrorReport, Fingerprint, Goodbye, Hello, Message, Ping, Role, StepBounds, Subject, Versions, Welcome,
-    },
+    message::{ErrorReport, Goodbye, Hello, Message, Ping, Role, StepBounds, Subject, Versions, Welcome},
 };
 
 /// Frames that may wait to be sent; a peer that makes us queue more does not read.
@@ -258,10 +256,7 @@ impl Protocol {
                 Some((_, sent)) => Event::RoundTrip(now.saturating_duration_since(sent)),
                 None => return Ok(()), // an answer that was overtaken by a newer ping
             },
-            Message::Assign(assign) => {
-                self.compare_fingerprints(Some(assign.fingerprint))?;
-                Event::Assigned(assign)
-            }
+            Message::Assign(assign) => Event::Assigned(assign),
             Message::LoadProgress(progress) => Event::Progress(progress),
             Message::Ready(ready) => Event::Ready(ready),
             Message::Forward(forward) => Event::Forward(forward, payload),
@@ -304,16 +299,7 @@ impl Protocol {
         if hello.role == self.role {
             return Err(ProtocolError::RoleMismatch { found: hello.role, ours: self.role }.into());
         }
-        self.compare_fingerprints(hello.fingerprint)
-    }
-
-    fn compare_fingerprints(&self, theirs: Option<Fingerprint>) -> Result<(), LinkError> {
-        match (self.config.fingerprint, theirs) {
-            (Some(ours), Some(theirs)) if ours != theirs => {
-                Err(ProtocolError::FingerprintMismatch { ours, theirs }.into())
-            }
-            _ => Ok(()),
-        }
+        Ok(())
     }
 
     fn connect(&mut self, now: Instant, peer: Hello, version: u16) {

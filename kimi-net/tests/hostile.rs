@@ -96,13 +96,13 @@ fn any_forward() -> impl Strategy<Value = (Message, Bytes)> {
 }
 
 fn any_hello() -> impl Strategy<Value = Hello> {
-    let fields = (0..9u16, 9..99u16, ".{0,30}", any::<bool>(), any::<Option<[u8; 32]>>(), any::<u32>());
-    fields.prop_map(|(min, max, name, worker, fingerprint, max_in_flight)| Hello {
+    let fields = (0..9u16, 9..99u16, ".{0,30}", any::<bool>(), any::<bool>(), any::<u32>());
+    fields.prop_map(|(min, max, name, worker, described, max_in_flight)| Hello {
         versions: Versions { min, max },
         software: name.clone(),
         node_id: name,
         role: if worker { Role::Worker } else { Role::Coordinator },
-        fingerprint: fingerprint.map(Fingerprint),
+        checkpoint: described.then(description),
         max_in_flight,
     })
 }

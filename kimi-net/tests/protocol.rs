@@ -188,21 +188,22 @@ fn a_newer_hello_may_have_more_fields() {
 }
 
 #[test]
-fn another_checkpoint_is_refused_at_hello_and_at_assign() {
-    let holding = |byte| Config { fingerprint: Some(Fingerprint([byte; 32])), ..Config::new("x") };
-    let mut pair = Pair::new(holding(1), holding(2));
+fn a_worker_describes_its_checkpoint_and_bounds_hold() {
+    let holding = Config { checkpoint: Some(description()), ..Config::new("w") };
+    let mut pair = Pair::new(Config::new("c"), holding);
     pair.settle();
-    let (ours, theirs) = (Fingerprint([2; 32]), Fingerprint([1; 32]));
-    assert_eq!(*pair.reason(WORKER), ProtocolError::FingerprintMismatch { ours, theirs }.into());
-    let text = pair.told(COORDINATOR, ErrorCode::FingerprintMismatch);
-    assert!(text.contains(&"01".repeat(32)) && text.contains(&"02".repeat(32)), "{text}");
-
-    // A coordinator that had none at hello names one when it assigns.
-    let mut pair = Pair::new(Config::new("c"), holding(2));
-    pair.settle();
-    pair.send(COORDINATOR, Message::Assign(assign()));
-    pair.settle();
-    pair.told(COORDINATOR, ErrorCode::FingerprintMismatch);
+    let Some(Event::Connected { peer, .. }) = pair.events[COORDINATOR].first() else { panic!() };
+    assert_eq!(peer.checkpoint, Some(description()));
+    let entry = |size| ("k".to_owned(), "v".repeat(size));
+    for (config, part) in [
+        (vec![entry(1); 513], "513 config values of a checkpoint, the limit is 512"),
+        (vec![entry(257)], "257 bytes in a text of a checkpoint, the limit is 256"),
+    ] {
+        let checkpoint = CheckpointDescription { config, ..description() };
+        let assign = Message::Assign(Assign { checkpoint, ..assign() });
+        let text = pair.peers[COORDINATOR].send(assign, Bytes::new()).unwrap_err().to_string();
+        assert!(text.contains(part), "{text}");
+    }
 }
 
 #[test]

@@ -212,15 +212,15 @@ async fn http_by_mistake_in_both_directions() {
 #[tokio::test]
 async fn a_refusal_reaches_the_other_side() {
     let listener = listener().await;
-    let holding = |byte| Config { fingerprint: Some(Fingerprint([byte; 32])), ..Config::new("x") };
+    let newer = Config { versions: Versions { min: 2, max: 2 }, ..Config::new("c") };
     let addr = listener.local_addr().unwrap();
     let tuning = Tuning::default();
-    let accept = async { listener.accept().await.unwrap().handshake(holding(2)).await.err() };
-    let (link, worker) = tokio::join!(connect(addr, false, &tuning, holding(1)), accept);
-    let (ours, theirs) = (Fingerprint([2; 32]), Fingerprint([1; 32]));
-    assert_eq!(worker, Some(ProtocolError::FingerprintMismatch { ours, theirs }.into()));
+    let accept = async { listener.accept().await.unwrap().handshake(Config::new("w")).await.err() };
+    let (link, worker) = tokio::join!(connect(addr, false, &tuning, newer), accept);
+    let (ours, theirs) = (Versions { min: 1, max: 1 }, Versions { min: 2, max: 2 });
+    assert_eq!(worker, Some(ProtocolError::VersionMismatch { ours, theirs }.into()));
     let Err(LinkError::Peer(report)) = link else { panic!("no refusal") };
-    assert_eq!(report.code, ErrorCode::FingerprintMismatch);
+    assert_eq!(report.code, ErrorCode::VersionMismatch);
 }
 
 /// A proxy in front of `listener` that passes `limit` bytes of the worker's on and then drops the connection.

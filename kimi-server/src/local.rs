@@ -78,9 +78,9 @@ impl LocalCluster {
         runtime: &Handle,
     ) -> anyhow::Result<Built> {
         let wanted: Vec<_> = self.workers.iter().map(WorkerProcess::wanted).collect();
-        let fingerprint = checkpoint.fingerprint();
+        let description = checkpoint.description();
         let connecting =
-            cluster::connect(&wanted, wanted.len(), CONNECT_WAIT, false, COORDINATOR, fingerprint);
+            cluster::connect(&wanted, wanted.len(), CONNECT_WAIT, false, COORDINATOR, &description);
         let workers: Vec<Connected> = runtime.block_on(connecting)?;
         let placement =
             Placement { plan: &self.plan, workers, cache, model: &self.model, device: &self.device };

@@ -10,15 +10,19 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use common::{Running, http, json, kimi, run, stderr, wait_until};
+use kimi_core::fingerprint::Description;
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
 use kimi_core::{Checkpoint, DeviceChoice};
-use kimi_net::{Assign, Config, Coordinator, ErrorCode, Fingerprint, LinkError, Tuning, Versions};
+use kimi_net::{
+    Assign, CheckpointDescription, Config, Coordinator, ErrorCode, Fingerprint, LinkError, Tuning, Versions,
+};
 use kimi_server::cluster::child::WorkerCommand;
 use kimi_server::cluster::{self, BuildError, Built, ConnectError, Connected, Placement, Wanted};
 use kimi_server::local::silent;
 use kimi_server::placement::local_plan;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 const SECONDS: Duration = Duration::from_secs(20);
@@ -47,8 +51,8 @@ impl Lead {
 
     fn connect(&self, worker: &Running, name: &str) -> Result<Vec<Connected>, ConnectError> {
         let wanted = [Wanted { id: "w".into(), target: worker.address() }];
-        let fingerprint = self.checkpoint.fingerprint();
-        self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, false, name, fingerprint))
+        let description = self.checkpoint.description();
+        self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, false, name, &description))
     }
 
     fn build(&self, worker: &Running, name: &str, model: &str) -> Result<Built, BuildError> {
@@ -64,9 +68,11 @@ impl Lead {
     }
 
     fn assign(&self) -> Assign {
+        let Description { version, config, tensors } = self.checkpoint.description();
+        let tensors = tensors.into_iter().map(|(group, hash)| (group, Fingerprint(hash)));
         Assign {
             model: "kimi-tiny".into(),
-            fingerprint: Fingerprint(self.checkpoint.fingerprint()),
+            checkpoint: CheckpointDescription { version, config, tensors: tensors.collect() },
             layers: 0..2,
             first: true,
             cache_pages: 4,
@@ -87,17 +93,57 @@ fn a_second_coordinator_is_refused_and_served_when_the_first_has_left() {
     assert!(wait_until(SECONDS, || lead.build(&worker, "third", "kimi-tiny").is_ok()));
 }
 
-#[test]
-fn another_checkpoint_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let config = folder.path().join("config.json");
+/// kimi-tiny's `config.json`, changed.
+fn config(change: impl FnOnce(&mut Map<String, Value>)) -> String {
     let bytes = Checkpoint::kimi_tiny().unwrap().file("config.json").unwrap().unwrap();
-    let mut value: Value = serde_json::from_slice(&bytes).unwrap();
-    value["rms_norm_eps"] = json!(1e-3);
-    std::fs::write(&config, value.to_string()).unwrap();
-    let worker = worker(&["--default-model", "kimi-tiny", "--config", config.to_str().unwrap()]);
-    let error = Lead::new().connect(&worker, "me").unwrap_err().to_string();
-    assert!(error.contains("checkpoints differ"), "{error}");
+    let mut config = serde_json::from_slice(&bytes).unwrap();
+    change(&mut config);
+    Value::Object(config).to_string()
+}
+
+/// A worker that holds kimi-tiny under this config.
+fn worker_with(folder: &TempDir, config: String) -> Running {
+    let path = folder.path().join("config.json");
+    std::fs::write(&path, config).unwrap();
+    worker(&["--default-model", "kimi-tiny", "--config", path.to_str().unwrap()])
+}
+
+#[test]
+fn another_checkpoint_is_refused_and_the_key_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let other = || config(|c| _ = c.insert("rope_theta".into(), json!(12345)));
+    let lead = Lead::new();
+    let found = lead.checkpoint.config().rope_theta;
+    // The worker has opened its checkpoint: the coordinator sees at once that it is another one.
+    let error = lead.connect(&worker_with(&folder, other()), "me").unwrap_err().to_string();
+    let expected =
+        format!("the checkpoints differ: config.json: rope_theta is {found} here and 12345 on w; give both");
+    assert!(error.contains(&expected), "{error}");
+    // The worker opens it when it is assigned layers, and refuses them.
+    let checkpoint = lead.checkpoint.clone().with_config_json(other().as_bytes()).unwrap();
+    let error = Lead { checkpoint, ..lead }.build(&worker(&[]), "me", "kimi-tiny").unwrap_err().to_string();
+    let expected = format!(
+        "the checkpoints differ: config.json: rope_theta is {found} here and 12345 at the coordinator; give both"
+    );
+    assert!(error.contains(&expected), "{error}");
+}
+
+#[test]
+fn configs_that_compute_the_same_make_one_cluster() {
+    let lead = Lead::new();
+    for (name, change) in [
+        (
+            "order",
+            &(|c: &mut Map<_, _>| *c = c.clone().into_iter().rev().collect()) as &dyn Fn(&mut Map<_, _>),
+        ),
+        ("model_type", &|c| _ = c.insert("model_type".into(), json!("deepseek_v3"))),
+        ("quantization", &|c| _ = c.remove("quantization")),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = worker_with(&folder, config(change));
+        let built = lead.build(&worker, "me", "kimi-tiny");
+        assert!(built.is_ok(), "{name}: {built:?}");
+    }
 }
 
 #[test]
@@ -136,7 +182,10 @@ fn impossible_assignments_are_refused_and_the_link_goes_on() {
         (Assign { layers: 0..4_000_000_000, ..good.clone() }, ErrorCode::LoadFailed),
         (Assign { layers: 3..6, first: false, ..good.clone() }, ErrorCode::LoadFailed),
         (Assign { first: false, ..good.clone() }, ErrorCode::LoadFailed),
-        (Assign { fingerprint: Fingerprint([1; 32]), ..good.clone() }, ErrorCode::FingerprintMismatch),
+        (
+            Assign { checkpoint: CheckpointDescription::default(), ..good.clone() },
+            ErrorCode::FingerprintMismatch,
+        ),
     ] {
         let error = lead.runtime.block_on(link.assign(bad, |_| {})).unwrap_err();
         let LinkError::Failed(report) = &error else { panic!("{error}") };

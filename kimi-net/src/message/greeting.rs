@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{MAX_TEXT, MessageError, at_most, ensure};
+use super::{CheckpointDescription, MAX_TEXT, MessageError, at_most, ensure};
 
 /// Which end of a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,22 +51,6 @@ impl fmt::Display for Versions {
     }
 }
 
-/// 32 bytes that name a checkpoint's contents; shown as hexadecimal.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Fingerprint(pub [u8; 32]);
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Fingerprint({self})")
-    }
-}
-
 /// How a peer introduces itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
@@ -78,8 +62,8 @@ pub struct Hello {
     pub node_id: String,
     /// Its end of the link.
     pub role: Role,
-    /// Its checkpoint, or `None` if it has not opened one yet.
-    pub fingerprint: Option<Fingerprint>,
+    /// Its checkpoint, or `None` if it has not opened one yet or says it when it assigns.
+    pub checkpoint: Option<CheckpointDescription>,
     /// Unanswered steps that it takes.
     pub max_in_flight: u32,
 }
@@ -88,7 +72,8 @@ impl Hello {
     pub(super) fn check(&self) -> Result<(), MessageError> {
         ensure(self.versions.min <= self.versions.max, "the version range is empty")?;
         at_most("bytes in software", self.software.len(), MAX_TEXT)?;
-        at_most("bytes in node_id", self.node_id.len(), MAX_TEXT)
+        at_most("bytes in node_id", self.node_id.len(), MAX_TEXT)?;
+        self.checkpoint.as_ref().map_or(Ok(()), CheckpointDescription::check)
     }
 }
 

@@ -4,7 +4,9 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ELEMENT_BYTES, Fingerprint, Forward, MAX_PER_SEQUENCE, MAX_TEXT, MessageError, at_most, ensure};
+use super::{
+    CheckpointDescription, ELEMENT_BYTES, Forward, MAX_PER_SEQUENCE, MAX_TEXT, MessageError, at_most, ensure,
+};
 
 /// The stage that a worker is to become; never the last one, which the coordinator holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +14,7 @@ pub struct Assign {
     /// Name of the model, as both sides look it up.
     pub model: String,
     /// The coordinator's checkpoint: the worker's must be the same.
-    pub fingerprint: Fingerprint,
+    pub checkpoint: CheckpointDescription,
     /// Layers, the end not included.
     pub layers: Range<u32>,
     /// Whether the stage embeds the tokens.
@@ -30,6 +32,7 @@ pub struct Assign {
 impl Assign {
     pub(super) fn check(&self) -> Result<(), MessageError> {
         at_most("bytes in model", self.model.len(), MAX_TEXT)?;
+        self.checkpoint.check()?;
         ensure(self.layers.start < self.layers.end, "the layer range is empty")?;
         ensure(
             self.cache_pages > 0 && self.page_tokens > 0,

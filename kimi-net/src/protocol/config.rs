@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     frame::Limits,
-    message::{Fingerprint, Hello, Role, Versions},
+    message::{CheckpointDescription, Hello, Role, Versions},
 };
 
 /// How a link introduces itself, and its limits.
@@ -16,8 +16,8 @@ pub struct Config {
     pub software: String,
     /// Name of this node.
     pub node_id: String,
-    /// This side's checkpoint; `None` if it has not opened one.
-    pub fingerprint: Option<Fingerprint>,
+    /// What this side's hello says of its checkpoint; `None` if it has not opened one.
+    pub checkpoint: Option<CheckpointDescription>,
     /// Unanswered steps on the link; the smaller of the two sides' numbers counts.
     pub max_in_flight: u32,
     /// What is accepted from the peer once it has introduced itself.
@@ -39,7 +39,7 @@ impl Config {
             versions: Versions::OURS,
             software: concat!("kimi ", env!("CARGO_PKG_VERSION")).into(),
             node_id: node_id.into(),
-            fingerprint: None,
+            checkpoint: None,
             max_in_flight: 64,
             limits: Limits::default(),
             handshake_timeout: Duration::from_secs(5),
@@ -55,7 +55,7 @@ impl Config {
             software: self.software.clone(),
             node_id: self.node_id.clone(),
             role,
-            fingerprint: self.fingerprint,
+            checkpoint: self.checkpoint.clone(),
             max_in_flight: self.max_in_flight.max(1),
         }
     }

@@ -3,7 +3,7 @@
 use super::state::State;
 use crate::{
     kind::Kind,
-    message::{Fingerprint, Role, Versions},
+    message::{Role, Versions},
 };
 
 /// Messages that are well formed but against the protocol.
@@ -57,17 +57,6 @@ pub enum ProtocolError {
         ours: Versions,
         /// Versions of the peer.
         theirs: Versions,
-    },
-    /// Different checkpoints.
-    #[error(
-        "the checkpoints differ: ours has fingerprint {ours}, the peer's {theirs}; \
-         give both machines the same files"
-    )]
-    FingerprintMismatch {
-        /// Fingerprint of this side's checkpoint.
-        ours: Fingerprint,
-        /// Fingerprint of the peer's checkpoint.
-        theirs: Fingerprint,
     },
     /// A coordinator met a coordinator, or a worker did.
     #[error("this is a {ours:?} and the peer greets as a {found:?}; connect a coordinator to workers")]

@@ -12,10 +12,18 @@ pub fn hidden(rows: u32, cols: u32) -> Bytes {
     (0..rows * cols).flat_map(|i| (i as f32).to_le_bytes()).collect::<Vec<u8>>().into()
 }
 
+pub fn description() -> CheckpointDescription {
+    CheckpointDescription {
+        version: 1,
+        config: vec![("rope_theta".into(), "50000".into())],
+        tensors: vec![("model.norm".into(), Fingerprint([1; 32]))],
+    }
+}
+
 pub fn assign() -> Assign {
     Assign {
         model: "kimi-tiny".into(),
-        fingerprint: Fingerprint([1; 32]),
+        checkpoint: description(),
         layers: 0..4,
         first: true,
         cache_pages: 8,

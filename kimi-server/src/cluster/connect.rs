@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use kimi_net::{Config, Coordinator, Fingerprint, LinkError, Tuning};
+use kimi_core::fingerprint::Description;
+use kimi_net::{Config, Coordinator, LinkError, Tuning};
+
+use super::wire;
 
 /// Pause between two rounds of trying.
 const RETRY: Duration = Duration::from_millis(500);
@@ -43,6 +46,16 @@ pub enum ConnectError {
         /// Why.
         cause: LinkError,
     },
+    /// A worker with another checkpoint.
+    #[error("worker {id} at {target}: the checkpoints differ: {difference}")]
+    Checkpoint {
+        /// The worker.
+        id: String,
+        /// Its address.
+        target: String,
+        /// What differs, and what to do.
+        difference: String,
+    },
     /// Too few have answered in time.
     #[error(
         "{found} of {wanted} workers answered within {after:?}. Missing:{}\nStart `kimi worker` on them, or ask for \
@@ -60,6 +73,19 @@ pub enum ConnectError {
     },
 }
 
+/// Holds the checkpoint that a worker describes, if it has one already, against this side's.
+fn compare(peer: &Wanted, link: &Coordinator, checkpoint: &Description) -> Result<(), ConnectError> {
+    let theirs = link.peer().checkpoint.as_ref().map(wire::from_description);
+    match theirs.and_then(|theirs| checkpoint.difference(&theirs)) {
+        None => Ok(()),
+        Some(difference) => Err(ConnectError::Checkpoint {
+            id: peer.id.clone(),
+            target: peer.target.clone(),
+            difference: difference.between("here", &format!("on {}", peer.id)),
+        }),
+    }
+}
+
 /// Connects to workers until at least `enough` have answered, and returns those that have, in their order.
 ///
 /// # Errors
@@ -70,7 +96,7 @@ pub async fn connect(
     within: Duration,
     insecure: bool,
     node_id: &str,
-    fingerprint: [u8; 32],
+    checkpoint: &Description,
 ) -> Result<Vec<Connected>, ConnectError> {
     let started = Instant::now();
     let mut links: Vec<Option<Coordinator>> = peers.iter().map(|_| None).collect();
@@ -82,9 +108,10 @@ pub async fn connect(
                 continue;
             }
             links[i] = None; // a link that has ended is no worker found
-            let config = Config { fingerprint: Some(Fingerprint(fingerprint)), ..Config::new(node_id) };
+            let config = Config::new(node_id);
             match kimi_net::connect(peer.target.as_str(), insecure, &Tuning::default(), config).await {
                 Ok(link) => {
+                    compare(peer, &link, checkpoint)?;
                     tracing::info!(worker = peer.id, target = peer.target, "connected");
                     links[i] = Some(link);
                 }

@@ -9,8 +9,8 @@ use kimi_core::device::LoadedStage;
 use kimi_core::plan::{Bytes as Size, ModelBytes};
 use kimi_core::stage::{CacheConfig, Done, LoadError, StageError, StageOutput, StageResult, StageTime};
 use kimi_net::{
-    Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadProgress, Ready, StepResult,
-    Subject, WorkerSender,
+    Assign, Bytes, CheckpointDescription, ErrorCode, ErrorReport, Forward, LinkError, LoadProgress, Ready,
+    StepResult, Subject, WorkerSender,
 };
 
 use super::config::WorkerConfig;
@@ -40,7 +40,7 @@ struct Loaded {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Key {
-    fingerprint: Fingerprint,
+    checkpoint: CheckpointDescription,
     layers: Range<usize>,
     cache: CacheConfig,
 }
@@ -150,7 +150,7 @@ impl Host {
         let layers = assign.layers.start as usize..assign.layers.end as usize;
         let cache =
             CacheConfig { pages: assign.cache_pages as usize, page_tokens: assign.page_tokens as usize };
-        let key = Key { fingerprint: assign.fingerprint, layers: layers.clone(), cache };
+        let key = Key { checkpoint: assign.checkpoint.clone(), layers: layers.clone(), cache };
         let before = self.loaded().take();
         match before {
             Some(loaded) if loaded.key == key => return Ok(loaded),
@@ -186,15 +186,10 @@ impl Host {
                 })?
             }
         };
-        let ours = Fingerprint(checkpoint.fingerprint());
-        if ours != assign.fingerprint {
-            let text = format!(
-                "the checkpoints differ: {} has fingerprint {ours} here and {} at the coordinator; give both machines \
-                 the same files",
-                checkpoint.name(),
-                assign.fingerprint
-            );
-            return Err(Refusal(ErrorCode::FingerprintMismatch, text));
+        let (ours, theirs) = (checkpoint.description(), wire::from_description(&assign.checkpoint));
+        if let Some(difference) = ours.difference(&theirs) {
+            let text = difference.between("here", "at the coordinator");
+            return Err(Refusal(ErrorCode::FingerprintMismatch, format!("the checkpoints differ: {text}")));
         }
         Ok(checkpoint)
     }

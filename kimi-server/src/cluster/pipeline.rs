@@ -5,10 +5,10 @@ use kimi_core::device::{DeviceChoice, LoadedStage};
 use kimi_core::engine::LostStage;
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
 use kimi_core::stage::{CacheConfig, LoadError, StageRunner, StageSpan, TOKEN_BUDGET};
-use kimi_net::{Assign, Coordinator, Fingerprint, LinkError};
+use kimi_net::{Assign, CheckpointDescription, Coordinator, LinkError};
 use tokio::runtime::Handle;
 
-use super::{Connected, LoadWatch, RemoteStage};
+use super::{Connected, LoadWatch, RemoteStage, wire};
 
 /// What goes where.
 #[derive(Debug)]
@@ -85,11 +85,11 @@ pub fn build(
     else {
         return Err(BuildError::Workers { planned: plan.stages.len(), workers: workers.len() });
     };
-    let fingerprint = Fingerprint(checkpoint.fingerprint());
+    let description = wire::to_description(checkpoint.description());
     let hidden_size = checkpoint.config().hidden_size;
     let mut loading = Vec::with_capacity(workers.len());
     for (i, (stage, worker)) in first.iter().zip(workers).enumerate() {
-        let assign = assignment(model, fingerprint, stage, cache, hidden_size);
+        let assign = assignment(model, description.clone(), stage, cache, hidden_size);
         loading.push((stage, runtime.spawn(load_remote(i, worker, assign, watch.clone()))));
     }
     let local = load_local(checkpoint, device, first.len(), last, cache, watch);
@@ -134,14 +134,14 @@ pub fn reload_last(
 
 fn assignment(
     model: &str,
-    fingerprint: Fingerprint,
+    checkpoint: CheckpointDescription,
     stage: &PlannedStage,
     cache: CacheConfig,
     hidden_size: usize,
 ) -> Assign {
     Assign {
         model: model.to_owned(),
-        fingerprint,
+        checkpoint,
         layers: stage.first_layer as u32..stage.last_layer as u32 + 1,
         first: stage.first_layer == 0,
         cache_pages: cache.pages as u32,

@@ -4,8 +4,23 @@
 //! only if it holds the embedding.
 
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
+use kimi_core::fingerprint::Description;
 use kimi_core::stage::{Hidden, StageSpan};
-use kimi_net::{Bytes, Forward, SequenceStep, StepResult};
+use kimi_net::{Bytes, CheckpointDescription, Fingerprint, Forward, SequenceStep, StepResult};
+
+/// A checkpoint's description as a message.
+pub(super) fn to_description(description: Description) -> CheckpointDescription {
+    let Description { version, config, tensors } = description;
+    let tensors = tensors.into_iter().map(|(group, hash)| (group, Fingerprint(hash))).collect();
+    CheckpointDescription { version, config, tensors }
+}
+
+/// A peer's description of its checkpoint, to compare ours with.
+pub(super) fn from_description(description: &CheckpointDescription) -> Description {
+    let CheckpointDescription { version, config, tensors } = description.clone();
+    let tensors = tensors.into_iter().map(|(group, Fingerprint(hash))| (group, hash)).collect();
+    Description { version, config, tensors }
+}
 
 /// A batch and its input as a message. `hidden_size` is the model's.
 pub(super) fn to_forward(

@@ -6,12 +6,13 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kimi_net::{Config, ErrorCode, ErrorReport, Event, Fingerprint, Incoming, LinkError, Listener, Worker};
+use kimi_net::{Config, ErrorCode, ErrorReport, Event, Incoming, LinkError, Listener, Worker};
 use tokio::sync::{Semaphore, oneshot};
 
 use super::host::Host;
 
 pub use super::config::WorkerConfig;
+use super::wire;
 
 /// Peers that may introduce themselves at the same time.
 const MAX_GREETINGS: usize = 32;
@@ -24,7 +25,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// If the operating system gives no thread, or the thread that loads has ended by a fault of ours.
 pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<()> {
     let mut link = Config::new(config.node_id.clone());
-    link.fingerprint = config.model.as_ref().map(|c| Fingerprint(c.fingerprint()));
+    link.checkpoint = config.model.as_ref().map(|c| wire::to_description(c.description()));
     let (host, jobs) = Host::new(config);
     let (alive, mut ended) = oneshot::channel::<()>();
     let loader = host.clone();

@@ -106,9 +106,9 @@ fn with_workers(
     );
     eprintln!("waiting for {enough} of {} workers, at most {} s", wanted.len(), args.peer_timeout);
     let within = Duration::from_secs(args.peer_timeout);
-    let fingerprint = checkpoint.fingerprint();
+    let description = checkpoint.description();
     let workers =
-        runtime.block_on(cluster::connect(&wanted, enough, within, args.insecure, me, fingerprint))?;
+        runtime.block_on(cluster::connect(&wanted, enough, within, args.insecure, me, &description))?;
     nodes.retain(|node| node.id == me || workers.iter().any(|w| w.id == node.id));
     let plan = Plan::new(&ModelBytes::of(checkpoint)?, &nodes, cache.pages * cache.page_tokens)?;
     show(&found.id, &plan, true);
