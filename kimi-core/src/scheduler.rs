@@ -21,8 +21,8 @@
 //!   in flight than there are stages: a decoding sequence always finds its place.
 //! * A waiting sequence that does not fit may be passed by younger ones that do, until those have needed as many pages as it
 //!   needs itself.
-//! * Where stages queue ([`SchedulerConfig::queues`]), one batch more may be in flight. Where one stage samples and embeds
-//!   ([`SchedulerConfig::chains`]), that is a batch of decode tokens which takes its tokens before they are known. A
+//! * Where stages queue ([`SchedulerConfig::queues`]), one batch of prompts more may be in flight while nobody decodes. Where
+//!   one stage samples and embeds ([`SchedulerConfig::chains`]), one more may be in flight that is a batch of decode tokens which takes its tokens before they are known. A
 //!   sequence that turns out to have ended has computed one token in vain. Whatever needs to know more (a prompt, a penalty
 //!   that counts tokens, a constraint, a page that must be taken from another) waits.
 //!
@@ -238,8 +238,11 @@ impl Scheduler {
         let step = self.next_step;
         let mut sequences = Vec::new();
         let follows = if extra { self.follow(step, &mut sequences) } else { None };
-        if follows.is_none() && !(extra && !self.config.queues) {
+        if !extra {
             self.place_decodes(step, &mut sequences);
+            self.place_prompts(step, &mut sequences);
+        } else if follows.is_none() && self.config.queues && !self.live().any(|s| s.decodes()) {
+            // Decoding sequences would be spread over one batch more, and each batch costs as much as a larger one.
             self.place_prompts(step, &mut sequences);
         }
         if sequences.is_empty() {

@@ -246,6 +246,52 @@ fn an_engine_that_runs_ahead_gives_the_same_answers() {
 }
 
 #[test]
+fn a_lost_gpu_is_replaced_in_the_middle_of_an_answer() {
+    let Some(gpu) = gpu() else { return };
+    let load = |gpu: &Arc<Gpu>| Model::load(&tiny(), gpu, 2, 512);
+    let on_thread = |stage| -> Box<dyn StageRunner> {
+        Box::new(StageThread::spawn(Box::new(stage), false).unwrap())
+    };
+    let request = Request { prompt: (40..60).collect(), max_tokens: Some(40), ..Request::default() };
+    let vocabulary = Checkpoint::open(tiny()).unwrap().config().vocab_size as u32;
+    let start = |model: Model| {
+        let config = EngineConfig::new(vocabulary, 512, model.pages as u32, PAGE_TOKENS);
+        let config = EngineConfig { recovery: Duration::from_secs(60), ..config };
+        Engine::start(model.stages.into_iter().map(on_thread).collect(), config).unwrap()
+    };
+    let ids = |events: &mut dyn Iterator<Item = TokenEvent>| -> Vec<u32> {
+        let id = |event| match event {
+            TokenEvent::Token { id, .. } => Some(id),
+            TokenEvent::Failed { error } => panic!("{error}"),
+            TokenEvent::Finished { .. } => None,
+        };
+        events.filter_map(id).collect()
+    };
+    let expected = ids(&mut start(load(&gpu)).generate(request.clone()).unwrap());
+
+    // The first stage is on a device that is lost; the second one stays where it is.
+    let lost = Arc::new(Gpu::new(&GpuOptions::default()).unwrap());
+    let mut model = load(&gpu);
+    model.stages[0] = load(&lost).stages.remove(0);
+    let engine = start(model);
+    let (again, other) = (load(&gpu).stages.remove(0), Arc::new(std::sync::Mutex::new(None)));
+    *other.lock().unwrap() = Some(again);
+    engine
+        .recover_with(move |loss| {
+            assert_eq!(loss.stage, 0);
+            Ok(on_thread(other.lock().unwrap().take().expect("it is lost once")))
+        })
+        .unwrap();
+    let mut tokens = engine.generate(request).unwrap();
+    let mut answer = ids(&mut tokens.by_ref().take(10));
+    lost.destroy();
+    answer.extend(ids(&mut tokens));
+    assert_eq!(answer, expected);
+    assert_eq!(engine.stats().losses, 1);
+    assert!(engine.shutdown(Duration::from_secs(60)));
+}
+
+#[test]
 fn a_chunk_of_a_prompt_is_waited_for() {
     let Some(gpu) = gpu() else { return };
     let mut stage = Model::load(&tiny(), &gpu, 1, 64).stages.remove(0);
