@@ -27,8 +27,14 @@ fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let checkpoint = Checkpoint::kimi_tiny()?;
     let tokens = if quick { 8 } else { 200 };
-    println!("kimi-tiny on the CPU, {} threads; decode steps a second", std::thread::available_parallelism()?);
-    println!("{:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}", "stages", "delay", "sequences", "steps/s", "ratio", "tokens/s", "in flight");
+    println!(
+        "kimi-tiny on the CPU, {} threads; decode steps a second",
+        std::thread::available_parallelism()?
+    );
+    println!(
+        "{:>6} {:>9} {:>9} {:>9} {:>9} {:>9} {:>9}",
+        "stages", "delay", "sequences", "steps/s", "ratio", "tokens/s", "in flight"
+    );
     let delays = [Duration::ZERO, Duration::from_millis(5)];
     for (stages, delay) in [(1, delays[0]), (2, delays[0]), (3, delays[0]), (2, delays[1]), (3, delays[1])] {
         let model = load(&runtime, &checkpoint, stages, delay)?;
@@ -38,11 +44,17 @@ fn main() -> Result<()> {
             let (steps, rate) = decode(&model, sequences, tokens)?;
             let ratio = steps / *one.get_or_insert(steps);
             let depth = model.stats().depth;
-            println!("{stages:>6} {:>6} ms {sequences:>9} {steps:>9.0} {ratio:>9.2} {rate:>9.0} {depth:>9}", delay.as_millis());
+            println!(
+                "{stages:>6} {:>6} ms {sequences:>9} {steps:>9.0} {ratio:>9.2} {rate:>9.0} {depth:>9}",
+                delay.as_millis()
+            );
         }
     }
     println!("\nwaiting for prompts, milliseconds");
-    println!("{:>6} {:>22} {:>9} {:>9} {:>9} {:>28}", "stages", "one stream: median gap", "p99", "largest", "prompt", "\"Hello\" beside 24 prompts");
+    println!(
+        "{:>6} {:>22} {:>9} {:>9} {:>9} {:>28}",
+        "stages", "one stream: median gap", "p99", "largest", "prompt", "\"Hello\" beside 24 prompts"
+    );
     for stages in [1, 2, 3] {
         let model = load(&runtime, &checkpoint, stages, Duration::ZERO)?;
         let Gaps { median, p99, largest, prompt } = gaps(&model, if quick { 300 } else { 3_700 })?;

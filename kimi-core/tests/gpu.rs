@@ -249,9 +249,8 @@ fn an_engine_that_runs_ahead_gives_the_same_answers() {
 fn a_lost_gpu_is_replaced_in_the_middle_of_an_answer() {
     let Some(gpu) = gpu() else { return };
     let load = |gpu: &Arc<Gpu>| Model::load(&tiny(), gpu, 2, 512);
-    let on_thread = |stage| -> Box<dyn StageRunner> {
-        Box::new(StageThread::spawn(Box::new(stage), false).unwrap())
-    };
+    let on_thread =
+        |stage| -> Box<dyn StageRunner> { Box::new(StageThread::spawn(Box::new(stage), false).unwrap()) };
     let request = Request { prompt: (40..60).collect(), max_tokens: Some(40), ..Request::default() };
     let vocabulary = Checkpoint::open(tiny()).unwrap().config().vocab_size as u32;
     let start = |model: Model| {

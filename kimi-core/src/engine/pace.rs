@@ -17,9 +17,11 @@ const FORGET: f64 = 1.02;
 #[derive(Debug)]
 pub(super) struct Pace {
     stages: Vec<StagePace>,
-    /// Tokens of prompts a second, from a batch's submission to its result.
+    /// Seconds of a batch without prompts, from its submission to its result.
+    plain: f64,
+    /// Tokens of prompts a second that batches take longer for.
     prompt_rate: Option<f64>,
-    /// How long a batch may take while sequences decode.
+    /// How much longer a batch may take for its prompts while sequences decode.
     target: Duration,
 }
 
@@ -32,16 +34,20 @@ struct StagePace {
 
 impl Pace {
     pub(super) fn new(stages: usize, target: Duration) -> Self {
-        Self { stages: vec![StagePace::default(); stages], prompt_rate: None, target }
+        Self { stages: vec![StagePace::default(); stages], plain: 0.0, prompt_rate: None, target }
     }
 
     /// Takes in a step: its tokens of prompts, the time from its submission to its result, and where that went.
     pub(super) fn step(&mut self, prompt_tokens: usize, latency: Duration, times: &[StageTime]) {
+        let seconds = latency.as_secs_f64();
         if prompt_tokens > 0 {
-            let rate = prompt_tokens as f64 / latency.as_secs_f64().max(1e-6);
+            // A batch that was no longer than one without prompts says little: at least a fifth of it was for them.
+            let longer = (seconds - self.plain).max(seconds / 5.0);
+            let rate = prompt_tokens as f64 / longer.max(1e-6);
             self.prompt_rate = Some(self.prompt_rate.map_or(rate, |before| (before + rate) / 2.0));
             return;
         }
+        self.plain = if self.plain == 0.0 { seconds } else { self.plain * 0.75 + seconds * 0.25 };
         for (stage, time) in self.stages.iter_mut().zip(times) {
             let (compute, wire) = (time.compute.as_secs_f64(), time.wire.as_secs_f64());
             let first = stage.compute == 0.0;
@@ -107,6 +113,17 @@ mod tests {
         (0..50).for_each(|_| pace.step(0, Duration::from_millis(1), &[time(2, 1), time(2, 0)]));
         (0..150).for_each(|_| pace.step(0, Duration::from_millis(1), &[time(2, 10), time(2, 0)]));
         assert_eq!(pace.depth(), 7);
+    }
+
+    #[test]
+    fn what_decoding_takes_is_not_charged_to_prompts() {
+        let mut pace = Pace::new(1, Duration::from_millis(100));
+        for _ in 0..50 {
+            pace.step(0, Duration::from_millis(90), &[time(90, 0)]);
+            let tokens = pace.prompt_tokens(512);
+            pace.step(tokens, Duration::from_millis(90 + tokens as u64), &[]); // a millisecond a token
+        }
+        assert!((95..=105).contains(&pace.prompt_tokens(512)), "{}", pace.prompt_tokens(512));
     }
 
     #[test]
