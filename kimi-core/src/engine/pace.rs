@@ -21,6 +21,8 @@ pub(super) struct Pace {
     plain: f64,
     /// Tokens of prompts a second that batches take longer for.
     prompt_rate: Option<f64>,
+    /// Tokens of prompts in the last batch that had some.
+    last_prompt: usize,
     /// How much longer a batch may take for its prompts while sequences decode.
     target: Duration,
 }
@@ -34,7 +36,13 @@ struct StagePace {
 
 impl Pace {
     pub(super) fn new(stages: usize, target: Duration) -> Self {
-        Self { stages: vec![StagePace::default(); stages], plain: 0.0, prompt_rate: None, target }
+        Self {
+            stages: vec![StagePace::default(); stages],
+            plain: 0.0,
+            prompt_rate: None,
+            last_prompt: 0,
+            target,
+        }
     }
 
     /// Takes in a step: its tokens of prompts, the time from its submission to its result, and where that went.
@@ -45,6 +53,7 @@ impl Pace {
             let longer = (seconds - self.plain).max(seconds / 5.0);
             let rate = prompt_tokens as f64 / longer.max(1e-6);
             self.prompt_rate = Some(self.prompt_rate.map_or(rate, |before| (before + rate) / 2.0));
+            self.last_prompt = prompt_tokens;
             return;
         }
         self.plain = if self.plain == 0.0 { seconds } else { self.plain * 0.75 + seconds * 0.25 };
@@ -66,9 +75,15 @@ impl Pace {
     }
 
     /// How many tokens of prompts a batch of at most `budget` may take while others decode.
+    ///
+    /// Each next batch takes longer than the last one, since the context grows: so a fifth less than the target is aimed at.
+    /// Over several stages a decode token may have to wait in each for the rest of a batch before it. And what was
+    /// measured says little of much larger batches.
     pub(super) fn prompt_tokens(&self, budget: usize) -> usize {
-        let tokens = self.prompt_rate.map_or(budget, |rate| (rate * self.target.as_secs_f64()) as usize);
-        tokens.clamp(MIN_PROMPT_TOKENS.min(budget), budget)
+        let Some(rate) = self.prompt_rate else { return budget };
+        let behind_others = 2.0 - 1.0 / self.stages.len().max(1) as f64;
+        let tokens = (rate * self.target.as_secs_f64() * 0.8 / behind_others) as usize;
+        tokens.min(2 * self.last_prompt).clamp(MIN_PROMPT_TOKENS.min(budget), budget)
     }
 }
 
@@ -123,7 +138,7 @@ mod tests {
             let tokens = pace.prompt_tokens(512);
             pace.step(tokens, Duration::from_millis(90 + tokens as u64), &[]); // a millisecond a token
         }
-        assert!((95..=105).contains(&pace.prompt_tokens(512)), "{}", pace.prompt_tokens(512));
+        assert!((75..=85).contains(&pace.prompt_tokens(512)), "{}", pace.prompt_tokens(512));
     }
 
     #[test]
@@ -131,10 +146,13 @@ mod tests {
         let mut pace = Pace::new(1, Duration::from_millis(100));
         assert_eq!(pace.prompt_tokens(512), 512, "before anything is known");
         (0..20).for_each(|_| pace.step(100, Duration::from_millis(50), &[]));
-        assert!((198..=201).contains(&pace.prompt_tokens(512)), "{}", pace.prompt_tokens(512));
+        assert!((158..=161).contains(&pace.prompt_tokens(512)), "{}", pace.prompt_tokens(512));
         (0..20).for_each(|_| pace.step(100, Duration::from_secs(50), &[]));
         assert_eq!(pace.prompt_tokens(512), 16);
         (0..20).for_each(|_| pace.step(100, Duration::from_millis(1), &[]));
-        assert_eq!(pace.prompt_tokens(512), 512);
+        assert_eq!(pace.prompt_tokens(512), 200, "twice what was measured");
+        let mut pace = Pace::new(3, Duration::from_millis(100));
+        (0..20).for_each(|_| pace.step(100, Duration::from_millis(50), &[]));
+        assert!((94..=97).contains(&pace.prompt_tokens(512)), "{}", pace.prompt_tokens(512));
     }
 }
