@@ -1,4 +1,4 @@
-// About a millisecond of arithmetic for one workgroup, so that the clock of an idle device stays up. Nobody reads the result.
+// A moment of arithmetic, so that the clock of an idle device stays up. Nobody reads the result.
 
 @group(0) @binding(0) var<storage, read_write> out: array<u32>;
 

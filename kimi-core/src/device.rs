@@ -122,7 +122,7 @@ impl DeviceChoice {
             stage.warm_up().map_err(LoadError::WarmUp)?;
             tracing::info!(seconds = start.elapsed().as_secs_f32(), "warmed up");
         }
-        LoadedStage::new(stage, !self.idle_clocks)
+        LoadedStage::new(stage, hardware && !self.idle_clocks)
     }
 
     /// Opens the GPU of choice, whatever the kind: no software if it is [`DeviceKind::Auto`].

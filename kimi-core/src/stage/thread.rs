@@ -17,7 +17,7 @@ use crate::batch::Batch;
 /// How long a dropped stage is waited for while it still computes.
 const DROP_WAIT: Duration = Duration::from_secs(5);
 /// How long a device is left idle between the steps of running sequences before it gets a moment of work.
-const IDLE: Duration = Duration::from_millis(5);
+const IDLE: Duration = Duration::from_millis(2);
 
 /// A stage of this process on threads of its own. Dropping it waits until they have ended, for at most five seconds.
 pub struct StageThread {

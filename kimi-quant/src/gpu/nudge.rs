@@ -1,4 +1,4 @@
-//! A moment of work for an idle device, so that its clock stays up: a millisecond on a small part of it.
+//! A moment of work for an idle device, so that its clock stays up.
 //!
 //! It goes to the queue on its own. What operations have recorded and not submitted stays recorded, and the only buffer it
 //! touches is its own.
@@ -8,23 +8,37 @@ use super::device::Device;
 use super::shader::{NUDGE, Spec};
 use crate::BackendError;
 
-/// Threads of the one workgroup.
+/// Threads of a workgroup.
 const WORKGROUP: u32 = 64;
 
-/// Rounds of three shifts and three exclusive ors: about 25 cycles each, so a millisecond at 1.5 GHz on one multiprocessor.
-/// On four H200s that kept the clocks up (1,980 MHz, 160 W instead of 90); 4 us every 5 ms did not (345 MHz), 64 us every
-/// millisecond did so by half (1,300 MHz), and 0.25 ms on all multiprocessors every 2 ms took 30 W more for the same.
-const STEPS: u32 = 65_536;
+/// How much work it is.
+#[derive(Clone, Copy)]
+struct Size {
+    workgroups: u32,
+    /// Rounds of three shifts and three exclusive ors, about 25 cycles each.
+    steps: u32,
+}
+
+/// For hardware: 0.3 ms of the whole device at 1.5 GHz. Every 2 ms this brought four H200s from 345 to 1,980 MHz (190 W
+/// instead of 90). A millisecond of one workgroup every 5 ms kept clocks that were up already (160 W), and did not raise
+/// them; 64 us of the whole device every 5 ms, or of one workgroup every millisecond, did less.
+const HARDWARE: Size = Size { workgroups: 512, steps: 16_384 };
+
+/// For software, which has no clock of its own.
+const SOFTWARE: Size = Size { workgroups: 1, steps: 256 };
 
 /// The one dispatch, made ready.
 pub(super) struct Nudge {
+    workgroups: u32,
     pipeline: wgpu::ComputePipeline,
     bind_group: wgpu::BindGroup,
 }
 
 impl Nudge {
-    fn new(device: &wgpu::Device) -> Self {
-        let text = Spec::new(&NUDGE, vec![("WORKGROUP", WORKGROUP), ("STEPS", STEPS)]).source(&NUDGE);
+    fn new(device: &Device) -> Self {
+        let Size { workgroups, steps } = if device.about.is_hardware() { HARDWARE } else { SOFTWARE };
+        let device = &device.device;
+        let text = Spec::new(&NUDGE, vec![("WORKGROUP", WORKGROUP), ("STEPS", steps)]).source(&NUDGE);
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(NUDGE.name),
             source: wgpu::ShaderSource::Wgsl(text.into()),
@@ -48,7 +62,7 @@ impl Nudge {
             layout: &pipeline.get_bind_group_layout(0),
             entries: &[wgpu::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
         });
-        Self { pipeline, bind_group }
+        Self { workgroups, pipeline, bind_group }
     }
 
     fn submit(&self, device: &Device) {
@@ -57,7 +71,7 @@ impl Nudge {
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             pass.set_pipeline(&self.pipeline);
             pass.set_bind_group(0, &self.bind_group, &[]);
-            pass.dispatch_workgroups(1, 1, 1);
+            pass.dispatch_workgroups(self.workgroups, 1, 1);
         }
         device.queue.submit([encoder.finish()]);
     }
@@ -71,7 +85,7 @@ impl Gpu {
     pub(super) fn submit_nudge(&self) -> Result<(), BackendError> {
         let device = &self.recorder.device;
         device.check()?;
-        self.nudge.get_or_init(|| Nudge::new(&device.device)).submit(device);
+        self.nudge.get_or_init(|| Nudge::new(device)).submit(device);
         Ok(())
     }
 }
