@@ -67,9 +67,9 @@ error_codes! {
 pub enum Subject {
     /// Nothing in particular.
     Link,
-    /// The last [`Assign`].
+    /// The last [`Assign`](super::Assign).
     Assignment,
-    /// A [`Forward`] of this step; comes in the order of the results.
+    /// A [`Forward`](super::Forward) of this step; comes in the order of the results.
     Step(u64),
 }
 
