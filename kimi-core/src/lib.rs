@@ -31,6 +31,7 @@ pub mod scheduler;
 pub mod source;
 pub mod stage;
 pub mod synthetic;
+pub mod text_file;
 #[cfg(feature = "tiny")]
 mod tiny;
 pub mod tokenizer;
