@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use kimi_core::engine::{EngineStats, Request, TokenEvent};
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
-use kimi_core::{ChatModel, Checkpoint, DeviceChoice, ModelOptions};
+use kimi_core::{ChatFiles, ChatModel, Checkpoint, DeviceChoice, ModelOptions};
 use kimi_net::{Listener, Tuning};
 use kimi_server::cluster::{self, LoadWatch, Placement, Wanted, worker};
 use kimi_server::models::Lookup;
@@ -81,7 +81,7 @@ fn load(runtime: &Runtime, checkpoint: &Checkpoint, stages: usize, delay: Durati
     let placement = Placement { plan: &plan, workers, cache, model: "kimi-tiny", device };
     let watch: LoadWatch = Arc::new(|_, _, _| {});
     let built = cluster::build(checkpoint, placement, runtime.handle(), &watch)?;
-    Ok(ChatModel::start(checkpoint, built.stages, &options)?)
+    Ok(ChatModel::start(ChatFiles::open(checkpoint)?, checkpoint, built.stages, &options)?)
 }
 
 /// Starts a worker and returns where to reach it.

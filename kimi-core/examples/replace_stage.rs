@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use kimi_core::batch::Batch;
 use kimi_core::stage::{Done, Hidden, StageRunner, StageSpan};
-use kimi_core::{ChatModel, ChatRequest, Checkpoint, DeviceChoice, ModelOptions};
+use kimi_core::{ChatFiles, ChatModel, ChatRequest, Checkpoint, DeviceChoice, ModelOptions};
 
 type AnyError = Box<dyn std::error::Error>;
 
@@ -46,7 +46,8 @@ fn main() -> Result<(), AnyError> {
     let first = Unlucky { stage: load(0..half)?, batches_left: 20 };
     let second = load(half..checkpoint.config().num_hidden_layers)?;
 
-    let model = ChatModel::start(&checkpoint, vec![Box::new(first), second], &options)?;
+    let files = ChatFiles::open(&checkpoint)?;
+    let model = ChatModel::start(files, &checkpoint, vec![Box::new(first), second], &options)?;
     model.engine().recover_with(move |lost| {
         eprintln!("\n[stage {} is lost: {}]", lost.stage, lost.reason);
         load(0..half).map_err(|error| error.to_string())

@@ -10,6 +10,7 @@
 //! # Ok(()) }
 //! ```
 
+mod files;
 mod reply;
 
 use std::path::Path;
@@ -29,6 +30,7 @@ use crate::plan::cache_bytes;
 use crate::sampler::{SamplingParams, StopError, StopStrings};
 use crate::stage::{CacheConfig, LoadError, StageRunner};
 use crate::tokenizer::{Tokenizer, TokenizerError};
+pub use files::ChatFiles;
 use reply::ReplyStream;
 
 /// Tokens in a page of the latent cache.
@@ -102,11 +104,26 @@ pub enum ModelError {
     Tokenizer(#[from] TokenizerError),
     /// There is no tokenizer.
     #[error(
-        "{model} has no tiktoken.model, so it can't read text; copy the file from the original Kimi-K2 repository"
+        "{model} has no tiktoken.model{beside}, so it can't read text; copy the file from Moonshot's repository of the model"
     )]
     NoTokenizer {
         /// The checkpoint.
         model: String,
+        /// What it has in its place.
+        beside: &'static str,
+    },
+    /// The special tokens have other ids than the model was trained with.
+    #[error(
+        "tokenizer_config.json gives id {id}, on which answers end, the name {name:?}, which is id {kimis} in Kimi's own files: a \
+         conversion has numbered the special tokens anew. Take tokenizer_config.json from Moonshot's repository of the model"
+    )]
+    Renumbered {
+        /// An end-of-sequence id.
+        id: u32,
+        /// Its name by the file.
+        name: String,
+        /// The id that the name has in Kimi's files, for a vocabulary of this size.
+        kimis: u32,
     },
     /// The tokenizer is of another model.
     #[error(
@@ -312,9 +329,10 @@ impl ChatModel {
         options: &ModelOptions,
         device: &DeviceChoice,
     ) -> Result<Self, ModelError> {
+        let files = ChatFiles::open(checkpoint)?;
         let (layers, cache) = (0..checkpoint.config().num_hidden_layers, options.cache(checkpoint));
         let stage = device.load(checkpoint, layers, cache, &mut |_| {})?;
-        Self::start(checkpoint, vec![stage.runner], options)
+        Self::start(files, checkpoint, vec![stage.runner], options)
     }
 
     /// Runs a checkpoint whose stages are loaded, wherever they are. Each must have [`ModelOptions::cache`].
@@ -322,28 +340,18 @@ impl ChatModel {
     /// # Errors
     /// [`ModelError`].
     pub fn start(
+        files: ChatFiles,
         checkpoint: &Checkpoint,
         stages: Vec<Box<dyn StageRunner>>,
         options: &ModelOptions,
     ) -> Result<Self, ModelError> {
-        let tokenizer_config = checkpoint.file("tokenizer_config.json")?;
-        let tokenizer_config = tokenizer_config.as_deref();
-        let model = checkpoint.name().to_owned();
-        let ranks = checkpoint.file("tiktoken.model")?.ok_or(ModelError::NoTokenizer { model })?;
-        let tokenizer = Tokenizer::new(&ranks, tokenizer_config)?;
-        let (ids, rows) = (tokenizer.vocabulary_size(), checkpoint.config().vocab_size);
-        if ids > rows {
-            return Err(ModelError::Vocabulary { tokenizer: ids, model: rows });
-        }
-        let template = checkpoint.file("chat_template.jinja")?;
-        let template = ChatTemplate::from_files(template.as_deref(), tokenizer_config)?;
         let cache = options.cache(checkpoint);
         let engine = EngineConfig {
             prompt_time: options.prompt_time.unwrap_or(EngineConfig::PROMPT_TIME),
             recovery: options.recovery,
-            eos_ids: tokenizer.eos_ids(&checkpoint.eos_ids()?, &[]),
+            eos_ids: files.stop_ids,
             ..EngineConfig::new(
-                rows as u32,
+                checkpoint.config().vocab_size as u32,
                 options.context(checkpoint),
                 cache.pages as u32,
                 cache.page_tokens,
@@ -351,6 +359,7 @@ impl ChatModel {
         };
         let engine = Engine::start(stages, engine)?;
         let id = checkpoint.name().to_owned();
+        let ChatFiles { tokenizer, template, .. } = files;
         Ok(Self { shared: Arc::new(Shared { id, tokenizer, template, engine }) })
     }
 

@@ -6,6 +6,8 @@ use kimi_quant::RouterShape;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use crate::text_file::{self, JsonError};
+
 /// Architecture of a Kimi-K2 / DeepSeek-V3 model. Fields are named as the keys of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -168,9 +170,9 @@ impl Quantization {
 /// A `config.json` that can't be used. Who knows which file it was names it.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
-    /// Not JSON, or not an object.
-    #[error("not a JSON object: {0}")]
-    Json(String),
+    /// Not a JSON object.
+    #[error("the file {0}")]
+    Json(JsonError),
     /// Another architecture.
     #[error(
         "model_type is {found:?}; kimi runs kimi_k2, deepseek_v3 and kimi_k25 (its text part). \
@@ -181,7 +183,7 @@ pub enum ConfigError {
         found: String,
     },
     /// A key is missing.
-    #[error("{0:?} is missing, which a {1} model needs")]
+    #[error("{0:?} is missing, which {1} needs")]
     Missing(&'static str, String),
     /// A value is of the wrong type or out of range.
     #[error("{key} is {found}, expected {expected}")]
@@ -218,15 +220,14 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError`] names the key, what was found and what was expected.
     pub fn from_json(bytes: &[u8]) -> Result<Self, ConfigError> {
-        let root: Map<String, Value> =
-            serde_json::from_slice(bytes).map_err(|e| ConfigError::Json(e.to_string()))?;
+        let root: Map<String, Value> = text_file::from_json(bytes).map_err(ConfigError::Json)?;
         let model_type = root.get("model_type").and_then(Value::as_str).unwrap_or("").to_owned();
         let text = match model_type.as_str() {
             "kimi_k2" | "deepseek_v3" => None,
             "kimi_k25" => Some(
                 root.get("text_config")
                     .and_then(Value::as_object)
-                    .ok_or(ConfigError::Missing("text_config", model_type.clone()))?,
+                    .ok_or(ConfigError::Missing("text_config", format!("a {model_type} model")))?,
             ),
             _ => return Err(ConfigError::Architecture { found: model_type }),
         };
@@ -384,7 +385,9 @@ impl Keys<'_> {
     }
 
     fn size(&self, key: &'static str) -> Result<usize, ConfigError> {
-        let value = self.value(key).ok_or_else(|| ConfigError::Missing(key, self.model_type.to_owned()))?;
+        let value = self
+            .value(key)
+            .ok_or_else(|| ConfigError::Missing(key, format!("a {} model", self.model_type)))?;
         match value.as_u64() {
             Some(n) if (1..=MAX_DIM).contains(&n) => Ok(n as usize),
             _ => Err(wrong(key, value, format!("a whole number from 1 to {MAX_DIM}"))),
@@ -433,6 +436,10 @@ impl Keys<'_> {
             "default" => false,
             other => return Err(wrong("rope_scaling.type", format!("{other:?}"), "yarn or default")),
         };
+        if ramp && rope.get("factor").is_none_or(Value::is_null) {
+            // mlx-lm and transformers refuse it too. With a factor of 1 the logits would be far off, without a word.
+            return Err(ConfigError::Missing("rope_scaling.factor", "yarn".to_owned()));
+        }
         let get = |key: &'static str, default| number(rope.get(key), key, default);
         let scaling = RopeScaling {
             factor: get("factor", 1.0)?,

@@ -9,6 +9,7 @@
 //! the shards, the prefix `language_model.`, and tensors that belong to no part of the model, such as those of a vision
 //! tower or of layers from `num_hidden_layers` on.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
@@ -270,10 +271,10 @@ fn tensor_hashes(checkpoint: &Checkpoint, weights: &Weights<'_>) -> Vec<(String,
     /// Layers with a hash of their own.
     const OWN: usize = 256;
     let layers = checkpoint.config().num_hidden_layers;
-    let mut groups: BTreeMap<Group, BTreeMap<&str, &Tensor>> = BTreeMap::new();
+    let mut groups: BTreeMap<Group, BTreeMap<Cow<'_, str>, &Tensor>> = BTreeMap::new();
     for (name, tensor) in checkpoint.tensors() {
-        let name = name.strip_prefix(weights.prefix()).unwrap_or_default();
-        if let Some(group) = Group::of(name, layers) {
+        let Some(name) = weights.own_name(name) else { continue };
+        if let Some(group) = Group::of(&name, layers) {
             groups.entry(group).or_default().insert(name, tensor);
         }
     }
@@ -309,7 +310,7 @@ fn samples_per_group(layers: usize) -> usize {
 /// bits and group size of its matrices.
 fn group_hash(
     group: Group,
-    tensors: &BTreeMap<&str, &Tensor>,
+    tensors: &BTreeMap<Cow<'_, str>, &Tensor>,
     weights: &Weights<'_>,
     samples: usize,
 ) -> [u8; 32] {

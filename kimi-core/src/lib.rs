@@ -38,7 +38,7 @@ pub mod tokenizer;
 pub mod weights;
 
 pub use chat_model::{
-    ChatError, ChatEvent, ChatGeneration, ChatModel, ChatRequest, ModelError, ModelOptions,
+    ChatError, ChatEvent, ChatFiles, ChatGeneration, ChatModel, ChatRequest, ModelError, ModelOptions,
 };
 pub use checkpoint::Checkpoint;
 pub use device::{DeviceChoice, DeviceKind};

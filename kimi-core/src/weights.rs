@@ -1,7 +1,13 @@
 //! Finds the model's matrices in a checkpoint, whatever its layout, and their format from the config or the shapes.
 //!
 //! Layouts: MLX with `kv_b_proj` (all of 2025) or with `embed_q`/`unembed_out`; experts stacked in `switch_mlp` or one
-//! by one; Hugging Face's bf16; compressed-tensors INT4; all of these below `language_model.` too.
+//! by one, or as transformers 5 fuses them; Hugging Face's bf16; compressed-tensors INT4; all of these below
+//! `language_model.` and the like too.
+
+mod fused;
+mod names;
+
+use std::borrow::Cow;
 
 use bytes::Bytes;
 use kimi_quant::{BitWidth, FloatType, Format, FormatError, LatentProjections, Norm, PackedMatrix, Router};
@@ -10,19 +16,22 @@ use safetensors::Dtype;
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::config::{ModelConfig, QuantEntry};
 use crate::model::{Attention, FeedForward, Head, HostHead, HostLayer, Layer, Mlp, Moe, Query, StoredVector};
+use names::Names;
 
 /// A checkpoint whose tensors do not make the model that its config describes.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum WeightError {
     /// A tensor is not there.
     #[error(
-        "{module}: the checkpoint has no tensor {tensor} (where it has an index, only the files that the index names are read)"
+        "{module}: the checkpoint has no tensor {tensor}. It has {there}. Is it whole, and a Kimi-K2 or DeepSeek-V3?"
     )]
     Missing {
         /// The module.
         module: String,
         /// The tensor looked for.
         tensor: String,
+        /// How many tensors there are, and some of their names.
+        there: String,
     },
     /// A tensor has another shape than the config asks for.
     #[error("{module}: {tensor} has shape {found:?}, expected {expected}")]
@@ -84,19 +93,17 @@ pub enum WeightError {
 }
 
 /// Reads the modules of one checkpoint.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Weights<'a> {
     checkpoint: &'a Checkpoint,
     config: &'a ModelConfig,
-    prefix: &'static str,
+    names: Names,
 }
 
 impl<'a> Weights<'a> {
-    /// Looks for the layout's prefix.
+    /// Looks how the model's tensors are named.
     pub fn new(checkpoint: &'a Checkpoint) -> Self {
-        const WRAPPED: &str = "language_model.";
-        let wrapped = checkpoint.tensors().any(|(n, _)| n.starts_with("language_model.model."));
-        Self { checkpoint, config: checkpoint.config(), prefix: if wrapped { WRAPPED } else { "" } }
+        Self { checkpoint, config: checkpoint.config(), names: Names::of(checkpoint) }
     }
 
     /// The checkpoint's config.
@@ -131,13 +138,18 @@ impl<'a> Weights<'a> {
     }
 
     /// Whether the head is the embedding. A head that is stored counts, whatever the config says; so does mlx-lm.
-    pub(crate) fn is_head_tied(&self) -> bool {
+    pub fn is_head_tied(&self) -> bool {
         self.config.tie_word_embeddings && !self.has_module("lm_head")
     }
 
-    /// What stands before the names of all tensors of the model: `language_model.` or nothing.
-    pub(crate) fn prefix(&self) -> &'static str {
-        self.prefix
+    /// What stands in the names of the model's tensors in place of `model.`.
+    pub fn body_name(&self) -> &str {
+        self.names.body()
+    }
+
+    /// The name in Kimi-K2's own files of a tensor of the checkpoint; `None` for what is no part of the model.
+    pub(crate) fn own_name<'n>(&self, tensor: &'n str) -> Option<Cow<'n, str>> {
+        self.names.own(tensor)
     }
 
     /// Layer `index`.
@@ -162,7 +174,7 @@ impl<'a> Weights<'a> {
     /// Gives the memory that tensors were read from back to the system, all those whose names begin so, such as
     /// `lm_head.`: for when a device has them.
     pub fn give_back(&self, tensors: &str) {
-        self.checkpoint.give_back(&format!("{}{tensors}", self.prefix));
+        self.checkpoint.give_back(&self.names.stored(tensors));
     }
 
     fn attention(&self, path: &str) -> Result<Attention<PackedMatrix, StoredVector>, WeightError> {
@@ -239,6 +251,9 @@ impl<'a> Weights<'a> {
         let stacked = format!("{path}.switch_mlp.{name}");
         if self.has_module(&stacked) {
             return self.global_scales(&stacked, self.stored(&stacked, n * rows, cols)?.split_rows(n));
+        }
+        if let Some(experts) = self.fused_experts(path, name, rows, cols) {
+            return experts;
         }
         let module = |e| format!("{path}.experts.{e}.{name}");
         let experts: Vec<_> =
@@ -380,7 +395,7 @@ impl<'a> Weights<'a> {
     /// The config's entry for this very module, with or without the prefix.
     pub(crate) fn entry(&self, module: &str) -> Option<QuantEntry> {
         let quantization = &self.config.quantization;
-        quantization.entry(module).or_else(|| quantization.entry(&format!("{}{module}", self.prefix)))
+        quantization.entry(module).or_else(|| quantization.entry(&self.names.stored(module)))
     }
 
     /// An entry of the config for this very module must agree with the tensors; the global values need not.
@@ -434,10 +449,7 @@ impl<'a> Weights<'a> {
     }
 
     fn tensor(&self, name: &str) -> Option<&'a Tensor> {
-        match self.prefix {
-            "" => self.checkpoint.tensor(name),
-            prefix => self.checkpoint.tensor(&format!("{prefix}{name}")),
-        }
+        self.checkpoint.tensor(&self.names.stored(name))
     }
 
     fn has_module(&self, module: &str) -> bool {
@@ -445,7 +457,12 @@ impl<'a> Weights<'a> {
     }
 
     fn missing(&self, module: &str, tensor: &str) -> WeightError {
-        WeightError::Missing { module: module.to_owned(), tensor: format!("{}{tensor}", self.prefix) }
+        let there = Names::there(self.checkpoint, tensor);
+        WeightError::Missing {
+            module: module.to_owned(),
+            tensor: self.names.stored(tensor).into_owned(),
+            there,
+        }
     }
 }
 

@@ -75,7 +75,7 @@ const TOOLS_TYPESCRIPT: &str = concat!(
 
 #[test]
 fn the_default_template_has_k2_instructs_form() {
-    let template = ChatTemplate::from_files(None, None).unwrap();
+    let template = ChatTemplate::from_files(None, None, None).unwrap().0;
     let expected = [
         TOOLS_JSON,
         "<|im_system|>system<|im_middle|>You are Kimi, an AI assistant created by Moonshot AI.<|im_end|>",
@@ -96,7 +96,7 @@ fn the_default_template_has_k2_instructs_form() {
 #[test]
 fn k25_template() {
     let Some(source) = shared("kimi/K2.5/chat_template.jinja") else { return };
-    let template = ChatTemplate::from_files(Some(&source), Some(b"{}")).unwrap();
+    let template = ChatTemplate::from_files(Some(&source), None, Some(b"{}")).unwrap().0;
     let turns = |thought: &str| {
         [
             "<|im_user|>user<|im_middle|>Wie ist das Wetter in Bern?<|im_end|>",
@@ -147,7 +147,7 @@ fn release_day_template() {
     let config = json!({"chat_template": source.replace('\n', "\r\n")}).to_string();
     let named = json!({"chat_template": [{"name": "other", "template": "x"}, {"name": "default", "template": source}]});
     for config in [config, named.to_string()] {
-        let template = ChatTemplate::from_files(None, Some(config.as_bytes())).unwrap();
+        let template = ChatTemplate::from_files(None, None, Some(config.as_bytes())).unwrap().0;
         assert_eq!(render(&template, &chat, &weather(), json!({})).unwrap(), expected.concat());
     }
     let template = ChatTemplate::new(&source).unwrap();
@@ -255,8 +255,8 @@ fn bad_templates_and_bad_variables_are_errors() {
     assert!(matches!(ChatTemplate::new("{% if %}"), Err(TemplateError::Compile(_))));
     assert!(matches!(ChatTemplate::new(&"x".repeat(2 << 20)), Err(TemplateError::TooLarge { .. })));
     assert!(matches!(ChatTemplate::new(&"{% if x %}".repeat(90_000)), Err(TemplateError::Compile(_))));
-    assert!(matches!(ChatTemplate::from_files(Some(b"\xff"), None), Err(TemplateError::File { .. })));
-    assert!(matches!(ChatTemplate::from_files(None, Some(b"[")), Err(TemplateError::File { .. })));
+    assert!(matches!(ChatTemplate::from_files(Some(b"\xff"), None, None), Err(TemplateError::File { .. })));
+    assert!(matches!(ChatTemplate::from_files(None, None, Some(b"[")), Err(TemplateError::File { .. })));
     let failing = [
         "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
         "{% macro f(x) %}{{ f(x) }}{% endmacro %}{{ f(1) }}",
@@ -364,7 +364,7 @@ proptest! {
              {% endfor %}{% endfor %}{{ tools | tojson(indent=1) }}{{ tools_ts_str }}",
         ];
         let templates = sources.iter().map(|s| ChatTemplate::new(s).unwrap());
-        for template in templates.chain([ChatTemplate::from_files(None, None).unwrap()]) {
+        for template in templates.chain([ChatTemplate::from_files(None, None, None).unwrap().0]) {
             let prompt = |texts: &[String], special: &SpecialTokens| {
                 let (chat, tools) = (chat_of(texts), tool_of(texts));
                 let request =
@@ -391,7 +391,7 @@ proptest! {
         texts in prop::collection::vec("([a-zA-Z ]{0,9}|[<|>\\[\\]]|.)", 12..20),
     ) {
         let chat = chat_of(&texts);
-        let template = ChatTemplate::from_files(None, None).unwrap();
+        let template = ChatTemplate::from_files(None, None, None).unwrap().0;
         let request = PromptRequest { messages: &chat, tools: &[], add_generation_prompt: true, variables: &Map::new() };
         let prompt = template.render(&request, k2().special()).unwrap();
         prop_assert_eq!(k2().encode_rendered(&prompt).unwrap(), k2().encode_with_special(prompt.text()).unwrap());

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 
+use kimi_core::ChatFiles;
 use kimi_core::checkpoint::{Checkpoint, CheckpointError};
 use kimi_core::model::Part;
 use kimi_core::plan::HumanBytes;
@@ -37,12 +38,14 @@ pub struct Report {
     pub ends: Vec<Module>,
     /// Every layer.
     pub layers: Vec<LayerReport>,
-    /// End-of-sequence ids of all files.
+    /// The ids on which answers end; those that the files name, if the tokenizer can't be used.
     pub eos_ids: Vec<u32>,
     /// The tokenizer's file.
     pub tokenizer: Option<&'static str>,
     /// The file with the chat template.
     pub chat_template: Option<&'static str>,
+    /// What is odd or wrong about the files beside the weights.
+    pub warnings: Vec<String>,
     /// What two machines compare to know that they hold the same checkpoint.
     pub fingerprint: String,
 }
@@ -66,10 +69,10 @@ pub struct Sizes {
 pub struct Layout {
     /// `kv_b_proj`, or `embed_q + unembed_out`.
     pub latent: &'static str,
-    /// `stacked`, `one by one` or `none`.
+    /// `stacked`, `fused` (as transformers 5 stores them), `one by one` or `none`.
     pub experts: &'static str,
-    /// What stands before `model.`.
-    pub prefix: &'static str,
+    /// What stands in the tensors' names in place of `model.`.
+    pub body: String,
 }
 
 /// A layer.
@@ -162,15 +165,25 @@ impl Report {
         let head = weights.head()?;
         let mut ends = vec![one("model.embed_tokens", &weights.embedding()?)];
         ends.push(Module::new("model.norm", Part::Vector(&head.norm.weight)));
-        if !config.tie_word_embeddings {
+        if !weights.is_head_tied() {
             ends.push(one("lm_head", &head.lm_head));
         }
         let layers = (0..config.num_hidden_layers).map(|layer| layer_report(&weights, layer));
         let layers = layers.collect::<Result<Vec<_>, _>>()?;
         let modules = || layers.iter().flat_map(|l| &l.modules).chain(&ends);
         let (bytes, count) = (modules().map(|m| m.bytes).sum(), modules().map(|m| m.weights).sum::<u64>());
-        let has = |name| Ok::<_, CheckpointError>(checkpoint.file(name)?.is_some());
-        let tokenizer = if has("tiktoken.model")? { Some("tiktoken.model") } else { None };
+        let tokenizer = checkpoint.file("tiktoken.model")?.map(|_| "tiktoken.model");
+        let mut warnings = checkpoint.warnings().to_vec();
+        let (eos_ids, chat_template) = match ChatFiles::open(checkpoint) {
+            Ok(files) => {
+                warnings.extend_from_slice(files.warnings());
+                (files.stop_ids().to_vec(), files.template_source().file())
+            }
+            Err(error) => {
+                warnings.push(error.to_string());
+                (checkpoint.eos_ids()?, None)
+            }
+        };
         Ok(Self {
             model: model.to_owned(),
             model_type: config.model_type.clone(),
@@ -184,7 +197,7 @@ impl Report {
                 n_shared_experts: config.n_shared_experts,
                 max_position_embeddings: config.max_position_embeddings,
             },
-            layout: layout(checkpoint),
+            layout: layout(checkpoint, &weights),
             file_bytes: checkpoint.bytes(),
             shards: checkpoint.shards().len(),
             bytes,
@@ -192,9 +205,10 @@ impl Report {
             bits_per_weight: 8.0 * bytes as f64 / count.max(1) as f64,
             ends,
             layers,
-            eos_ids: checkpoint.eos_ids()?,
+            eos_ids,
             tokenizer,
-            chat_template: chat_template(checkpoint)?,
+            chat_template,
+            warnings,
             fingerprint: hex(&checkpoint.fingerprint()),
         })
     }
@@ -220,26 +234,18 @@ fn layer_report(weights: &Weights<'_>, layer: usize) -> Result<LayerReport, Weig
     Ok(LayerReport { layer, bytes: modules.iter().map(|m| m.bytes).sum(), modules })
 }
 
-fn layout(checkpoint: &Checkpoint) -> Layout {
+fn layout(checkpoint: &Checkpoint, weights: &Weights<'_>) -> Layout {
     let any = |what: &str| checkpoint.tensors().any(|(name, _)| name.contains(what));
     Layout {
         latent: if any(".self_attn.kv_b_proj.") { "kv_b_proj" } else { "embed_q + unembed_out" },
-        experts: match (any(".mlp.switch_mlp."), any(".mlp.experts.")) {
-            (true, _) => "stacked",
-            (_, true) => "one by one",
+        experts: match (any(".mlp.switch_mlp."), any(".mlp.experts.gate_up_proj"), any(".mlp.experts.")) {
+            (true, _, _) => "stacked",
+            (_, true, _) => "fused",
+            (_, _, true) => "one by one",
             _ => "none",
         },
-        prefix: if any("language_model.model.") { "language_model." } else { "" },
+        body: weights.body_name().to_owned(),
     }
-}
-
-fn chat_template(checkpoint: &Checkpoint) -> Result<Option<&'static str>, CheckpointError> {
-    if checkpoint.file("chat_template.jinja")?.is_some() {
-        return Ok(Some("chat_template.jinja"));
-    }
-    let settings = checkpoint.file("tokenizer_config.json")?;
-    let settings: Option<serde_json::Value> = settings.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-    Ok(settings.filter(|s| s.get("chat_template").is_some()).map(|_| "tokenizer_config.json"))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -263,8 +269,9 @@ impl fmt::Display for Report {
             s.vocab_size,
             s.max_position_embeddings
         )?;
-        let wrapped = if self.layout.prefix.is_empty() { "" } else { ", below language_model." };
-        writeln!(f, "layout: {}; experts {}{wrapped}", self.layout.latent, self.layout.experts)?;
+        let Layout { latent, experts, body } = &self.layout;
+        let body = if body == "model." { String::new() } else { format!("; {body}* in place of model.*") };
+        writeln!(f, "layout: {latent}; experts {experts}{body}")?;
         let or_missing = |file: Option<&'static str>| file.unwrap_or("missing");
         writeln!(
             f,
@@ -273,7 +280,11 @@ impl fmt::Display for Report {
             or_missing(self.chat_template),
             self.eos_ids
         )?;
-        writeln!(f, "fingerprint: {}\n", self.fingerprint)?;
+        writeln!(f, "fingerprint: {}", self.fingerprint)?;
+        for warning in &self.warnings {
+            writeln!(f, "warning: {warning}")?;
+        }
+        writeln!(f)?;
         let mut table = Table::new(&["module", "format", "shape", "bytes"], &[2, 3]);
         let mut line = |indent: &str, m: &Module| {
             table.row([

@@ -1,7 +1,7 @@
 //! From a model's name to its folder.
 //!
 //! A name is, in this order: `kimi-tiny`, which is part of the program; a path; a name of the [`Registry`]; a hub id
-//! `org/name` or bare name of a folder, looked for in `~/models` and in Hugging Face's cache.
+//! `org/name` or bare name of a folder, looked for in `~/models`, in LM Studio's folder and in Hugging Face's cache.
 
 mod places;
 mod registry;
@@ -137,7 +137,7 @@ impl Lookup {
         if self.registry.get(name).is_none() {
             let path = self.places.expand(name);
             if path.is_dir() {
-                return Ok(in_folder(&path));
+                return self.in_folder(name, &path);
             }
             let written_as_path = name.starts_with(['.', '/', '~', '\\']) || name.matches('/').count() > 1;
             if written_as_path || path.exists() {
@@ -159,6 +159,21 @@ impl Lookup {
             return Err(LookupError::NotAName { name: name.to_owned() });
         }
         self.find_name(name)
+    }
+
+    /// A folder that was given as a path; an entry of Hugging Face's cache stands for its snapshot.
+    fn in_folder(&self, name: &str, path: &Path) -> Result<FoundModel, LookupError> {
+        if !path.join("snapshots").is_dir() {
+            return Ok(in_folder(path));
+        }
+        let mut looked = Vec::new();
+        match places::snapshot(path, &mut looked) {
+            Some(snapshot) => Ok(in_folder(&snapshot)),
+            None => {
+                let known = self.registry.names().map(str::to_owned).collect();
+                Err(LookupError::NotFound { name: name.to_owned(), hub: None, looked, known })
+            }
+        }
     }
 
     fn find_name(&self, name: &str) -> Result<FoundModel, LookupError> {

@@ -13,7 +13,7 @@ use common::{has_gpu, http, json, kimi, run, stderr};
 use kimi_core::device::LoadedStage;
 use kimi_core::plan::ModelBytes;
 use kimi_core::stage::Stage;
-use kimi_core::{ChatModel, Checkpoint, ModelOptions};
+use kimi_core::{ChatFiles, ChatModel, Checkpoint, ModelOptions};
 use kimi_quant::gpu::{Gpu, GpuOptions};
 use kimi_server::{placement, serving};
 use serde_json::{Value, json as value};
@@ -32,8 +32,9 @@ fn serve() -> Server {
     let layers = 0..checkpoint.config().num_hidden_layers;
     let stage =
         Stage::load(&checkpoint, gpu.clone(), layers, options.cache(&checkpoint), &mut |_| {}).unwrap();
-    let model =
-        ChatModel::start(&checkpoint, vec![LoadedStage::new(stage, true).unwrap().runner], &options).unwrap();
+    let files = ChatFiles::open(&checkpoint).unwrap();
+    let stages = vec![LoadedStage::new(stage, true).unwrap().runner];
+    let model = ChatModel::start(files, &checkpoint, stages, &options).unwrap();
     let bytes = ModelBytes::of(&checkpoint).unwrap();
     let plan = placement::local_plan(&bytes, &["here".to_owned()], 256).unwrap();
     let devices = [gpu.adapter().to_string()];

@@ -11,6 +11,19 @@ fn checkpoint(folder: &Path) {
     fs::write(folder.join("config.json"), "{}").unwrap();
 }
 
+/// As [`checkpoint`], with weights.
+fn whole(folder: &Path) {
+    checkpoint(folder);
+    fs::write(folder.join("model.safetensors"), "").unwrap();
+}
+
+#[track_caller]
+fn says(error: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(error.contains(part), "{error:?} does not say {part:?}");
+    }
+}
+
 fn lookup(home: &Path) -> Lookup {
     let places = Places {
         home: Some(home.to_owned()),
@@ -59,16 +72,48 @@ fn hub_ids_in_all_usual_layouts() {
 }
 
 #[test]
+fn a_whole_folder_is_better_than_a_part() {
+    let home = tempfile::tempdir().unwrap();
+    checkpoint(&home.path().join("models/Name"));
+    assert_eq!(folder(&lookup(home.path()), "org/Name"), home.path().join("models/Name"));
+    let cached = home.path().join("cache/hub/models--org--Name/snapshots/aaa");
+    whole(&cached);
+    assert_eq!(folder(&lookup(home.path()), "org/Name"), cached);
+}
+
+#[test]
 fn the_cache_of_hugging_face() {
     let home = tempfile::tempdir().unwrap();
     let entry = home.path().join("cache/hub/models--org--Name");
     checkpoint(&entry.join("snapshots/aaa"));
     assert_eq!(folder(&lookup(home.path()), "org/Name"), entry.join("snapshots/aaa"));
-    checkpoint(&entry.join("snapshots/bbb"));
-    assert!(lookup(home.path()).find("org/Name").is_err(), "two snapshots and nothing that says which");
+    let by_entry = lookup(home.path()).find(entry.to_str().unwrap()).unwrap();
+    assert_eq!(
+        (by_entry.id.as_str(), by_entry.source),
+        ("org/Name", Source::Folder(entry.join("snapshots/aaa")))
+    );
+    whole(&entry.join("snapshots/bbb"));
+    assert_eq!(
+        folder(&lookup(home.path()), "org/Name"),
+        entry.join("snapshots/bbb"),
+        "the only one that is whole"
+    );
+    whole(&entry.join("snapshots/aaa"));
+    let error = lookup(home.path()).find("org/Name").unwrap_err().to_string();
+    says(&error, &["2 snapshots", "no refs/main", "give the path of one", "snapshots/aaa", "snapshots/bbb"]);
     fs::create_dir_all(entry.join("refs")).unwrap();
     fs::write(entry.join("refs/main"), "bbb\n").unwrap();
     assert_eq!(folder(&lookup(home.path()), "org/Name"), entry.join("snapshots/bbb"));
+    // The newest revision is not whole, the one before it is.
+    fs::remove_file(entry.join("snapshots/bbb/model.safetensors")).unwrap();
+    let error = lookup(home.path()).find("org/Name").unwrap_err().to_string();
+    says(
+        &error,
+        &["snapshots/bbb", "not whole", "newest revision", "snapshots/aaa is whole", "give its path"],
+    );
+    // A reference to what is not there is none.
+    fs::write(entry.join("refs/main"), "ccc").unwrap();
+    assert_eq!(folder(&lookup(home.path()), "org/Name"), entry.join("snapshots/aaa"));
     let by_path = lookup(home.path()).find(entry.join("snapshots/bbb").to_str().unwrap()).unwrap();
     assert_eq!(by_path.id, "org/Name");
 }

@@ -12,6 +12,7 @@ mod parser;
 mod python;
 mod scanner;
 mod template;
+mod template_file;
 mod tool_id;
 mod typescript;
 
@@ -19,5 +20,6 @@ pub use history::normalize_tool_call_ids;
 pub use message::{Content, ContentPart, FunctionCall, Message, Tool, ToolCall, ToolError};
 pub use parser::{ParsedCall, ParserOptions, ReasoningMode, Reply, ReplyEvent, ReplyParser, TrailingText};
 pub use template::{ChatTemplate, PromptRequest, TemplateError};
+pub use template_file::TemplateSource;
 pub use tool_id::ToolSignature;
 pub use typescript::{TypeScriptError, tools_to_typescript};

@@ -3,7 +3,6 @@
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value as JinjaValue};
 use minijinja::{Environment, Error as JinjaError, ErrorKind, State};
-use serde::Deserialize;
 use serde_json::{Map, Value};
 use thiserror::Error;
 
@@ -11,11 +10,10 @@ use super::clock::strftime_now;
 use super::fence::Fence;
 use super::message::{Message, Tool};
 use super::python::{JsonStyle, dumps, float_repr};
+use super::template_file::{self, TemplateSource};
 use super::typescript::tools_to_typescript;
 use crate::tokenizer::{RenderedPrompt, SpecialTokens};
 
-/// Used when a checkpoint brings no template: the form of Kimi-K2-Instruct.
-const DEFAULT_TEMPLATE: &str = include_str!("default.jinja");
 /// Largest template accepted, in bytes.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// Deepest nesting of JSON in tools, messages and variables.
@@ -43,7 +41,7 @@ pub enum TemplateError {
         limit: usize,
     },
     /// A file is not what it should be.
-    #[error("{file}: {reason}")]
+    #[error("{file} {reason}")]
     File {
         /// Which file.
         file: &'static str,
@@ -121,18 +119,17 @@ impl ChatTemplate {
     }
 
     /// Finds a checkpoint's template: the bytes of `chat_template.jinja` if there is one, else the one inside
-    /// `tokenizer_config.json` (in mid-2025 the only place), else a default in Kimi-K2-Instruct's form.
+    /// `chat_template.json` or `tokenizer_config.json`, else a default in Kimi-K2-Instruct's form; and says where it was.
     ///
     /// # Errors
     /// When a file is malformed or its template is.
-    pub fn from_files(jinja: Option<&[u8]>, tokenizer_config: Option<&[u8]>) -> Result<Self, TemplateError> {
-        if let Some(bytes) = jinja {
-            let source = std::str::from_utf8(bytes)
-                .map_err(|e| TemplateError::File { file: "chat_template.jinja", reason: e.to_string() })?;
-            return Self::new(source);
-        }
-        let inside = tokenizer_config.map(template_in_config).transpose()?.flatten();
-        Self::new(inside.as_deref().unwrap_or(DEFAULT_TEMPLATE))
+    pub fn from_files(
+        jinja: Option<&[u8]>,
+        json: Option<&[u8]>,
+        tokenizer_config: Option<&[u8]>,
+    ) -> Result<(Self, TemplateSource), TemplateError> {
+        let (text, source) = template_file::find(jinja, json, tokenizer_config)?;
+        Ok((Self::new(&text)?, source))
     }
 
     /// The template's text, with line feeds as line ends.
@@ -256,38 +253,6 @@ fn to_json(state: &State<'_, '_>, value: &JinjaValue, options: Kwargs) -> Result
     let text = dumps(&value, &style);
     state.consume_fuel(text.len() as u64 / 64)?;
     Ok(text)
-}
-
-#[derive(Deserialize)]
-struct ConfigFile {
-    chat_template: Option<ConfigTemplate>,
-}
-
-/// One template, or a list of named ones.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum ConfigTemplate {
-    One(String),
-    Named(Vec<NamedTemplate>),
-}
-
-#[derive(Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
-}
-
-fn template_in_config(bytes: &[u8]) -> Result<Option<String>, TemplateError> {
-    let file: ConfigFile = serde_json::from_slice(bytes)
-        .map_err(|e| TemplateError::File { file: "tokenizer_config.json", reason: e.to_string() })?;
-    Ok(match file.chat_template {
-        None => None,
-        Some(ConfigTemplate::One(source)) => Some(source),
-        Some(ConfigTemplate::Named(list)) => {
-            let default = list.iter().position(|t| t.name == "default").unwrap_or(0);
-            list.into_iter().nth(default).map(|t| t.template)
-        }
-    })
 }
 
 /// A Jinja error with its causes on one line.

@@ -2,6 +2,8 @@
 
 use thiserror::Error;
 
+use crate::text_file::{JsonError, NotText};
+
 /// A fault in `tiktoken.model`, in `tokenizer_config.json`, or in what the tokenizer was asked to do.
 ///
 /// Lines are counted from 1.
@@ -18,9 +20,14 @@ pub enum TokenizerError {
         /// The limit in bytes.
         limit: usize,
     },
-    /// The vocabulary file holds no token at all.
-    #[error("tiktoken.model is empty: expected one line `<base64 of the token> <rank>` for each token")]
-    Empty,
+    /// A file holds something else than text.
+    #[error("{file} {found}")]
+    NotText {
+        /// Which file.
+        file: &'static str,
+        /// What it holds.
+        found: NotText,
+    },
     /// More tokens than any vocabulary has.
     #[error("tiktoken.model has more than {limit} tokens (line {line})")]
     TooManyTokens {
@@ -104,8 +111,14 @@ pub enum TokenizerError {
     )]
     MissingByte(u8),
     /// `tokenizer_config.json` cannot be read.
-    #[error("tokenizer_config.json: {0}")]
-    Config(String),
+    #[error("tokenizer_config.json {0}")]
+    Config(JsonError),
+    /// A key of its `added_tokens_decoder` is no token id.
+    #[error("tokenizer_config.json: added_tokens_decoder has the key {found:?}, expected a token id")]
+    TokenId {
+        /// The key.
+        found: String,
+    },
     /// Two special ids have one name.
     #[error("tokenizer_config.json: {name:?} is the name of special token {first} and of {second}")]
     DuplicateSpecial {

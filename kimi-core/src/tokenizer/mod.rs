@@ -16,8 +16,9 @@ use tokenizers::models::bpe::{BPE, Vocab};
 
 pub use error::TokenizerError;
 pub use prompt::RenderedPrompt;
-pub use special::{SPECIAL_TOKENS, SpecialTokens};
+pub use special::{Displaced, SPECIAL_TOKENS, SpecialTokens};
 
+use crate::text_file;
 use pieces::{PreTokenizer, cut_long};
 use ranks::Ranks;
 
@@ -59,7 +60,9 @@ impl Tokenizer {
     /// # Errors
     /// When either file is malformed; the error names the line.
     pub fn new(tiktoken_model: &[u8], tokenizer_config: Option<&[u8]>) -> Result<Self, TokenizerError> {
-        let ranks = Ranks::parse(tiktoken_model)?;
+        let tiktoken_model = text_file::text(tiktoken_model)
+            .map_err(|found| TokenizerError::NotText { file: "tiktoken.model", found })?;
+        let ranks = Ranks::parse(tiktoken_model.as_bytes())?;
         let special = SpecialTokens::new(ranks.len() as u32, tokenizer_config)?;
         let byte_chars = byte_chars();
         let bpe = byte_pair_model(&ranks, &byte_chars)?;
@@ -96,16 +99,18 @@ impl Tokenizer {
         self.ranks.bytes(id).or_else(|| self.special.name(id).map(str::as_bytes))
     }
 
-    /// The ids on which generation stops: every eos id of `generation_config.json` and `config.json` that the
-    /// vocabulary has, the tokenizer's own, and `<|im_end|>`, whatever the files say. Ascending, each once.
-    pub fn eos_ids(&self, generation_config: &[u32], config: &[u32]) -> Vec<u32> {
-        let mut ids: Vec<u32> = generation_config.iter().chain(config).copied().collect();
-        ids.retain(|&id| (id as usize) < self.vocabulary_size());
+    /// The ids on which generation stops: those of `named` (by `generation_config.json` and `config.json`) that are control
+    /// tokens, the tokenizer's own, and `<|im_end|>`, whatever the files say. Ascending, each once.
+    ///
+    /// Second, those of `named` that are no control tokens. Stopping on one would end answers in mid-sentence: the eos id 1
+    /// that transformers writes where a config names none is the double quote.
+    pub fn stop_ids(&self, named: &[u32]) -> (Vec<u32>, Vec<u32>) {
+        let (mut ids, ordinary): (Vec<u32>, Vec<u32>) = named.iter().partition(|&&id| self.is_control(id));
         ids.extend(self.special.eos());
         ids.extend(self.id_of(END_OF_TURN));
         ids.sort_unstable();
         ids.dedup();
-        ids
+        (ids, ordinary)
     }
 
     /// Encodes a user's text: the names of special tokens in it are ordinary text.

@@ -143,9 +143,6 @@ fn parse_line(line: &[u8], number: usize) -> Result<(Box<[u8]>, u32), TokenizerE
 
 /// Entries sorted by rank must have the ranks 0, 1, 2, ...
 fn check_ranks(entries: &[Entry]) -> Result<(), TokenizerError> {
-    if entries.is_empty() {
-        return Err(TokenizerError::Empty);
-    }
     let mut previous_line = 0;
     for (expected, entry) in entries.iter().enumerate() {
         let found = entry.rank as usize;

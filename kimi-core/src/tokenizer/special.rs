@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use serde::Deserialize;
 
 use super::TokenizerError;
+use crate::text_file;
 
 /// How many special ids follow the ordinary ones.
 pub const SPECIAL_TOKENS: usize = 256;
@@ -63,6 +64,17 @@ enum TokenName {
     Added { content: String },
 }
 
+/// A special token that has another id than in Kimi's own files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Displaced {
+    /// Its name.
+    pub name: &'static str,
+    /// The id that it has.
+    pub found: u32,
+    /// The id that it should have.
+    pub kimis: u32,
+}
+
 /// The special tokens of one vocabulary: ids `first .. first + 256`.
 ///
 /// Also the search for their names in text, which is needed in two places: where they become tokens, and
@@ -95,11 +107,7 @@ impl SpecialTokens {
         match config.as_ref().and_then(|c| c.added_tokens_decoder.as_ref()) {
             Some(table) => {
                 for (key, token) in table {
-                    let id: u32 = key.parse().map_err(|_| {
-                        TokenizerError::Config(format!(
-                            "added_tokens_decoder: expected a token id as key, found {key:?}"
-                        ))
-                    })?;
+                    let id: u32 = key.parse().map_err(|_| TokenizerError::TokenId { found: key.clone() })?;
                     // Moonshot's tokenizer reads this table only for the special ids.
                     let Some(at) = id.checked_sub(first).map(|o| o as usize).filter(|&o| o < SPECIAL_TOKENS)
                     else {
@@ -178,6 +186,15 @@ impl SpecialTokens {
         self.eos
     }
 
+    /// Names of Kimi-K2's that stand at another id than in Kimi's own files, by the ids that they should have.
+    pub fn displaced(&self) -> Vec<Displaced> {
+        let named = K2_NAMES.iter().filter_map(|&(offset, name, _)| {
+            let (found, kimis) = (self.id_of(name)?, self.first + offset);
+            (found != kimis).then_some(Displaced { name, found, kimis })
+        });
+        named.collect()
+    }
+
     fn offset(&self, id: u32) -> Option<usize> {
         id.checked_sub(self.first).map(|o| o as usize).filter(|&o| o < self.names.len())
     }
@@ -227,7 +244,7 @@ fn read_config(bytes: &[u8]) -> Result<ConfigFile, TokenizerError> {
             limit: MAX_CONFIG_BYTES,
         });
     }
-    serde_json::from_slice(bytes).map_err(|e| TokenizerError::Config(e.to_string()))
+    text_file::from_json(bytes).map_err(TokenizerError::Config)
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use kimi_core::ChatModel;
 use kimi_core::chat_model::ModelOptions;
 use kimi_core::plan::{HumanBytes, ModelBytes};
+use kimi_core::{ChatFiles, ChatModel};
 use serde_json::json;
 use tokio::sync::oneshot;
 
@@ -52,7 +52,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
         let wanted = worker.wanted();
         super::print(&format!("{} is process {} at {}\n", wanted.id, worker.process_id(), wanted.target))?;
     }
-    let model = ChatModel::start(&checkpoint, built.stages, &options)?;
+    let model = ChatModel::start(ChatFiles::open(&checkpoint)?, &checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
     let watch = Watch { model: model.clone() };
     let served = serving::served(EMBEDDED, model, cluster.plan(), &built.devices);

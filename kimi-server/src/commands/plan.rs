@@ -1,7 +1,7 @@
 //! `kimi plan`.
 
-use kimi_core::ModelOptions;
 use kimi_core::plan::{ModelBytes, Plan, PlanError};
+use kimi_core::{ChatFiles, Checkpoint, ModelOptions};
 use serde_json::json;
 
 use super::Outcome;
@@ -20,11 +20,13 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let context =
         ModelOptions { context_tokens: args.context, ..ModelOptions::default() }.context(&checkpoint);
     let bytes = ModelBytes::of(&checkpoint)?;
+    let warnings = warnings(&checkpoint);
     match Plan::new(&bytes, &nodes, context) {
         Ok(plan) if args.json => {
             let mut value = serde_json::to_value(&plan)?;
             value["model"] = json!(found.id);
             value["fits"] = json!(true);
+            value["warnings"] = json!(warnings);
             super::print_json(&value)?;
             Ok(Outcome::Success)
         }
@@ -40,10 +42,24 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
             super::print_json(&json!({
                 "model": found.id, "fits": false, "context": context, "node": node, "needed_bytes": needed,
                 "usable_bytes": usable, "total_needed_bytes": total_needed, "total_usable_bytes": total_usable,
-                "reason": error.to_string(),
+                "reason": error.to_string(), "warnings": warnings,
             }))?;
             Ok(Outcome::Failure)
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// What is odd about the files. Those without which nobody can chat are no reason not to plan, but `run` and `serve` refuse
+/// the model for them.
+fn warnings(checkpoint: &Checkpoint) -> Vec<String> {
+    let mut warnings = checkpoint.warnings().to_vec();
+    match ChatFiles::open(checkpoint) {
+        Ok(files) => warnings.extend_from_slice(files.warnings()),
+        Err(error) => {
+            tracing::warn!("run and serve will refuse this model: {error}");
+            warnings.push(error.to_string());
+        }
+    }
+    warnings
 }

@@ -4,7 +4,7 @@ use std::io::{BufRead, IsTerminal, Read, Write};
 use std::sync::Arc;
 
 use kimi_core::chat::Message;
-use kimi_core::chat_model::{ChatEvent, ChatModel, ChatRequest};
+use kimi_core::chat_model::{ChatEvent, ChatFiles, ChatModel, ChatRequest};
 use kimi_core::engine::Usage;
 use kimi_core::plan::ModelBytes;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
@@ -59,6 +59,7 @@ fn piped_prompt() -> anyhow::Result<String> {
 
 fn load(args: &RunArgs) -> anyhow::Result<ChatModel> {
     let (found, checkpoint) = super::open(&args.model, None)?;
+    let files = ChatFiles::open(&checkpoint)?;
     let options = args.cache.options();
     let cache = options.cache(&checkpoint);
     let bytes = ModelBytes::of(&checkpoint)?;
@@ -66,7 +67,7 @@ fn load(args: &RunArgs) -> anyhow::Result<ChatModel> {
     let cluster = LocalCluster::start(&found, &checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
     let watch: LoadWatch = Arc::new(ui::load_bars(&[found.id]));
     let built = cluster.build(&checkpoint, cache, &watch, super::runtime()?.handle())?;
-    let model = ChatModel::start(&checkpoint, built.stages, &options)?;
+    let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
     let reload = reload_last(&checkpoint, &args.device.choice(), cluster.plan(), cache);
     model.engine().recover_with(reload)?;
     args.cache.note_limit(model.context_tokens());

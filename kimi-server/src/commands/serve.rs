@@ -8,7 +8,7 @@ use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::Engine;
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
-use kimi_core::{ChatModel, ModelOptions};
+use kimi_core::{ChatFiles, ChatModel, ModelOptions};
 use serde_json::json;
 use tokio::runtime::Handle;
 
@@ -32,6 +32,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let listener = serving::bind(addr, args.insecure).map_err(|e| super::listen_error(e, addr, "--port"))?;
     let addr = listener.local_addr()?;
     let (found, checkpoint) = super::open(&args.model, None)?;
+    let files = ChatFiles::open(&checkpoint)?;
     let prompt_time = Some(Duration::from_millis(args.prompt_time));
     let options = ModelOptions { prompt_time, ..args.cache.options() };
     let cache = options.cache(&checkpoint);
@@ -43,7 +44,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         None => alone(args, &found, &checkpoint, cache, runtime.handle())?,
     };
     eprintln!("loaded in {:.1} s on {}", started.elapsed().as_secs_f64(), built.devices.join(", "));
-    let model = ChatModel::start(&checkpoint, built.stages, &options)?;
+    let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
     model.engine().recover_with(cluster::reload_last(&checkpoint, &args.device.choice(), &plan, cache))?;
     args.cache.note_limit(model.context_tokens());
@@ -94,6 +95,7 @@ fn with_workers(
     cache: CacheConfig,
     runtime: &Handle,
 ) -> anyhow::Result<(Plan, Built)> {
+    let bytes = ModelBytes::of(checkpoint)?;
     let Some(me) = args.node.node_id.as_deref() else {
         anyhow::bail!("which of the machines in the discovery file is this one? Give --node-id")
     };
@@ -110,7 +112,7 @@ fn with_workers(
     let within = Duration::from_secs(args.peer_timeout);
     let workers = runtime.block_on(cluster::connect(&wanted, enough, within, args.insecure, me))?;
     nodes.retain(|node| node.id == me || workers.iter().any(|w| w.id == node.id));
-    let plan = Plan::new(&ModelBytes::of(checkpoint)?, &nodes, cache.pages * cache.page_tokens)?;
+    let plan = Plan::new(&bytes, &nodes, cache.pages * cache.page_tokens)?;
     show(&found.id, &plan, true);
     let watch = load_bars(&plan);
     let device = &args.device.choice();
