@@ -11,16 +11,27 @@
 //! ```
 //!
 //! Every machine has the same file, with itself in it. `memory` is in MiB. `model`, `chip` and `flops` may be left
-//! out: kimi splits by bytes.
+//! out and hold anything: kimi splits by bytes.
+
+mod fields;
 
 use std::path::{Path, PathBuf};
 
-use serde::de::{Error as _, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use kimi_core::plan::HumanBytes;
+use kimi_core::text_file::{JsonError, from_json};
 use serde_json::{Map, Value};
+
+use crate::host::{Host, LookupError};
+use fields::{Fields, Unique, shown};
 
 /// Largest file that is read.
 const MAX_BYTES: u64 = 1 << 20;
+/// More memory than any machine has, in MiB (64 TiB): probably KiB or bytes.
+const IMPOSSIBLE_MIB: u64 = 1 << 26;
+/// Less memory than machines have that run large models, in MiB: probably GB.
+const LITTLE_MIB: u64 = 2048;
+/// More memory than machines usually have, in MiB: perhaps KiB.
+const MUCH_MIB: u64 = 8 << 20;
 
 /// The machines of a cluster, in the order of the file.
 #[derive(Debug, Clone, PartialEq)]
@@ -34,39 +45,12 @@ pub struct Discovery {
 pub struct Peer {
     /// Its name.
     pub id: String,
-    /// Host name or address of its worker.
-    pub address: String,
+    /// Where its worker is.
+    pub host: Host,
     /// Port of its worker.
     pub port: u16,
-    /// What it is.
-    pub device: Device,
-}
-
-/// What a machine is.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Device {
-    /// Such as `Mac Studio`; not used.
-    #[serde(default)]
-    pub model: Option<String>,
-    /// Such as `Apple M3 Ultra`; not used.
-    #[serde(default)]
-    pub chip: Option<String>,
-    /// Memory in MiB.
-    pub memory: u64,
-    /// Arithmetic speed; not used.
-    #[serde(default)]
-    pub flops: Option<Flops>,
-}
-
-/// TFLOPS.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Flops {
-    /// In 32-bit floats.
-    pub fp32: f64,
-    /// In 16-bit floats.
-    pub fp16: f64,
-    /// In 8-bit integers.
-    pub int8: f64,
+    /// Its memory in MiB.
+    pub memory_mib: u64,
 }
 
 /// A file that can't be used.
@@ -79,6 +63,14 @@ pub enum DiscoveryError {
         path: PathBuf,
         /// Why.
         cause: std::io::Error,
+    },
+    /// No JSON.
+    #[error("the discovery file {path} {cause}", path = path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead, or where it deviates.
+        cause: JsonError,
     },
     /// Not of the right form.
     #[error("{path}: {reason}. Expected {{\"peers\": {{\"node-id\": {{\"address\": \"10.0.0.2\", \"port\": 52416, \"device_capabilities\": {{\"memory\": MiB}}}}}}}}", path = path.display())]
@@ -98,46 +90,8 @@ pub enum DiscoveryError {
     },
 }
 
-#[derive(Deserialize)]
-struct PeersFile {
-    peers: UniquePeers,
-}
-
-/// An object's entries in their order; a name that stands twice is an error, where JSON's last would win.
-struct UniquePeers(Map<String, Value>);
-
-impl<'de> Deserialize<'de> for UniquePeers {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Entries;
-        impl<'de> Visitor<'de> for Entries {
-            type Value = Map<String, Value>;
-            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str("an object of peers by node id")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut entries = Map::new();
-                while let Some((id, value)) = map.next_entry::<String, Value>()? {
-                    if entries.contains_key(&id) {
-                        return Err(A::Error::custom(format!("peer {id:?} stands twice")));
-                    }
-                    entries.insert(id, value);
-                }
-                Ok(entries)
-            }
-        }
-        deserializer.deserialize_map(Entries).map(Self)
-    }
-}
-
-#[derive(Deserialize)]
-struct PeerFile {
-    address: String,
-    port: u16,
-    device_capabilities: Device,
-}
-
 impl Discovery {
-    /// Reads a file.
+    /// Reads a file. What is possible but unlikely is logged as a warning ([`Discovery::doubts`]).
     ///
     /// # Errors
     /// [`DiscoveryError`] names the file, the peer and the key.
@@ -148,24 +102,45 @@ impl Discovery {
             return Err(io(std::io::Error::other(format!("{size} bytes, expected at most {MAX_BYTES}"))));
         }
         let bytes = std::fs::read(path).map_err(io)?;
-        Self::parse(&bytes).map_err(|reason| DiscoveryError::Form { path: path.to_owned(), reason })
+        let root = from_json::<Unique>(&bytes);
+        let Unique(root) = root.map_err(|cause| DiscoveryError::Json { path: path.to_owned(), cause })?;
+        let form = |reason| DiscoveryError::Form { path: path.to_owned(), reason };
+        let discovery = Self::parse(&root).map_err(form)?;
+        for doubt in discovery.doubts() {
+            tracing::warn!("{}: {doubt}", path.display());
+        }
+        Ok(discovery)
     }
 
-    fn parse(bytes: &[u8]) -> Result<Self, String> {
-        let root: PeersFile = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-        let mut peers: Vec<Peer> = Vec::with_capacity(root.peers.0.len());
-        for (id, value) in &root.peers.0 {
+    fn parse(root: &Value) -> Result<Self, String> {
+        let root = root.as_object().ok_or_else(|| format!("the file holds {}", shown(root)))?;
+        let peers = root.get("peers").ok_or_else(|| match root.is_empty() {
+            true => "\"peers\" is missing".to_owned(),
+            false => format!("\"peers\" is missing; there are {}", fields::key_list(root)),
+        })?;
+        let peers = peers.as_object().ok_or_else(|| {
+            format!("\"peers\" is {}, expected an object of peers by node id", shown(peers))
+        })?;
+        let mut found: Vec<Peer> = Vec::with_capacity(peers.len());
+        for (id, value) in peers {
             let peer = Peer::parse(id, value).map_err(|e| format!("peer {id:?}: {e}"))?;
-            if let Some(other) = peers.iter().find(|p| (&p.address, p.port) == (&peer.address, peer.port)) {
+            if let Some(other) = found.iter().find(|p| (&p.host, p.port) == (&peer.host, peer.port)) {
                 return Err(format!(
-                    "peers {:?} and {id:?} have the same address {}",
-                    other.id,
-                    peer.target()
+                    "peers {:?} and {id:?} have the same address {} and port {}",
+                    other.id, peer.host, peer.port
                 ));
             }
-            peers.push(peer);
+            found.push(peer);
         }
-        if peers.is_empty() { Err("\"peers\" is empty".to_owned()) } else { Ok(Self { peers }) }
+        match found.is_empty() {
+            true => Err("\"peers\" is empty".to_owned()),
+            false => Ok(Self { peers: found }),
+        }
+    }
+
+    /// What is possible, but probably a mistake: a sentence each.
+    pub fn doubts(&self) -> Vec<String> {
+        self.peers.iter().filter_map(Peer::doubt).collect()
     }
 
     /// A peer by its name.
@@ -183,7 +158,7 @@ impl Discovery {
     /// # Errors
     /// [`DiscoveryError::UnknownNode`].
     pub fn coordinator(&self, id: Option<&str>) -> Result<&Peer, DiscoveryError> {
-        match (id, self.peers.iter().min_by_key(|p| p.device.memory)) {
+        match (id, self.peers.iter().min_by_key(|p| p.memory_mib)) {
             (Some(id), _) => self.peer(id),
             (None, Some(least)) => Ok(least),
             (None, None) => self.peer(""),
@@ -196,44 +171,69 @@ impl Peer {
         if id.is_empty() {
             return Err("a node id is empty".to_owned());
         }
-        if !value.is_object() {
-            return Err(format!("is {}, not an object", kind(value)));
-        }
-        let PeerFile { address, port, device_capabilities: device } =
-            PeerFile::deserialize(value).map_err(|e| e.to_string())?;
-        if address.trim().is_empty() || address.contains(char::is_whitespace) {
-            return Err(format!("address is {address:?}, expected a host name or an address"));
-        }
-        if port == 0 {
-            return Err("port is 0, expected 1 to 65535".to_owned());
-        }
-        if device.memory == 0 || device.memory > 1 << 30 {
-            return Err(format!("memory is {}, expected the machine's memory in MiB", device.memory));
-        }
-        Ok(Self { id: id.to_owned(), address, port, device })
+        let peer = value.as_object().ok_or_else(|| format!("is {}, expected an object", shown(value)))?;
+        let fields = Fields { path: "", object: peer };
+        let address = fields.text("address", "a host name or an IP address, such as \"10.0.0.2\"")?;
+        let host = address.parse::<Host>().and_then(Host::reachable).map_err(|error| {
+            let right_form = error.meant.as_ref().map(|(host, port)| match port.or(fields.port()) {
+                Some(port) => format!("; the right form is \"address\": {host:?}, \"port\": {port}"),
+                None => format!("; the right form is \"address\": {host:?}"),
+            });
+            format!("address {error}{}", right_form.unwrap_or_default())
+        })?;
+        let port = fields.whole("port", "a whole number from 1 to 65535")?;
+        let port = u16::try_from(port).ok().filter(|p| *p > 0);
+        let port = port.ok_or_else(|| format!("port is {}, expected 1 to 65535", shown(&peer["port"])))?;
+        let device =
+            fields.object("device_capabilities", "an object with the machine's \"memory\" in MiB")?;
+        Ok(Self { id: id.to_owned(), host, port, memory_mib: memory(device)? })
     }
 
-    /// `address:port`, as sockets take it.
-    pub fn target(&self) -> String {
-        if self.address.contains(':') && !self.address.starts_with('[') {
-            return format!("[{}]:{}", self.address, self.port);
+    fn doubt(&self) -> Option<String> {
+        let Self { id, memory_mib: mib, .. } = self;
+        let key =
+            format!("peer {id:?}: device_capabilities.memory is {mib}, which is {}", HumanBytes(mib << 20));
+        match *mib {
+            ..LITTLE_MIB => Some(format!(
+                "{key}, little for a machine. The unit is MiB; if GB are meant, {mib} GB are {} MiB",
+                mib << 10
+            )),
+            MUCH_MIB.. => Some(format!(
+                "{key}, much for a machine. The unit is MiB; if KiB are meant, {mib} KiB are {} MiB",
+                mib >> 10
+            )),
+            _ => None,
         }
-        format!("{}:{}", self.address, self.port)
+    }
+
+    /// Where its worker is, as sockets take it.
+    ///
+    /// # Errors
+    /// [`LookupError::Interface`]: its address names a network interface that this machine does not have.
+    pub fn target(&self) -> Result<String, LookupError> {
+        self.host.target(self.port)
     }
 
     /// Memory in bytes.
     pub fn memory_bytes(&self) -> u64 {
-        self.device.memory << 20
+        self.memory_mib << 20
     }
 }
 
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
+/// The machine's memory in MiB.
+fn memory(device: &Map<String, Value>) -> Result<u64, String> {
+    let expected = "the machine's memory in MiB, a whole number such as 524288 for 512 GB";
+    let mib = Fields { path: "device_capabilities.", object: device }.whole("memory", expected)?;
+    match mib {
+        1..IMPOSSIBLE_MIB => Ok(mib),
+        0 => Err(format!("device_capabilities.memory is 0, expected {expected}")),
+        bytes if bytes >= 1 << 33 => Err(format!(
+            "device_capabilities.memory is {bytes}, more than any machine has in MiB; bytes? {bytes} bytes are {} MiB",
+            bytes >> 20
+        )),
+        kib => Err(format!(
+            "device_capabilities.memory is {kib}, more than any machine has in MiB; KiB? {kib} KiB are {} MiB",
+            kib >> 10
+        )),
     }
 }

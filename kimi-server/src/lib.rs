@@ -8,7 +8,7 @@
 //! | [`cluster`] | stages on other machines; the worker |
 //! | [`local`] | a cluster of processes on this machine |
 //! | [`models`] | from a model's name to its folder |
-//! | [`discovery`], [`placement`] | the machines, and which holds what |
+//! | [`discovery`], [`host`], [`placement`] | the machines, where they are, and which holds what |
 //! | [`devices`] | what this machine can compute on |
 //! | [`mod@bench`] | how fast a device computes |
 //! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
@@ -22,6 +22,7 @@ pub mod commands;
 pub mod devices;
 pub mod discovery;
 pub mod golden;
+pub mod host;
 pub mod http;
 pub mod inspect;
 pub mod local;

@@ -334,6 +334,70 @@ fn a_worker_takes_its_address_from_the_discovery_file() {
     assert_eq!(Running::start(&args).address(), address);
 }
 
+/// IPv6 addresses of this machine with the interface that they hold on: loopback's, and one of a link if there is one.
+fn zoned_addresses() -> Vec<String> {
+    if std::net::TcpListener::bind("[::1]:0").is_err() {
+        return Vec::new();
+    }
+    let loopback = if cfg!(target_os = "macos") { "::1%lo0" } else { "::1%lo" };
+    let list = std::fs::read_to_string("/proc/net/if_inet6").unwrap_or_default();
+    let on_link = list.lines().find(|line| line.starts_with("fe80")).and_then(|line| {
+        let (digits, interface) = (line.get(..32)?, line.split_whitespace().last()?);
+        let ip = std::net::Ipv6Addr::from(u128::from_str_radix(digits, 16).ok()?);
+        Some(format!("{ip}%{interface}"))
+    });
+    [Some(loopback.to_owned()), on_link].into_iter().flatten().collect()
+}
+
+#[test]
+fn an_address_with_an_interface_is_listened_on_and_connected_to() {
+    let addresses = zoned_addresses();
+    if addresses.is_empty() {
+        return println!("skipped: this machine has no IPv6");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("discovery.json");
+    let peer = |address: &str, port: u16| json!({ "address": address, "port": port, "device_capabilities": { "memory": 4096 } });
+    let serve = |file: Value| {
+        std::fs::write(&path, file.to_string()).unwrap();
+        let path = path.to_str().unwrap();
+        let args = [
+            "serve",
+            "kimi-tiny",
+            "--port",
+            "0",
+            "--context",
+            "512",
+            "--json",
+            "--insecure",
+            "--node-id",
+            "me",
+        ];
+        kimi()
+            .args([&args[..], &["--discovery-config-path", path, "--peer-timeout", "5"]].concat())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap()
+    };
+    for address in addresses {
+        let worker = worker(&["--node-host", &address, "--insecure"]);
+        let port = worker.address().rsplit(':').next().unwrap().parse().unwrap();
+        let mut server = serve(json!({ "peers": { "me": peer("127.0.0.1", 1), "w": peer(&address, port) } }));
+        let mut line = String::new();
+        BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        server.kill().unwrap();
+        let output = server.wait_with_output().unwrap();
+        assert!(line.contains("listening"), "{address}: {}", stderr(&output));
+    }
+    let file = json!({ "peers": { "me": peer("127.0.0.1", 1), "w": peer("fe80::1%nosuch9", 1) } });
+    let output = serve(file).wait_with_output().unwrap();
+    let text = stderr(&output);
+    assert!(text.contains("interface nosuch9") && text.contains("it has lo"), "{text}");
+    assert!(!text.contains("waiting for"), "it should not wait for what can't come: {text}");
+}
+
 #[test]
 fn plans_in_json_are_whole() {
     let folder = tempfile::tempdir().unwrap();

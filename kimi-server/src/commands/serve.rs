@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::Engine;
 use kimi_core::plan::{ModelBytes, Plan};
@@ -17,6 +18,7 @@ use crate::cli::args::ServeArgs;
 use crate::cli::ui;
 use crate::cluster::{self, Built, Placement, Wanted};
 use crate::discovery::Discovery;
+use crate::host::{Host, LookupError};
 use crate::local::LocalCluster;
 use crate::models::FoundModel;
 use crate::placement::{self, PlanTable};
@@ -28,7 +30,8 @@ use crate::serving;
 /// If the model, the discovery file, the port or a worker can't be used.
 pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let runtime = super::runtime()?;
-    let addr = runtime.block_on(super::worker::resolve(&args.host, args.port))?;
+    let host: Host = args.host.parse().context("--host")?;
+    let addr = runtime.block_on(host.lookup(args.port))?;
     let listener = serving::bind(addr, args.insecure).map_err(|e| super::listen_error(e, addr, "--port"))?;
     let addr = listener.local_addr()?;
     let (found, checkpoint) = super::open(&args.model, None)?;
@@ -101,7 +104,8 @@ fn with_workers(
     };
     let mut nodes = placement::cluster_nodes(discovery, Some(me), args.usable_memory)?;
     let others = discovery.peers.iter().filter(|p| p.id != me);
-    let wanted: Vec<_> = others.map(|p| Wanted { id: p.id.clone(), target: p.target() }).collect();
+    let wanted = others.map(|p| Ok(Wanted { id: p.id.clone(), target: p.target()? }));
+    let wanted = wanted.collect::<Result<Vec<_>, LookupError>>()?;
     let enough = args.wait_for_peers.unwrap_or(wanted.len());
     anyhow::ensure!(
         enough <= wanted.len(),

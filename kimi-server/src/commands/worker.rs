@@ -1,7 +1,6 @@
 //! `kimi worker`.
 
 use std::io::Read;
-use std::net::SocketAddr;
 
 use anyhow::Context;
 use kimi_net::{Listener, Tuning};
@@ -12,6 +11,7 @@ use crate::cli::args::WorkerArgs;
 use crate::cli::defaults;
 use crate::cluster::worker::{WorkerConfig, serve};
 use crate::discovery::Discovery;
+use crate::host::Host;
 use crate::models::Lookup;
 use crate::system;
 
@@ -32,7 +32,7 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
     let (host, port) = address(args, &node_id)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let addr = resolve(&host, port).await?;
+        let addr = host.lookup(port).await?;
         let listener = Listener::bind(addr, args.insecure, Tuning::default()).await;
         let listener = listener.map_err(|e| super::listen_error(e, addr, "--node-port"))?;
         let addr = listener.local_addr()?;
@@ -55,23 +55,18 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
 }
 
 /// Flags first, then the discovery file, then the defaults.
-fn address(args: &WorkerArgs, node_id: &str) -> anyhow::Result<(String, u16)> {
+fn address(args: &WorkerArgs, node_id: &str) -> anyhow::Result<(Host, u16)> {
     let peer = match &args.node.discovery_config_path {
         Some(path) => Some(Discovery::read(path)?.peer(node_id)?.clone()),
         None => None,
     };
-    let of_file = |p: &crate::discovery::Peer| (p.address.clone(), p.port);
-    let (host, port) =
-        peer.as_ref().map(of_file).unwrap_or((defaults::NODE_HOST.to_owned(), defaults::NODE_PORT));
-    Ok((args.node_host.clone().unwrap_or(host), args.node_port.unwrap_or(port)))
-}
-
-/// The first address of a host.
-pub(super) async fn resolve(host: &str, port: u16) -> anyhow::Result<SocketAddr> {
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let addresses = tokio::net::lookup_host((host, port)).await;
-    let mut addresses = addresses.with_context(|| format!("can't look up the address of {host:?}"))?;
-    addresses.next().with_context(|| format!("{host:?} has no address"))
+    let port = args.node_port.or(peer.as_ref().map(|p| p.port)).unwrap_or(defaults::NODE_PORT);
+    let host = match (&args.node_host, peer) {
+        (Some(host), _) => host.parse().context("--node-host")?,
+        (None, Some(peer)) => peer.host,
+        (None, None) => defaults::NODE_HOST.parse()?,
+    };
+    Ok((host, port))
 }
 
 /// Ends the process when standard input does: its writer has ended.
