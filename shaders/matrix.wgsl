@@ -2,7 +2,8 @@
 // with MATRIX, CODES_BINDING and SCALES_BINDING replaced.
 //
 // Codes: rows of UNITS units; a unit is UNIT codes in WORDS words. Scales: one global factor a matrix (formats that have
-// one), then from the word offset that the caller passes the scales of all rows, each followed by its bias if it has one.
+// one), then from the word offset that the caller passes the scales of all rows (SCALE_ROWS neighbouring rows share
+// theirs), each followed by its bias if it has one.
 
 @group(0) @binding(CODES_BINDING) var<storage, read> MATRIX_codes: array<Chunk>;
 @group(0) @binding(SCALES_BINDING) var<storage, read> MATRIX_scales: array<u32>;
@@ -49,7 +50,7 @@ fn MATRIX_group(index: u32, row: u32, unit: u32, sub: u32, scale_base: u32) -> v
     if (RAGGED == 1u) {
         group = min(group, GROUPS - 1u); // a unit filled up with zeros
     }
-    let at = row * GROUPS + group;
+    let at = row / SCALE_ROWS * GROUPS + group;
     if (KIND == KIND_AFFINE) {
         switch SCALE {
             case SCALE_BF16: {

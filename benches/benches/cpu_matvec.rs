@@ -80,7 +80,8 @@ fn formats(quick: bool) -> Vec<Format> {
         return vec![affine(BitWidth::B4)];
     }
     let mut all: Vec<Format> = BitWidth::ALL.into_iter().map(affine).collect();
-    all.extend([Format::Mxfp4, Format::Float(FloatType::Bf16)]);
+    all.extend([Format::Mxfp4, Format::Mxfp8, Format::Fp8 { scales: FloatType::F32 }]);
+    all.push(Format::Float(FloatType::Bf16));
     all
 }
 
@@ -181,7 +182,7 @@ fn matrices(
     rows: usize,
     cols: usize,
 ) -> Result<Vec<PackedMatrix>, FormatError> {
-    let [weight, scales, biases] = format.row_bytes(cols)?.map(|row| row * rows * count);
+    let [weight, scales, biases] = format.bytes(rows * count, cols)?;
     let mut codes = to_bytes(random_words(weight.div_ceil(8)));
     codes.truncate(weight);
     if let Format::Float(_) = format {

@@ -69,14 +69,14 @@ fn matrix(rows: usize, cols: usize, format: Format, seed: usize) -> Outcome<Pack
         Bytes::from(all).slice(..bytes)
     };
     let small = |bytes: usize| -> Bytes { [0x80, 0x3c].repeat(bytes / 2).into() };
-    let [weight, scales, biases] = format.row_bytes(cols)?;
+    let [weight, scales, biases] = format.bytes(rows, cols)?;
     Ok(PackedMatrix::new(
         rows,
         cols,
         format,
-        if matches!(format, Format::Float(_)) { small(weight * rows) } else { words(weight * rows) },
-        small(scales * rows),
-        small(biases * rows),
+        if matches!(format, Format::Float(_)) { small(weight) } else { words(weight) },
+        small(scales),
+        small(biases),
     )?)
 }
 

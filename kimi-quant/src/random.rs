@@ -34,6 +34,8 @@ impl RandomWeights {
         codes.par_chunks_mut(CHUNK).enumerate().for_each(|(i, chunk)| {
             let mut state = 0x9e37_79b9_7f4a_7c15u64.wrapping_mul(2 * i as u64 + 1);
             chunk.chunks_exact_mut(8).for_each(|b| b.copy_from_slice(&next(&mut state).to_le_bytes()));
+            // e4m3 has no value for these.
+            chunk.iter_mut().filter(|b| **b & 0x7f == 0x7f).for_each(|b| *b ^= 1);
         });
         Self { codes: codes.into(), floats: Mutex::default() }
     }
@@ -49,7 +51,7 @@ impl RandomWeights {
         format: Format,
         seed: usize,
     ) -> Result<PackedMatrix, FormatError> {
-        let [weight, scales, biases] = format.row_bytes(cols)?.map(|row| row.saturating_mul(rows));
+        let [weight, scales, biases] = format.bytes(rows, cols)?;
         let too_large = FormatError::TooLarge { rows, cols };
         if let Format::Float(_) = format {
             let [values, _] = self.floats(format, weight);
@@ -115,6 +117,7 @@ fn floats(format: Format, bytes: usize) -> [Bytes; 2] {
             }
             Format::Affine { scales: float, .. }
             | Format::Int4 { scales: float, .. }
+            | Format::Fp8 { scales: float }
             | Format::Float(float) => {
                 for at in (0..scales.len()).step_by(float.bytes()) {
                     let random = next(&mut state);
@@ -144,6 +147,7 @@ fn factors(format: Format) -> (f32, f32) {
     let codes = (1u32 << format.code_bits().min(8)) as f32;
     match format {
         Format::Float(_) => (VALUE, 0.0),
+        Format::Fp8 { .. } => (VALUE / 110.0, 0.0), // the root mean square of e4m3
         // The variance of n equally likely codes is (n^2 - 1) / 12.
         _ => (VALUE * (12.0 / (codes * codes - 1.0)).sqrt(), (1.0 - codes) / 2.0),
     }
@@ -190,7 +194,7 @@ mod tests {
         let random = RandomWeights::new(1 << 20);
         let affine = BitWidth::ALL.map(|bits| Format::Affine { bits, group: 64, scales: FloatType::Bf16 });
         let floats = [FloatType::Bf16, FloatType::F16, FloatType::F32].map(Format::Float);
-        for format in affine.into_iter().chain(floats) {
+        for format in affine.into_iter().chain(floats).chain([Format::Fp8 { scales: FloatType::F32 }]) {
             let matrix = random.matrix(64, 1024, format, 3).unwrap();
             let values: Vec<f32> = cpu::dequantize(&matrix);
             let n = values.len() as f32;

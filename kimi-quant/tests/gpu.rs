@@ -17,9 +17,13 @@ use kimi_quant::{
     LatentProjections, Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
 };
 
-/// Random weights: any codes, scales of about 1/16 of both signs.
+/// Random weights: any codes, scales of about 1/16 of both signs. Where rows share scales and their number is odd, the
+/// first one stands amid a block.
 fn matrix(random: &mut Random, rows: usize, cols: usize, format: Format) -> PackedMatrix {
-    let [weight, scales, biases] = format.row_bytes(cols).unwrap();
+    if format.scale_rows() > 1 && rows % 2 == 1 {
+        return matrix(random, rows + 37, cols, format).slice_rows(37..rows + 37);
+    }
+    let [weight, scales, biases] = format.bytes(rows, cols).unwrap();
     let floats = |random: &mut Random, float: FloatType, bytes: usize, size: f32| -> Vec<u8> {
         let values = (0..bytes / float.bytes()).map(|_| random.f32() * size);
         values
@@ -31,18 +35,22 @@ fn matrix(random: &mut Random, rows: usize, cols: usize, format: Format) -> Pack
             .collect()
     };
     let weight = match format {
-        Format::Float(float) => floats(random, float, weight * rows, 1.0),
-        _ => random.bytes(weight * rows),
+        Format::Float(float) => floats(random, float, weight, 1.0),
+        // 0x7f and 0xff have no value.
+        Format::Fp8 { .. } => {
+            random.bytes(weight).into_iter().map(|b| if b & 0x7f == 0x7f { 1 } else { b }).collect()
+        }
+        _ => random.bytes(weight),
     };
     let scales = match format {
-        Format::Affine { scales: float, .. } | Format::Int4 { scales: float, .. } => {
-            floats(random, float, scales * rows, 0.0625)
-        }
-        Format::Mxfp4 | Format::Mxfp8 => (0..scales * rows).map(|_| 119 + random.below(8) as u8).collect(),
-        _ => random.bytes(scales * rows).into_iter().map(|b| b & 0xbf).collect(),
+        Format::Affine { scales: float, .. }
+        | Format::Int4 { scales: float, .. }
+        | Format::Fp8 { scales: float } => floats(random, float, scales, 0.0625),
+        Format::Mxfp4 | Format::Mxfp8 => (0..scales).map(|_| 119 + random.below(8) as u8).collect(),
+        _ => random.bytes(scales).into_iter().map(|b| b & 0xbf).collect(),
     };
     let biases = match format {
-        Format::Affine { scales: float, .. } => floats(random, float, biases * rows, 0.5),
+        Format::Affine { scales: float, .. } => floats(random, float, biases, 0.5),
         _ => Vec::new(),
     };
     let any = |bytes: Vec<u8>| if bytes.is_empty() { Bytes::new() } else { misaligned(&bytes, 1 + rows % 3) };
@@ -54,6 +62,7 @@ fn formats() -> Vec<Format> {
     let floats = [FloatType::Bf16, FloatType::F16, FloatType::F32];
     let mut all = vec![Format::Mxfp4, Format::Nvfp4, Format::Mxfp8];
     all.extend(floats.map(Format::Float));
+    all.extend(floats.map(|scales| Format::Fp8 { scales }));
     all.extend([32, 64].map(|group| Format::Int4 { group, scales: FloatType::Bf16 }));
     for bits in BitWidth::ALL {
         for (i, group) in [8, 16, 32, 64, 128].into_iter().enumerate() {
@@ -141,7 +150,18 @@ impl<'a> Both<'a> {
 
     /// Router, experts and their sum; `up` may differ in format.
     fn experts(&mut self, formats: [Format; 3], tokens: usize, shape: RouterShape, count: usize) {
-        let (hidden, width) = (256, 128);
+        self.experts_of([256, 128], formats, tokens, shape, count);
+    }
+
+    /// The same for another hidden size and width of an expert.
+    fn experts_of(
+        &mut self,
+        [hidden, width]: [usize; 2],
+        formats: [Format; 3],
+        tokens: usize,
+        shape: RouterShape,
+        count: usize,
+    ) {
         let what = format!("{} experts of {}, {tokens} tokens", count, formats[0]);
         spoil(
             self.gpu,
@@ -279,10 +299,11 @@ impl<'a> Both<'a> {
 /// Rows and columns that are no multiple of anything, as far as the format allows.
 fn shapes(format: Format, random: &mut Random) -> (usize, usize) {
     let step = match format {
-        Format::Float(_) => 1,
+        Format::Float(_) | Format::Fp8 { .. } => 1,
         _ => format.group().max(if format.code_bits().is_multiple_of(4) { 1 } else { 8 }),
     };
-    (1 + random.below(70), step * (1 + random.below(600 / step.max(8) + 2)))
+    let rows = if format.scale_rows() == 1 { 70 } else { 300 };
+    (1 + random.below(rows), step * (1 + random.below(600 / step.max(8) + 2)))
 }
 
 #[test]
@@ -361,6 +382,40 @@ fn experts_of_every_format() {
     }
     let eight = Format::Affine { bits: BitWidth::B8, group: 64, scales: FloatType::Bf16 };
     both.experts([FOUR_BITS, eight, Format::Mxfp4], 4, shape, 5);
+}
+
+/// Blocks of scales and rows that do not end together: of a matrix, of a part of one, of experts, of bindings.
+#[test]
+fn fp8_blocks_end_anywhere() {
+    let Some(gpu) = open(GpuOptions { max_binding: Some(48 << 10), ..Default::default() }) else { return };
+    let mut both = Both::new(&gpu, 12);
+    let format = Format::Fp8 { scales: FloatType::F32 };
+    let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+    let cpu = Cpu::new();
+    for kernel in [None].into_iter().chain(gpu.batch_kernels().into_iter().map(Some)) {
+        gpu.set_batch_kernel(kernel);
+        for tokens in [1, 5] {
+            both.experts_of([160, 96], [format; 3], tokens, shape, 7);
+            both.experts_of([160, 81], [format; 3], tokens, shape, 7);
+            both.experts([format; 3], tokens, shape, 7);
+            // Several bindings.
+            for rows in [388, 389] {
+                let (m, gm) = both.matrix(rows, 260, format);
+                let x = both.random.f32s(tokens * 260);
+                let mut c = cpu.upload(tokens, rows, &vec![0.0; tokens * rows]).unwrap();
+                let mut g = gpu.upload(tokens, rows, c.data()).unwrap();
+                cpu.project_add(&cpu.upload(tokens, 260, &x).unwrap(), &m, &mut c).unwrap();
+                gpu.project_add(&gpu.upload(tokens, 260, &x).unwrap(), &gm, &mut g).unwrap();
+                close("project_add", &gpu.download(&g).unwrap(), c.data());
+            }
+        }
+    }
+    for rows in [388, 389] {
+        let (m, gm) = both.matrix(rows, 260, format);
+        let ids: Vec<u32> = (0..rows as u32).step_by(11).collect();
+        let (expected, found) = (cpu.embed(&m, &ids).unwrap(), gpu.embed(&gm, &ids).unwrap());
+        assert_eq!(gpu.download(&found).unwrap(), expected.data());
+    }
 }
 
 #[test]
@@ -663,8 +718,8 @@ fn device_memory_is_what_is_stored_and_little_more() {
     const EXPERTS: usize = 18;
     let Some(gpu) = open(GpuOptions::default()) else { return };
     let zeros = |rows: usize, cols: usize| {
-        let part = |bytes: usize| Bytes::from(vec![0; rows * bytes]);
-        let [weight, scales, biases] = FOUR_BITS.row_bytes(cols).unwrap().map(part);
+        let part = |bytes: usize| Bytes::from(vec![0; bytes]);
+        let [weight, scales, biases] = FOUR_BITS.bytes(rows, cols).unwrap().map(part);
         PackedMatrix::new(rows, cols, FOUR_BITS, weight, scales, biases).unwrap()
     };
     let mut stored = 0;

@@ -15,6 +15,7 @@ const FLOATS: [FloatType; 3] = [FloatType::Bf16, FloatType::F16, FloatType::F32]
 fn formats() -> Vec<Format> {
     let mut all: Vec<Format> = FLOATS.map(Format::Float).to_vec();
     all.extend([Format::Mxfp4, Format::Nvfp4, Format::Mxfp8]);
+    all.extend(FLOATS.map(|scales| Format::Fp8 { scales }));
     for scales in FLOATS {
         for group in [8, 16, 24, 32, 64, 96, 128] {
             all.extend(BitWidth::ALL.map(|bits| Format::Affine { bits, group, scales }));
@@ -41,11 +42,11 @@ fn float_bytes(t: FloatType, count: usize, random: &mut Random) -> Vec<u8> {
 
 /// A random matrix at odd addresses.
 fn matrix(format: Format, rows: usize, cols: usize, random: &mut Random) -> PackedMatrix {
-    let [weight, scales, biases] = format.row_bytes(cols).unwrap().map(|row| row * rows);
+    let [weight, scales, biases] = format.bytes(rows, cols).unwrap();
     let weight = match format {
         Format::Float(t) => float_bytes(t, rows * cols, random),
         // 0x7f and 0xff have no value in e4m3.
-        Format::Mxfp8 => {
+        Format::Mxfp8 | Format::Fp8 { .. } => {
             random.bytes(weight).into_iter().map(|b| if b & 0x7f == 0x7f { 1 } else { b }).collect()
         }
         _ => random.bytes(weight),
@@ -54,7 +55,9 @@ fn matrix(format: Format, rows: usize, cols: usize, random: &mut Random) -> Pack
         Format::Affine { scales: t, .. } => {
             (float_bytes(t, scales / t.bytes(), random), float_bytes(t, biases / t.bytes(), random))
         }
-        Format::Int4 { scales: t, .. } => (float_bytes(t, scales / t.bytes(), random), vec![]),
+        Format::Int4 { scales: t, .. } | Format::Fp8 { scales: t } => {
+            (float_bytes(t, scales / t.bytes(), random), vec![])
+        }
         Format::Nvfp4 => (random.bytes(scales).into_iter().map(|b| b & 0x7e).collect(), vec![]),
         // 2^-9 to 2^6.
         _ => (random.bytes(scales).into_iter().map(|b| 118 + b % 16).collect(), vec![]),
@@ -175,7 +178,7 @@ proptest! {
     fn ragged_shapes_agree_with_f64(
         seed in 1u64..,
         which in 0usize..1000,
-        rows in 1usize..20,
+        rows in prop_oneof![4 => 1usize..20, 1 => 120usize..300],
         groups in 1usize..12,
         tokens in 1usize..12,
     ) {
@@ -183,7 +186,7 @@ proptest! {
         let format = formats[which % formats.len()];
         let mut random = Random(seed);
         let cols = match format {
-            Format::Float(_) => 1 + random.below(300),
+            Format::Float(_) | Format::Fp8 { .. } => 1 + random.below(300),
             _ => format.group() * groups,
         };
         let m = matrix(format, rows, cols, &mut random);

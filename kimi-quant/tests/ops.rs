@@ -20,7 +20,7 @@ fn cpus() -> impl Iterator<Item = Cpu> {
 
 /// A matrix whose values are about one over the root of its width.
 fn matrix(format: Format, rows: usize, cols: usize, random: &mut Random) -> PackedMatrix {
-    let [weight, scales, biases] = format.row_bytes(cols).unwrap().map(|row| row * rows);
+    let [weight, scales, biases] = format.bytes(rows, cols).unwrap();
     let step = 2.0 / (cols as f32).sqrt() / (1 << format.code_bits().min(8)) as f32;
     let weight = match format {
         Format::Float(FloatType::F32) => {

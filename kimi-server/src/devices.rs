@@ -163,7 +163,7 @@ fn layer_bytes() -> Result<u64, FormatError> {
     const EXPERTS: u64 = 384;
     let packed = |bits, rows: usize, cols| {
         let format = Format::Affine { bits, group: 64, scales: FloatType::Bf16 };
-        Ok::<u64, FormatError>(rows as u64 * format.row_bytes(cols)?.iter().sum::<usize>() as u64)
+        Ok::<u64, FormatError>(format.bytes(rows, cols)?.iter().sum::<usize>() as u64)
     };
     let mlp = |width, bits| {
         Ok::<u64, FormatError>(2 * packed(bits, width, HIDDEN)? + packed(BitWidth::B4, HIDDEN, width)?)

@@ -182,7 +182,7 @@ macro_rules! kernels {
                 Format::Affine { bits: BitWidth::B6, .. } => kernel_of::<Packed<$simd, 6, false>>(),
                 Format::Affine { bits: BitWidth::B8, .. } => kernel_of::<Packed<$simd, 8, false>>(),
                 Format::Mxfp4 | Format::Nvfp4 => kernel_of::<Packed<$simd, 4, true>>(),
-                Format::Mxfp8 => kernel_of::<Packed<$simd, 8, true>>(),
+                Format::Mxfp8 | Format::Fp8 { .. } => kernel_of::<Packed<$simd, 8, true>>(),
                 Format::Float(FloatType::Bf16) => kernel_of::<Floats<$simd, BF16>>(),
                 Format::Float(FloatType::F16) => kernel_of::<Floats<$simd, F16>>(),
                 Format::Float(FloatType::F32) => kernel_of::<Floats<$simd, F32>>(),

@@ -21,7 +21,7 @@ impl<'a> RowBytes<'a> {
             let row = bytes.len() / m.rows();
             &bytes[r * row..(r + 1) * row]
         };
-        Self { weight: cut(m.weight()), scales: cut(m.scales()), biases: cut(m.biases()) }
+        Self { weight: cut(m.weight()), scales: &m.scales()[m.scale_range(r)], biases: cut(m.biases()) }
     }
 }
 
@@ -34,7 +34,7 @@ pub(crate) fn code(bytes: &[u8], bits: usize, i: usize) -> usize {
     ((high << 8 | low) >> (bit % 8)) & ((1 << bits) - 1)
 }
 
-/// An e4m3 value as MLX reads it: 0x7f is 480, not a NaN.
+/// An e4m3 value as MLX reads it: 0x7f is 480, not a NaN. See [`PackedMatrix::first_nan_row`].
 #[inline]
 pub(crate) fn e4m3(byte: u8) -> f32 {
     // Exponent and mantissa moved into an f32's, 120 too small; the product makes that up, for subnormals too.
@@ -61,6 +61,7 @@ pub(crate) fn group_parameters(format: Format, global: f32, row: RowBytes<'_>, g
         }
         Format::Mxfp4 | Format::Mxfp8 => (global * e8m0(row.scales[g]), 0.0),
         Format::Nvfp4 => (global * e4m3(row.scales[g]), 0.0),
+        Format::Fp8 { scales } => (global * scales.read(row.scales, g), 0.0),
         Format::Float(_) => (global, 0.0),
     }
 }
@@ -100,6 +101,8 @@ pub(crate) fn row_exact(m: &PackedMatrix, r: usize, out: &mut [f32]) {
             *value = match format {
                 Format::Mxfp4 | Format::Nvfp4 => scale * E2M1[q],
                 Format::Mxfp8 => scale * e4m3(q as u8),
+                Format::Fp8 { .. } if q & 0x7f == 0x7f => f32::NAN,
+                Format::Fp8 { .. } => scale * e4m3(q as u8),
                 _ => scale * q as f32 + bias,
             };
         }

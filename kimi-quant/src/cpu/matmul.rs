@@ -97,19 +97,7 @@ fn kernel_for(isa: Isa, m: &PackedMatrix) -> (Kernel, Reading) {
 fn readable(m: &PackedMatrix, range: Range<usize>, order: Order, reading: Reading) -> Option<PackedMatrix> {
     let cols = order.padded(m.cols());
     if reading == Reading::Padded {
-        let widths = m.format().row_bytes(cols).ok()?;
-        let parts = [m.weight(), m.scales(), m.biases()];
-        let mut padded = parts.into_iter().zip(widths).map(|(bytes, width)| {
-            let from = bytes.len() / m.rows();
-            let mut out = vec![0; range.len() * width];
-            for (r, out) in range.clone().zip(out.chunks_exact_mut(width.max(1))) {
-                out[..from].copy_from_slice(&bytes[r * from..(r + 1) * from]);
-            }
-            Bytes::from(out)
-        });
-        let (weight, scales, biases) = (padded.next()?, padded.next()?, padded.next()?);
-        let padded = PackedMatrix::new(range.len(), cols, m.format(), weight, scales, biases).ok()?;
-        return Some(padded.with_global_scale(m.global_scale()));
+        return m.slice_rows(range).widened(cols).ok();
     }
     let mut values = vec![0.0; range.len() * cols];
     for (r, out) in range.clone().zip(values.chunks_exact_mut(cols)) {

@@ -27,7 +27,7 @@ impl<S: Simd> Parameters<S> {
     #[inline(always)]
     pub(crate) unsafe fn new<C: Codec<S = S>>(m: &PackedMatrix, rows: usize) -> Self {
         let (group, block) = (m.format().group(), S::LANES * C::CODES);
-        let groups = if C::SCALING == Scaling::None { 0 } else { m.cols() / group };
+        let groups = if C::SCALING == Scaling::None { 0 } else { m.format().groups(m.cols()) };
         let stride = groups + MAX_LANES;
         let biases = if C::SCALING == Scaling::Affine { rows * stride } else { 0 };
         let mut lanes = [0; MAX_LANES];
@@ -64,29 +64,32 @@ impl<S: Simd> Parameters<S> {
         if C::SCALING == Scaling::None {
             return;
         }
-        for bytes in [m.scales(), m.biases()] {
-            let length = bytes.len() / m.rows();
-            // Those of the next rows: they are all needed at once.
-            for line in (0..length).step_by(LINE) {
-                let at = bytes.as_ptr().wrapping_add((row + self.rows) * length + line);
+        // Those of the next rows: they are all needed at once.
+        let next = m.scale_range(row + self.rows);
+        for bytes in [m.scales(), m.biases()].into_iter().filter(|bytes| !bytes.is_empty()) {
+            for line in next.clone().step_by(LINE) {
                 // SAFETY: passed on.
-                unsafe { S::prefetch(at) }
+                unsafe { S::prefetch(bytes.as_ptr().wrapping_add(line)) }
             }
         }
         let to = slot * self.stride..slot * self.stride + self.groups;
-        let from = |size: usize| row * self.groups * size..(row + 1) * self.groups * size;
+        let from = m.scale_range(row); // biases lie as scales do
         let scales = &mut self.scales[to.clone()];
         match m.format() {
             Format::Affine { scales: t, .. } => {
-                read_floats(t, &m.scales()[from(t.bytes())], scales);
-                read_floats(t, &m.biases()[from(t.bytes())], &mut self.biases[to]);
+                read_floats(t, &m.scales()[from.clone()], scales);
+                read_floats(t, &m.biases()[from], &mut self.biases[to]);
             }
             Format::Int4 { scales: t, .. } => {
-                read_floats(t, &m.scales()[from(t.bytes())], scales);
+                read_floats(t, &m.scales()[from], scales);
                 self.biases[to].iter_mut().zip(scales).for_each(|(b, s)| *b = -8.0 * *s);
             }
+            Format::Fp8 { scales: t } => {
+                read_floats(t, &m.scales()[from], scales);
+                scales.iter_mut().for_each(|s| *s *= m.global_scale());
+            }
             format => {
-                let pairs = scales.iter_mut().zip(&m.scales()[from(1)]);
+                let pairs = scales.iter_mut().zip(&m.scales()[from]);
                 if format == Format::Nvfp4 {
                     pairs.for_each(|(s, &b)| *s = m.global_scale() * e4m3(b));
                 } else {

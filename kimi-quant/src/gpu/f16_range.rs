@@ -43,6 +43,7 @@ fn bound(matrix: &PackedMatrix) -> f32 {
         Format::Mxfp4 => global * power(matrix.scales()) * 6.0,
         Format::Mxfp8 => global * power(matrix.scales()) * E4M3,
         Format::Nvfp4 => global * E4M3 * 6.0,
+        Format::Fp8 { scales } => global * floats(scales, matrix.scales()) * E4M3,
         Format::Float(float) => floats(float, matrix.weight()),
     }
 }

@@ -132,6 +132,8 @@ pub(crate) struct Packing {
     pub(crate) cols: usize,
     /// Codes that a shader reads as one unit: `UNIT`, or twice as many.
     pub(crate) unit: usize,
+    /// Rows that share their scales on the device.
+    pub(crate) scale_rows: usize,
 }
 
 /// Codes of a unit.
@@ -139,7 +141,19 @@ pub(crate) const UNIT: usize = 32;
 
 impl Packing {
     pub(crate) fn new(format: Format, cols: usize) -> Self {
-        Self { format, cols, unit: UNIT }
+        Self { format, cols, unit: UNIT, scale_rows: format.scale_rows() }
+    }
+
+    /// Of experts of `rows` rows each, which lie one after another: rows share no scales where an expert would end amid
+    /// those that do.
+    pub(crate) fn of_experts(format: Format, rows: usize, cols: usize) -> Self {
+        let packing = Self::new(format, cols);
+        if rows.is_multiple_of(packing.scale_rows) { packing } else { packing.with_own_scales() }
+    }
+
+    /// Every row with scales of its own.
+    pub(crate) fn with_own_scales(self) -> Self {
+        Self { scale_rows: 1, ..self }
     }
 
     /// Bits of a code: the words of `UNIT` codes.
@@ -166,7 +180,7 @@ impl Packing {
 
     /// Groups of a row.
     pub(crate) fn groups(self) -> usize {
-        if self.has_scales() { self.cols / self.format.group() } else { 1 }
+        if self.has_scales() { self.format.groups(self.cols) } else { 1 }
     }
 
     pub(crate) fn has_scales(self) -> bool {
@@ -195,6 +209,7 @@ impl Packing {
             Format::Mxfp4 => (2, 4),
             Format::Nvfp4 => (2, 5),
             Format::Mxfp8 => (3, 4),
+            Format::Fp8 { scales } => (3, float_code(scales)),
             Format::Float(FloatType::Bf16) => (4, 0),
             Format::Float(FloatType::F16) => (5, 0),
             Format::Float(FloatType::F32) => (6, 0),
@@ -209,6 +224,7 @@ impl Packing {
             ("SCALE", scale),
             ("GROUP_SHIFT", shift),
             ("GROUPS", self.groups() as u32),
+            ("SCALE_ROWS", self.scale_rows as u32),
             ("PARTS", self.parts() as u32),
             ("RAGGED", u32::from(!self.cols.is_multiple_of(self.unit))),
             ("GLOBAL", u32::from(self.has_global())),

@@ -69,8 +69,9 @@ impl Part {
 impl GpuMatrix {
     pub(crate) fn load(recorder: &Arc<Recorder>, matrix: &PackedMatrix) -> Result<Self> {
         let packing = Packing::new(matrix.format(), matrix.cols());
+        let packing = if matrix.begins_block() { packing } else { packing.with_own_scales() };
         Self::in_parts(recorder, matrix.rows(), packing, |range| {
-            upload(recorder, range.clone(), &[matrix.slice_rows(range)])
+            upload(recorder, packing, range.clone(), &[matrix.slice_rows(range)])
         })
     }
 
@@ -81,7 +82,11 @@ impl GpuMatrix {
         packing: Packing,
         part: impl FnMut(Range<usize>) -> Result<Part>,
     ) -> Result<Self> {
-        let parts = ranges(rows, max_rows(recorder, packing)?).map(part).collect::<Result<_>>()?;
+        let step = max_rows(recorder, packing)? / packing.scale_rows * packing.scale_rows;
+        if step == 0 {
+            return Err(too_large(recorder, packing, packing.scale_rows));
+        }
+        let parts = ranges(rows, step).map(part).collect::<Result<_>>()?;
         Ok(Self { rows, packing, parts })
     }
 
@@ -107,8 +112,13 @@ impl GpuExperts {
     pub(crate) fn load(recorder: &Arc<Recorder>, experts: &[PackedMatrix]) -> Result<Self> {
         let first = check::load_experts(experts)?;
         let shape = [experts.len(), first.rows()];
-        let packing = Packing::new(first.format(), first.cols());
-        Self::in_parts(recorder, shape, packing, |range| upload(recorder, range.clone(), &experts[range]))
+        let packing = match experts.iter().all(PackedMatrix::begins_block) {
+            true => Packing::of_experts(first.format(), first.rows(), first.cols()),
+            false => Packing::new(first.format(), first.cols()).with_own_scales(),
+        };
+        Self::in_parts(recorder, shape, packing, |range| {
+            upload(recorder, packing, range.clone(), &experts[range])
+        })
     }
 
     /// `[count, rows]`, as many experts a part as one binding holds.
@@ -133,7 +143,7 @@ impl Stored for GpuMatrix {
     }
 
     fn stored_bytes(&self) -> u64 {
-        stored_row_bytes(self.packing) * self.rows as u64
+        stored_bytes(self.packing, self.rows)
     }
 }
 
@@ -143,14 +153,14 @@ impl Stored for GpuExperts {
     }
 
     fn stored_bytes(&self) -> u64 {
-        stored_row_bytes(self.packing) * (self.rows * self.count) as u64
+        stored_bytes(self.packing, self.rows) * self.count as u64
     }
 }
 
-/// Bytes of one row as a checkpoint stores it.
-fn stored_row_bytes(packing: Packing) -> u64 {
-    let row = packing.format.row_bytes(packing.cols);
-    row.map_or(0, |parts| parts.iter().sum::<usize>() as u64) // a loaded matrix has rows that fit
+/// Bytes of a matrix as a checkpoint stores it.
+fn stored_bytes(packing: Packing, rows: usize) -> u64 {
+    let parts = packing.format.bytes(rows, packing.cols);
+    parts.map_or(0, |parts| parts.iter().sum::<usize>() as u64) // a loaded matrix has rows that fit
 }
 
 /// `0..count` in ranges of `step`.
@@ -174,15 +184,16 @@ fn max_rows(recorder: &Recorder, packing: Packing) -> Result<usize> {
 }
 
 fn too_large(recorder: &Recorder, packing: Packing, rows: usize) -> BackendError {
-    let (needed, available) = (stored_row_bytes(packing) * rows as u64, recorder.pool.largest());
+    let (needed, available) = (stored_bytes(packing, rows), recorder.pool.largest());
     BackendError::OutOfMemory { what: "one binding of a matrix", needed, available }
 }
 
-fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatrix]) -> Result<Part> {
-    let Some(first) = matrices.first() else {
-        return Err(BackendError::Device("an empty range of weights was to be loaded".to_owned()));
-    };
-    let packing = Packing::new(first.format(), first.cols());
+fn upload(
+    recorder: &Arc<Recorder>,
+    packing: Packing,
+    range: Range<usize>,
+    matrices: &[PackedMatrix],
+) -> Result<Part> {
     let rows: usize = matrices.iter().map(PackedMatrix::rows).sum();
     let mut writer = Writer::new(recorder, "weights", (rows * row_bytes(packing)) as u64)?;
     for matrix in matrices {
@@ -199,7 +210,12 @@ fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatri
     let codes = writer.finish()?;
 
     let globals = if packing.has_global() { matrices.len() } else { 0 };
-    let parameters: usize = matrices.iter().map(|m| m.scales().len() + m.biases().len()).sum();
+    let own_scales = packing.scale_rows < packing.format.scale_rows();
+    let scale_bytes = |m: &PackedMatrix| match own_scales {
+        true => m.rows() * m.scale_range(0).len(),
+        false => m.scales().len(),
+    };
+    let parameters: usize = matrices.iter().map(|m| scale_bytes(m) + m.biases().len()).sum();
     let bytes = 4 * globals + parameters.next_multiple_of(4);
     let mut writer = Writer::new(recorder, "scales", bytes as u64)?;
     if packing.has_global() {
@@ -212,7 +228,12 @@ fn upload(recorder: &Arc<Recorder>, range: Range<usize>, matrices: &[PackedMatri
         let joined: Vec<_> =
             some.par_iter().map(|m| (!m.biases().is_empty()).then(|| side_by_side(m))).collect();
         for (matrix, joined) in some.iter().zip(joined) {
-            writer.write(joined.as_deref().unwrap_or(matrix.scales()))?;
+            if own_scales {
+                (0..matrix.rows())
+                    .try_for_each(|row| writer.write(&matrix.scales()[matrix.scale_range(row)]))?;
+            } else {
+                writer.write(joined.as_deref().unwrap_or(matrix.scales()))?;
+            }
         }
     }
     writer.zeros(bytes - 4 * globals - parameters)?;

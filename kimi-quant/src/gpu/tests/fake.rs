@@ -252,7 +252,7 @@ impl Run<'_> {
 
     fn experts(&self, rows: usize, cols: usize) -> Result<GpuExperts> {
         let recorder = &self.gpu.recorder;
-        let packing = Packing::new(self.format, cols);
+        let packing = Packing::of_experts(self.format, rows, cols);
         GpuExperts::in_parts(recorder, [self.model.experts, rows], packing, |range| {
             Part::unfilled(recorder, range)
         })
@@ -342,6 +342,7 @@ fn common() -> Vec<Format> {
     let mut all: Vec<_> = BitWidth::ALL.map(|bits| affine(bits, 64, FloatType::Bf16)).to_vec();
     all.extend([Format::Mxfp4, Format::Mxfp8, Format::Nvfp4, Format::Float(FloatType::Bf16)]);
     all.push(Format::Int4 { group: 32, scales: FloatType::Bf16 });
+    all.push(Format::Fp8 { scales: FloatType::F32 });
     all
 }
 
