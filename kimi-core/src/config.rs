@@ -142,6 +142,7 @@ fn number_text<T: Copy + Into<f64> + fmt::Display + fmt::LowerExp>(value: T) -> 
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Quantization {
     entries: Map<String, Value>,
+    hugging_face: Map<String, Value>,
 }
 
 /// One module's entry in `quantization`.
@@ -164,6 +165,16 @@ impl Quantization {
     /// The entry of a module by its path without `.weight`. `None` where the file has none: then the shapes decide.
     pub fn entry(&self, module: &str) -> Option<QuantEntry> {
         self.entries.get(module).and_then(|v| QuantEntry::deserialize(v).ok())
+    }
+
+    /// Hugging Face's `quantization_config`, which names its `quant_method`; empty where there is none.
+    pub(crate) fn hugging_face(&self) -> &Map<String, Value> {
+        &self.hugging_face
+    }
+
+    /// Rows and columns of a block of FP8 weights, if the file says so.
+    pub(crate) fn block_size(&self) -> Option<[usize; 2]> {
+        self.hugging_face.get("weight_block_size").and_then(|v| Deserialize::deserialize(v).ok())
     }
 }
 
@@ -478,7 +489,9 @@ impl Keys<'_> {
         // `quantization_config` with a `quant_method` is Hugging Face's; the tensors' names say the same.
         let mlx = of("quantization")
             .or_else(|| of("quantization_config").filter(|q| !q.contains_key("quant_method")));
-        Quantization { entries: mlx.cloned().unwrap_or_default() }
+        let other = of("quantization_config").filter(|q| q.contains_key("quant_method"));
+        let [entries, hugging_face] = [mlx, other].map(|map| map.cloned().unwrap_or_default());
+        Quantization { entries, hugging_face }
     }
 }
 

@@ -1,96 +1,28 @@
 //! Finds the model's matrices in a checkpoint, whatever its layout, and their format from the config or the shapes.
 //!
 //! Layouts: MLX with `kv_b_proj` (all of 2025) or with `embed_q`/`unembed_out`; experts stacked in `switch_mlp` or one
-//! by one, or as transformers 5 fuses them; Hugging Face's bf16; compressed-tensors INT4; all of these below
-//! `language_model.` and the like too.
+//! by one, or as transformers 5 fuses them; Hugging Face's bf16; DeepSeek's FP8 in blocks; compressed-tensors INT4;
+//! modelopt NVFP4; all of these below `language_model.` and the like too. What else there is, is named
+//! (`weights/other.rs`).
 
+mod error;
+mod fp8;
 mod fused;
 mod names;
+mod other;
+mod stored;
 
 use std::borrow::Cow;
 
-use bytes::Bytes;
-use kimi_quant::{BitWidth, FloatType, Format, FormatError, LatentProjections, Norm, PackedMatrix, Router};
-use safetensors::Dtype;
+use kimi_quant::{Format, LatentProjections, Norm, PackedMatrix, Router};
+
+pub use error::WeightError;
+use names::Names;
+use stored::{float_type, shape, unsupported};
 
 use crate::checkpoint::{Checkpoint, Tensor};
-use crate::config::{ModelConfig, QuantEntry};
+use crate::config::ModelConfig;
 use crate::model::{Attention, FeedForward, Head, HostHead, HostLayer, Layer, Mlp, Moe, Query, StoredVector};
-use names::Names;
-
-/// A checkpoint whose tensors do not make the model that its config describes.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-pub enum WeightError {
-    /// A tensor is not there.
-    #[error(
-        "{module}: the checkpoint has no tensor {tensor}. It has {there}. Is it whole, and a Kimi-K2 or DeepSeek-V3?"
-    )]
-    Missing {
-        /// The module.
-        module: String,
-        /// The tensor looked for.
-        tensor: String,
-        /// How many tensors there are, and some of their names.
-        there: String,
-    },
-    /// A tensor has another shape than the config asks for.
-    #[error("{module}: {tensor} has shape {found:?}, expected {expected}")]
-    Shape {
-        /// The module.
-        module: String,
-        /// Which of its tensors.
-        tensor: &'static str,
-        /// Shape found.
-        found: Vec<usize>,
-        /// What would fit.
-        expected: String,
-    },
-    /// The stored row fits no width.
-    #[error(
-        "{module}: a row of {words} packed words and {groups} groups fits no bit width for {cols} inputs; \
-         these would fit: {fits}"
-    )]
-    NoWidth {
-        /// The module.
-        module: String,
-        /// u32 words a row.
-        words: usize,
-        /// Groups a row.
-        groups: usize,
-        /// Inputs by the architecture.
-        cols: usize,
-        /// Widths and their words a row.
-        fits: String,
-    },
-    /// The config's entry contradicts the tensors.
-    #[error(
-        "{module}: config.json says {said}, but the tensors are stored as {stored}. Remove or correct the entry"
-    )]
-    Entry {
-        /// The module.
-        module: String,
-        /// The config's entry.
-        said: String,
-        /// What the shapes say.
-        stored: String,
-    },
-    /// A type or method that kimi does not read.
-    #[error("{module}: {what}")]
-    Unsupported {
-        /// The module.
-        module: String,
-        /// What was found, and what to do.
-        what: String,
-    },
-    /// The bytes do not fit.
-    #[error("{module}: {cause}")]
-    Format {
-        /// The module.
-        module: String,
-        /// Why.
-        cause: FormatError,
-    },
-}
 
 /// Reads the modules of one checkpoint.
 #[derive(Debug, Clone)]
@@ -260,14 +192,14 @@ impl<'a> Weights<'a> {
             (0..n).map(|e| self.matrix(&module(e), rows, cols)).collect::<Result<_, _>>()?;
         match experts.iter().position(|m| m.format() != experts[0].format()) {
             None => Ok(experts),
-            Some(e) => Err(WeightError::Unsupported {
-                module: module(e),
-                what: format!(
+            Some(e) => Err(unsupported(
+                &module(e),
+                format!(
                     "is stored as {}, but expert 0 of this layer as {}; all experts of a layer must be alike",
                     experts[e].format(),
                     experts[0].format()
                 ),
-            }),
+            )),
         }
     }
 
@@ -286,166 +218,46 @@ impl<'a> Weights<'a> {
 
     /// A matrix of `rows` outputs and `cols` inputs.
     fn matrix(&self, module: &str, rows: usize, cols: usize) -> Result<PackedMatrix, WeightError> {
-        if self.tensor(&format!("{module}.global_scale")).is_some() {
-            let what = "has a global_scale, which kimi knows on stacked experts only";
-            return Err(WeightError::Unsupported { module: module.to_owned(), what: what.to_owned() });
-        }
-        self.stored(module, rows, cols)
+        let matrix = self.stored(module, rows, cols)?;
+        let Some(scale) = self.part(module, "global_scale") else { return Ok(matrix) };
+        Self::global_scale(module, scale, (0, 1), matrix)
     }
 
-    /// [`Self::matrix`] without its global scale; leading dimensions of the stored tensor are rows too.
-    fn stored(&self, module: &str, rows: usize, cols: usize) -> Result<PackedMatrix, WeightError> {
-        let part = |suffix: &str| self.tensor(&format!("{module}.{suffix}"));
-        if let Some(packed) = part("weight_packed") {
-            return self.compressed(module, packed, rows, cols);
-        }
-        let weight = part("weight").ok_or_else(|| self.missing(module, &format!("{module}.weight")))?;
-        if part("weight_scale_inv").is_some() {
-            let what = "is FP8 in 128x128 blocks, which kimi does not read; convert the checkpoint with mlx_lm.convert";
-            return Err(WeightError::Unsupported { module: module.to_owned(), what: what.to_owned() });
-        }
-        let Some(scales) = part("scales") else {
-            let float = Format::Float(float_type(module, weight.dtype)?);
-            if leading(weight) != rows || weight.shape.last() != Some(&cols) {
-                return Err(shape(module, "weight", weight, format!("[{rows}, {cols}]")));
-            }
-            return packed(module, rows, cols, float, [weight.data.clone(), Bytes::new(), Bytes::new()]);
-        };
-        if weight.dtype != Dtype::U32 {
-            let what =
-                format!("has scales, so its weight should be packed in U32, but it is {:?}", weight.dtype);
-            return Err(WeightError::Unsupported { module: module.to_owned(), what });
-        }
-        for (name, tensor) in [("weight", weight), ("scales", scales)] {
-            if leading(tensor) != rows {
-                return Err(shape(module, name, tensor, format!("{rows} rows, as the config's sizes say")));
-            }
-        }
-        let format = self.stored_format(module, weight, scales, cols)?;
-        self.check_entry(module, format)?;
-        let biases = match (part("biases"), format) {
-            (Some(biases), Format::Affine { .. })
-                if biases.shape == scales.shape && biases.dtype == scales.dtype =>
-            {
-                biases.data.clone()
-            }
-            (Some(biases), Format::Affine { .. }) => {
-                let expected = format!("{:?} in {:?}, as the scales are", scales.shape, scales.dtype);
-                return Err(shape(module, "biases", biases, expected));
-            }
-            (None, Format::Affine { .. }) => return Err(self.missing(module, &format!("{module}.biases"))),
-            _ => Bytes::new(),
-        };
-        packed(module, rows, cols, format, [weight.data.clone(), scales.data.clone(), biases])
-    }
-
-    /// nvfp4's `global_scale`, one f32 an expert: the largest magnitude of the expert. mlx scales so that it falls on the
-    /// product of the largest e4m3 and e2m1, 448 and 6.
+    /// MLX's `global_scale` of stacked experts, if they have one.
     fn global_scales(
         &self,
         module: &str,
         experts: Vec<PackedMatrix>,
     ) -> Result<Vec<PackedMatrix>, WeightError> {
-        const LARGEST: f32 = 448.0 * 6.0;
-        let Some(scales) = self.tensor(&format!("{module}.global_scale")) else { return Ok(experts) };
-        let float = float_type(module, scales.dtype)?;
-        if scales.shape != [experts.len()] {
-            return Err(shape(module, "global_scale", scales, format!("[{}]", experts.len())));
-        }
+        let Some(scales) = self.part(module, "global_scale") else { return Ok(experts) };
+        let count = experts.len();
         let scaled = experts.into_iter().enumerate();
-        Ok(scaled.map(|(e, m)| m.with_global_scale(float.read(&scales.data, e) / LARGEST)).collect())
+        scaled.map(|(e, matrix)| Self::global_scale(module, scales, (e, count), matrix)).collect()
     }
 
-    /// Format from the shapes, with the architecture's input width: `bits = 32 words / in`, `group = in / groups`.
-    fn stored_format(
-        &self,
+    /// A matrix with its `global_scale`, the `index`-th of `count`: the largest magnitude. mlx scales so that it falls on the
+    /// product of the largest e4m3 and e2m1, 448 and 6.
+    fn global_scale(
         module: &str,
-        weight: &Tensor,
         scales: &Tensor,
-        cols: usize,
-    ) -> Result<Format, WeightError> {
-        let words = weight.shape.last().copied().unwrap_or(0);
-        let groups = scales.shape.last().copied().unwrap_or(0);
-        let no_width = || {
-            let fits = BitWidth::ALL
-                .map(|b| format!("{} bits = {} words", b.bits(), (cols * b.bits()).div_ceil(32)));
-            let (module, fits) = (module.to_owned(), fits.join(", "));
-            WeightError::NoWidth { module, words, groups, cols, fits }
-        };
-        let bits = (words * 32).checked_div(cols).unwrap_or(0);
-        if bits * cols != words * 32 || groups == 0 || !cols.is_multiple_of(groups) {
-            return Err(no_width());
-        }
-        let group = cols / groups;
-        if scales.dtype == Dtype::U8 {
-            return match (bits, group) {
-                (4, 16) => Ok(Format::Nvfp4),
-                (4, 32) => Ok(Format::Mxfp4),
-                (8, 32) => Ok(Format::Mxfp8),
-                _ => Err(no_width()),
-            };
-        }
-        let bits = BitWidth::try_from(bits as u32).map_err(|_| no_width())?;
-        if !matches!(group, 8 | 16 | 32 | 64 | 128) {
-            return Err(no_width());
-        }
-        Ok(Format::Affine { bits, group, scales: float_type(module, scales.dtype)? })
-    }
-
-    /// The config's entry for this very module, with or without the prefix.
-    pub(crate) fn entry(&self, module: &str) -> Option<QuantEntry> {
-        let quantization = &self.config.quantization;
-        quantization.entry(module).or_else(|| quantization.entry(&self.names.stored(module)))
-    }
-
-    /// An entry of the config for this very module must agree with the tensors; the global values need not.
-    fn check_entry(&self, module: &str, stored: Format) -> Result<(), WeightError> {
-        let Some(QuantEntry { bits, group_size, mode }) = self.entry(module) else { return Ok(()) };
-        let stored_mode = match stored {
-            Format::Mxfp4 => "mxfp4",
-            Format::Nvfp4 => "nvfp4",
-            Format::Mxfp8 => "mxfp8",
-            _ => "affine",
-        };
-        if bits as usize == stored.code_bits() && group_size == stored.group() && mode == stored_mode {
-            return Ok(());
-        }
-        let said = format!("{mode} {bits}-bit g{group_size}");
-        Err(WeightError::Entry { module: module.to_owned(), said, stored: stored.to_string() })
-    }
-
-    /// compressed-tensors `pack-quantized`: symmetric INT4, offset 8.
-    fn compressed(
-        &self,
-        module: &str,
-        weight: &Tensor,
-        rows: usize,
-        cols: usize,
+        (index, count): (usize, usize),
+        matrix: PackedMatrix,
     ) -> Result<PackedMatrix, WeightError> {
-        let name = format!("{module}.weight_scale");
-        let scales = self.tensor(&name).ok_or_else(|| self.missing(module, &name))?;
-        let words = weight.shape.last().copied().unwrap_or(0);
-        if leading(weight) != rows || words * 8 != cols {
-            return Err(shape(module, "weight_packed", weight, format!("[{rows}, {}] for 4 bits", cols / 8)));
+        const LARGEST: f32 = 448.0 * 6.0;
+        if matrix.format() != Format::Nvfp4 {
+            let what = format!("is {}, and has a global_scale, which belongs to nvfp4", matrix.format());
+            return Err(unsupported(module, what));
         }
-        let groups = scales.shape.last().copied().unwrap_or(0);
-        if leading(scales) != rows || groups == 0 || !cols.is_multiple_of(groups) {
-            return Err(shape(
-                module,
-                "weight_scale",
-                scales,
-                format!("[{rows}, {}] for groups of 32", cols / 32),
-            ));
+        if scales.shape.iter().product::<usize>() != count || scales.shape.len() > 1 {
+            return Err(shape(module, "global_scale", scales, format!("[{count}]")));
         }
-        let odd = ["weight_zero_point", "weight_g_idx"];
-        if let Some(odd) = odd.iter().find(|s| self.tensor(&format!("{module}.{s}")).is_some()) {
-            let what = format!(
-                "has {odd}; kimi reads symmetric INT4 in plain order only. Convert it with mlx_lm.convert"
-            );
-            return Err(WeightError::Unsupported { module: module.to_owned(), what });
-        }
-        let format = Format::Int4 { group: cols / groups, scales: float_type(module, scales.dtype)? };
-        packed(module, rows, cols, format, [weight.data.clone(), scales.data.clone(), Bytes::new()])
+        let float = float_type(module, scales.dtype)?;
+        Ok(matrix.with_global_scale(float.read(&scales.data, index) / LARGEST))
+    }
+
+    /// A tensor of a module.
+    fn part(&self, module: &str, suffix: &str) -> Option<&'a Tensor> {
+        self.tensor(&format!("{module}.{suffix}"))
     }
 
     fn tensor(&self, name: &str) -> Option<&'a Tensor> {
@@ -453,7 +265,8 @@ impl<'a> Weights<'a> {
     }
 
     fn has_module(&self, module: &str) -> bool {
-        ["weight", "weight_packed"].iter().any(|s| self.tensor(&format!("{module}.{s}")).is_some())
+        let suffixes = ["weight", "weight_packed"].into_iter().chain(other::WEIGHTS);
+        suffixes.into_iter().any(|suffix| self.part(module, suffix).is_some())
     }
 
     fn missing(&self, module: &str, tensor: &str) -> WeightError {
@@ -464,37 +277,4 @@ impl<'a> Weights<'a> {
             there,
         }
     }
-}
-
-/// Product of all dimensions but the last.
-fn leading(tensor: &Tensor) -> usize {
-    tensor.shape.split_last().map_or(0, |(_, rest)| rest.iter().product())
-}
-
-fn packed(
-    module: &str,
-    rows: usize,
-    cols: usize,
-    format: Format,
-    parts: [Bytes; 3],
-) -> Result<PackedMatrix, WeightError> {
-    let [weight, scales, biases] = parts;
-    PackedMatrix::new(rows, cols, format, weight, scales, biases)
-        .map_err(|cause| WeightError::Format { module: module.to_owned(), cause })
-}
-
-fn float_type(module: &str, dtype: Dtype) -> Result<FloatType, WeightError> {
-    match dtype {
-        Dtype::BF16 => Ok(FloatType::Bf16),
-        Dtype::F16 => Ok(FloatType::F16),
-        Dtype::F32 => Ok(FloatType::F32),
-        other => Err(WeightError::Unsupported {
-            module: module.to_owned(),
-            what: format!("is stored as {other:?}; BF16, F16 and F32 are read here"),
-        }),
-    }
-}
-
-fn shape(module: &str, tensor: &'static str, found: &Tensor, expected: String) -> WeightError {
-    WeightError::Shape { module: module.to_owned(), tensor, found: found.shape.clone(), expected }
 }

@@ -6,6 +6,7 @@ use super::{
     Attention, DeviceHead, DeviceLayer, FeedForward, Head, HostHead, HostLayer, Layer, Mlp, Moe, Query,
     StoredVector,
 };
+use crate::weights::WeightError;
 
 fn norm_to<B: Backend>(backend: &B, norm: Norm<StoredVector>) -> Result<Norm<B::Vector>, BackendError> {
     Ok(Norm { weight: backend.load_vector(norm.weight.to_vec())?, eps: norm.eps })
@@ -59,6 +60,28 @@ impl HostLayer {
             post_norm: norm_to(backend, self.post_norm)?,
             feed_forward,
         })
+    }
+
+    /// Looks for weights that are not numbers, in formats that have codes for them: reads all that may be one. `layer` is
+    /// for the error.
+    ///
+    /// # Errors
+    /// [`WeightError::NotANumber`] names the module and the row.
+    pub fn check_numbers(&self, layer: usize) -> Result<(), WeightError> {
+        let mut found = Ok(());
+        self.visit(&mut |name, part| {
+            let Part::Matrices(list) = part else { return };
+            if found.is_err() {
+                return;
+            }
+            let mut rows = list.iter().enumerate().filter_map(|(i, m)| Some((i, m.first_nan_row()?)));
+            if let Some((expert, row)) = rows.next() {
+                let expert = if list.len() > 1 { format!(" (expert {expert})") } else { String::new() };
+                let module = format!("model.layers.{layer}.{name}{expert}");
+                found = Err(WeightError::NotANumber { module, row });
+            }
+        });
+        found
     }
 
     /// Stored bytes of the layer's weights.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use kimi_quant::Backend;
+use kimi_quant::{Backend, PackedMatrix};
 
 use super::{Stage, StageError, StageSpan};
 use crate::checkpoint::Checkpoint;
@@ -130,6 +130,7 @@ impl<B: Backend> Stage<B> {
         };
         if stage.span.first {
             let table = weights.embedding()?;
+            check_numbers("model.embed_tokens", &table)?;
             report(table.bytes());
             stage.embedding = Some(stage.backend.load_matrix(table)?);
             if stage.backend.copies_weights() {
@@ -139,6 +140,7 @@ impl<B: Backend> Stage<B> {
         for index in stage.span.layers.clone() {
             let layer = weights.layer(index)?;
             let bytes = layer.bytes();
+            layer.check_numbers(index)?;
             stage.layers.push(layer.load(stage.backend.as_ref())?);
             let shape = stage.geometry.cache_shape(cache.pages, cache.page_tokens);
             stage.caches.push(stage.backend.new_cache(shape)?);
@@ -149,6 +151,7 @@ impl<B: Backend> Stage<B> {
         }
         if stage.span.last {
             let head = weights.head()?;
+            check_numbers("lm_head", &head.lm_head)?;
             report(head.lm_head.bytes());
             stage.head = Some(head.load(stage.backend.as_ref())?);
             if stage.backend.copies_weights() {
@@ -157,6 +160,12 @@ impl<B: Backend> Stage<B> {
         }
         Ok(stage)
     }
+}
+
+/// See [`HostLayer::check_numbers`](crate::model::HostLayer::check_numbers).
+fn check_numbers(module: &str, matrix: &PackedMatrix) -> Result<(), WeightError> {
+    let found = matrix.first_nan_row();
+    found.map_or(Ok(()), |row| Err(WeightError::NotANumber { module: module.to_owned(), row }))
 }
 
 /// Compares weights and cache with the device's memory, before anything is loaded.

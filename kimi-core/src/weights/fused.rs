@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use kimi_quant::{Format, PackedMatrix};
 
-use super::{WeightError, Weights, float_type, packed, shape};
+use super::stored::{float_type, packed, shape};
+use super::{WeightError, Weights};
 
 impl Weights<'_> {
     /// A projection of every expert of a layer from `experts.gate_up_proj`, `[E, 2F, H]`, or `experts.down_proj`, `[E, H, F]`;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "not every test needs every helper")]
 
 pub(crate) mod golden;
+pub(crate) mod hub;
 pub(crate) mod random;
 pub(crate) mod stored;
 

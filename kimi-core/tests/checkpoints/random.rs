@@ -327,11 +327,12 @@ impl Tensors<'_> {
         {
             let storage = Storage::random(&mut self.rng, cols); // one for all experts of a layer
             if self.spec.layout.stacked {
-                let storage = match storage {
-                    Storage::Nvfp4 { .. } => Storage::Nvfp4 { global: self.rng.below(2) == 0 },
-                    other => other,
-                };
-                self.stored(storage, &format!("{path}.switch_mlp.{name}"), &[e.routed, rows], cols);
+                self.stored(
+                    storage.stacked(cols),
+                    &format!("{path}.switch_mlp.{name}"),
+                    &[e.routed, rows],
+                    cols,
+                );
                 continue;
             }
             for expert in 0..e.routed {
@@ -350,7 +351,11 @@ impl Tensors<'_> {
     }
 
     fn matrix(&mut self, module: &str, leading: &[usize], cols: usize) {
-        let storage = Storage::random(&mut self.rng, cols);
+        let storage = match (Storage::random(&mut self.rng, cols), leading.len()) {
+            (storage, 1) => storage,
+            (Storage::Nvfp4 { .. }, _) => Storage::Nvfp4 { global: false }, // of all heads
+            (storage, _) => storage.stacked(cols),
+        };
         self.stored(storage, module, leading, cols);
     }
 

@@ -58,11 +58,17 @@ pub(crate) enum Storage {
         scales: &'static str,
     },
     Mxfp4,
-    /// With `global`, one more scale for each of the leading dimension's parts: stacked experts only.
+    /// With `global`, one more scale: for each of the experts where they are stacked.
     Nvfp4 {
         global: bool,
     },
     Mxfp8,
+    /// DeepSeek's, in blocks of 128 by 128.
+    Fp8 {
+        scales: &'static str,
+    },
+    /// modelopt's NVFP4.
+    Modelopt,
     Float(&'static str),
 }
 
@@ -72,17 +78,30 @@ impl Storage {
     /// A random one of those that a row of `cols` fits.
     pub(crate) fn random(rng: &mut Rng, cols: usize) -> Self {
         if !cols.is_multiple_of(32) {
-            return Self::Float(rng.pick(&FLOATS));
+            let any = [Self::Float(rng.pick(&FLOATS)), Self::Fp8 { scales: rng.pick(&FLOATS) }];
+            return rng.pick(&any);
         }
         let groups: Vec<usize> = [32, 64, 128].into_iter().filter(|g| cols.is_multiple_of(*g)).collect();
         let (group, scales) = (rng.pick(&groups), rng.pick(&FLOATS));
-        match rng.below(12) {
+        match rng.below(15) {
             0 => Self::Float(rng.pick(&FLOATS)),
             1 => Self::Mxfp4,
-            2 => Self::Nvfp4 { global: false },
+            2 => Self::Nvfp4 { global: rng.below(2) == 0 },
             3 => Self::Mxfp8,
             4 | 5 => Self::Int4 { group: 32, scales },
+            6 | 7 => Self::Fp8 { scales },
+            8 => Self::Modelopt,
             _ => Self::Affine { bits: rng.pick(&[2, 3, 4, 5, 6, 8]), group, scales },
+        }
+    }
+
+    /// What is most like it of what several matrices of `cols` columns are stored as in one tensor.
+    pub(crate) fn stacked(self, cols: usize) -> Self {
+        match self {
+            Self::Fp8 { .. } if cols.is_multiple_of(32) => Self::Mxfp8,
+            Self::Fp8 { scales } => Self::Float(scales),
+            Self::Modelopt => Self::Nvfp4 { global: false },
+            other => other,
         }
     }
 
@@ -97,7 +116,7 @@ impl Storage {
             Self::Nvfp4 { .. } => entry("nvfp4", 4, 16),
             Self::Mxfp8 => entry("mxfp8", 8, 32),
             Self::Float(_) => Some(json!(false)),
-            Self::Int4 { .. } => None,
+            Self::Int4 { .. } | Self::Fp8 { .. } | Self::Modelopt => None,
         }
     }
 
@@ -152,6 +171,34 @@ impl Storage {
                     tensor("scales", "U8", cols / 32, scales),
                 ]
             }
+            Self::Fp8 { scales } => {
+                let blocks = [rows.div_ceil(128), cols.div_ceil(128)];
+                let number = |code: u8| if code & 0x7f == 0x7f { code ^ 1 } else { code };
+                let weight = codes(rng, rows * cols).into_iter().map(number).collect();
+                let name = format!("{module}.weight_scale_inv");
+                let scale = || deviation / 110.0 * rng.float(0.5, 1.5);
+                let data = floats(scales, blocks[0] * blocks[1], scale);
+                vec![
+                    tensor("weight", "F8_E4M3", cols, weight),
+                    Stored { name, dtype: scales, shape: blocks.to_vec(), data },
+                ]
+            }
+            Self::Modelopt => {
+                // About 1, in e4m3.
+                let scales = (0..rows * cols / 16).map(|_| 0x34 + rng.below(8) as u8).collect();
+                let number = |suffix: &str, value: f32| Stored {
+                    name: format!("{module}.{suffix}"),
+                    dtype: "F32",
+                    shape: Vec::new(),
+                    data: value.to_le_bytes().to_vec(),
+                };
+                vec![
+                    tensor("weight", "U8", cols / 2, codes(rng, rows * cols / 2)),
+                    tensor("weight_scale", "F8_E4M3", cols / 16, scales),
+                    number("weight_scale_2", deviation / 2.9 * rng.float(0.7, 1.3)),
+                    number("input_scale", 0.02),
+                ]
+            }
             Self::Nvfp4 { global } => {
                 // e4m3: 4 exponent bits biased by 7, 3 mantissa bits; these lie between half of `size` and twice it.
                 let size: f32 = if global { 1.0 } else { deviation / 2.9 };
@@ -170,9 +217,10 @@ impl Storage {
                 if global {
                     // Stored is the largest magnitude of an expert; e4m3 * e2m1 reach 448 * 6.
                     let largest = 448.0 * 6.0 * deviation / 2.9;
-                    let data = floats("F32", leading[0], || largest * rng.float(0.5, 1.5));
+                    let stack = &leading[..leading.len() - 1];
+                    let data = floats("F32", stack.iter().product(), || largest * rng.float(0.5, 1.5));
                     let name = format!("{module}.global_scale");
-                    tensors.push(Stored { name, dtype: "F32", shape: vec![leading[0]], data });
+                    tensors.push(Stored { name, dtype: "F32", shape: stack.to_vec(), data });
                 }
                 tensors
             }
