@@ -174,7 +174,12 @@ impl Quantization {
 
     /// Rows and columns of a block of FP8 weights, if the file says so.
     pub(crate) fn block_size(&self) -> Option<[usize; 2]> {
-        self.hugging_face.get("weight_block_size").and_then(|v| Deserialize::deserialize(v).ok())
+        let groups = self.hugging_face.get("config_groups").and_then(Value::as_object);
+        let structures = groups.into_iter().flat_map(Map::values).filter_map(|group| {
+            group.get("weights")?.get("block_structure") // compressed-tensors
+        });
+        let mut all = self.hugging_face.get("weight_block_size").into_iter().chain(structures);
+        all.find_map(|v| Deserialize::deserialize(v).ok())
     }
 }
 

@@ -132,8 +132,13 @@ fn other_kinds_of_fp8_are_named() {
     other["weight_block_size"] = json!([64, 128]);
     says(
         &error(MODULE, &blocks, other),
-        &["blocks of [64, 128]", "weight_block_size", "blocks of [128, 128]", "mlx_lm.convert"],
+        &["blocks of [64, 128] by config.json", "blocks of [128, 128]", "mlx_lm.convert"],
     );
+    let mut other = compressed("float-quantized");
+    other["config_groups"]["group_0"]["weights"] =
+        json!({"strategy": "block", "block_structure": [100, 128]});
+    let renamed = [weight, ("weight_scale", "F32", &[2, 2][..])];
+    says(&error(MODULE, &renamed, other), &["blocks of [100, 128]", "mlx_lm.convert"]);
     let shape = [weight, ("weight_scale_inv", "F32", &[3, 2][..])];
     says(&error(MODULE, &shape, fp8()), &["weight_scale_inv has shape [3, 2], expected [2, 2]", "128x128"]);
     let exponents = [weight, ("weight_scale_inv", "F8_E8M0", &[2, 2][..])];

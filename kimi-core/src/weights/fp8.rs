@@ -30,7 +30,7 @@ impl Weights<'_> {
         }
         if let Some(block) = self.config.quantization.block_size().filter(|block| *block != [BLOCK; 2]) {
             let what = format!(
-                "is FP8 in blocks of {block:?} (weight_block_size in config.json); kimi reads blocks of {:?}. Convert the \
+                "is FP8 in blocks of {block:?} by config.json; kimi reads blocks of {:?}. Convert the \
                  model's bf16 checkpoint with mlx_lm.convert",
                 [BLOCK; 2]
             );
