@@ -10,6 +10,7 @@ mod shard;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -70,13 +71,26 @@ impl Checkpoint {
         Self::from_files(name, Files::Folder(folder.to_owned()))
     }
 
+    /// A checkpoint whose files are in memory, by their names.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_memory<N: Into<String>>(
+        name: impl Into<String>,
+        files: impl IntoIterator<Item = (N, Bytes)>,
+    ) -> Result<Self, CheckpointError> {
+        let files = files.into_iter().map(|(name, data)| (name.into(), data)).collect();
+        Self::from_files(name.into(), Files::Memory(Arc::new(files)))
+    }
+
     /// The embedded checkpoint: a small Kimi-K2, for demonstration and tests.
     ///
     /// # Errors
     /// None in a sound build: its files are compiled in.
     #[cfg(feature = "tiny")]
     pub fn kimi_tiny() -> Result<Self, CheckpointError> {
-        Self::from_files(crate::tiny::NAME.to_owned(), Files::Embedded(crate::tiny::FILES))
+        let files = crate::tiny::FILES.iter();
+        Self::from_memory(crate::tiny::NAME, files.map(|(name, data)| (*name, Bytes::from_static(data))))
     }
 
     fn from_files(name: String, files: Files) -> Result<Self, CheckpointError> {

@@ -101,8 +101,15 @@ impl Discovery {
         if size > MAX_BYTES {
             return Err(io(std::io::Error::other(format!("{size} bytes, expected at most {MAX_BYTES}"))));
         }
-        let bytes = std::fs::read(path).map_err(io)?;
-        let root = from_json::<Unique>(&bytes);
+        Self::from_bytes(path, &std::fs::read(path).map_err(io)?)
+    }
+
+    /// Reads the bytes of a file; `path` is its name for errors.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, DiscoveryError> {
+        let root = from_json::<Unique>(bytes);
         let Unique(root) = root.map_err(|cause| DiscoveryError::Json { path: path.to_owned(), cause })?;
         let form = |reason| DiscoveryError::Form { path: path.to_owned(), reason };
         let discovery = Self::parse(&root).map_err(form)?;

@@ -32,8 +32,8 @@ const OTHER_WEIGHTS: [(&str, &str); 6] = [
 #[derive(Debug, Clone)]
 pub(super) enum Files {
     Folder(PathBuf),
-    #[cfg_attr(not(feature = "tiny"), expect(dead_code, reason = "made by kimi_tiny only"))]
-    Embedded(&'static [(&'static str, &'static [u8])]),
+    /// By their names.
+    Memory(Arc<BTreeMap<String, Bytes>>),
 }
 
 /// A shard's bytes.
@@ -154,7 +154,7 @@ impl Files {
     pub(super) fn path(&self, name: &str) -> PathBuf {
         match self {
             Self::Folder(folder) => folder.join(name),
-            Self::Embedded(_) => PathBuf::from(name),
+            Self::Memory(_) => PathBuf::from(name),
         }
     }
 
@@ -162,14 +162,14 @@ impl Files {
     pub(super) fn has(&self, name: &str) -> bool {
         match self {
             Self::Folder(folder) => folder.join(name).is_file(),
-            Self::Embedded(files) => files.iter().any(|(n, _)| *n == name),
+            Self::Memory(files) => files.contains_key(name),
         }
     }
 
     /// Reads a small file; `None` if there is none.
     pub(super) fn read(&self, name: &str) -> Result<Option<Bytes>, CheckpointError> {
         match self {
-            Self::Embedded(files) => Ok(embedded(files, name)),
+            Self::Memory(files) => Ok(files.get(name).cloned()),
             Self::Folder(_) => {
                 let path = self.path(name);
                 let io = |cause| CheckpointError::Io { path: path.clone(), cause };
@@ -199,7 +199,7 @@ impl Files {
     /// Names of all files, sorted. Those of a folder that can't be listed are none: whoever opens one gets the reason.
     fn list(&self) -> Vec<String> {
         let mut names: Vec<String> = match self {
-            Self::Embedded(files) => files.iter().map(|(n, _)| (*n).to_owned()).collect(),
+            Self::Memory(files) => files.keys().cloned().collect(),
             Self::Folder(folder) => {
                 let entries = std::fs::read_dir(folder).into_iter().flatten();
                 entries.filter_map(|e| e.ok()?.file_name().into_string().ok()).collect()
@@ -258,8 +258,8 @@ impl Files {
     pub(super) fn map(&self, shard: &str) -> Result<Shard, CheckpointError> {
         let path = self.path(shard);
         let io = |cause| CheckpointError::Io { path: path.clone(), cause };
-        if let Self::Embedded(files) = self {
-            let data = embedded(files, shard).ok_or_else(|| io(ErrorKind::NotFound.into()))?;
+        if let Self::Memory(files) = self {
+            let data = files.get(shard).cloned().ok_or_else(|| io(ErrorKind::NotFound.into()))?;
             return Ok(Shard::Static(data));
         }
         let file = File::open(&path).map_err(io)?;
@@ -273,10 +273,6 @@ impl Files {
         let modified = metadata.modified().ok();
         Ok(Shard::Mapped(Mapped(Arc::new(OpenShard { name: shard.to_owned(), map, file, modified }))))
     }
-}
-
-fn embedded(files: &'static [(&'static str, &'static [u8])], name: &str) -> Option<Bytes> {
-    files.iter().find(|(n, _)| *n == name).map(|(_, bytes)| Bytes::from_static(bytes))
 }
 
 /// Of names such as `model-00002-of-00004.safetensors`, those that are missing, and how many there should be.
