@@ -103,6 +103,11 @@ fn methods_with_tensors_of_their_own_are_named() {
     named(&eetq, method("eetq"), &["is stored as eetq", "weight_scales F16 [144]"]);
     named(&[("trellis", "I32", &[9, 10, 64])], method("exl3"), &["is stored as exl3", "trellis I32"]);
     named(&eetq, Value::Null, &["is stored as something unknown", "weight I8 [160, 144]"]);
+    // In a model that sees as well: below another name, and the method in the text's config.
+    let mut wrapped = list(MODULE, &awq);
+    wrapped.iter_mut().for_each(|t| t.name = format!("language_model.{}", t.name));
+    let config = json!({"model_type": "kimi_k25", "text_config": hub::config(method("awq"))});
+    says(&error_of(&checkpoint(&config, &wrapped)), &[MODULE, "AWQ", "quant_method \"awq\""]);
     // The latent projection, which may have two names, is called by the one that is there.
     says(&error("model.layers.0.self_attn.kv_b_proj", &awq, method("awq")), &["AWQ"]);
 }
