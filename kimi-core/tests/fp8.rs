@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use checkpoints::hub::{VOCABULARY, checkpoint, config, fp8, modelopt, tensors};
 use checkpoints::max_abs_err;
-use checkpoints::stored::{Storage, Stored};
+use checkpoints::stored::{Rng, Storage, Stored};
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::plan::ModelBytes;
@@ -29,6 +29,10 @@ fn float(code: u8, exponent: u32, mantissa: u32, bias: i32) -> f64 {
         _ => (1.0 + fraction) * 2f64.powi(power - bias),
     };
     if code >> (exponent + mantissa) & 1 == 0 { magnitude } else { -magnitude }
+}
+
+fn copy(Stored { name, dtype, shape, data }: &Stored) -> Stored {
+    Stored { name: name.clone(), dtype, shape: shape.clone(), data: data.clone() }
 }
 
 /// The same tensors with F32 in place of what is quantized.
@@ -53,10 +57,9 @@ fn dequantized(tensors: &[Stored]) -> Vec<Stored> {
             let codes = t.data.iter().flat_map(|byte| [byte & 15, byte >> 4]).enumerate();
             codes.map(|(i, q)| global * float(scales.data[i / 16], 4, 3, 7) * float(q, 2, 1, 1)).collect()
         } else {
-            let Stored { name, dtype, shape, data } = t;
             let quantized = [".weight_scale", ".weight_scale_2", ".weight_scale_inv", ".input_scale"];
-            if !quantized.iter().any(|suffix| name.ends_with(suffix)) {
-                plain.push(Stored { name: name.clone(), dtype, shape: shape.clone(), data: data.clone() });
+            if !quantized.iter().any(|suffix| t.name.ends_with(suffix)) {
+                plain.push(copy(t));
             }
             continue;
         };
@@ -167,6 +170,60 @@ fn scales_may_be_bf16_and_have_the_name_of_compressed_tensors() {
     list.iter_mut().for_each(|t| t.name = t.name.replace("weight_scale_inv", "weight_scale"));
     let quantization = json!({"quant_method": "compressed-tensors", "format": "float-quantized"});
     assert_eq!(logits(&checkpoint(&config(quantization), &list), Cpu::new()), wanted);
+}
+
+/// As transformers 5 has them in memory: `up` begins amid a block.
+#[test]
+fn experts_in_one_tensor_are_read_by_their_blocks() {
+    let (width, hidden) = (144, 160);
+    let mut list = tensors(Storage::Fp8 { scales: "F32" }, Storage::Fp8 { scales: "F32" });
+    let mut plain = dequantized(&list);
+    let experts = "model.layers.1.mlp.experts.";
+    list.retain(|t| !t.name.starts_with(experts));
+    plain.retain(|t| !t.name.starts_with(experts));
+    let mut floats = plain.iter().map(copy).collect::<Vec<_>>();
+    let mut rng = Rng(5);
+    for (name, rows, cols) in [("gate_up_proj", 2 * width, hidden), ("down_proj", hidden, width)] {
+        let mut fused: Vec<Stored> = Vec::new();
+        let mut all_values = Vec::new();
+        for e in 0..4 {
+            let module = format!("{experts}{e}.{name}");
+            let own = Storage::Fp8 { scales: "F32" }.matrix(&mut rng, &module, &[rows], cols);
+            let values = dequantized(&own).remove(0);
+            all_values.extend_from_slice(&values.data);
+            match name {
+                "gate_up_proj" => {
+                    let halves = values.data.chunks(4 * width * cols).map(<[u8]>::to_vec);
+                    plain.extend(halves.zip(["gate_proj", "up_proj"]).map(|(data, name)| {
+                        let name = format!("{experts}{e}.{name}.weight");
+                        Stored { name, dtype: "F32", shape: vec![width, cols], data }
+                    }));
+                }
+                _ => plain.push(values),
+            }
+            for (i, part) in own.into_iter().enumerate() {
+                if let Some(all) = fused.get_mut(i) {
+                    all.shape[0] += 1;
+                    all.data.extend(part.data);
+                } else {
+                    let name = format!("{experts}{name}{}", ["", "_scale_inv"][i]);
+                    fused.push(Stored { name, shape: [&[1][..], &part.shape].concat(), ..part });
+                }
+            }
+        }
+        list.extend(fused);
+        let name = format!("{experts}{name}");
+        floats.push(Stored { name, dtype: "F32", shape: vec![4, rows, cols], data: all_values });
+    }
+    let found = |list: &[Stored]| logits(&checkpoint(&config(fp8()), list), Cpu::new());
+    let expected = found(&plain);
+    agree("fused", &found(&list), &expected);
+    assert_eq!(found(&floats), expected);
+
+    let scales = list.iter_mut().find(|t| t.name.ends_with("gate_up_proj_scale_inv")).unwrap();
+    scales.shape = vec![4, 6];
+    let error = Weights::new(&checkpoint(&config(fp8()), &list)).layer(1).unwrap_err().to_string();
+    assert!(error.contains("scale_inv has shape [4, 6], expected [4, 3, 2]"), "{error}");
 }
 
 #[test]

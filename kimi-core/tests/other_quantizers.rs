@@ -147,7 +147,9 @@ fn other_kinds_of_fp8_are_named() {
     let shape = [weight, ("weight_scale_inv", "F32", &[3, 2][..])];
     says(&error(MODULE, &shape, fp8()), &["weight_scale_inv has shape [3, 2], expected [2, 2]", "128x128"]);
     let exponents = [weight, ("weight_scale_inv", "F8_E8M0", &[2, 2][..])];
-    says(&error(MODULE, &exponents, fp8()), &["F8_E8M0", "F32"]);
+    named(&exponents, fp8(), &["FP8 with powers of two for scales", "F8_E8M0"]);
+    let mxfp8 = [weight, ("weight_scale", "U8", &[ROWS, COLS / 32][..])];
+    named(&mxfp8, json!({"quant_method": "modelopt", "quant_algo": "MXFP8"}), &["FP8 with powers of two"]);
     let narrow = [("weight", "F8_E4M3", &[ROWS, COLS - 1][..]), ("weight_scale_inv", "F32", &[2, 2])];
     says(&error(MODULE, &narrow, fp8()), &["weight has shape [144, 159], expected [144, 160]"]);
     let bf16 = [("weight", "BF16", &[ROWS, COLS][..]), ("weight_scale_inv", "F32", &[2, 2])];

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use kimi_quant::{Format, PackedMatrix};
 use safetensors::Dtype;
 
-use super::stored::{float_type, packed, shape, unsupported};
+use super::stored::{float, float_type, packed, shape, unsupported};
 use super::{WeightError, Weights};
 use crate::checkpoint::Tensor;
 
@@ -21,34 +21,44 @@ impl Weights<'_> {
         rows: usize,
         cols: usize,
     ) -> Result<PackedMatrix, WeightError> {
-        const BLOCK: usize = Format::FP8_BLOCK;
         let part = |suffix: &'static str| Some((suffix, self.part(module, suffix)?));
         let scales = part("weight_scale_inv").or_else(|| part("weight_scale"));
         let Some((name, scales)) = scales else { return Err(self.refused(module)) };
         if weight.shape != [rows, cols] {
             return Err(shape(module, "weight", weight, format!("[{rows}, {cols}]")));
         }
+        let blocks = [rows, cols].map(|n| n.div_ceil(Format::FP8_BLOCK));
+        let count: usize = scales.shape.iter().product();
+        if scales.shape != blocks && (count == 1 || count == rows) {
+            return Err(self.refused(module)); // one scale for all, or one a row
+        }
+        let format = self.fp8_format(module, name, scales, &blocks)?;
+        packed(module, rows, cols, format, [weight.data.clone(), scales.data.clone(), Bytes::new()])
+    }
+
+    /// FP8 with these scales, of which there have to be so many.
+    pub(super) fn fp8_format(
+        &self,
+        module: &str,
+        name: &'static str,
+        scales: &Tensor,
+        blocks: &[usize],
+    ) -> Result<Format, WeightError> {
+        const BLOCK: usize = Format::FP8_BLOCK;
         if let Some(block) = self.config.quantization.block_size().filter(|block| *block != [BLOCK; 2]) {
             let what = format!(
-                "is FP8 in blocks of {block:?} by config.json; kimi reads blocks of {:?}. Convert the \
-                 model's bf16 checkpoint with mlx_lm.convert",
+                "is FP8 in blocks of {block:?} by config.json; kimi reads blocks of {:?}. Convert the model's bf16 \
+                 checkpoint with mlx_lm.convert",
                 [BLOCK; 2]
             );
             return Err(unsupported(module, what));
         }
-        let blocks = [rows.div_ceil(BLOCK), cols.div_ceil(BLOCK)];
+        let Some(float) = float(scales.dtype) else { return Err(self.refused(module)) };
         if scales.shape != blocks {
-            let count: usize = scales.shape.iter().product();
-            return Err(match count == 1 || count == rows {
-                true => self.refused(module), // one scale for all, or one a row
-                false => {
-                    let expected = format!("{blocks:?}, a scale for each block of {BLOCK}x{BLOCK}");
-                    shape(module, name, scales, expected)
-                }
-            });
+            let expected = format!("{blocks:?}, a scale for each block of {BLOCK}x{BLOCK}");
+            return Err(shape(module, name, scales, expected));
         }
-        let format = Format::Fp8 { scales: float_type(module, scales.dtype)? };
-        packed(module, rows, cols, format, [weight.data.clone(), scales.data.clone(), Bytes::new()])
+        Ok(Format::Fp8 { scales: float })
     }
 
     /// modelopt's NVFP4: two codes a byte, the first in its low bits; an e4m3 scale for 16 of them, and one scale for all.

@@ -1,7 +1,9 @@
-//! Experts as transformers 5 stores them: those of a layer in one tensor, gate and up in one matrix.
+//! Experts as transformers 5 stores them: those of a layer in one tensor, gate and up in one matrix; in floats, or in
+//! FP8 with a tensor `.._scale_inv` of blocks.
 
 use bytes::Bytes;
 use kimi_quant::{Format, PackedMatrix};
+use safetensors::Dtype;
 
 use super::stored::{float_type, packed, shape};
 use super::{WeightError, Weights};
@@ -25,21 +27,28 @@ impl Weights<'_> {
         let module = format!("{path}.experts.{part}");
         let tensor = self.tensor(&module)?;
         let experts = self.config().n_routed_experts;
+        let height = parts * rows;
         let matrices = || {
-            if tensor.shape != [experts, parts * rows, cols] {
-                return Err(shape(
-                    &module,
-                    "all experts",
-                    tensor,
-                    format!("[{experts}, {}, {cols}]", parts * rows),
-                ));
+            if tensor.shape != [experts, height, cols] {
+                let expected = format!("[{experts}, {height}, {cols}]");
+                return Err(shape(&module, "all experts", tensor, expected));
             }
-            let float = float_type(&module, tensor.dtype)?;
-            let bytes = rows * cols * float.bytes();
+            let (format, scales) = match self.tensor(&format!("{module}_scale_inv")) {
+                Some(scales) if tensor.dtype == Dtype::F8_E4M3 => {
+                    let [down, across] = [height, cols].map(|n| n.div_ceil(Format::FP8_BLOCK));
+                    let blocks = [experts, down, across];
+                    (self.fp8_format(&module, "scale_inv", scales, &blocks)?, scales.data.clone())
+                }
+                _ => (Format::Float(float_type(&module, tensor.dtype)?), Bytes::new()),
+            };
             let one = |e: usize| {
-                let start = (parts * e + index) * bytes;
-                let data = tensor.data.slice(start..start + bytes);
-                packed(&module, rows, cols, Format::Float(float), [data, Bytes::new(), Bytes::new()])
+                let part = |all: &Bytes| {
+                    let bytes = all.len() / experts;
+                    all.slice(e * bytes..(e + 1) * bytes)
+                };
+                let both = [part(&tensor.data), part(&scales), Bytes::new()];
+                let both = packed(&module, height, cols, format, both)?;
+                Ok(both.slice_rows(index * rows..(index + 1) * rows))
             };
             (0..experts).map(one).collect()
         };

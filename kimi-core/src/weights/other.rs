@@ -58,6 +58,9 @@ fn method(weights: &Weights<'_>, tensors: &[(&str, &Tensor)]) -> String {
     match (find("weight").map(|weight| (weight.dtype, leading(weight))), scale) {
         (Some((Dtype::F8_E4M3 | Dtype::F8_E5M2, _)), None) => "FP8 without scales".to_owned(),
         (Some((Dtype::F8_E5M2, _)), Some(_)) => "FP8 of the kind e5m2".to_owned(),
+        (Some((Dtype::F8_E4M3, _)), Some(Tensor { dtype: Dtype::U8 | Dtype::F8_E8M0, .. })) => {
+            "FP8 with powers of two for scales".to_owned()
+        }
         (Some((Dtype::F8_E4M3, rows)), Some(scale)) => match scale.shape.iter().product::<usize>() {
             1 => "FP8 with one scale a tensor".to_owned(),
             n if n == rows => "FP8 with a scale a channel".to_owned(),

@@ -186,7 +186,7 @@ pub(super) fn packed(
 }
 
 /// The type of floats that kimi computes with.
-fn float(dtype: Dtype) -> Option<FloatType> {
+pub(super) fn float(dtype: Dtype) -> Option<FloatType> {
     match dtype {
         Dtype::BF16 => Some(FloatType::Bf16),
         Dtype::F16 => Some(FloatType::F16),
