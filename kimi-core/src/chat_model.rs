@@ -20,7 +20,10 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use crate::chat::{ChatTemplate, Message, PromptRequest, TemplateError, Tool, normalize_tool_call_ids};
+use crate::cancel::CancelFlag;
+use crate::chat::{
+    ChatTemplate, Message, PromptRequest, RenderLimits, TemplateError, Tool, normalize_tool_call_ids,
+};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::device::DeviceChoice;
 use crate::engine::{
@@ -35,6 +38,8 @@ use reply::ReplyStream;
 
 /// Tokens in a page of the latent cache.
 pub const PAGE_TOKENS: usize = 64;
+/// A prompt of more contexts than this is not counted to its end.
+const COUNTED_CONTEXTS: usize = 4;
 
 /// How much context to serve.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -166,6 +171,9 @@ pub struct ChatRequest {
     pub ignore_eos: bool,
     /// Whether tool calls are taken out of the text.
     pub parse_tools: bool,
+    /// Ends the making of the prompt, which may take long; an answer that has begun has its own end
+    /// ([`ChatGeneration::cancel`]).
+    pub cancel: CancelFlag,
 }
 
 impl Default for ChatRequest {
@@ -181,6 +189,7 @@ impl Default for ChatRequest {
             top_logprobs: 0,
             ignore_eos: false,
             parse_tools: true,
+            cancel: CancelFlag::default(),
         }
     }
 }
@@ -393,22 +402,37 @@ impl ChatModel {
     /// # Errors
     /// [`ChatError::Template`] or [`ChatError::Tokenizer`].
     pub fn prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, ChatError> {
-        Ok(self.render(request)?.0)
+        let mut request = request.clone();
+        normalize_tool_call_ids(&mut request.messages);
+        Ok(self.render(&request)?.0)
     }
 
-    /// Token ids, and whether the prompt ends inside the model's thinking.
+    /// Token ids, and whether the prompt ends inside the model's thinking. What can't fit the context is given up as
+    /// soon as that is certain.
     fn render(&self, request: &ChatRequest) -> Result<(Vec<u32>, bool), ChatError> {
-        let mut messages = request.messages.clone();
-        normalize_tool_call_ids(&mut messages);
         let prompt = PromptRequest {
-            messages: &messages,
+            messages: &request.messages,
             tools: &request.tools,
             add_generation_prompt: true,
             variables: &request.template_kwargs,
         };
-        let rendered = self.shared.template.render(&prompt, self.shared.tokenizer.special())?;
+        let (tokenizer, context) = (&self.shared.tokenizer, self.context_tokens());
+        let too_long = |more_than| ChatError::from(RequestError::LongPrompt { more_than, context });
+        let max_bytes = context.saturating_mul(tokenizer.longest_token());
+        let limits = RenderLimits { max_bytes, cancel: request.cancel.clone() };
+        let rendered = self.shared.template.render_within(&prompt, tokenizer.special(), &limits);
+        let rendered = rendered.map_err(|error| match error {
+            TemplateError::TooLong { .. } => too_long(context),
+            error => error.into(),
+        })?;
         let thinking = rendered.text().trim_end().ends_with("<think>");
-        let ids = self.shared.tokenizer.encode_rendered(&rendered)?;
+        // Near the limit the error tells how long the prompt is.
+        let max_tokens = context.saturating_mul(COUNTED_CONTEXTS);
+        let ids = tokenizer.encode_within(&rendered, max_tokens, &request.cancel);
+        let ids = ids.map_err(|error| match error {
+            TokenizerError::LongText { limit } => too_long(limit),
+            error => error.into(),
+        })?;
         Ok((ids, thinking))
     }
 
@@ -418,9 +442,10 @@ impl ChatModel {
     /// [`ChatError`]; `sink` is then never called.
     pub fn chat_with(
         &self,
-        request: ChatRequest,
+        mut request: ChatRequest,
         mut sink: impl FnMut(ChatEvent) + Send + 'static,
     ) -> Result<ChatGeneration, ChatError> {
+        normalize_tool_call_ids(&mut request.messages);
         let (prompt, thinking) = self.render(&request)?;
         let stop = StopStrings::new(request.stop.clone())?;
         let slot = Arc::new(Slot::default());

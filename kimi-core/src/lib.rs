@@ -10,6 +10,7 @@
 pub mod batch;
 #[cfg(feature = "burn")]
 pub mod burn;
+mod cancel;
 pub mod chat;
 pub mod chat_model;
 pub mod checkpoint;
@@ -37,6 +38,7 @@ mod tiny;
 pub mod tokenizer;
 pub mod weights;
 
+pub use cancel::CancelFlag;
 pub use chat_model::{
     ChatError, ChatEvent, ChatFiles, ChatGeneration, ChatModel, ChatRequest, ModelError, ModelOptions,
 };

@@ -5,7 +5,9 @@
 mod common;
 
 use common::{k2, shared};
-use kimi_core::chat::{ChatTemplate, Message, PromptRequest, TemplateError, Tool, tools_to_typescript};
+use kimi_core::chat::{
+    ChatTemplate, Message, PromptRequest, RenderLimits, TemplateError, Tool, tools_to_typescript,
+};
 use kimi_core::tokenizer::SpecialTokens;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
@@ -219,6 +221,88 @@ fn typescript_of_everything() {
     let expected = "# Tools\n\n## functions\nnamespace functions {\ninterface parameters {\n  children?: Array<parameters>\n}\n\
         type tree = (_: parameters) => any;\n}\n";
     assert_eq!(tools_to_typescript(&serde_json::from_value::<Vec<Tool>>(itself).unwrap()).unwrap(), expected);
+}
+
+/// Names that each need a look-up among all the others: one by one this would take minutes.
+#[test]
+fn typescript_of_many_names() {
+    const NAMES: usize = 100_000;
+    let names: Vec<String> = (0..NAMES).map(|i| format!("n{i}")).collect();
+    let properties: Map<String, Value> =
+        names.iter().map(|n| (n.clone(), json!({"$ref": format!("#/$defs/{n}")}))).collect();
+    let definitions: Map<String, Value> =
+        names.iter().map(|n| (n.clone(), json!({"type": "object"}))).collect();
+    let tool = json!({"type": "function", "function": {"name": "f", "parameters": {
+        "$defs": definitions, "properties": properties, "required": names}}});
+    let text = tools_to_typescript(&[Tool::try_from(tool).unwrap()]).unwrap();
+    assert!(text.contains("interface n99999 {}\n") && text.ends_with("\n  n99999: n99999\n}) => any;\n}\n"));
+    assert_eq!(text.matches('\n').count(), 2 * NAMES + 7);
+}
+
+#[test]
+fn tools_in_templates() {
+    let cases = [
+        ("{{ tools | length }} {{ tools[0].type }} {{ tools[0]['function'].name }}", "1 function weather"),
+        ("{% for t in tools %}{{ t.function.parameters.required | join }}{% endfor %}", "city"),
+        ("{% for k, v in tools[0].function.items() %}{{ k }} {% endfor %}", "description name parameters "),
+        (
+            "{{ tools[0].function.parameters.properties.days }}",
+            "{'default': 1, 'minimum': 1.0, 'type': 'integer'}",
+        ),
+        (
+            "{{ tools[0].function.get('x', 'none') }} {{ 'name' in tools[0].function }} {{ tools[1] }}",
+            "none True ",
+        ),
+        ("{{ tools[0].function.parameters.required | tojson(indent=1) }}", "[\n \"city\"\n]"),
+        (
+            "{{ {'b': tools[0].type, 'a': [tools[0].function.parameters.required]} | tojson }}",
+            "{\"b\": \"function\", \"a\": [[\"city\"]]}",
+        ),
+        ("{{ tools is none or tools is string }} {{ tools[0] is mapping }}", "False True"),
+    ];
+    for (source, expected) in cases {
+        let template = ChatTemplate::new(source).unwrap();
+        assert_eq!(render(&template, &[], &weather(), json!({})).unwrap(), expected, "{source}");
+    }
+    let none = ChatTemplate::new("{{ tools is none }} {{ tools_ts_str is defined }}").unwrap();
+    assert_eq!(render(&none, &[], &[], json!({})).unwrap(), "True False");
+}
+
+#[test]
+fn a_prompt_ends_at_its_limits() {
+    let tools = weather();
+    let chat = messages(json!([{"role": "user", "content": "x".repeat(100)}]));
+    let within = |source: &str, limits: &RenderLimits| {
+        let request = PromptRequest {
+            messages: &chat,
+            tools: &tools,
+            add_generation_prompt: true,
+            variables: &Map::new(),
+        };
+        ChatTemplate::new(source).unwrap().render_within(&request, k2().special(), limits)
+    };
+    let short = RenderLimits { max_bytes: 99, ..RenderLimits::default() };
+    let printing = [
+        "{{ messages[0].content }}",
+        "{% for i in range(100) %}x{% endfor %}",
+        "{{ tools | tojson }}",
+        "{% set text = messages | tojson %}",
+        "{{ tools_ts_str }}",
+    ];
+    for source in printing {
+        assert!(within(source, &RenderLimits::default()).is_ok(), "{source}");
+        let found = within(source, &short);
+        assert!(matches!(found, Err(TemplateError::TooLong { limit: 99 })), "{source}: {found:?}");
+    }
+    // What the template does not ask for is not made.
+    assert_eq!(within("{{ messages[0].role }}", &short).unwrap().text(), "user");
+
+    let cancelled = RenderLimits::default();
+    cancelled.cancel.cancel();
+    for source in printing {
+        let found = within(source, &cancelled);
+        assert!(matches!(found, Err(TemplateError::Cancelled)), "{source}: {found:?}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod common;
 
 use common::{k2, k2_file, shared, tiny_file};
+use kimi_core::CancelFlag;
 use kimi_core::detokenizer::Detokenizer;
 use kimi_core::tokenizer::RenderedPrompt;
 use kimi_core::tokenizer::{Tokenizer, TokenizerError};
@@ -310,4 +311,18 @@ proptest! {
         let prompt = RenderedPrompt::trusted(text.clone());
         prop_assert_eq!(k2().encode_rendered(&prompt).unwrap(), k2().encode_with_special(&text).unwrap());
     }
+}
+
+#[test]
+fn encoding_ends_at_its_limits() {
+    let prompt = RenderedPrompt::trusted("word ".repeat(1000));
+    let ids = k2().encode_rendered(&prompt).unwrap();
+    let free = CancelFlag::default();
+    assert_eq!(k2().encode_within(&prompt, ids.len(), &free).unwrap(), ids);
+    let found = k2().encode_within(&prompt, ids.len() - 1, &free);
+    assert!(matches!(found, Err(TokenizerError::LongText { limit }) if limit == ids.len() - 1), "{found:?}");
+    free.cancel();
+    assert!(matches!(k2().encode_within(&prompt, usize::MAX, &free), Err(TokenizerError::Cancelled)));
+    let longest = ids.iter().filter_map(|&id| k2().token_bytes(id)).map(<[u8]>::len).max();
+    assert!(longest <= Some(k2().longest_token()));
 }

@@ -9,6 +9,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
@@ -81,11 +82,11 @@ impl<'a> Fence<'a> {
     }
 
     fn ends_with_beginning(&self, text: &str) -> bool {
-        let longest = self.special.longest_name();
+        let (longest, bytes) = (self.special.longest_name(), text.as_bytes());
         text.char_indices()
             .rev()
             .take_while(|(at, _)| text.len() - at < longest)
-            .any(|(at, _)| self.special.is_beginning(&text[at..]))
+            .any(|(at, _)| self.special.may_begin_with(bytes[at]) && self.special.is_beginning(&text[at..]))
     }
 
     /// A user's JSON value with the marks that its strings and keys need.
@@ -98,6 +99,21 @@ impl<'a> Fence<'a> {
                 Value::Object(entries.collect::<Map<_, _>>())
             }
             other => other.clone(),
+        }
+    }
+
+    /// The same of a value that others hold too; copied only if it needs a mark.
+    pub(super) fn shared(&self, value: &Arc<Value>) -> Arc<Value> {
+        if self.touches(value) { Arc::new(self.value(value)) } else { value.clone() }
+    }
+
+    fn touches(&self, value: &Value) -> bool {
+        let touches = |text: &str| matches!(self.string(text), Cow::Owned(_));
+        match value {
+            Value::String(text) => touches(text),
+            Value::Array(items) => items.iter().any(|v| self.touches(v)),
+            Value::Object(map) => map.iter().any(|(k, v)| touches(k) || self.touches(v)),
+            _ => false,
         }
     }
 

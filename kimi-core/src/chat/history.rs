@@ -1,15 +1,57 @@
 //! Tool-call ids in a conversation's history.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use super::message::Message;
 use super::tool_id;
 
-/// A call that waits for its answer: the id that the client gave it, and the one that it has now.
+/// The calls of one message that wait for their answers. Every look-up is one in a map, however many there are.
+#[derive(Default)]
 struct Pending {
-    old: String,
-    new: String,
-    name: String,
+    /// The new id of each call, in order; `None` once it is answered.
+    new_ids: Vec<Option<String>>,
+    /// Calls by the id that the client gave them, and by the one that they have now.
+    by_id: HashMap<String, VecDeque<usize>>,
+    by_name: HashMap<String, VecDeque<usize>>,
+    /// No call before this one waits.
+    first: usize,
+}
+
+impl Pending {
+    fn push(&mut self, old: String, new: String, name: String) {
+        let place = self.new_ids.len();
+        if old != new {
+            self.by_id.entry(old).or_default().push_back(place);
+        }
+        self.by_id.entry(new.clone()).or_default().push_back(place);
+        self.by_name.entry(name).or_default().push_back(place);
+        self.new_ids.push(Some(new));
+    }
+
+    /// The new id of the call that a tool message answers: the one that it names; without an id, the next one (of
+    /// its name, if it has one). An id that no pending call has is the client's business and stays.
+    fn answer(&mut self, message: &Message) -> Option<String> {
+        if let Some(id) = message.tool_call_id.as_deref().filter(|id| !id.is_empty()) {
+            return take(self.by_id.get_mut(id)?, &mut self.new_ids);
+        }
+        let of_name = message.name.as_ref().and_then(|name| self.by_name.get_mut(name));
+        of_name.and_then(|places| take(places, &mut self.new_ids)).or_else(|| {
+            while self.new_ids.get(self.first).is_some_and(Option::is_none) {
+                self.first += 1;
+            }
+            self.new_ids.get_mut(self.first)?.take()
+        })
+    }
+}
+
+/// The new id of the first of some calls that still waits.
+fn take(places: &mut VecDeque<usize>, new_ids: &mut [Option<String>]) -> Option<String> {
+    while let Some(place) = places.pop_front() {
+        if let Some(id) = new_ids.get_mut(place).and_then(Option::take) {
+            return Some(id);
+        }
+    }
+    None
 }
 
 /// Rewrites ids that are not Kimi's own (`call_ab12`, ...) to `functions.NAME:COUNTER`, the counter running
@@ -26,41 +68,33 @@ pub fn normalize_tool_call_ids(messages: &mut [Message]) {
         .map(|c| c.id.clone())
         .collect();
     let mut counter = 0;
-    let mut pending: Vec<Pending> = Vec::new();
+    // The counters of a name up to here are known to be in use.
+    let mut next_free: HashMap<String, u64> = HashMap::new();
+    let mut pending = Pending::default();
     for message in messages {
         if !message.tool_calls.is_empty() {
-            pending.clear();
+            pending = Pending::default();
         }
         for call in &mut message.tool_calls {
             let name = call.function.name.clone();
             let mut id = call.id.clone();
             if !tool_id::is_canonical(&id, &name) {
-                let mut free = counter;
+                let next = next_free.entry(name.clone()).or_default();
+                let mut free = counter.max(*next);
                 id = tool_id::canonical(&name, free);
                 while !used.insert(id.clone()) {
                     free += 1;
                     id = tool_id::canonical(&name, free);
                 }
+                *next = free + 1;
             }
             counter += 1;
-            pending.push(Pending { old: std::mem::replace(&mut call.id, id.clone()), new: id, name });
+            pending.push(std::mem::replace(&mut call.id, id.clone()), id, name);
         }
         if message.role == "tool"
-            && let Some(at) = answered(message, &pending)
+            && let Some(id) = pending.answer(message)
         {
-            message.tool_call_id = Some(pending.remove(at).new);
-        }
-    }
-}
-
-/// Which pending call a tool message answers: the one that it names; without an id, the next one (of its
-/// name, if it has one). An id that no pending call has is the client's business and stays.
-fn answered(message: &Message, pending: &[Pending]) -> Option<usize> {
-    match message.tool_call_id.as_deref() {
-        Some(id) if !id.is_empty() => pending.iter().position(|p| p.old == id || p.new == id),
-        _ => {
-            let of_name = |name: &str| pending.iter().position(|p| p.name == name);
-            message.name.as_deref().and_then(of_name).or(if pending.is_empty() { None } else { Some(0) })
+            message.tool_call_id = Some(id);
         }
     }
 }
@@ -68,6 +102,7 @@ fn answered(message: &Message, pending: &[Pending]) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::{FunctionCall, ToolCall};
     use serde_json::json;
 
     fn ids(messages: serde_json::Value) -> Vec<String> {
@@ -141,5 +176,35 @@ mod tests {
             calls(&[("functions.g:1", "f")])
         ]);
         assert_eq!(ids(messages), ["functions.f:1", "functions.f:0", "functions.f:2"]);
+    }
+
+    /// Calls that are answered from the last to the first, and ids that are all in use already: with look-ups that
+    /// go through all the others this would not end.
+    #[test]
+    fn many_calls_take_one_look_up_each() {
+        const CALLS: usize = 200_000;
+        let call = |id: String| ToolCall {
+            id,
+            kind: "function".into(),
+            function: FunctionCall { name: "f".into(), arguments: String::new() },
+        };
+        let own = (0..CALLS).map(|i| call(format!("functions.f:{}", CALLS + i)));
+        let foreign = (0..CALLS).map(|i| call(format!("call_{i}")));
+        let assistant = Message { role: "assistant".into(), ..Message::default() };
+        let answer = |i: usize| Message {
+            role: "tool".into(),
+            tool_call_id: Some(format!("call_{i}")),
+            ..Message::default()
+        };
+        let mut messages = vec![
+            Message { tool_calls: own.collect(), ..assistant.clone() },
+            Message { tool_calls: foreign.collect(), ..assistant },
+        ];
+        messages.extend((0..CALLS).rev().map(answer));
+        normalize_tool_call_ids(&mut messages);
+        let last = format!("functions.f:{}", 3 * CALLS - 1);
+        assert_eq!(messages[1].tool_calls[CALLS - 1].id, last);
+        assert_eq!(messages[2].tool_call_id, Some(last));
+        assert_eq!(messages[CALLS + 1].tool_call_id, Some(format!("functions.f:{}", 2 * CALLS)));
     }
 }

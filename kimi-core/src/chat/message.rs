@@ -1,5 +1,7 @@
 //! Chat messages and tools in the JSON shape of OpenAI's chat API. Unknown fields are ignored.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use thiserror::Error;
@@ -138,10 +140,11 @@ fn arguments<'de, D: Deserializer<'de>>(from: D) -> Result<String, D::Error> {
 /// A tool that the model may call, as the client sent it: `{"type": "function", "function": {"name": ...,
 /// ...}}`.
 ///
-/// All fields are kept, because templates print the whole declaration.
+/// All fields are kept, because templates print the whole declaration; the keys of every object in it are in order,
+/// as Moonshot's tokenizer sorts them (`deep_sort_dict`). Clones share it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
-pub struct Tool(Value);
+pub struct Tool(Arc<Value>);
 
 /// A tool declaration without the fields that it must have.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -167,7 +170,7 @@ impl Tool {
     }
 
     /// The whole declaration.
-    pub fn json(&self) -> &Value {
+    pub fn json(&self) -> &Arc<Value> {
         &self.0
     }
 
@@ -179,11 +182,8 @@ impl Tool {
 impl TryFrom<Value> for Tool {
     type Error = ToolError;
 
-    fn try_from(value: Value) -> Result<Self, ToolError> {
-        let shown = |v: Option<&Value>| match v {
-            None => "nothing".to_owned(),
-            Some(v) => v.to_string().chars().take(80).collect(),
-        };
+    fn try_from(mut value: Value) -> Result<Self, ToolError> {
+        let shown = |v: Option<&Value>| v.map_or("nothing".to_owned(), python::shown);
         let fail =
             |field, expected, found: Option<&Value>| Err(ToolError { field, expected, found: shown(found) });
         let kind = value.get("type");
@@ -194,12 +194,13 @@ impl TryFrom<Value> for Tool {
         if name.and_then(Value::as_str).is_none_or(str::is_empty) {
             return fail("function.name", "a string that is not empty", name);
         }
-        Ok(Self(value))
+        value.sort_all_objects();
+        Ok(Self(Arc::new(value)))
     }
 }
 
 impl From<Tool> for Value {
     fn from(tool: Tool) -> Self {
-        tool.0
+        Arc::unwrap_or_clone(tool.0)
     }
 }

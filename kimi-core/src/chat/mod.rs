@@ -4,18 +4,22 @@
 //! template does; [`ReplyParser`] takes the model's answer apart into reasoning, text and tool calls while it
 //! streams.
 
+mod bounded;
 mod clock;
 mod fence;
 mod history;
+mod json_node;
 mod message;
 mod parser;
 mod python;
 mod scanner;
 mod template;
 mod template_file;
+mod to_json;
 mod tool_id;
 mod typescript;
 
+pub use bounded::RenderLimits;
 pub use history::normalize_tool_call_ids;
 pub use message::{Content, ContentPart, FunctionCall, Message, Tool, ToolCall, ToolError};
 pub use parser::{ParsedCall, ParserOptions, ReasoningMode, Reply, ReplyEvent, ReplyParser, TrailingText};

@@ -1,9 +1,12 @@
 //! Values as Python prints them. The reference renders chats in Python, and the model has learnt its commas,
 //! spaces and floats; other ones would be other tokens.
 
+use std::borrow::Cow;
 use std::fmt::Write;
 
 use serde_json::{Number, Value};
+
+use super::bounded::{BoundedText, RenderLimits, Stopped};
 
 /// The options of Python's `json.dumps`.
 #[derive(Debug, Clone)]
@@ -34,82 +37,133 @@ impl Default for JsonStyle {
 
 /// Python's `json.dumps`. The recursion is as deep as the value, whose depth the caller has bounded.
 pub(super) fn dumps(value: &Value, style: &JsonStyle) -> String {
-    let mut out = String::new();
-    write_json(&mut out, value, style, 0);
-    out
+    let limits = RenderLimits::default();
+    let mut out = BoundedText::new(&limits);
+    // Without limits it is not stopped.
+    let _ = Writer::new(&mut out, style).value(value, 0);
+    out.into_string()
 }
 
-fn write_json(out: &mut String, value: &Value, style: &JsonStyle, depth: usize) {
-    match value {
-        Value::Null => out.push_str("null"),
-        Value::Bool(true) => out.push_str("true"),
-        Value::Bool(false) => out.push_str("false"),
-        Value::Number(number) => out.push_str(&number_text(number)),
-        Value::String(text) => write_string(out, text, style),
-        Value::Array(items) if items.is_empty() => out.push_str("[]"),
-        Value::Array(items) => {
-            out.push('[');
-            for (at, item) in items.iter().enumerate() {
-                separate(out, style, depth + 1, at > 0);
-                write_json(out, item, style, depth + 1);
-            }
-            new_line(out, style, depth);
-            out.push(']');
-        }
-        Value::Object(map) if map.is_empty() => out.push_str("{}"),
-        Value::Object(map) => {
-            out.push('{');
-            let mut entries: Vec<_> = map.iter().collect();
-            if style.sort_keys {
-                entries.sort_by_key(|(key, _)| *key);
-            }
-            for (at, (key, item)) in entries.into_iter().enumerate() {
-                separate(out, style, depth + 1, at > 0);
-                write_string(out, key, style);
-                out.push_str(&style.key_separator);
-                write_json(out, item, style, depth + 1);
-            }
-            new_line(out, style, depth);
-            out.push('}');
-        }
+/// Writes values as Python's `json.dumps` does.
+pub(super) struct Writer<'w, 'l> {
+    out: &'w mut BoundedText<'l>,
+    style: &'w JsonStyle,
+}
+
+impl<'w, 'l> Writer<'w, 'l> {
+    pub(super) fn new(out: &'w mut BoundedText<'l>, style: &'w JsonStyle) -> Self {
+        Self { out, style }
     }
-}
 
-fn separate(out: &mut String, style: &JsonStyle, depth: usize, not_first: bool) {
-    if not_first {
-        out.push_str(&style.item_separator);
+    pub(super) fn style(&self) -> &JsonStyle {
+        self.style
     }
-    new_line(out, style, depth);
-}
 
-fn new_line(out: &mut String, style: &JsonStyle, depth: usize) {
-    if let Some(indent) = &style.indent {
-        out.push('\n');
-        (0..depth).for_each(|_| out.push_str(indent));
-    }
-}
-
-fn write_string(out: &mut String, text: &str, style: &JsonStyle) {
-    out.push('"');
-    for c in text.chars() {
-        match c {
-            '"' => out.push_str("\\\""),
-            '\\' => out.push_str("\\\\"),
-            '\n' => out.push_str("\\n"),
-            '\r' => out.push_str("\\r"),
-            '\t' => out.push_str("\\t"),
-            '\u{8}' => out.push_str("\\b"),
-            '\u{c}' => out.push_str("\\f"),
-            c if c < ' ' || (style.ensure_ascii && c > '~' && style.keep != Some(c)) => {
-                for unit in c.encode_utf16(&mut [0; 2]) {
-                    // Writing to a String cannot fail.
-                    let _ = write!(out, "\\u{unit:04x}");
+    /// A whole value, `depth` levels deep in others.
+    pub(super) fn value(&mut self, value: &Value, depth: usize) -> Result<(), Stopped> {
+        match value {
+            Value::Null => self.out.push("null"),
+            Value::Bool(true) => self.out.push("true"),
+            Value::Bool(false) => self.out.push("false"),
+            Value::Number(number) => self.out.push(&number_text(number)),
+            Value::String(text) => self.string(text),
+            Value::Array(items) => {
+                self.open("[")?;
+                for (at, item) in items.iter().enumerate() {
+                    self.item(depth + 1, at > 0)?;
+                    self.value(item, depth + 1)?;
                 }
+                self.close("]", depth, items.is_empty())
             }
-            c => out.push(c),
+            Value::Object(map) => {
+                self.open("{")?;
+                if self.style.sort_keys {
+                    let mut entries: Vec<_> = map.iter().collect();
+                    entries.sort_by_key(|(key, _)| *key);
+                    self.entries(entries.into_iter(), depth)?;
+                } else {
+                    self.entries(map.iter(), depth)?;
+                }
+                self.close("}", depth, map.is_empty())
+            }
         }
     }
-    out.push('"');
+
+    fn entries<'v>(
+        &mut self,
+        entries: impl Iterator<Item = (&'v String, &'v Value)>,
+        depth: usize,
+    ) -> Result<(), Stopped> {
+        for (at, (key, item)) in entries.enumerate() {
+            self.key(key, depth + 1, at > 0)?;
+            self.value(item, depth + 1)?;
+        }
+        Ok(())
+    }
+
+    /// The bracket that begins an array or object.
+    pub(super) fn open(&mut self, bracket: &str) -> Result<(), Stopped> {
+        self.out.push(bracket)
+    }
+
+    /// What comes before an element.
+    pub(super) fn item(&mut self, depth: usize, not_first: bool) -> Result<(), Stopped> {
+        if not_first {
+            self.out.push(&self.style.item_separator)?;
+        }
+        self.new_line(depth)
+    }
+
+    /// What comes before a field's value.
+    pub(super) fn key(&mut self, key: &str, depth: usize, not_first: bool) -> Result<(), Stopped> {
+        self.item(depth, not_first)?;
+        self.string(key)?;
+        self.out.push(&self.style.key_separator)
+    }
+
+    /// The bracket that ends an array or object.
+    pub(super) fn close(&mut self, bracket: &str, depth: usize, empty: bool) -> Result<(), Stopped> {
+        if !empty {
+            self.new_line(depth)?;
+        }
+        self.out.push(bracket)
+    }
+
+    fn new_line(&mut self, depth: usize) -> Result<(), Stopped> {
+        if let Some(indent) = &self.style.indent {
+            self.out.push("\n")?;
+            for _ in 0..depth {
+                self.out.push(indent)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn string(&mut self, text: &str) -> Result<(), Stopped> {
+        self.out.push("\"")?;
+        let mut plain = 0;
+        for (at, c) in text.char_indices() {
+            let escape = match c {
+                '"' => Cow::Borrowed("\\\""),
+                '\\' => Cow::Borrowed("\\\\"),
+                '\n' => Cow::Borrowed("\\n"),
+                '\r' => Cow::Borrowed("\\r"),
+                '\t' => Cow::Borrowed("\\t"),
+                '\u{8}' => Cow::Borrowed("\\b"),
+                '\u{c}' => Cow::Borrowed("\\f"),
+                c if c < ' ' || (self.style.ensure_ascii && c > '~' && self.style.keep != Some(c)) => {
+                    let units = c.encode_utf16(&mut [0; 2]).iter().map(|u| format!("\\u{u:04x}")).collect();
+                    Cow::Owned(units)
+                }
+                _ => continue,
+            };
+            self.out.push(&text[plain..at])?;
+            self.out.push(&escape)?;
+            plain = at + c.len_utf8();
+        }
+        self.out.push(&text[plain..])?;
+        self.out.push("\"")
+    }
 }
 
 fn number_text(number: &Number) -> String {
@@ -137,6 +191,18 @@ pub(super) fn float_repr(value: f64) -> String {
     }
     let sign = if exponent < 0 { '-' } else { '+' };
     format!("{digits}e{sign}{:02}", exponent.abs())
+}
+
+/// The beginning of a value's JSON, for people.
+pub(super) fn shown(value: &Value) -> String {
+    const MOST: usize = 80;
+    let limits = RenderLimits { max_bytes: 4 * MOST, ..RenderLimits::default() };
+    let mut out = BoundedText::new(&limits);
+    // A string or key that is too long is left out, and all after it.
+    let whole = Writer::new(&mut out, &JsonStyle::default()).value(value, 0).is_ok();
+    let text = out.into_string();
+    let cut: String = text.chars().take(MOST).collect();
+    if whole && cut.len() == text.len() { cut } else { cut + "..." }
 }
 
 /// Python's `str` of a value that came from JSON.

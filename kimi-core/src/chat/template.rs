@@ -1,32 +1,39 @@
 //! Renders a chat with the checkpoint's Jinja template, as `apply_chat_template` of transformers does.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Serde, Value as JinjaValue};
+use minijinja::value::{Object, Serde, Value as JinjaValue};
 use minijinja::{Environment, Error as JinjaError, ErrorKind, State};
 use serde_json::{Map, Value};
 use thiserror::Error;
 
+use super::bounded::{BoundedText, RenderLimits, Stopped};
 use super::clock::strftime_now;
 use super::fence::Fence;
+use super::json_node::JsonNode;
 use super::message::{Message, Tool};
-use super::python::{JsonStyle, dumps, float_repr};
+use super::python::float_repr;
 use super::template_file::{self, TemplateSource};
-use super::typescript::tools_to_typescript;
+use super::to_json::to_json;
+use super::typescript;
 use crate::tokenizer::{RenderedPrompt, SpecialTokens};
 
 /// Largest template accepted, in bytes.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 /// Deepest nesting of JSON in tools, messages and variables.
-const MAX_DEPTH: usize = 100;
+pub(super) const MAX_DEPTH: usize = 100;
 /// Steps that one rendering may take, 64 bytes of memory counting as one (see `Environment::set_fuel`); a
 /// conversation that fills the largest context takes under a tenth.
 const FUEL: u64 = 4_000_000;
-/// The name under which a rendering's mark is known to filters; no template can name it by accident.
-const MARK: &str = "kimi fence mark";
+/// The name under which filters find their [`Rendering`]; no template can name it by accident.
+const RENDERING: &str = "kimi rendering";
 const NAME: &str = "chat_template";
 
 /// Variables of a template that a request's own variables cannot replace.
-const RESERVED: [&str; 5] = ["messages", "tools", "tools_ts_str", "add_generation_prompt", MARK];
+const RESERVED: [&str; 5] = ["messages", "tools", "tools_ts_str", "add_generation_prompt", RENDERING];
 
 /// What is wrong with a template, or with a chat that it should render.
 #[derive(Debug, Error)]
@@ -54,6 +61,15 @@ pub enum TemplateError {
     /// The template refused the chat (`raise_exception`), failed on it, or did not come to an end.
     #[error("the chat template failed on this chat: {0}")]
     Render(String),
+    /// The prompt has more bytes than it may have.
+    #[error("the prompt has more than {limit} bytes")]
+    TooLong {
+        /// [`RenderLimits::max_bytes`].
+        limit: usize,
+    },
+    /// [`RenderLimits::cancel`] was set.
+    #[error("the rendering was cancelled")]
+    Cancelled,
     /// A template variable of the request has the name of one that the template needs.
     #[error("chat_template_kwargs.{name}: this name is reserved; choose another")]
     Reserved {
@@ -92,6 +108,10 @@ pub struct PromptRequest<'a> {
 pub struct ChatTemplate {
     source: String,
     environment: Environment<'static>,
+    /// Whether the template asks for the tools as JSON.
+    uses_tools: bool,
+    /// Whether it asks for them as TypeScript.
+    uses_typescript: bool,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -115,7 +135,12 @@ impl ChatTemplate {
         environment
             .add_template_owned(NAME, source.clone())
             .map_err(|e| TemplateError::Compile(explain(&e)))?;
-        Ok(Self { source, environment })
+        let template = environment.get_template(NAME);
+        let variables =
+            template.map_err(|e| TemplateError::Compile(explain(&e)))?.undeclared_variables(false);
+        let uses = |name: &str| variables.contains(name);
+        let (uses_tools, uses_typescript) = (uses("tools"), uses("tools_ts_str"));
+        Ok(Self { source, environment, uses_tools, uses_typescript })
     }
 
     /// Finds a checkpoint's template: the bytes of `chat_template.jinja` if there is one, else the one inside
@@ -139,9 +164,9 @@ impl ChatTemplate {
 
     /// Renders a chat.
     ///
-    /// For messages without special tokens' names the text is what the reference renders. Tools are sorted by
-    /// key at every level, as Moonshot's tokenizer does, and passed both as JSON and as TypeScript
-    /// (`tools_ts_str`).
+    /// For messages without special tokens' names the text is what the reference renders. Tools have their keys
+    /// sorted at every level, as Moonshot's tokenizer does, and are passed both as JSON and as TypeScript
+    /// (`tools_ts_str`), as far as the template asks for them.
     ///
     /// # Errors
     /// When the template fails on the chat, or does not come to an end.
@@ -150,46 +175,118 @@ impl ChatTemplate {
         request: &PromptRequest<'_>,
         special: &SpecialTokens,
     ) -> Result<RenderedPrompt, TemplateError> {
+        self.render_within(request, special, &RenderLimits::default())
+    }
+
+    /// [`Self::render`] within limits.
+    ///
+    /// # Errors
+    /// As [`Self::render`]; [`TemplateError::TooLong`] and [`TemplateError::Cancelled`].
+    pub fn render_within(
+        &self,
+        request: &PromptRequest<'_>,
+        special: &SpecialTokens,
+        limits: &RenderLimits,
+    ) -> Result<RenderedPrompt, TemplateError> {
         if let Some(name) = request.variables.keys().find(|k| RESERVED.contains(&k.as_str())) {
             return Err(TemplateError::Reserved { name: name.clone() });
         }
+        let stopped = |why| match why {
+            Stopped::TooLong => TemplateError::TooLong { limit: limits.max_bytes },
+            Stopped::Cancelled => TemplateError::Cancelled,
+        };
         let messages: Vec<Value> = request.messages.iter().map(Message::to_template).collect();
-        let messages = bounded("messages", Value::Array(messages))?;
-        let variables = bounded("chat_template_kwargs", Value::Object(request.variables.clone()))?;
-        let mut tools = Vec::with_capacity(request.tools.len());
-        for tool in request.tools {
-            tools.push(sorted(&bounded("tools", tool.json().clone())?));
-        }
-        let typescript = typescript_of(&tools);
-        let tools = if tools.is_empty() { Value::Null } else { Value::Array(tools) };
+        let tools = if self.uses_tools || self.uses_typescript { request.tools } else { &[] };
+        check_depth("messages", messages.iter())?;
+        check_depth("chat_template_kwargs", request.variables.values())?;
+        check_depth("tools", tools.iter().map(|tool| &**tool.json()))?;
 
         let mut strings = Vec::new();
-        for value in [&messages, &variables, &tools] {
+        let values = messages.iter().chain(request.variables.values());
+        for value in values.chain(tools.iter().map(|tool| &**tool.json())) {
             collect_strings(value, &mut strings);
         }
+        strings.extend(request.variables.keys().map(String::as_str));
         let fence = Fence::new(special, strings).ok_or(TemplateError::NoMark)?;
-        let mut context = Map::new();
+
+        let mut context = BTreeMap::new();
         for (name, key) in [("[BOS]", "bos_token"), ("[EOS]", "eos_token"), ("[PAD]", "pad_token")] {
             if special.id_of(name).is_some() {
-                context.insert(key.into(), name.into());
+                context.insert(key.to_owned(), JinjaValue::from(name));
             }
         }
-        if let Value::Object(variables) = fence.value(&variables) {
-            context.extend(variables);
+        for (name, value) in request.variables {
+            context.insert(fence.string(name).into_owned(), JinjaValue::from(Serde(fence.value(value))));
         }
-        context.insert("messages".into(), fence.value(&messages));
-        context.insert("tools".into(), fence.value(&tools));
-        if let Some(text) = typescript {
-            context.insert("tools_ts_str".into(), fence.string(&text).into_owned().into());
+        let fenced = |value: Value| JinjaValue::from(Serde(fence.value(&value)));
+        context.insert("messages".into(), messages.into_iter().map(fenced).collect());
+        let declared = (!tools.is_empty() && self.uses_tools)
+            .then(|| tools.iter().map(|tool| JsonNode::root(fence.shared(tool.json()))).collect());
+        context.insert("tools".into(), declared.unwrap_or_else(|| JinjaValue::from(())));
+        if self.uses_typescript && !tools.is_empty() {
+            match typescript::declare(tools, limits).map_err(stopped)? {
+                Ok(text) => {
+                    context.insert("tools_ts_str".into(), JinjaValue::from(fence.string(&text)));
+                }
+                Err(error) => tracing::debug!(%error, "tools are declared as JSON"),
+            }
         }
         context.insert("add_generation_prompt".into(), request.add_generation_prompt.into());
-        context.insert(MARK.into(), fence.mark().to_string().into());
+        let rendering = Arc::new(Rendering::new(fence.mark(), limits.clone()));
+        context.insert(RENDERING.into(), JinjaValue::from_dyn_object(rendering.clone()));
+
+        let mut out = BoundedText::new(limits);
+        let context = JinjaValue::from_pairs(context);
         let rendered = self
             .environment
             .get_template(NAME)
-            .and_then(|t| t.render(Serde(&context)))
-            .map_err(|e| TemplateError::Render(explain(&e)))?;
-        Ok(fence.open(&rendered))
+            .and_then(|t| t.render_captured_to(context, &mut out).map(drop));
+        match (rendered, out.stopped().or(rendering.stopped())) {
+            (Ok(()), _) => Ok(fence.open(&out.into_string())),
+            (Err(_), Some(why)) => Err(stopped(why)),
+            (Err(error), None) => Err(TemplateError::Render(explain(&error))),
+        }
+    }
+}
+
+/// What the filters of one rendering share.
+#[derive(Debug)]
+pub(super) struct Rendering {
+    /// The mark of the [`Fence`].
+    pub(super) mark: char,
+    pub(super) limits: RenderLimits,
+    /// Whether a filter's text was too long.
+    too_long: AtomicBool,
+}
+
+impl Object for Rendering {}
+
+impl Rendering {
+    fn new(mark: char, limits: RenderLimits) -> Self {
+        Self { mark, limits, too_long: AtomicBool::new(false) }
+    }
+
+    /// The one of a template that is being rendered.
+    pub(super) fn of(state: &State<'_, '_>) -> Result<Arc<Self>, JinjaError> {
+        let found = state.lookup(RENDERING).and_then(|value| value.downcast_object::<Self>());
+        found.ok_or_else(|| JinjaError::new(ErrorKind::InvalidOperation, "no rendering is under way"))
+    }
+
+    /// Remembers that an error of a filter means that a limit was met.
+    pub(super) fn note(&self, error: JinjaError) -> JinjaError {
+        let cause = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<Stopped>());
+        if cause == Some(&Stopped::TooLong) {
+            self.too_long.store(true, Ordering::Relaxed);
+        }
+        error
+    }
+
+    fn stopped(&self) -> Option<Stopped> {
+        match (self.limits.cancel.is_cancelled(), self.too_long.load(Ordering::Relaxed)) {
+            (true, _) => Some(Stopped::Cancelled),
+            (false, true) => Some(Stopped::TooLong),
+            (false, false) => None,
+        }
     }
 }
 
@@ -215,46 +312,6 @@ fn environment() -> Result<Environment<'static>, TemplateError> {
     Ok(env)
 }
 
-/// Python's `json.dumps` with the options that transformers hands through.
-fn to_json(state: &State<'_, '_>, value: &JinjaValue, options: Kwargs) -> Result<String, JinjaError> {
-    let fail = |message: String| JinjaError::new(ErrorKind::InvalidOperation, message);
-    if value.is_undefined() {
-        return Err(fail("tojson: the value is undefined".into()));
-    }
-    let mut style = JsonStyle {
-        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
-        sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
-        keep: state.lookup(MARK).and_then(|m| m.as_str().and_then(|m| m.chars().next())),
-        ..JsonStyle::default()
-    };
-    if let Some(indent) = options.get::<Option<JinjaValue>>("indent")?.filter(|i| !i.is_none()) {
-        style.indent = Some(match (indent.as_str(), indent.as_usize()) {
-            (Some(text), _) => text.to_owned(),
-            (None, Some(width)) if width <= 64 => " ".repeat(width),
-            _ => {
-                return Err(fail(format!(
-                    "tojson: indent must be a text or a number up to 64, found {indent}"
-                )));
-            }
-        });
-        style.item_separator = ",".into();
-    }
-    if let Some(separators) = options.get::<Option<JinjaValue>>("separators")?.filter(|s| !s.is_none()) {
-        let (Ok(item), Ok(key)) = (separators.get_item_by_index(0), separators.get_item_by_index(1)) else {
-            return Err(fail(format!("tojson: separators must be two texts, found {separators}")));
-        };
-        (style.item_separator, style.key_separator) = (item.to_string(), key.to_string());
-    }
-    options.assert_all_used()?;
-    let value = serde_json::to_value(value).map_err(|e| fail(format!("tojson: {e}")))?;
-    if depth_exceeds(&value, MAX_DEPTH) {
-        return Err(fail(format!("tojson: nested more than {MAX_DEPTH} levels deep")));
-    }
-    let text = dumps(&value, &style);
-    state.consume_fuel(text.len() as u64 / 64)?;
-    Ok(text)
-}
-
 /// A Jinja error with its causes on one line.
 fn explain(error: &JinjaError) -> String {
     let mut text = error.to_string();
@@ -266,26 +323,14 @@ fn explain(error: &JinjaError) -> String {
     text
 }
 
-/// The TypeScript form; `None` where a schema has none, and the template prints JSON.
-fn typescript_of(tools: &[Value]) -> Option<String> {
-    if tools.is_empty() {
-        return None;
+fn check_depth<'v>(
+    what: &'static str,
+    mut values: impl Iterator<Item = &'v Value>,
+) -> Result<(), TemplateError> {
+    match values.any(|value| depth_exceeds(value, MAX_DEPTH - 1)) {
+        true => Err(TemplateError::TooDeep { what, limit: MAX_DEPTH }),
+        false => Ok(()),
     }
-    let tools: Vec<Tool> = tools.iter().filter_map(|t| Tool::try_from(t.clone()).ok()).collect();
-    match tools_to_typescript(&tools) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            tracing::debug!(%error, "tools are declared as JSON");
-            None
-        }
-    }
-}
-
-fn bounded(what: &'static str, value: Value) -> Result<Value, TemplateError> {
-    if depth_exceeds(&value, MAX_DEPTH) {
-        return Err(TemplateError::TooDeep { what, limit: MAX_DEPTH });
-    }
-    Ok(value)
 }
 
 fn depth_exceeds(value: &Value, limit: usize) -> bool {
@@ -293,19 +338,6 @@ fn depth_exceeds(value: &Value, limit: usize) -> bool {
         Value::Array(items) => limit == 0 || items.iter().any(|v| depth_exceeds(v, limit - 1)),
         Value::Object(map) => limit == 0 || map.values().any(|v| depth_exceeds(v, limit - 1)),
         _ => false,
-    }
-}
-
-/// The value with the keys of every object in order (`deep_sort_dict` of Moonshot's tokenizer).
-fn sorted(value: &Value) -> Value {
-    match value {
-        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
-        Value::Object(map) => {
-            let mut entries: Vec<_> = map.iter().collect();
-            entries.sort_by_key(|(key, _)| *key);
-            Value::Object(entries.into_iter().map(|(k, v)| (k.clone(), sorted(v))).collect())
-        }
-        other => other.clone(),
     }
 }
 

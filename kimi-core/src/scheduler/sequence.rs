@@ -54,6 +54,14 @@ pub enum RequestError {
         /// The context length in tokens.
         context: usize,
     },
+    /// A prompt so far over the context that its tokens were not counted to the end.
+    #[error("the prompt has more than {more_than} tokens, but the context of {context} takes at most {} and one to generate; shorten the prompt or raise the context length", context.saturating_sub(1))]
+    LongPrompt {
+        /// Fewer tokens than the prompt has.
+        more_than: usize,
+        /// The context length in tokens.
+        context: usize,
+    },
     /// A prompt that leaves no room in the cache, whatever else runs.
     #[error("the prompt has {found} tokens, but the cache of {cache} tokens takes at most {} and one to generate; shorten the prompt or give the cache more pages", cache.saturating_sub(1))]
     Cache {

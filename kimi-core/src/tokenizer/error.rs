@@ -152,6 +152,15 @@ pub enum TokenizerError {
     /// The byte-pair model could not be built or used; a fault of ours or of the library.
     #[error("byte-pair encoding failed: {0}")]
     Bpe(String),
+    /// A text has more tokens than its caller wanted.
+    #[error("the text has more than {limit} tokens")]
+    LongText {
+        /// The limit.
+        limit: usize,
+    },
+    /// The caller cancelled it.
+    #[error("the encoding was cancelled")]
+    Cancelled,
     /// An id outside the vocabulary.
     #[error("token id {id} is outside the vocabulary of {vocabulary} ids")]
     UnknownId {

@@ -18,6 +18,7 @@ pub use error::TokenizerError;
 pub use prompt::RenderedPrompt;
 pub use special::{Displaced, SPECIAL_TOKENS, SpecialTokens};
 
+use crate::cancel::CancelFlag;
 use crate::text_file;
 use pieces::{PreTokenizer, cut_long};
 use ranks::Ranks;
@@ -36,6 +37,7 @@ pub struct Tokenizer {
     bpe: BPE,
     /// The character that stands for each byte in the byte-pair model.
     byte_chars: [char; 256],
+    longest_token: usize,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -66,7 +68,14 @@ impl Tokenizer {
         let special = SpecialTokens::new(ranks.len() as u32, tokenizer_config)?;
         let byte_chars = byte_chars();
         let bpe = byte_pair_model(&ranks, &byte_chars)?;
-        Ok(Self { ranks, special, pre_tokenizer: PreTokenizer::new()?, bpe, byte_chars })
+        let longest = ranks.iter().map(<[u8]>::len).max().unwrap_or(0);
+        let longest_token = longest.max(special.longest_name());
+        Ok(Self { ranks, special, pre_tokenizer: PreTokenizer::new()?, bpe, byte_chars, longest_token })
+    }
+
+    /// Bytes of the longest token: a text of `n` bytes has at least `n / longest_token` tokens.
+    pub fn longest_token(&self) -> usize {
+        self.longest_token
     }
 
     /// Number of ids, ordinary and special (Kimi-K2: 163,840).
@@ -118,7 +127,7 @@ impl Tokenizer {
     /// # Errors
     /// When the text is too long, or when the regex or byte-pair library fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_as(text, Control::None)
+        self.encode_as(text, Control::None, usize::MAX, &CancelFlag::default())
     }
 
     /// Encodes trusted text: every special token's name becomes its token, as in Moonshot's own tokenizer.
@@ -126,7 +135,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_as(text, Control::All)
+        self.encode_as(text, Control::All, usize::MAX, &CancelFlag::default())
     }
 
     /// Encodes a rendered chat: the template's control tokens are control tokens, what looks like one in a
@@ -136,7 +145,20 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_rendered(&self, prompt: &RenderedPrompt) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_as(prompt.text(), Control::Fenced(prompt.fences()))
+        self.encode_within(prompt, usize::MAX, &CancelFlag::default())
+    }
+
+    /// [`Tokenizer::encode_rendered`], given up when there are more than `max_tokens` or nobody wants them.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`]; [`TokenizerError::LongText`] and [`TokenizerError::Cancelled`].
+    pub fn encode_within(
+        &self,
+        prompt: &RenderedPrompt,
+        max_tokens: usize,
+        cancel: &CancelFlag,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_as(prompt.text(), Control::Fenced(prompt.fences()), max_tokens, cancel)
     }
 
     /// The text of some ids. Bytes that are not UTF-8 become U+FFFD.
@@ -160,7 +182,13 @@ impl Tokenizer {
         TokenizerError::UnknownId { id, vocabulary: self.vocabulary_size() }
     }
 
-    fn encode_as(&self, text: &str, control: Control<'_>) -> Result<Vec<u32>, TokenizerError> {
+    fn encode_as(
+        &self,
+        text: &str,
+        control: Control<'_>,
+        max_tokens: usize,
+        cancel: &CancelFlag,
+    ) -> Result<Vec<u32>, TokenizerError> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(TokenizerError::TooLarge {
                 what: "the text",
@@ -168,18 +196,21 @@ impl Tokenizer {
                 limit: MAX_TEXT_BYTES,
             });
         }
-        let mut ids = Vec::with_capacity(text.len() / 3);
+        let mut ids = Vec::with_capacity((text.len() / 3).min(max_tokens));
         for part in cut_long(text) {
             let end = part.end;
             let mut plain = part.start;
             let mut at = part.start;
             while let Some((start, id, name)) = self.next_control(text, at..end, control) {
-                self.encode_plain(&text[plain..start], &mut ids)?;
+                self.encode_plain(&text[plain..start], &mut ids, max_tokens, cancel)?;
                 ids.push(id);
                 at = start + name.len();
                 plain = at;
             }
-            self.encode_plain(&text[plain..end], &mut ids)?;
+            self.encode_plain(&text[plain..end], &mut ids, max_tokens, cancel)?;
+        }
+        if ids.len() > max_tokens {
+            return Err(TokenizerError::LongText { limit: max_tokens });
         }
         Ok(ids)
     }
@@ -210,9 +241,21 @@ impl Tokenizer {
         None
     }
 
-    fn encode_plain(&self, text: &str, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+    fn encode_plain(
+        &self,
+        text: &str,
+        ids: &mut Vec<u32>,
+        max_tokens: usize,
+        cancel: &CancelFlag,
+    ) -> Result<(), TokenizerError> {
         let mut mapped = String::new();
         self.pre_tokenizer.split(text, |piece| {
+            if cancel.is_cancelled() {
+                return Err(TokenizerError::Cancelled);
+            }
+            if ids.len() > max_tokens {
+                return Err(TokenizerError::LongText { limit: max_tokens });
+            }
             mapped.clear();
             mapped.extend(piece.bytes().map(|b| self.byte_chars[usize::from(b)]));
             let tokens = self.bpe.tokenize(&mapped).map_err(|e| TokenizerError::Bpe(e.to_string()))?;
