@@ -194,14 +194,39 @@ fn hosts_that_are_not_this_machine() {
         let head = format!("GET /v1/models HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         Reply::read(server.send(head.as_bytes()))
     };
-    for host in
-        ["evil.example", "localhost.evil.example:80", "10.0.0.1", "127.0.0.1.evil.example", "[::2]", ""]
-    {
+    for host in ["evil.example", "localhost.evil.example:80", "10.0.0.1", "127.0.0.1.evil.example", "[::2]"] {
         check(&get(host), 403, "host_not_allowed", "", host);
+    }
+    for host in
+        ["", "localhost:abc", "localhost:65536", "user@localhost", "localhost, evil.example", "[::1", "a b"]
+    {
+        check(&get(host), 400, "invalid_host", "", host);
     }
     for host in ["localhost", "LOCALHOST:1", "127.0.0.1:52415", "127.9.9.9", "[::1]:8080"] {
         assert_eq!(get(host).status, 200, "{host}");
     }
+}
+
+#[test]
+fn a_request_names_one_host() {
+    let server = Server::tiny();
+    let ask = |line: &str, headers: &str| {
+        Reply::read(server.send(format!("{line}\r\n{headers}Connection: close\r\n\r\n").as_bytes()))
+    };
+    let line = "GET /v1/models HTTP/1.1";
+    check(&ask(line, ""), 400, "invalid_host", "", "no host");
+    let twice = "Host: localhost\r\nHost: localhost\r\n";
+    check(&ask(line, twice), 400, "invalid_host", "", "two hosts");
+    check(&ask("GET /v1/models HTTP/1.0", twice), 400, "invalid_host", "", "two hosts");
+    assert_eq!(ask("GET /v1/models HTTP/1.0", "").status, 200);
+    // The target's host counts.
+    let absolute = |host: &str| format!("GET http://{host}/v1/models HTTP/1.1");
+    assert_eq!(ask(&absolute("127.0.0.1:80"), "Host: localhost\r\n").status, 200);
+    for host in ["evil.example", "localhost.evil.example"] {
+        check(&ask(&absolute(host), "Host: localhost\r\n"), 403, "host_not_allowed", "", host);
+    }
+    check(&ask(&absolute("localhost"), "Host: evil.example\r\n"), 403, "host_not_allowed", "", "header");
+    check(&ask(&absolute("localhost"), ""), 400, "invalid_host", "", "no host");
 }
 
 #[test]

@@ -12,9 +12,19 @@ use tower_http::cors::{AllowOrigin, Any, CorsLayer};
 pub struct HttpConfig {
     /// Most bytes of a request's body; beyond it the status is 413.
     pub max_body_bytes: usize,
-    /// Most connections at a time; further ones wait to be accepted.
+    /// Most bytes of memory for the bodies of all requests, half of it for those that arrive (beyond it the status is
+    /// 503), half for those that are being read (which wait for it, and may not take more alone). Small ones do not
+    /// count.
+    pub max_bodies_memory: usize,
+    /// Most connections at a time. When all are taken, a new one gets the place of the one that has been idle for
+    /// longest; one address gets most of the places, but not all.
     pub max_connections: usize,
-    /// How long a connection may take to send a request's head, and may idle between requests.
+    /// Most chats that are answered at a time. Further ones wait, as long as enough connections are left for other
+    /// requests such as `/health`; beyond that the status is 503.
+    pub max_chats: usize,
+    /// How long a new connection may take to send its first request's head.
+    pub first_request_timeout: Duration,
+    /// How long a connection may idle between requests, with the time that it takes to send the next one's head.
     pub header_timeout: Duration,
     /// How long a request's body may take to arrive.
     pub body_timeout: Duration,
@@ -34,7 +44,10 @@ impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             max_body_bytes: 32 << 20,
-            max_connections: 512,
+            max_bodies_memory: 192 << 20,
+            max_connections: 704,
+            max_chats: 512,
+            first_request_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(60),
             body_timeout: Duration::from_secs(60),
             write_timeout: Duration::from_secs(60),

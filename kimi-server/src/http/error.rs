@@ -60,6 +60,11 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, "host_not_allowed", message)
     }
 
+    /// 400: a request that does not name one host, in a proper form.
+    pub fn bad_host(found: &str) -> Self {
+        Self::invalid("invalid_host", format!("found {found}; send one, such as Host: localhost:52415"))
+    }
+
     /// 404: nothing is served at a path.
     pub fn no_route(method: &str, path: &str) -> Self {
         let what = "the API has /v1/chat/completions, /v1/models, /v1/models/{id} and /health";
@@ -106,6 +111,27 @@ impl ApiError {
     pub fn busy(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
         Self { retry_after: Some(1), ..error }
+    }
+
+    /// 503: the bodies of other requests take all memory that there is for bodies.
+    pub fn crowded() -> Self {
+        let message = "the bodies of other requests take all of the server's memory for bodies; try again";
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER_ERROR, "server_busy", message);
+        Self { retry_after: Some(1), ..error }
+    }
+
+    /// 503: too many chats are answered and wait.
+    pub fn too_many_chats() -> Self {
+        let message = "the server answers as many chats as it can, and as many wait as may; try again";
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER_ERROR, "server_busy", message);
+        Self { retry_after: Some(1), ..error }
+    }
+
+    /// 503: the server ends before the answer does.
+    pub fn shutdown() -> Self {
+        let message = "the server is shutting down, and the answer is not finished; ask again";
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER_ERROR, "server_shutdown", message);
+        Self { retry_after: Some(5), ..error }
     }
 
     /// 503: the model cannot answer until something is repaired.
@@ -157,7 +183,7 @@ impl From<StopError> for ApiError {
 impl From<RequestError> for ApiError {
     fn from(error: RequestError) -> Self {
         let (code, param) = match &error {
-            RequestError::Context { .. } | RequestError::Cache { .. } => {
+            RequestError::Context { .. } | RequestError::LongPrompt { .. } | RequestError::Cache { .. } => {
                 ("context_length_exceeded", "messages")
             }
             RequestError::EmptyPrompt | RequestError::Token { .. } => ("invalid_value", "messages"),
@@ -193,7 +219,9 @@ impl From<ChatError> for ApiError {
             ChatError::Engine(error) => error.into(),
             ChatError::Stop(error) => error.into(),
             ChatError::Template(error) => error.into(),
-            ChatError::Tokenizer(error @ TokenizerError::TooLarge { .. }) => {
+            ChatError::Tokenizer(
+                error @ (TokenizerError::TooLarge { .. } | TokenizerError::LongText { .. }),
+            ) => {
                 let error = Self::invalid("context_length_exceeded", error.to_string());
                 Self { param: Some("messages".to_owned()), ..error }
             }
@@ -205,6 +233,10 @@ impl From<ChatError> for ApiError {
 impl From<TemplateError> for ApiError {
     fn from(error: TemplateError) -> Self {
         let param = match &error {
+            TemplateError::TooLong { .. } => {
+                let error = Self::invalid("context_length_exceeded", error.to_string());
+                return Self { param: Some("messages".to_owned()), ..error };
+            }
             TemplateError::Render(_) | TemplateError::TooDeep { .. } | TemplateError::NoMark => "messages",
             TemplateError::Reserved { .. } => "chat_template_kwargs",
             _ => return Self::internal(error.to_string()),

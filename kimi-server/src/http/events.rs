@@ -6,6 +6,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use kimi_core::ChatEvent;
 use kimi_core::chat_model::FinishReason;
 use kimi_core::engine::Usage;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::engine::Running;
@@ -59,11 +60,16 @@ pub(super) struct PendingEvents {
 }
 
 impl PendingEvents {
-    pub(super) fn of(self, running: Box<dyn Running>, parallel_calls: bool) -> Events {
+    pub(super) fn of(
+        self,
+        running: Box<dyn Running>,
+        slot: OwnedSemaphorePermit,
+        parallel_calls: bool,
+    ) -> Events {
         let running: Arc<dyn Running> = running.into();
         let _ = self.flow.running.set(Arc::downgrade(&running)); // nobody else sets it
         let Self { receiver, flow } = self;
-        Events { receiver, flow, running, parallel_calls, cut: false }
+        Events { receiver, flow, running, parallel_calls, cut: false, _slot: slot }
     }
 }
 
@@ -76,6 +82,8 @@ pub(super) struct Events {
     parallel_calls: bool,
     /// Whether a second tool call was cut off.
     cut: bool,
+    /// The answer's place among those that the server gives at a time.
+    _slot: OwnedSemaphorePermit,
 }
 
 /// What can still happen once failures are taken out.
@@ -105,9 +113,7 @@ impl Events {
                     return Ok(Event::Finished(FinishReason::ToolCalls, usage));
                 }
                 ChatEvent::Finished { reason: FinishReason::Cancelled, .. } => {
-                    return Err(ApiError::unavailable(
-                        "the answer was cancelled: the server is shutting down",
-                    ));
+                    return Err(ApiError::shutdown());
                 }
                 ChatEvent::Finished { reason, usage } => return Ok(Event::Finished(reason, usage)),
                 ChatEvent::Failed(error) => return Err(ApiError::from(error)),

@@ -8,8 +8,13 @@ use super::error::ApiError;
 
 /// Most brackets within brackets. No request of a chat needs more than a tool's schema does.
 const MAX_DEPTH: usize = 100;
-/// Most values in a body: a value takes more memory than the two bytes that it may be written in.
-const MAX_VALUES: usize = 1_000_000;
+/// Bytes that a value takes in memory, beside its text: an object with room for its first fields, each further field
+/// or element, a string. Measured, and rounded up.
+const OBJECT_BYTES: usize = 400;
+const ELEMENT_BYTES: usize = 110;
+const STRING_BYTES: usize = 32;
+/// Copies of a text on its way into a prompt.
+const TEXT_COPIES: usize = 3;
 /// Characters of a wrong value that an error shows.
 const SHOWN_CHARS: usize = 40;
 
@@ -27,16 +32,15 @@ pub(super) struct Field {
     value: Value,
 }
 
-/// Parses a request's body, an object.
+/// Parses a request's body, an object that [`weigh`] has found good.
 ///
 /// # Errors
-/// 400 if it is not UTF-8, not JSON (with line and column), nested too deep, or not an object.
+/// 400 if it is not UTF-8, not JSON (with line and column), or not an object.
 pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
     let text = std::str::from_utf8(body).map_err(|error| {
         let at = error.valid_up_to();
         ApiError::invalid("invalid_utf8", format!("the request's body is not UTF-8 from byte {at} on"))
     })?;
-    check_size(text.as_bytes())?;
     let value: Value = serde_json::from_str(text).map_err(|error| {
         ApiError::invalid("invalid_json", format!("the request's body is not valid JSON: {error}"))
     })?;
@@ -49,40 +53,49 @@ pub(super) fn parse(body: &[u8]) -> Result<Fields, ApiError> {
     }
 }
 
-/// Bounds the memory that parsing takes, before it takes any.
-fn check_size(text: &[u8]) -> Result<(), ApiError> {
-    let (mut depth, mut values, mut in_string, mut escaped) = (0usize, 0usize, false, false);
-    for (at, &byte) in text.iter().enumerate() {
+/// Bytes of memory that a body takes once it is parsed and until it is a prompt; found before it takes any.
+///
+/// # Errors
+/// 400 if it is nested too deep, or would take more than `limit`.
+pub(super) fn weigh(body: &[u8], limit: usize) -> Result<usize, ApiError> {
+    let (mut depth, mut weight, mut in_string, mut escaped) = (0usize, 0usize, false, false);
+    for (at, &byte) in body.iter().enumerate() {
         if in_string {
             in_string = escaped || byte != b'"';
             escaped = !escaped && byte == b'\\';
-            continue;
+            weight += TEXT_COPIES;
+        } else {
+            match byte {
+                b'"' => (in_string, weight) = (true, weight + STRING_BYTES),
+                b'{' => (depth, weight) = (depth + 1, weight + OBJECT_BYTES),
+                b'[' => (depth, weight) = (depth + 1, weight + ELEMENT_BYTES),
+                b']' | b'}' => depth = depth.saturating_sub(1),
+                b',' => weight += ELEMENT_BYTES,
+                _ => {}
+            }
+            if depth > MAX_DEPTH {
+                let message =
+                    format!("the request's JSON is nested deeper than {MAX_DEPTH} levels at byte {at}");
+                return Err(ApiError::invalid("json_too_deep", message));
+            }
         }
-        match byte {
-            b'"' => in_string = true,
-            b'[' | b'{' => (depth, values) = (depth + 1, values + 1),
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            b',' => values += 1,
-            _ => {}
-        }
-        if depth > MAX_DEPTH {
-            let message = format!("the request's JSON is nested deeper than {MAX_DEPTH} levels at byte {at}");
-            return Err(ApiError::invalid("json_too_deep", message));
-        }
-        if values > MAX_VALUES {
-            let message = format!("the request's JSON has more than {MAX_VALUES} values at byte {at}");
+        if weight > limit {
+            let message = format!(
+                "the request's JSON takes more than {limit} bytes of memory, the server's limit, at byte {at} of {}; \
+                 send fewer values or shorter texts",
+                body.len()
+            );
             return Err(ApiError::invalid("json_too_large", message));
         }
     }
-    Ok(())
+    Ok(weight)
 }
 
 impl Fields {
     /// Takes a field; `null` counts as absent.
     pub(super) fn take(&mut self, key: &str) -> Option<Field> {
         let value = self.map.remove(key).filter(|value| !value.is_null())?;
-        let dot = if self.path.is_empty() { "" } else { "." };
-        Some(Field { path: format!("{}{dot}{key}", self.path), value })
+        Some(Field { path: self.path_of(key), value })
     }
 
     /// Takes a field that must be there.
@@ -90,11 +103,42 @@ impl Fields {
     /// # Errors
     /// 400 if it is absent.
     pub(super) fn require(&mut self, key: &str) -> Result<Field, ApiError> {
-        self.take(key).ok_or_else(|| {
-            let dot = if self.path.is_empty() { "" } else { "." };
-            let path = format!("{}{dot}{key}", self.path);
-            ApiError::field(&path, "missing_required_parameter", "is missing")
-        })
+        self.take(key).ok_or_else(|| self.missing(key))
+    }
+
+    /// A copy of a field that is small, or wrong; `null` counts as absent. What is large is left where it is: see
+    /// [`Self::check_object`].
+    pub(super) fn look(&self, key: &str) -> Option<Field> {
+        let value = self.map.get(key).filter(|value| !value.is_null())?.clone();
+        Some(Field { path: self.path_of(key), value })
+    }
+
+    /// [`Self::look`] at a field that must be there.
+    ///
+    /// # Errors
+    /// 400 if it is absent.
+    pub(super) fn look_for(&self, key: &str) -> Result<Field, ApiError> {
+        self.look(key).ok_or_else(|| self.missing(key))
+    }
+
+    /// Checks that a field is an object, if it is there.
+    ///
+    /// # Errors
+    /// 400 if it is something else.
+    pub(super) fn check_object(&self, key: &str) -> Result<(), ApiError> {
+        match self.map.get(key) {
+            None | Some(Value::Null | Value::Object(_)) => Ok(()),
+            Some(_) => self.look_for(key)?.object().map(drop),
+        }
+    }
+
+    fn path_of(&self, key: &str) -> String {
+        let dot = if self.path.is_empty() { "" } else { "." };
+        format!("{}{dot}{key}", self.path)
+    }
+
+    fn missing(&self, key: &str) -> ApiError {
+        ApiError::field(&self.path_of(key), "missing_required_parameter", "is missing")
     }
 
     /// All fields that have not been taken.
@@ -211,8 +255,15 @@ fn describe(value: &Value) -> String {
 mod tests {
     use super::*;
 
+    const LIMIT: usize = 1 << 20;
+
+    fn read(body: &[u8]) -> Result<Fields, ApiError> {
+        weigh(body, LIMIT)?;
+        parse(body)
+    }
+
     fn code(body: &[u8]) -> &'static str {
-        parse(body).unwrap_err().code.unwrap()
+        read(body).unwrap_err().code.unwrap()
     }
 
     #[test]
@@ -225,15 +276,28 @@ mod tests {
         assert_eq!(code(b""), "invalid_json");
         assert_eq!(code(b"[]"), "invalid_type");
         assert_eq!(code("[".repeat(1_000_000).as_bytes()), "json_too_deep");
-        assert_eq!(code(format!("[{}1]", "1,".repeat(MAX_VALUES)).as_bytes()), "json_too_large");
-        let error = parse(b"{\n  \"a\": ?\n}").unwrap_err();
+        let error = read(b"{\n  \"a\": ?\n}").unwrap_err();
         assert!(error.message.contains("line 2 column 8"), "{error}");
+    }
+
+    #[test]
+    fn many_values_and_long_texts_are_too_large() {
+        for dense in ["1,", "{},", "\"\",", "{\"a\":\"b\"},", "[[]],"] {
+            let body = format!("{{\"a\": [{}1]}}", dense.repeat(20_000));
+            assert_eq!(code(body.as_bytes()), "json_too_large", "{dense}");
+            let body = format!("{{\"a\": [{}1]}}", dense.repeat(20));
+            assert!(weigh(body.as_bytes(), LIMIT).unwrap() > 20 * ELEMENT_BYTES);
+        }
+        let text = |bytes: usize| format!("{{\"a\": \"{}\"}}", "x".repeat(bytes));
+        assert_eq!(code(text(LIMIT / TEXT_COPIES).as_bytes()), "json_too_large");
+        assert!(read(text(LIMIT / TEXT_COPIES - 1000).as_bytes()).is_ok());
+        assert!(read(" ".repeat(LIMIT).as_bytes()).unwrap_err().code == Some("invalid_json"));
     }
 
     #[test]
     fn brackets_in_strings_do_not_nest() {
         let body = format!(r#"{{"a": "\\\"{}"}}"#, "[,".repeat(MAX_DEPTH + 1));
-        assert!(parse(body.as_bytes()).is_ok());
+        assert!(read(body.as_bytes()).is_ok());
     }
 
     #[test]

@@ -113,16 +113,20 @@ pub(super) fn tools(field: Field) -> Result<Vec<Tool>, ApiError> {
     tools.into_iter().map(tool).collect()
 }
 
+/// Checks a tool where it is: a schema takes many times the memory of its text.
 fn tool(field: Field) -> Result<Tool, ApiError> {
-    let (path, whole) = (field.path().to_owned(), field.value().clone());
+    let path = field.path().to_owned();
     let mut fields = field.object()?;
-    check_function_type(Some(fields.require("type")?))?;
-    let mut function = fields.require("function")?.object()?;
-    name(function.require("name")?)?;
-    function.take("description").map(Field::string).transpose()?;
-    function.take("parameters").map(Field::object).transpose()?;
-    function.take("strict").map(Field::boolean).transpose()?;
-    Tool::try_from(whole).map_err(|error| ApiError::field(&path, "invalid_value", error.to_string()))
+    check_function_type(Some(fields.look_for("type")?))?;
+    let function = fields.require("function")?.object()?;
+    name(function.look_for("name")?)?;
+    function.look("description").map(Field::string).transpose()?;
+    function.check_object("parameters")?;
+    function.look("strict").map(Field::boolean).transpose()?;
+    let mut whole = fields.into_map();
+    whole.insert("function".to_owned(), Value::Object(function.into_map()));
+    let tool = Tool::try_from(Value::Object(whole));
+    tool.map_err(|error| ApiError::field(&path, "invalid_value", error.to_string()))
 }
 
 fn check_function_type(kind: Option<Field>) -> Result<(), ApiError> {

@@ -14,13 +14,18 @@
 //! Fields without a meaning here (`user`, `metadata`, `store`, ...) are ignored; those with a meaning that is not
 //! implemented (`n` > 1, `response_format` other than text, images, forced tool calls) are refused with status 400.
 
+mod body;
+mod budget;
 mod chat;
 mod config;
+mod connections;
 mod engine;
 pub mod error;
 mod events;
+mod host;
 mod json;
 mod messages;
+mod peer;
 mod request;
 mod response;
 mod routes;

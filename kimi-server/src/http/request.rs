@@ -1,11 +1,11 @@
 //! The body of `POST /v1/chat/completions`.
 
-use kimi_core::ChatRequest;
 use kimi_core::sampler::{MAX_TOP_LOGPROBS, RawSamplingParams, SamplingParams};
+use kimi_core::{CancelFlag, ChatRequest};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::json::{self, Field, Fields};
+use super::json::{Field, Fields};
 use super::messages;
 
 /// `temperature` of a request that has none: what Moonshot recommends for K2-Instruct.
@@ -27,13 +27,11 @@ pub(super) struct CompletionRequest {
 }
 
 impl CompletionRequest {
-    /// Reads a request's body.
+    /// Checks a request's fields. `cancel` ends the making of its prompt.
     ///
     /// # Errors
     /// 400 that names the field, what was expected and what was found.
-    pub(super) fn parse(body: &[u8]) -> Result<Self, ApiError> {
-        let mut fields = json::parse(body)?;
-        let fields = &mut fields;
+    pub(super) fn new(fields: &mut Fields, cancel: CancelFlag) -> Result<Self, ApiError> {
         refuse_unsupported(fields)?;
         let (logprobs, top_logprobs) = logprobs(fields)?;
         let use_tools = tool_choice(fields)?;
@@ -52,6 +50,7 @@ impl CompletionRequest {
                 top_logprobs,
                 ignore_eos: flag(fields, "ignore_eos")?.unwrap_or(false),
                 parse_tools: use_tools,
+                cancel,
             },
             stream: flag(fields, "stream")?.unwrap_or(false),
             include_usage: include_usage(fields)?,
@@ -204,13 +203,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::http::json;
 
     fn parse(fields: Value) -> Result<CompletionRequest, ApiError> {
         let mut body = json!({"messages": [{"role": "user", "content": "hi"}]});
         for (key, value) in fields.as_object().unwrap() {
             body[key] = value.clone();
         }
-        CompletionRequest::parse(body.to_string().as_bytes())
+        let mut fields = json::parse(body.to_string().as_bytes())?;
+        CompletionRequest::new(&mut fields, CancelFlag::default())
     }
 
     #[test]

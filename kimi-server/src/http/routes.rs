@@ -1,31 +1,49 @@
 //! Which path and method lead where.
 
 use std::convert::Infallible;
-use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
-use hyper::http::uri::Authority;
-use hyper::{HeaderMap, Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::budget::Budget;
 use super::config::HttpConfig;
+use super::connections::{Phase, Place};
 use super::engine::ServedModel;
 use super::error::ApiError;
-use super::{Body, chat};
+use super::peer::Peer;
+use super::{Body, body, chat, host};
 
 /// What all requests share.
 #[derive(Debug)]
 pub(super) struct App {
     pub(super) models: Vec<ServedModel>,
     pub(super) config: HttpConfig,
+    pub(super) budget: Budget,
+    /// Answers that are given at a time.
+    pub(super) chats: Arc<Semaphore>,
+    /// Chats that wait for one of them.
+    pub(super) waiting: Arc<Semaphore>,
     /// Whether only this machine can reach the server.
     pub(super) loopback: bool,
+    /// Becomes true when answers under way are cut short.
+    pub(super) ending: watch::Receiver<bool>,
+}
+
+/// Who sent a request.
+#[derive(Debug, Clone)]
+pub(super) struct Client {
+    pub(super) peer: Peer,
+    pub(super) place: Place,
 }
 
 impl App {
@@ -43,32 +61,112 @@ impl App {
         }
     }
 
+    /// A place among the answers, once there is one.
+    ///
+    /// # Errors
+    /// 503 if too many wait already.
+    pub(super) async fn slot(&self) -> Result<OwnedSemaphorePermit, ApiError> {
+        if let Ok(slot) = self.chats.clone().try_acquire_owned() {
+            return Ok(slot);
+        }
+        let _waiting = self.waiting.try_acquire().map_err(|_| ApiError::too_many_chats())?;
+        self.chats.clone().acquire_owned().await.map_err(|error| ApiError::internal(error.to_string()))
+    }
+
+    /// Waits until answers under way are cut short.
+    pub(super) async fn ending(&self) {
+        // An error means that the server is gone.
+        let _ = self.ending.clone().wait_for(|ending| *ending).await;
+    }
+
+    /// Does something for an answer, unless it is cut short.
+    pub(super) async fn until_end<T>(
+        &self,
+        work: impl Future<Output = Result<T, ApiError>>,
+    ) -> Result<T, ApiError> {
+        tokio::select! {
+            done = work => done,
+            () = self.ending() => Err(ApiError::shutdown()),
+        }
+    }
+
     fn ids(&self) -> Vec<&str> {
         self.models.iter().map(ServedModel::id).collect()
     }
 }
 
 /// Answers one request.
-pub(super) async fn handle(app: Arc<App>, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+pub(super) async fn handle(
+    app: Arc<App>,
+    client: Client,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
     let started = Instant::now();
+    let busy = Busy::begin(&client.place);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = route(&app, request).await.unwrap_or_else(|error| error.response());
+    let response = route(&app, client, request).await.unwrap_or_else(|error| error.response());
     if app.config.log_requests {
         let (status, time) = (response.status().as_u16(), started.elapsed());
         tracing::info!(%method, path, status, ?time, "request");
     }
-    Ok(response)
+    Ok(response.map(|body| Body::new(UntilSent { body, _busy: busy })))
 }
 
-async fn route(app: &Arc<App>, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
-    if app.loopback {
-        check_host(&request)?;
+/// A response's body, which keeps its connection busy until it is sent.
+struct UntilSent {
+    body: Body,
+    _busy: Busy,
+}
+
+impl hyper::body::Body for UntilSent {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
     }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A connection that has a request; quiet again when this is dropped.
+struct Busy(Place);
+
+impl Busy {
+    fn begin(place: &Place) -> Self {
+        place.set(Phase::Sending);
+        Self(place.clone())
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.set(Phase::Quiet);
+    }
+}
+
+async fn route(
+    app: &Arc<App>,
+    client: Client,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
+    host::check(&request, app.loopback)?;
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/v1/chat/completions" => {
             check_method(&request, &[Method::POST], "POST")?;
-            chat::complete(app.clone(), json_body(request, &app.config).await?).await
+            let body = app.until_end(body::read(request, &app.config, &app.budget)).await?;
+            client.place.set(Phase::Answering);
+            chat::complete(app.clone(), client.peer, body).await
         }
         "/v1/models" => {
             check_method(&request, &[Method::GET, Method::HEAD], "GET, HEAD")?;
@@ -90,19 +188,6 @@ async fn route(app: &Arc<App>, request: Request<Incoming>) -> Result<Response<Bo
     }
 }
 
-/// Refuses names that are not this machine's, against DNS rebinding: a browser sends the page's own name. A request
-/// without a host comes from no browser.
-fn check_host<B>(request: &Request<B>) -> Result<(), ApiError> {
-    let Some(value) = request.headers().get(HOST) else { return Ok(()) };
-    let text = String::from_utf8_lossy(value.as_bytes());
-    let is_here = text.parse::<Authority>().is_ok_and(|authority| {
-        let host = authority.host();
-        let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-        host.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
-    });
-    if is_here { Ok(()) } else { Err(ApiError::host(&text)) }
-}
-
 fn check_method<B>(request: &Request<B>, methods: &[Method], allow: &'static str) -> Result<(), ApiError> {
     match methods.contains(request.method()) {
         true => Ok(()),
@@ -117,32 +202,6 @@ fn health(app: &App) -> Response<Body> {
     let (status, word) =
         if ok { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
     json_response(status, &json!({"status": word, "version": env!("CARGO_PKG_VERSION"), "models": models}))
-}
-
-/// A request's whole body, within the server's limits.
-async fn json_body(request: Request<Incoming>, config: &HttpConfig) -> Result<Bytes, ApiError> {
-    check_content_type(request.headers())?;
-    let (limit, body) = (config.max_body_bytes, request.into_body());
-    if body.size_hint().lower() > limit as u64 {
-        return Err(ApiError::too_large(limit));
-    }
-    match tokio::time::timeout(config.body_timeout, Limited::new(body, limit).collect()).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::too_large(limit)),
-        Ok(Err(error)) => {
-            Err(ApiError::invalid("incomplete_body", format!("the request's body is not whole: {error}")))
-        }
-        Err(_) => Err(ApiError::slow_body(config.body_timeout.as_secs())),
-    }
-}
-
-fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let found = headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("not text"));
-    let kind = found.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
-    match kind.eq_ignore_ascii_case("application/json") {
-        true => Ok(()),
-        false => Err(ApiError::content_type(found)),
-    }
 }
 
 /// A JSON response.

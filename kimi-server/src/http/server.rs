@@ -1,30 +1,38 @@
 //! Connections: accepting, limiting, timing out and shutting down.
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::body::Incoming;
 use hyper::server::conn::http1;
-use hyper::{Request, Response};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_io_timeout::TimeoutStream;
+use tower::ServiceBuilder;
 use tower::util::option_layer;
-use tower::{Service, ServiceBuilder};
+use tower_http::cors::CorsLayer;
 
+use super::budget::Budget;
 use super::config::HttpConfig;
+use super::connections::{Connections, Place};
 use super::engine::ServedModel;
-use super::routes::{App, handle};
+use super::peer::Peer;
+use super::routes::{App, Client, handle};
 
 /// How long to wait after `accept` failed, mostly because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// How long the last words of answers that are cut short may take to be sent.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Connections that are left for other requests than chats.
+const OTHER_REQUESTS: usize = 64;
+/// Largest head of a request, and most bytes that are read ahead of a connection.
+const READ_BUFFER: usize = 64 << 10;
+
 /// Serves the API until `shutdown` is ready. Then it accepts no more connections, lets the responses under way end
-/// within [`HttpConfig::shutdown_grace`], and cancels the rest.
+/// within [`HttpConfig::shutdown_grace`], and cuts the rest short with an error.
 ///
 /// A request for a model names one of `models` by its id or an alias. A client that goes away cancels its request.
 pub async fn serve(
@@ -33,79 +41,131 @@ pub async fn serve(
     config: HttpConfig,
     shutdown: impl Future<Output = ()>,
 ) {
-    let slots = Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
-    let loopback = listener.local_addr().is_ok_and(|addr| addr.ip().to_canonical().is_loopback());
-    let app = Arc::new(App { models, config: config.clone(), loopback });
-    let service = ServiceBuilder::new()
-        .layer(option_layer(config.cors.layer()))
-        .service_fn(move |request| handle(app.clone(), request));
+    let (end, ending) = watch::channel(false);
+    let app = Arc::new(App::new(models, config.clone(), is_loopback(&listener), ending));
+    let cors = config.cors.layer();
+    let places = config.max_connections;
+    // Who has all chats and all of its connections still has some to ask how the server is.
+    let connections = Connections::new(places, places.saturating_sub(OTHER_REQUESTS / 2));
     let (stop, stopped) = watch::channel(());
-    let mut connections = JoinSet::new();
+    let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
     loop {
         let accepted = tokio::select! {
             () = &mut shutdown => break,
-            accepted = accept(&listener, &slots) => accepted,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, slot)) => {
-                connections.spawn(connection(socket, slot, service.clone(), config.clone(), stopped.clone()));
-            }
+            Ok((socket, from)) => match connections.admit(from.ip()) {
+                Some(place) => {
+                    let client = Client { peer: Peer::new(socket), place };
+                    tasks.spawn(connection(app.clone(), client, cors.clone(), stopped.clone()));
+                }
+                None => tracing::warn!(%from, "refused a connection: all others are busy"),
+            },
             Err(error) => {
                 tracing::warn!(%error, "can't accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-        while connections.try_join_next().is_some() {}
+        while tasks.try_join_next().is_some() {}
     }
     drop(listener);
     stop.send_replace(());
-    let ended = async { while connections.join_next().await.is_some() {} };
-    if tokio::time::timeout(config.shutdown_grace, ended).await.is_err() {
-        tracing::warn!(open = connections.len(), "closing connections whose responses have not ended");
+    if !all_end(&mut tasks, config.shutdown_grace).await {
+        tracing::warn!(open = tasks.len(), "cutting short the responses that have not ended");
+        end.send_replace(true);
+        all_end(&mut tasks, LAST_WORDS).await;
     }
-    connections.shutdown().await;
+    tasks.shutdown().await;
 }
 
-/// The next connection, once there is room for it.
-async fn accept(
-    listener: &TcpListener,
-    slots: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-    let slot = slots.clone().acquire_owned().await.map_err(io::Error::other)?;
-    let (socket, _) = listener.accept().await?;
-    Ok((socket, slot))
+impl App {
+    fn new(
+        models: Vec<ServedModel>,
+        config: HttpConfig,
+        loopback: bool,
+        ending: watch::Receiver<bool>,
+    ) -> Self {
+        let chats = config.max_chats.clamp(1, Semaphore::MAX_PERMITS);
+        let waiting = config.max_connections.saturating_sub(OTHER_REQUESTS + chats);
+        Self {
+            budget: Budget::new(config.max_bodies_memory),
+            chats: Arc::new(Semaphore::new(chats)),
+            waiting: Arc::new(Semaphore::new(waiting)),
+            models,
+            config,
+            loopback,
+            ending,
+        }
+    }
+}
+
+fn is_loopback(listener: &TcpListener) -> bool {
+    listener.local_addr().is_ok_and(|addr| addr.ip().to_canonical().is_loopback())
+}
+
+/// Whether all tasks end in time.
+async fn all_end(tasks: &mut JoinSet<()>, within: Duration) -> bool {
+    let ended = async { while tasks.join_next().await.is_some() {} };
+    tokio::time::timeout(within, ended).await.is_ok()
 }
 
 /// Serves one connection, request after request.
-async fn connection<S>(
-    socket: TcpStream,
-    _slot: OwnedSemaphorePermit,
-    service: S,
-    config: HttpConfig,
+async fn connection(
+    app: Arc<App>,
+    client: Client,
+    cors: Option<CorsLayer>,
     mut stopped: watch::Receiver<()>,
-) where
-    S: Service<Request<Incoming>, Response = Response<super::Body>> + Clone,
-    S::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
-{
-    if let Err(error) = socket.set_nodelay(true) {
-        tracing::debug!(%error, "can't set TCP_NODELAY: tokens may arrive in bunches");
-    }
-    let mut socket = TimeoutStream::new(socket);
+) {
+    let Client { peer, place } = client.clone();
+    peer.send_at_once();
+    let config = app.config.clone();
+    let mut socket = TimeoutStream::new(peer.clone());
     socket.set_write_timeout(Some(config.write_timeout));
+    let service = ServiceBuilder::new()
+        .layer(option_layer(cors))
+        .service_fn(move |request| handle(app.clone(), client.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_timeout)
+        .max_buf_size(READ_BUFFER)
+        .half_close(true)
         .serve_connection(TokioIo::new(Box::pin(socket)), TowerToHyperService::new(service));
     let mut connection = std::pin::pin!(connection);
-    let result = tokio::select! {
-        result = connection.as_mut() => result,
-        _ = stopped.changed() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+    let useless = async {
+        tokio::select! {
+            () = peer.gone() => "it was reset",
+            () = place.lost() => "another one needed its place",
+            () = silent(&place, config.first_request_timeout) => "it sent no request",
         }
     };
-    if let Err(error) = result {
-        tracing::debug!(%error, "a connection ended early");
+    let mut useless = std::pin::pin!(useless);
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                return;
+            }
+            why = useless.as_mut() => {
+                tracing::debug!("a connection was closed: {why}");
+                return;
+            }
+            _ = stopped.changed(), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}
+
+/// Waits until a connection has had its time for a first request.
+async fn silent(place: &Place, timeout: Duration) {
+    tokio::time::sleep(timeout).await;
+    if place.has_asked() {
+        std::future::pending::<()>().await;
     }
 }

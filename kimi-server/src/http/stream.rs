@@ -1,7 +1,7 @@
 //! A streamed answer: server-sent events.
 
 use std::convert::Infallible;
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::stream;
@@ -17,19 +17,25 @@ use serde_json::{Value, json};
 use super::Body;
 use super::error::ApiError;
 use super::events::{Event, Events};
+use super::peer::Peer;
 use super::response::Head;
+use super::routes::App;
 
 /// What a stream carries when nothing has happened for a while. Clients skip it.
 const COMMENT: &[u8] = b": still working\n\n";
+/// The last event.
+const DONE: &str = "data: [DONE]\n\n";
 
 /// A response whose body follows the answer.
 pub(super) fn response(
     events: Events,
     head: Head,
     include_usage: bool,
-    keepalive: Duration,
+    app: Arc<App>,
+    peer: Peer,
 ) -> Response<Body> {
-    let sse = Sse { events, writer: Writer { head, include_usage, logprobs: Vec::new() }, keepalive };
+    let writer = Writer { head, include_usage, logprobs: Vec::new() };
+    let sse = Sse { events, writer, app, peer, finished: false };
     let first = sse.writer.first();
     let body = stream::unfold(State::First(first, Box::new(sse)), |state| async {
         let (bytes, next) = match state {
@@ -66,14 +72,26 @@ enum Step {
 struct Sse {
     events: Events,
     writer: Writer,
-    keepalive: Duration,
+    app: Arc<App>,
+    peer: Peer,
+    /// Whether the client has closed its half of the connection.
+    finished: bool,
 }
 
 impl Sse {
     async fn next(&mut self) -> Step {
         loop {
-            let Ok(event) = tokio::time::timeout(self.keepalive, self.events.next()).await else {
-                return Step::More(Bytes::from_static(COMMENT));
+            let event = tokio::select! {
+                biased;
+                () = self.app.ending() => return Step::Last(cut_short(&ApiError::shutdown())),
+                event = self.events.next() => event,
+                () = self.peer.finished(), if !self.finished => {
+                    self.finished = true;
+                    return Step::More(Bytes::from_static(COMMENT));
+                }
+                () = tokio::time::sleep(self.app.config.keepalive) => {
+                    return Step::More(Bytes::from_static(COMMENT));
+                }
             };
             match event {
                 Ok(Event::Part(part)) => {
@@ -87,6 +105,11 @@ impl Sse {
             }
         }
     }
+}
+
+/// The end of a stream that the server does not finish.
+fn cut_short(error: &ApiError) -> Bytes {
+    format!("{}{DONE}", event(&error.body())).into()
 }
 
 fn failure(error: &ApiError) -> Bytes {
@@ -140,7 +163,7 @@ impl Writer {
         if self.include_usage {
             text.push_str(&event(&self.head.usage_chunk(usage)));
         }
-        text.push_str("data: [DONE]\n\n");
+        text.push_str(DONE);
         text.into()
     }
 
