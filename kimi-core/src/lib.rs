@@ -5,6 +5,8 @@
 //!
 //! From the top down: [`ChatModel`] answers chats; [`engine`] generates many sequences at once; [`pipeline`] runs
 //! batches through [`stage`]s; a stage runs the [`model`] on a [`Backend`](kimi_quant::Backend).
+// `println!` and `eprintln!` panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![warn(missing_docs)]
 
 pub mod batch;

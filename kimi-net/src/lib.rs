@@ -106,6 +106,8 @@
 //! # Ok(())
 //! # }
 //! ```
+// `println!` and `eprintln!` panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 pub mod driver;
 pub mod error;

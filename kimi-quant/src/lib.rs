@@ -10,6 +10,8 @@
 //! * [`RandomWeights`]: matrices of any size for measurements.
 //!
 //! Nothing here knows a config file, a tokenizer or a socket.
+// `println!` and `eprintln!` panic where nobody reads.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 #![warn(missing_docs)]
 
 mod backend;

@@ -26,7 +26,7 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Failure) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{} {error:#}", ui::stderr_style().error("error:"));
+            ui::notice(format_args!("{} {error:#}", ui::stderr_style().error("error:")));
             ExitCode::from(1)
         }
     }
@@ -41,11 +41,13 @@ fn start_logging(level: &str) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(ansi)
+        // Else it would say with `eprintln!` that stderr can't be written to.
+        .log_internal_errors(false)
         .try_init();
 }
 
 /// `kimi inspect MODEL | head` is no failure.
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>());
     io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -204,3 +204,60 @@ fn without_a_gpu_auto_is_the_cpu_and_gpu_is_refused() {
     assert_eq!(report["gpus"], if cfg!(feature = "gpu") { json!([]) } else { json!(null) });
     assert!(report["cpu"]["name"].as_str().unwrap().starts_with("cpu ("), "{report}");
 }
+
+/// Nobody may read what a program says beside its results: the reader has ended (`2>&1 | tee`), or the disk is full.
+#[cfg(target_os = "linux")]
+#[test]
+fn notices_that_cannot_be_written_are_dropped() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let closed = || std::io::pipe().unwrap().1; // whose reader is dropped at once
+    let ask = ["run", "kimi-tiny", "--backend", "cpu", "--prompt", "hi", "--max-tokens", "3"];
+    let noisy = ["--stats", "--context", "9999999", "--log", "trace"];
+    for unread in [Stdio::from(full()), Stdio::from(closed())] {
+        let output = kimi().args(ask).args(noisy).stderr(unread).output().unwrap();
+        assert!(output.status.success() && !output.stdout.is_empty(), "{output:?}");
+        assert_eq!(output.stdout.last(), Some(&b'\n'));
+    }
+    let failed = kimi().args(["inspect", "no-such-model"]).stderr(full()).output().unwrap();
+    assert_eq!(failed.status.code(), Some(1));
+
+    // `| head` is no failure, a full disk is.
+    let ended = kimi().args(ask).stdout(closed()).output().unwrap();
+    assert!(ended.status.success() && ended.stderr.is_empty(), "{}", stderr(&ended));
+    let lost = kimi().args(ask).stdout(full()).output().unwrap();
+    assert_eq!(lost.status.code(), Some(1));
+    assert!(stderr(&lost).contains("No space left"), "{}", stderr(&lost));
+}
+
+/// A server goes on without a reader of its notices.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_server_without_stdout_and_stderr_answers() {
+    let probe = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = probe.local_addr().unwrap();
+    drop(probe);
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let port = addr.port().to_string();
+    let mut server = kimi()
+        .args(["serve", "kimi-tiny", "--backend", "cpu", "--log", "trace", "--port", &port])
+        .stdout(full())
+        .stderr(full())
+        .spawn()
+        .unwrap();
+    let begun = std::time::Instant::now();
+    let mut text = String::new();
+    while !text.contains("200 OK") {
+        assert!(begun.elapsed().as_secs() < 60 && server.try_wait().unwrap().is_none(), "{text}");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        let Ok(mut socket) = std::net::TcpStream::connect(addr) else { continue };
+        socket.write_all(b"GET /health HTTP/1.0\r\n\r\n").unwrap();
+        text.clear();
+        let _ = std::io::Read::read_to_string(&mut socket, &mut text);
+    }
+    let stop = |server: &std::process::Child| {
+        let pid = server.id().to_string();
+        std::process::Command::new("kill").args(["-TERM", &pid]).status().unwrap()
+    };
+    assert!(stop(&server).success());
+    assert!(server.wait().unwrap().success());
+}

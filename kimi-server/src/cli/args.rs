@@ -7,7 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
 
-use super::defaults;
+use super::{defaults, ui};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -114,7 +114,7 @@ impl CacheArgs {
     /// Says on stderr that less context than asked for is there: `limit` tokens.
     pub fn note_limit(&self, limit: usize) {
         if let Some(asked) = self.context.filter(|asked| *asked > limit) {
-            eprintln!("note: --context {asked} is cut to {limit}, the model's limit");
+            ui::notice(format_args!("note: --context {asked} is cut to {limit}, the model's limit"));
         }
     }
 }

@@ -1,10 +1,29 @@
 //! What people see: colours on a terminal, tables, progress.
 
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// Says something on stderr, with a line feed. What can't be written is dropped: a program that answers others does not
+/// end because nobody reads its notices (`2>&1 | tee` that was ended, a full disk), as it would with `eprintln!`.
+pub fn notice(text: impl Display) {
+    // One call, so that lines of other processes do not come between.
+    let _ = std::io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
+/// [`notice`] without a line feed.
+pub fn prompt(text: impl Display) {
+    let _ = std::io::stderr().lock().write_all(text.to_string().as_bytes());
+}
+
+/// [`notice`] on stdout, for what is no result.
+pub fn tell(text: impl Display) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(format!("{text}\n").as_bytes()).and_then(|()| out.flush());
+}
 
 /// Colours, or none.
 #[derive(Debug, Clone, Copy)]

@@ -13,6 +13,7 @@ use crate::bench::report::Report;
 use crate::bench::{Workload, fitting_layers, measure};
 use crate::cli::args::{BenchArgs, SyntheticModel};
 use crate::cli::defaults::BENCH_LAYERS;
+use crate::cli::ui;
 
 /// Measures a model on a device.
 ///
@@ -77,7 +78,7 @@ fn on<B: Measured>(args: &BenchArgs, backend: B) -> anyhow::Result<Report> {
         SyntheticModel::Tiny => "tiny",
     };
     let model = format!("synthetic {name}, {} experts, {} bits", config.n_routed_experts, args.bits);
-    measure(backend, &Synthetic::new(config, bits), model, workload, &|line| eprintln!("{line}"))
+    measure(backend, &Synthetic::new(config, bits), model, workload, &|line| ui::notice(line))
 }
 
 fn on_checkpoint<B: Measured>(
@@ -86,7 +87,7 @@ fn on_checkpoint<B: Measured>(
     name: String,
     workload: Workload,
 ) -> anyhow::Result<Report> {
-    measure(backend, &Weights::new(checkpoint), name, workload, &|line| eprintln!("{line}"))
+    measure(backend, &Weights::new(checkpoint), name, workload, &|line| ui::notice(line))
 }
 
 /// Layers that fit the device, at most [`BENCH_LAYERS`].

@@ -11,7 +11,7 @@ use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 
 use super::Outcome;
 use crate::cli::args::RunArgs;
-use crate::cli::ui;
+use crate::cli::{is_broken_pipe, ui};
 use crate::cluster::{LoadWatch, reload_last};
 use crate::local::LocalCluster;
 
@@ -89,10 +89,10 @@ impl Chat<'_> {
     /// Reads lines from a terminal until it ends.
     fn talk(&mut self) -> anyhow::Result<()> {
         let style = ui::stderr_style();
-        eprintln!("{}", style.dim("/new starts again, /quit or Ctrl-D leaves"));
+        ui::notice(style.dim("/new starts again, /quit or Ctrl-D leaves"));
         let mut lines = std::io::stdin().lock().lines();
         loop {
-            eprint!("{} ", style.bold(">"));
+            ui::prompt(format_args!("{} ", style.bold(">")));
             let Some(line) = lines.next().transpose()? else { break };
             match line.trim() {
                 "" => {}
@@ -100,7 +100,10 @@ impl Chat<'_> {
                 "/new" => self.reset(),
                 text => {
                     if let Err(error) = self.answer(text) {
-                        eprintln!("{} {error:#}", style.error("error:"));
+                        if is_broken_pipe(&error) {
+                            return Err(error); // nobody reads the answers any more
+                        }
+                        ui::notice(format_args!("{} {error:#}", style.error("error:")));
                         self.messages.pop(); // the question: it can be asked otherwise
                         anyhow::ensure!(self.model.engine().down().is_none(), "the model is down");
                     }
@@ -150,12 +153,12 @@ fn print_stats(usage: &Usage) {
     let rate = |tokens: f64, time: std::time::Duration| tokens / time.as_secs_f64().max(1e-9);
     let after_first = f64::from(usage.completion_tokens.saturating_sub(1));
     let first = usage.time_to_first_token.unwrap_or_default();
-    eprintln!(
+    ui::notice(format_args!(
         "prompt: {} tokens, {:.1} tokens/s; first token after {:.3} s; answer: {} tokens, {:.1} tokens/s",
         usage.prompt_tokens,
         rate(usage.prompt_tokens as f64, usage.prefill),
         first.as_secs_f64(),
         usage.completion_tokens,
         rate(after_first, usage.decode)
-    );
+    ));
 }

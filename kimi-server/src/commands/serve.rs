@@ -46,7 +46,8 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         }
         None => alone(args, &found, &checkpoint, cache, runtime.handle())?,
     };
-    eprintln!("loaded in {:.1} s on {}", started.elapsed().as_secs_f64(), built.devices.join(", "));
+    let seconds = started.elapsed().as_secs_f64();
+    ui::notice(format_args!("loaded in {seconds:.1} s on {}", built.devices.join(", ")));
     let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
     model.engine().recover_with(cluster::reload_last(&checkpoint, &args.device.choice(), &plan, cache))?;
@@ -65,7 +66,7 @@ async fn stop(engine: Engine) {
     let answers = scheduler.running + scheduler.waiting;
     if answers > 0 {
         let noun = if answers == 1 { "answer" } else { "answers" };
-        eprintln!("finishing {answers} {noun}; Ctrl-C again ends now");
+        ui::notice(format_args!("finishing {answers} {noun}; Ctrl-C again ends now"));
     }
     tokio::spawn(async {
         super::asked_to_stop().await;
@@ -112,7 +113,8 @@ fn with_workers(
         "--wait-for-peers {enough}, but the discovery file has only {} other machines",
         wanted.len()
     );
-    eprintln!("waiting for {enough} of {} workers, at most {} s", wanted.len(), args.peer_timeout);
+    let all = wanted.len();
+    ui::notice(format_args!("waiting for {enough} of {all} workers, at most {} s", args.peer_timeout));
     let within = Duration::from_secs(args.peer_timeout);
     let workers = runtime.block_on(cluster::connect(&wanted, enough, within, args.insecure, me))?;
     nodes.retain(|node| node.id == me || workers.iter().any(|w| w.id == node.id));
@@ -126,7 +128,7 @@ fn with_workers(
 }
 
 fn show(id: &str, plan: &Plan, limits: bool) {
-    eprintln!("{}\n{}", ui::stderr_style().bold(id), PlanTable { plan, limits });
+    ui::notice(format_args!("{}\n{}", ui::stderr_style().bold(id), PlanTable { plan, limits }));
 }
 
 fn load_bars(plan: &Plan) -> cluster::LoadWatch {
@@ -140,9 +142,10 @@ fn announce(args: &ServeArgs, addr: SocketAddr, id: &str, context: usize) -> any
             "context_tokens": context,
         }));
     }
-    super::print(&format!(
+    ui::tell(format_args!(
         "{id} is served at http://{addr}/v1 (context {context} tokens; state at http://{addr}/health). Try\n  \
          curl http://{addr}/v1/chat/completions -H 'content-type: application/json' \\\n    \
-         -d '{{\"model\": \"{id}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\nCtrl-C ends it\n"
-    ))
+         -d '{{\"model\": \"{id}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\nCtrl-C ends it"
+    ));
+    Ok(())
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::Outcome;
 use crate::cli::args::WorkerArgs;
-use crate::cli::defaults;
+use crate::cli::{defaults, ui};
 use crate::cluster::worker::{WorkerConfig, serve};
 use crate::discovery::Discovery;
 use crate::host::Host;
@@ -39,9 +39,9 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
         if args.json {
             super::print_json(&json!({ "event": "listening", "address": addr, "node_id": node_id }))?;
         } else {
-            super::print(&format!(
-                "worker {node_id} listens on {addr}, waiting for a coordinator; Ctrl-C ends it\n"
-            ))?;
+            ui::tell(format_args!(
+                "worker {node_id} listens on {addr}, waiting for a coordinator; Ctrl-C ends it"
+            ));
         }
         let config = WorkerConfig { node_id, model, lookup, device: args.device.choice() };
         tokio::select! {
