@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::error::ApiError;
+use crate::system;
 
 /// Bytes that a permit of the semaphores stands for.
 const UNIT: usize = 1024;
@@ -72,7 +73,7 @@ fn units(bytes: usize) -> u32 {
     u32::try_from(bytes / UNIT).unwrap_or(u32::MAX)
 }
 
-/// What one body holds of the budget; given back when it is dropped.
+/// What one body holds of the budget; given back when it is dropped, which must be after the body is.
 #[derive(Debug)]
 pub(super) struct BodyShare {
     arriving: Arc<Semaphore>,
@@ -96,6 +97,14 @@ impl BodyShare {
             held => *held = Some(permit),
         }
         Ok(())
+    }
+}
+
+impl Drop for BodyShare {
+    fn drop(&mut self) {
+        if self.held.as_ref().is_some_and(|held| Budget::is_large(held.num_permits() * UNIT)) {
+            system::return_freed_memory();
+        }
     }
 }
 

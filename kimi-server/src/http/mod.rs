@@ -6,6 +6,9 @@
 //! | `GET /v1/models`, `GET /v1/models/{id}` | the models served |
 //! | `GET /health` | state of each model: stages, sequences, cache pages; 503 if one cannot answer |
 //!
+//! Limits are in [`HttpConfig`]: memory of all bodies, connections, chats at a time. Where one is met the status is 503 with
+//! `Retry-After`; a body that is too large alone gets 413, or 400 where its JSON or prompt is.
+//!
 //! [`serve`] runs it on a listener. A model is anything that is a [`ChatEngine`], above all
 //! [`kimi_core::ChatModel`]. Errors are made in [`error`] and have OpenAI's shape everywhere.
 //!

@@ -61,7 +61,7 @@ pub async fn serve(
                     let client = Client { peer: Peer::new(socket), place };
                     tasks.spawn(connection(app.clone(), client, cors.clone(), stopped.clone()));
                 }
-                None => tracing::warn!(%from, "refused a connection: all others are busy"),
+                None => tracing::debug!(%from, "refused a connection: all others are busy"),
             },
             Err(error) => {
                 tracing::warn!(%error, "can't accept a connection");
