@@ -1,5 +1,7 @@
 //! `config.json` as it comes from the hub, parsed once into values that cannot be wrong.
 
+mod family;
+
 use std::fmt;
 
 use kimi_quant::RouterShape;
@@ -11,7 +13,7 @@ use crate::text_file::{self, JsonError};
 /// Architecture of a Kimi-K2 / DeepSeek-V3 model. Fields are named as the keys of `config.json`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// `kimi_k2`, `deepseek_v3` or `kimi_k25`.
+    /// `kimi_k2`, `deepseek_v3`, or a model that sees and has one of them as its text part: `kimi_k25`, `kimi_vl`.
     pub model_type: String,
     /// Rows of the embedding and of the head, `V`.
     pub vocab_size: usize,
@@ -191,12 +193,11 @@ pub enum ConfigError {
     Json(JsonError),
     /// Another architecture.
     #[error(
-        "model_type is {found:?}; kimi runs kimi_k2, deepseek_v3 and kimi_k25 (its text part). \
-         Point it at a Kimi-K2 checkpoint"
+        "{what}; kimi runs kimi_k2 and deepseek_v3 (Kimi-K2, Moonlight, DeepSeek-V3), and the text part of kimi_k25 and kimi_vl"
     )]
     Architecture {
-        /// The model type found.
-        found: String,
+        /// What was found.
+        what: String,
     },
     /// A key is missing.
     #[error("{0:?} is missing, which {1} needs")]
@@ -237,17 +238,8 @@ impl ModelConfig {
     /// [`ConfigError`] names the key, what was found and what was expected.
     pub fn from_json(bytes: &[u8]) -> Result<Self, ConfigError> {
         let root: Map<String, Value> = text_file::from_json(bytes).map_err(ConfigError::Json)?;
-        let model_type = root.get("model_type").and_then(Value::as_str).unwrap_or("").to_owned();
-        let text = match model_type.as_str() {
-            "kimi_k2" | "deepseek_v3" => None,
-            "kimi_k25" => Some(
-                root.get("text_config")
-                    .and_then(Value::as_object)
-                    .ok_or(ConfigError::Missing("text_config", format!("a {model_type} model")))?,
-            ),
-            _ => return Err(ConfigError::Architecture { found: model_type }),
-        };
-        Keys { text: text.unwrap_or(&root), root: &root, model_type: &model_type }.config()
+        let (model_type, text) = family::text_part(&root)?;
+        Keys { text, root: &root, model_type }.config()
     }
 
     /// The values that decide what is computed, by their keys, in a fixed order and spelling: two configs that give the
@@ -347,8 +339,10 @@ impl Keys<'_> {
         self.fixed("hidden_act", "silu")?;
         self.fixed("scoring_func", "sigmoid")?;
         self.fixed("topk_method", "noaux_tc")?;
-        if self.value("attention_bias").and_then(Value::as_bool) == Some(true) {
-            return Err(wrong("attention_bias", "true", "false"));
+        for (key, wanted) in [("attention_bias", false), ("rope_interleave", true)] {
+            if self.value(key).and_then(Value::as_bool) == Some(!wanted) {
+                return Err(wrong(key, !wanted, wanted));
+            }
         }
         let config = ModelConfig {
             model_type: self.model_type.to_owned(),
@@ -359,7 +353,10 @@ impl Keys<'_> {
             num_hidden_layers: self.size("num_hidden_layers")?,
             num_attention_heads: self.size("num_attention_heads")?,
             n_shared_experts: self.size_or("n_shared_experts", 0)?,
-            n_routed_experts: self.size_or("n_routed_experts", 0)?,
+            n_routed_experts: match self.size_or("n_routed_experts", 0)? {
+                0 => self.size_or("num_local_experts", 0)?, // transformers 5's other name
+                n => n,
+            },
             num_experts_per_tok: self.size_or("num_experts_per_tok", 0)?,
             routed_scaling_factor: self.number_or("routed_scaling_factor", 1.0)? as f32,
             kv_lora_rank: self.size("kv_lora_rank")?,
@@ -375,7 +372,7 @@ impl Keys<'_> {
             n_group: self.size_or("n_group", 1)?.max(1),
             topk_group: self.size_or("topk_group", 1)?.max(1),
             moe_layer_freq: self.size_or("moe_layer_freq", 1)?.max(1),
-            first_k_dense_replace: self.size_or("first_k_dense_replace", 0)?,
+            first_k_dense_replace: self.first_k_dense_replace()?,
             max_position_embeddings: self.size_or("max_position_embeddings", 2048)?,
             rms_norm_eps: self.number_or("rms_norm_eps", 1e-6)? as f32,
             rope_theta: self.rope_theta()?,
@@ -428,6 +425,17 @@ impl Keys<'_> {
         match self.value(key) {
             None | Some(Value::Null) => Ok(default),
             Some(v) => v.as_bool().ok_or_else(|| wrong(key, v, "true or false")),
+        }
+    }
+
+    fn first_k_dense_replace(&self) -> Result<usize, ConfigError> {
+        let listed = family::leading_dense(self.text)?;
+        let said = self.size_or("first_k_dense_replace", listed.unwrap_or(0))?;
+        match listed {
+            Some(listed) if listed != said => {
+                Err(wrong("first_k_dense_replace", said, format!("{listed}, as mlp_layer_types says")))
+            }
+            _ => Ok(said),
         }
     }
 

@@ -11,12 +11,14 @@ mod fused;
 mod names;
 mod other;
 mod stored;
+mod unread;
 
 use std::borrow::Cow;
 
 use kimi_quant::{Format, LatentProjections, Norm, PackedMatrix, Router};
 
 pub use error::WeightError;
+pub use unread::Unread;
 use names::Names;
 use stored::{float_type, shape, unsupported};
 
@@ -82,6 +84,11 @@ impl<'a> Weights<'a> {
     /// The name in Kimi-K2's own files of a tensor of the checkpoint; `None` for what is no part of the model.
     pub(crate) fn own_name<'n>(&self, tensor: &'n str) -> Option<Cow<'n, str>> {
         self.names.own(tensor)
+    }
+
+    /// What the checkpoint holds beside the model, such as a vision tower; `None` if that is nothing.
+    pub fn unread(&self) -> Option<Unread> {
+        Unread::of(self.checkpoint, &self.names)
     }
 
     /// Layer `index`.

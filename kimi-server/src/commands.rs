@@ -18,6 +18,7 @@ use std::time::Duration;
 use anyhow::Context;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::Engine;
+use kimi_core::weights::Weights;
 use serde::Serialize;
 
 use crate::cli::args::{Command, ModelArgs};
@@ -75,6 +76,9 @@ fn open(args: &ModelArgs, config: Option<&Path>) -> anyhow::Result<(FoundModel, 
     let lookup = Lookup::of_this_machine(args.models.as_deref())?;
     let found = lookup.find(args.name()?)?;
     let checkpoint = with_config(found.open()?, config)?;
+    if let Some(unread) = Weights::new(&checkpoint).unread() {
+        tracing::warn!("{}: {unread}; kimi runs the text model", checkpoint.name());
+    }
     Ok((found, checkpoint))
 }
 

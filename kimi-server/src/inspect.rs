@@ -7,7 +7,7 @@ use kimi_core::ChatFiles;
 use kimi_core::checkpoint::{Checkpoint, CheckpointError};
 use kimi_core::model::Part;
 use kimi_core::plan::HumanBytes;
-use kimi_core::weights::{WeightError, Weights};
+use kimi_core::weights::{Unread, WeightError, Weights};
 use kimi_quant::{Format, PackedMatrix};
 use serde::Serialize;
 
@@ -44,6 +44,8 @@ pub struct Report {
     pub tokenizer: Option<&'static str>,
     /// The file with the chat template.
     pub chat_template: Option<&'static str>,
+    /// What the files hold beside the text model, such as a vision tower.
+    pub unread: Option<Unread>,
     /// What is odd or wrong about the files beside the weights.
     pub warnings: Vec<String>,
     /// What two machines compare to know that they hold the same checkpoint.
@@ -208,6 +210,7 @@ impl Report {
             eos_ids,
             tokenizer,
             chat_template,
+            unread: weights.unread(),
             warnings,
             fingerprint: hex(&checkpoint.fingerprint()),
         })
@@ -281,6 +284,9 @@ impl fmt::Display for Report {
             self.eos_ids
         )?;
         writeln!(f, "fingerprint: {}", self.fingerprint)?;
+        if let Some(unread) = &self.unread {
+            writeln!(f, "beside the text model: {unread}")?;
+        }
         for warning in &self.warnings {
             writeln!(f, "warning: {warning}")?;
         }

@@ -79,8 +79,8 @@ pub(crate) struct Layout {
     pub(crate) split_kv_b: bool,
     /// `switch_mlp` instead of `experts.N`.
     pub(crate) stacked: bool,
-    /// A kimi_k25 with its text part below `language_model.`.
-    pub(crate) wrapped: bool,
+    /// The model type of a model that sees and has its text part below `language_model.`, if it is one.
+    pub(crate) wrapper: Option<&'static str>,
     pub(crate) tied: bool,
     /// Whether config.json lists every module's format.
     pub(crate) entries: bool,
@@ -187,12 +187,13 @@ fn rope() -> impl Strategy<Value = Rope> {
 }
 
 fn layout() -> impl Strategy<Value = Layout> {
-    let flags = (any::<bool>(), any::<bool>(), prop::bool::weighted(0.25), prop::bool::weighted(0.25));
+    let wrapper = option::weighted(0.25, prop::sample::select(vec!["kimi_k25", "kimi_vl"]));
+    let flags = (any::<bool>(), any::<bool>(), wrapper, prop::bool::weighted(0.25));
     (flags, any::<bool>(), any::<bool>(), 1..=4usize).prop_map(
-        |((split_kv_b, stacked, wrapped, tied), entries, index, shards)| Layout {
+        |((split_kv_b, stacked, wrapper, tied), entries, index, shards)| Layout {
             split_kv_b,
             stacked,
-            wrapped,
+            wrapper,
             tied,
             entries,
             index,
@@ -205,6 +206,7 @@ fn layout() -> impl Strategy<Value = Layout> {
 pub(crate) fn write(spec: &Spec, folder: &Path) {
     let mut tensors = Tensors { spec, rng: Rng(spec.seed), list: Vec::new(), entries: Map::new() };
     tensors.model();
+    tensors.vision();
     let Tensors { mut rng, list, entries, .. } = tensors;
     std::fs::write(folder.join("config.json"), config(spec, entries).to_string()).unwrap();
     write_shards(&spec.layout, &mut rng, list, folder);
@@ -247,9 +249,12 @@ fn config(spec: &Spec, entries: Map<String, Value>) -> Value {
         "rope_theta": rope.theta, "rope_scaling": rope.scaling, "max_position_embeddings": 4096,
     });
     text["n_routed_experts"] = if experts.routed == 0 { Value::Null } else { experts.routed.into() };
-    let mut root = match layout.wrapped {
-        true => json!({"model_type": "kimi_k25", "text_config": text}),
-        false => text,
+    let mut root = match layout.wrapper {
+        Some(model_type) => {
+            text["model_type"] = "deepseek_v3".into();
+            json!({"model_type": model_type, "text_config": text, "vision_config": {"hidden_size": 8}})
+        }
+        None => text,
     };
     if layout.entries {
         root["quantization"] = entries.into();
@@ -283,6 +288,21 @@ impl Tensors<'_> {
                 true => self.experts(&format!("{path}.mlp")),
                 false => self.mlp(&format!("{path}.mlp"), intermediate),
             }
+        }
+    }
+
+    /// What a model that sees has beside its text part.
+    fn vision(&mut self) {
+        let names = match self.spec.layout.wrapper {
+            None => return,
+            Some("kimi_vl") => {
+                ["vision_tower.encoder.blocks.0.wo.weight", "multi_modal_projector.linear_1.weight"]
+            }
+            Some(_) => ["vision_tower.encoder.blocks.0.wo.weight", "mm_projector.proj.0.weight"],
+        };
+        for name in names {
+            let tensor = vector(&mut self.rng, name.to_owned(), 10, -1.0, 1.0);
+            self.list.push(tensor);
         }
     }
 
@@ -368,6 +388,6 @@ impl Tensors<'_> {
     }
 
     fn prefixed(&self, name: &str) -> String {
-        format!("{}{name}", if self.spec.layout.wrapped { "language_model." } else { "" })
+        format!("{}{name}", if self.spec.layout.wrapper.is_some() { "language_model." } else { "" })
     }
 }
