@@ -22,6 +22,7 @@ pub mod detokenizer;
 pub mod device;
 pub mod engine;
 pub mod fingerprint;
+pub mod host_memory;
 pub mod model;
 pub mod pages;
 pub mod pipeline;

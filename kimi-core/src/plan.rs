@@ -20,6 +20,8 @@ pub struct ModelBytes {
     pub embedding: u64,
     /// Each layer.
     pub layers: Vec<u64>,
+    /// What a token reads of each layer: all but the experts that are not chosen.
+    pub token_layers: Vec<u64>,
     /// Final norm and head: in the last stage.
     pub head: u64,
     /// Latent cache bytes a token and layer.
@@ -148,14 +150,25 @@ impl ModelBytes {
     pub fn of_source(weights: &dyn ModelSource) -> Result<Self, WeightError> {
         let config = weights.config();
         let head = weights.head()?;
+        let (mut layers, mut token_layers) = (Vec::new(), Vec::new());
+        for index in 0..config.num_hidden_layers {
+            let layer = weights.layer(index)?;
+            layers.push(layer.bytes());
+            token_layers.push(layer.token_bytes());
+        }
         Ok(Self {
             embedding: weights.embedding()?.bytes(),
-            layers: (0..config.num_hidden_layers)
-                .map(|i| Ok(weights.layer(i)?.bytes()))
-                .collect::<Result<_, WeightError>>()?,
+            layers,
+            token_layers,
             head: head.lm_head.bytes() + head.norm.weight.data.len() as u64,
             cache_per_token_layer: token_layer_bytes(config),
         })
+    }
+
+    /// Weight bytes that a token reads of a range of layers, with the head where it belongs. Of the embedding it is a row.
+    pub fn token_weights(&self, layers: &Range<usize>) -> u64 {
+        let head = if layers.end == self.layers.len() { self.head } else { 0 };
+        self.token_layers.get(layers.clone()).map_or(0, |l| l.iter().sum::<u64>()) + head
     }
 
     /// Weight bytes of a range of layers, with the embedding or the head where they belong.
@@ -285,7 +298,7 @@ mod tests {
     }
 
     fn bytes(layers: Vec<u64>) -> ModelBytes {
-        ModelBytes { embedding: 5, layers, head: 7, cache_per_token_layer: 2 }
+        ModelBytes { embedding: 5, token_layers: layers.clone(), layers, head: 7, cache_per_token_layer: 2 }
     }
 
     #[test]

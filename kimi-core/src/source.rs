@@ -29,6 +29,11 @@ pub trait ModelSource {
     /// As [`ModelSource::embedding`].
     fn head(&self) -> Result<HostHead, WeightError>;
 
+    /// Whether the weights are pages of files, which the system drops where memory is short.
+    fn in_files(&self) -> bool {
+        false
+    }
+
     /// A device has copies of all tensors whose names begin so, such as `lm_head.`: their memory may go.
     fn give_back(&self, _tensors: &str) {}
 }
@@ -48,6 +53,10 @@ impl ModelSource for Weights<'_> {
 
     fn head(&self) -> Result<HostHead, WeightError> {
         self.head()
+    }
+
+    fn in_files(&self) -> bool {
+        true
     }
 
     fn give_back(&self, tensors: &str) {

@@ -154,8 +154,8 @@ pub trait Backend: Send + Sync + 'static {
     /// A name for people: device and instruction set.
     fn name(&self) -> String;
 
-    /// Bytes that weights and caches may take; `None` where there is no such limit (the CPU's weights are pages of a file)
-    /// or it is unknown.
+    /// Bytes that weights and caches may take; `None` where it is unknown, and for the CPU, whose memory is the
+    /// process's.
     fn memory(&self) -> Option<u64> {
         None
     }

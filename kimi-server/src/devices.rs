@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use kimi_core::host_memory::HostMemory;
 use kimi_core::plan::{HumanBytes, USABLE_MEMORY};
 use kimi_core::stage::device_bytes;
 use kimi_quant::{Backend, BitWidth, Cpu, FloatType, Format, FormatError};
@@ -9,7 +10,6 @@ use serde::Serialize;
 
 use crate::bench::device::cpu_read_bandwidth;
 use crate::cli::ui::Table;
-use crate::system;
 
 /// Layers of Kimi-K2.
 const LAYERS: u64 = 61;
@@ -75,7 +75,7 @@ pub struct GpuReport {
 pub struct CpuReport {
     /// Its instruction set and threads.
     pub name: String,
-    /// Bytes of its memory, if the system says.
+    /// Bytes of its memory that this process may have, if the system says.
     pub memory_bytes: Option<u64>,
     /// Measured bytes a second, reading.
     pub read_bandwidth: Option<f64>,
@@ -90,7 +90,7 @@ impl Report {
     /// If a device fails while it is measured.
     pub fn new(measure: bool) -> anyhow::Result<Self> {
         let layer_bytes = layer_bytes()?;
-        let memory_bytes = system::memory_bytes();
+        let memory_bytes = HostMemory::total_bytes();
         let cpu = CpuReport {
             name: Cpu::new().name(),
             memory_bytes,

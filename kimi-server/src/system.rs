@@ -1,17 +1,5 @@
 //! What this machine is.
 
-/// Memory of this machine in bytes, if the system tells.
-pub fn memory_bytes() -> Option<u64> {
-    if cfg!(target_os = "macos") {
-        let output =
-            std::process::Command::new("/usr/sbin/sysctl").args(["-n", "hw.memsize"]).output().ok()?;
-        return String::from_utf8(output.stdout).ok()?.trim().parse().ok();
-    }
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|l| l.strip_prefix("MemTotal:"))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
-}
-
 /// Name of this machine, for people.
 pub fn host_name() -> String {
     let from_file = || std::fs::read_to_string("/etc/hostname").ok();

@@ -261,3 +261,32 @@ fn a_server_without_stdout_and_stderr_answers() {
     assert!(stop(&server).success());
     assert!(server.wait().unwrap().success());
 }
+
+/// A limit of the shell that starts the program, as a service or a container has one.
+#[cfg(target_os = "linux")]
+fn within(kilobytes: u64, args: &str) -> std::process::Output {
+    let program = env!("CARGO_BIN_EXE_kimi");
+    let line = format!("ulimit -d {kilobytes} && exec {program} {args}");
+    std::process::Command::new("sh")
+        .args(["-c", &line])
+        .env("HOME", "/nonexistent")
+        .env("KIMI_BACKEND", "cpu")
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("can't run sh")
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_cache_that_does_not_fit_is_refused_before_anything_is_loaded() {
+    // 1,000,000 tokens of kimi-tiny take 3.8 GB.
+    let output = within(2_000_000, "run kimi-tiny --prompt Hello --cache-tokens 1000000");
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    for part in ["cache does not fit", "take 3.8 GB", "ulimit -d", "--cache-tokens", "too little"] {
+        assert!(text.contains(part), "{part} is not in {text}");
+    }
+    assert!(!text.contains("loaded"), "{text}");
+    let output = within(2_000_000, "run kimi-tiny --prompt Hello --max-tokens 2 --cache-tokens 4096");
+    assert!(output.status.success(), "{}", stderr(&output));
+}

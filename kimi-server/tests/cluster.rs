@@ -156,6 +156,8 @@ fn impossible_assignments_are_refused_and_the_link_goes_on() {
     let good = lead.assign();
     for (bad, code) in [
         (Assign { cache_pages: u32::MAX, page_tokens: u32::MAX, ..good.clone() }, ErrorCode::OutOfMemory),
+        // 5.5 TB
+        (Assign { cache_pages: 1 << 20, page_tokens: 4096, ..good.clone() }, ErrorCode::OutOfMemory),
         (Assign { layers: 0..4_000_000_000, ..good.clone() }, ErrorCode::LoadFailed),
         (Assign { layers: 3..6, first: false, ..good.clone() }, ErrorCode::LoadFailed),
         (Assign { first: false, ..good.clone() }, ErrorCode::LoadFailed),
@@ -164,6 +166,9 @@ fn impossible_assignments_are_refused_and_the_link_goes_on() {
         let error = lead.runtime.block_on(link.assign(bad, |_| {})).unwrap_err();
         let LinkError::Failed(report) = &error else { panic!("{error}") };
         assert_eq!(report.code, code, "{error}");
+        let named =
+            report.message.contains("cache does not fit") && report.message.contains("--cache-tokens");
+        assert!(code != ErrorCode::OutOfMemory || named, "{error}");
     }
     let ready = lead.runtime.block_on(link.assign(good, |_| {})).unwrap();
     let bytes = ModelBytes::of(&lead.checkpoint).unwrap();

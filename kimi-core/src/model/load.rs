@@ -91,6 +91,15 @@ impl HostLayer {
         total
     }
 
+    /// Stored bytes that one token reads: those of the experts that it chooses, and of everything else.
+    pub fn token_bytes(&self) -> u64 {
+        let FeedForward::Moe(moe) = &self.feed_forward else { return self.bytes() };
+        let experts: u64 =
+            [&moe.gate, &moe.up, &moe.down].map(|list| Part::Matrices(list).bytes()).iter().sum();
+        let (chosen, all) = (moe.router.shape.chosen as u64, moe.gate.len().max(1) as u64);
+        self.bytes() - experts + (experts / all).saturating_mul(chosen).min(experts)
+    }
+
     /// Shows every module of the layer with its name below `model.layers.N`.
     pub fn visit(&self, f: &mut dyn FnMut(&str, Part<'_>)) {
         f("input_layernorm", Part::Vector(&self.input_norm.weight));

@@ -1,5 +1,6 @@
 //! A stage from a checkpoint, if it fits the device.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use kimi_quant::{Backend, PackedMatrix};
 
 use super::{Stage, StageError, StageSpan};
 use crate::checkpoint::Checkpoint;
+use crate::host_memory::{HostMemory, Room};
 use crate::model::Geometry;
 use crate::plan::{HumanBytes, ModelBytes};
 use crate::source::ModelSource;
@@ -50,6 +52,24 @@ pub enum LoadError {
         cache: u64,
         /// Bytes that the device has free.
         available: u64,
+    },
+    /// The cache is this process's own memory, and there is too little.
+    #[error(
+        "the cache does not fit: {tokens} tokens in layers {first}-{last} take {cache}, but {available} are free \
+         of {limit}, {missing} too little. Make it smaller with --cache-tokens or --context, or give this machine fewer layers",
+        last = layers.end.saturating_sub(1), first = layers.start, cache = HumanBytes(*cache),
+        available = HumanBytes(available.bytes), limit = available.limit,
+        missing = HumanBytes(cache.saturating_sub(available.bytes))
+    )]
+    CacheDoesNotFit {
+        /// Layers asked for.
+        layers: Range<usize>,
+        /// Tokens that the cache is to hold.
+        tokens: usize,
+        /// Bytes that takes.
+        cache: u64,
+        /// What is free.
+        available: Room,
     },
     /// A range that the model does not have.
     #[error("layers {found:?} were asked for, the model has layers 0..{layers}")]
@@ -175,12 +195,150 @@ fn check_memory<B: Backend>(
     layers: &Range<usize>,
     cache: CacheConfig,
 ) -> Result<(), LoadError> {
-    let Some(available) = backend.memory() else { return Ok(()) };
     let bytes = ModelBytes::of_source(weights)?;
-    let weights = bytes.weights(layers);
-    let cache = bytes.cache(layers, cache.pages.saturating_mul(cache.page_tokens));
-    if device_bytes(weights, cache) <= available {
-        return Ok(());
+    let stage = StageBytes::new(&bytes, layers, cache);
+    match backend.memory() {
+        Some(available) if device_bytes(stage.weights, stage.cache) > available => {
+            let StageBytes { weights, cache, .. } = stage;
+            Err(LoadError::DoesNotFit {
+                device: backend.name(),
+                layers: layers.clone(),
+                weights,
+                cache,
+                available,
+            })
+        }
+        None if !backend.copies_weights() => {
+            let Some(memory) = HostMemory::now() else { return Ok(()) };
+            match stage.check_host(layers, &memory)? {
+                Some(paging) if weights.in_files() => tracing::warn!("{paging}"),
+                _ => {}
+            }
+            Ok(())
+        }
+        _ => Ok(()),
     }
-    Err(LoadError::DoesNotFit { device: backend.name(), layers: layers.clone(), weights, cache, available })
+}
+
+/// What a stage takes.
+#[derive(Debug, Clone, Copy)]
+struct StageBytes {
+    weights: u64,
+    /// Weights that a token reads.
+    token: u64,
+    cache: u64,
+    cache_tokens: usize,
+}
+
+/// Weights of which a part has to be read from the disk again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Paging {
+    weights: u64,
+    room: Room,
+    /// Bytes that a token reads from the disk.
+    token: u64,
+}
+
+impl StageBytes {
+    fn new(bytes: &ModelBytes, layers: &Range<usize>, cache: CacheConfig) -> Self {
+        let cache_tokens = cache.pages.saturating_mul(cache.page_tokens);
+        Self {
+            weights: bytes.weights(layers),
+            token: bytes.token_weights(layers),
+            cache: bytes.cache(layers, cache_tokens),
+            cache_tokens,
+        }
+    }
+
+    /// On the CPU: a cache that does not fit is an error; weights that do not are read from the disk as they are needed.
+    fn check_host(&self, layers: &Range<usize>, memory: &HostMemory) -> Result<Option<Paging>, LoadError> {
+        let Self { weights, token, cache, cache_tokens } = *self;
+        if cache > memory.available.bytes {
+            let (layers, tokens, available) = (layers.clone(), cache_tokens, memory.available);
+            return Err(LoadError::CacheDoesNotFit { layers, tokens, cache, available });
+        }
+        let room = Room { bytes: memory.resident.bytes.saturating_sub(cache), ..memory.resident };
+        let missing = weights.saturating_sub(room.bytes);
+        let share = missing as f64 / weights.max(1) as f64;
+        Ok((missing > 0).then_some(Paging { weights, room, token: (token as f64 * share) as u64 }))
+    }
+}
+
+impl fmt::Display for Paging {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        /// Bytes a second of a good solid-state disk.
+        const DISK: u64 = 3_000_000_000;
+        let Self { weights, room, token } = *self;
+        write!(
+            f,
+            "{} of weights do not stay in memory: beside the cache {} are free of {}. A token then reads about {} from the \
+             disk, {:.2} s at {} a second. Give this machine fewer layers, a smaller cache (--cache-tokens, --context), or a \
+             model of fewer bits",
+            HumanBytes(weights),
+            HumanBytes(room.bytes),
+            room.limit,
+            HumanBytes(token),
+            token as f64 / DISK as f64,
+            HumanBytes(DISK),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host_memory::Limit;
+
+    const BYTES: StageBytes = StageBytes { weights: 1000, token: 100, cache: 300, cache_tokens: 30 };
+
+    fn memory(available: u64, resident: u64) -> HostMemory {
+        let room = |bytes, limit| Room { bytes, limit };
+        HostMemory {
+            total: room(9999, Limit::Machine),
+            available: room(available, Limit::Cgroup),
+            resident: room(resident, Limit::Machine),
+        }
+    }
+
+    #[test]
+    fn what_fits_passes_and_weights_that_do_not_are_paged() {
+        assert_eq!(BYTES.check_host(&(0..2), &memory(300, 1300)).unwrap(), None);
+        let paging = BYTES.check_host(&(0..2), &memory(300, 550)).unwrap().unwrap();
+        assert_eq!((paging.weights, paging.room.bytes, paging.token), (1000, 250, 75));
+        let big = Paging { weights: 80_000_000_000, token: 6_000_000_000, ..paging }.to_string();
+        assert!(big.contains("80.0 GB of weights") && big.contains("2.00 s at 3.0 GB a second"), "{big}");
+    }
+
+    #[test]
+    fn a_cache_that_does_not_fit_is_refused_with_the_numbers() {
+        let error = BYTES.check_host(&(3..5), &memory(299, 9999)).unwrap_err().to_string();
+        for part in [
+            "30 tokens",
+            "layers 3-4",
+            "300 bytes",
+            "299 bytes are free",
+            "cgroup",
+            "1 bytes",
+            "--cache-tokens",
+        ] {
+            assert!(error.contains(part), "{part} is not in {error}");
+        }
+    }
+
+    #[test]
+    fn sizes_that_overflow_are_refused_too() {
+        let bytes = ModelBytes {
+            embedding: 1,
+            layers: vec![1; 3],
+            token_layers: vec![1; 3],
+            head: 1,
+            cache_per_token_layer: 2304,
+        };
+        let cache = CacheConfig { pages: usize::MAX, page_tokens: usize::MAX };
+        let stage = StageBytes::new(&bytes, &(0..3), cache);
+        assert!(matches!(
+            stage.check_host(&(0..3), &memory(1 << 60, 1 << 60)),
+            Err(LoadError::CacheDoesNotFit { .. })
+        ));
+    }
 }

@@ -105,7 +105,7 @@ impl CacheArgs {
             context_tokens: self.context,
             cache_tokens: self.cache_tokens,
             // A thirty-second part of this machine's memory holds several contexts of any model that the machine runs.
-            cache_memory: crate::system::memory_bytes().map(|bytes| bytes / 32),
+            cache_memory: kimi_core::host_memory::HostMemory::total_bytes().map(|bytes| bytes / 32),
             recovery: RECOVERY,
             ..kimi_core::ModelOptions::default()
         }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::LoadedStage;
-use kimi_core::plan::{HumanBytes, ModelBytes};
+use kimi_core::plan::ModelBytes;
 use kimi_core::stage::{CacheConfig, Done, LoadError, StageError, StageOutput, StageResult, StageTime};
 use kimi_net::{
     Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadProgress, Ready, StepResult,
@@ -16,7 +16,6 @@ use kimi_net::{
 use super::config::WorkerConfig;
 use super::wire;
 use crate::models::LookupError;
-use crate::system;
 
 /// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it.
 const MAX_STEP_TOKENS: u32 = 4096;
@@ -161,7 +160,7 @@ impl Host {
         check_assignment(&assign, &layers, checkpoint.config().num_hidden_layers, hidden_size)?;
         let bytes = ModelBytes::of(&checkpoint).map_err(Refusal::load)?;
         let weight_bytes = bytes.weights(&layers);
-        let cache_bytes = check_cache(&bytes, &layers, cache)?;
+        let cache_bytes = bytes.cache(&layers, cache.pages.saturating_mul(cache.page_tokens));
         let mut report = |loaded_bytes| {
             // Loading goes on if the coordinator has left: it may come back for the layers.
             let _ = sender.progress(LoadProgress { loaded_bytes, total_bytes: weight_bytes });
@@ -169,7 +168,9 @@ impl Host {
         report(0);
         let stage =
             self.config.device.load(&checkpoint, layers, cache, &mut report).map_err(|e| match e {
-                LoadError::DoesNotFit { .. } => Refusal(ErrorCode::OutOfMemory, e.to_string()),
+                LoadError::DoesNotFit { .. } | LoadError::CacheDoesNotFit { .. } => {
+                    Refusal(ErrorCode::OutOfMemory, e.to_string())
+                }
                 _ => Refusal::load(e),
             })?;
         Ok(Loaded { key, stage, hidden_size, weight_bytes, cache_bytes })
@@ -262,17 +263,4 @@ fn check_assignment(
         return Err(Refusal::load(text));
     }
     Ok(())
-}
-
-/// Bytes of the cache, if this machine can have them at all.
-fn check_cache(bytes: &ModelBytes, layers: &Range<usize>, cache: CacheConfig) -> Result<u64, Refusal> {
-    let tokens = cache.pages as u128 * cache.page_tokens as u128;
-    let needed = tokens * u128::from(bytes.cache_per_token_layer) * layers.len() as u128;
-    let room = system::memory_bytes().unwrap_or(1 << 40);
-    if needed > u128::from(room) {
-        let text =
-            format!("a cache of {tokens} tokens takes {needed} bytes, this machine has {}", HumanBytes(room));
-        return Err(Refusal(ErrorCode::OutOfMemory, text));
-    }
-    Ok(needed as u64)
 }

@@ -93,7 +93,8 @@ pub fn build(
         let assign = assignment(model, &description, stage, cache, hidden_size);
         loading.push((stage, runtime.spawn(load_remote(i, worker, assign, watch.clone()))));
     }
-    let local = load_local(checkpoint, device, first.len(), last, cache, watch);
+    // What fails here fails at once: workers may take minutes.
+    let local = load_local(checkpoint, device, first.len(), last, cache, watch)?;
     let mut stages: Vec<Box<dyn StageRunner>> = Vec::with_capacity(plan.stages.len());
     let mut devices = Vec::with_capacity(plan.stages.len());
     for (stage, task) in loading {
@@ -108,7 +109,6 @@ pub fn build(
         devices.push(device);
         stages.push(Box::new(RemoteStage::new(stage.node.clone(), span, hidden_size, link, runtime.clone())));
     }
-    let local = local?;
     devices.push(local.device);
     stages.push(local.runner);
     Ok(Built { stages, devices })
