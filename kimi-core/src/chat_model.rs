@@ -58,7 +58,8 @@ pub struct ModelOptions {
 }
 
 impl ModelOptions {
-    const CONTEXT: usize = 32_768;
+    /// Tokens of a chat, where the model allows as many and nothing else is asked for.
+    pub const CONTEXT: usize = 32_768;
     /// Whole contexts in the cache, if there is room for them.
     const CONTEXTS: u64 = 8;
     const CACHE_MEMORY: u64 = 2_000_000_000;

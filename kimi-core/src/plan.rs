@@ -1,5 +1,7 @@
 //! Which node holds which layers: a split by bytes, so that no node is fuller than it must be.
 
+mod estimate;
+
 use std::fmt;
 use std::ops::Range;
 
@@ -9,6 +11,8 @@ use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
 use crate::source::ModelSource;
 use crate::weights::{WeightError, Weights};
+
+pub use estimate::AverageBits;
 
 /// Share of a machine's memory that weights and cache may take by default. macOS lets a GPU wire about three quarters.
 pub const USABLE_MEMORY: f64 = 0.75;

@@ -3,6 +3,7 @@
 //! A name is, in this order: `kimi-tiny`, which is part of the program; a path; a name of the [`Registry`]; a hub id
 //! `org/name` or bare name of a folder, looked for in `~/models`, in LM Studio's folder and in Hugging Face's cache.
 
+mod builds;
 mod places;
 mod registry;
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use kimi_core::checkpoint::{Checkpoint, CheckpointError};
 
+pub use builds::{Build, Size};
 pub use places::Places;
 pub use registry::{Entry, Registry, RegistryError};
 
@@ -124,6 +126,11 @@ impl Lookup {
             _ => Registry::builtin(),
         };
         Ok(Self::new(registry, places))
+    }
+
+    /// The names and hub ids that are known.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
     }
 
     /// Finds a model by what a person typed.

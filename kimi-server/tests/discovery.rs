@@ -5,7 +5,7 @@ mod common;
 
 use std::fs;
 
-use common::{run, stderr};
+use common::{json as output_json, run, stderr, stdout};
 use kimi_server::discovery::Discovery;
 use kimi_server::placement::cluster_nodes;
 use serde_json::{Value, json};
@@ -191,4 +191,69 @@ fn the_plan_says_what_is_doubted_and_refuses_what_is_wrong() {
     assert!(fine && text.contains("512 GB are 524288 MiB") && text.contains("peer \"b\""), "{text}");
     let (fine, text) = plan(&file("10.0.0.2:50052", 8192));
     assert!(!fine && text.contains("\"address\": \"10.0.0.2\", \"port\": 50052"), "{text}");
+}
+
+/// The two machines of the README.
+fn two_macs() -> (tempfile::TempDir, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("discovery.json");
+    let file = json!({ "peers": { "m2": peer("10.0.0.1", 196_608), "m3": peer("10.0.0.2", 524_288) } });
+    fs::write(&path, file.to_string()).unwrap();
+    let path = path.to_str().unwrap().to_owned();
+    (folder, path)
+}
+
+#[test]
+fn a_build_that_is_not_here_is_planned_from_the_registry() {
+    let (_folder, path) = two_macs();
+    for name in ["kimi-k2-mlx-4bit", "mlx-community/Kimi-K2-Instruct-4bit"] {
+        let output = run(&["plan", name, "--discovery-config-path", &path, "--usable-memory", "0.85"]);
+        let text = stdout(&output);
+        assert!(output.status.success(), "{text} {}", stderr(&output));
+        for part in [
+            "from the registry: mlx-community/Kimi-K2-Instruct-4bit (578.0 GB of files)",
+            "m3 (embedding)",
+            "m2 (coordinator, head)",
+            "cache for 32768 tokens",
+            "a token reads 18.",
+            "moonshotai/Kimi-K2-Thinking",
+            "too little",
+            "fits",
+        ] {
+            assert!(text.contains(part), "{part} is not in {text}");
+        }
+    }
+    let output = run(&["plan", "kimi-k2-mlx-4bit", "--discovery-config-path", &path, "--json"]);
+    let value = output_json(&output);
+    assert_eq!((&value["fits"], &value["from"]), (&json!(false), &json!("registry")), "{value}");
+    let fitting = |wanted| {
+        let builds = value["builds"].as_array().unwrap();
+        builds.iter().filter(|b| b["fits"] == wanted).map(|b| b["name"].as_str().unwrap()).collect::<Vec<_>>()
+    };
+    assert!(
+        fitting(true).contains(&"kimi-k2.6-3.3bit") && fitting(true).contains(&"kimi-k2-4bit"),
+        "{value}"
+    );
+    assert!(
+        fitting(false).contains(&"kimi-k2-fp8") && !fitting(true).contains(&"kimi-k2-mlx-4bit"),
+        "{value}"
+    );
+    let output = run(&["plan", "kimi-k2-fp8", "--discovery-config-path", &path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("does not fit") && stdout(&output).contains("kimi-k2-4bit"));
+    // Of this one the size is not known.
+    let output = run(&["plan", "kimi-k2.5-2.8bit", "--discovery-config-path", &path]);
+    assert!(stderr(&output).contains("hf download spicyneuron/Kimi-K2.5-MLX-2.8bit"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_plan_says_what_a_token_reads() {
+    let (_folder, path) = two_macs();
+    let output = run(&["plan", "kimi-tiny", "--discovery-config-path", &path, "--json"]);
+    let value = output_json(&output);
+    let all: u64 =
+        value["stages"].as_array().unwrap().iter().map(|s| s["weight_bytes"].as_u64().unwrap()).sum();
+    let token = value["token_bytes"].as_u64().unwrap();
+    assert!(token > all / 20 && token < all, "{token} of {all}");
+    assert_eq!((&value["from"], &value["builds"]), (&json!("checkpoint"), &Value::Null));
 }

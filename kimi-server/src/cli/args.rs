@@ -57,7 +57,7 @@ pub enum Command {
     Serve(ServeArgs),
     /// Hold layers for a coordinator on another machine.
     Worker(WorkerArgs),
-    /// Show which machine would hold which layers. Reads headers only.
+    /// Show which machine would hold which layers. Reads headers only; a build that kimi knows need not be here.
     Plan(PlanArgs),
     /// Show a checkpoint's modules: bits, groups, bytes. Reads headers only.
     Inspect(InspectArgs),

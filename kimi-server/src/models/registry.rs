@@ -14,13 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-/// Name, hub id, layers.
-const BUILTIN: &[(&str, &str, usize)] = &[
-    ("kimi-k2-4bit", "inferencerlabs/Kimi-K2-Instruct-MLX-3.985bit", 61),
-    ("kimi-k2-thinking", "moonshotai/Kimi-K2-Thinking", 61),
-    ("kimi-k2.5-2.5bit", "spicyneuron/Kimi-K2.5-MLX-2.5bit", 61),
-    ("kimi-k2.6-3.3bit", "spicyneuron/Kimi-K2.6-MLX-3.3bit", 61),
-];
+use super::builds::{BUILDS, Build, LAYERS};
 
 /// Models by name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,13 +78,18 @@ pub enum RegistryError {
 impl Registry {
     /// The names that kimi knows by itself.
     pub fn builtin() -> Self {
-        let entry = |hub: &str, layers| Entry { hub: Some(hub.to_owned()), path: None, layers: Some(layers) };
-        Self {
-            models: BUILTIN
-                .iter()
-                .map(|(name, hub, layers)| ((*name).to_owned(), entry(hub, *layers)))
-                .collect(),
-        }
+        let entry = |b: &Build| Entry { hub: Some(b.hub.to_owned()), path: None, layers: Some(LAYERS) };
+        Self { models: BUILDS.iter().map(|b| (b.name.to_owned(), entry(b))).collect() }
+    }
+
+    /// The published build that a name or a hub id stands for. A user's entry of the same name hides it, unless it names the
+    /// same hub id.
+    pub fn build(&self, name: &str) -> Option<&'static Build> {
+        let hub = match self.get(name) {
+            Some(entry) => entry.hub.as_deref()?,
+            None => name,
+        };
+        BUILDS.iter().find(|b| b.hub == hub)
     }
 
     /// Adds a user's file; its entries win over those of the same name.
@@ -120,6 +119,11 @@ impl Registry {
     /// What a name stands for.
     pub fn get(&self, name: &str) -> Option<&Entry> {
         self.models.get(name)
+    }
+
+    /// All published builds that kimi knows, by model.
+    pub fn builds() -> &'static [Build] {
+        &BUILDS
     }
 
     /// All names, sorted.
