@@ -18,9 +18,9 @@ use std::borrow::Cow;
 use kimi_quant::{Format, LatentProjections, Norm, PackedMatrix, Router};
 
 pub use error::WeightError;
-pub use unread::Unread;
 use names::Names;
 use stored::{float_type, shape, unsupported};
+pub use unread::Unread;
 
 use crate::checkpoint::{Checkpoint, Tensor};
 use crate::config::ModelConfig;
