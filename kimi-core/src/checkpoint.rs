@@ -230,8 +230,16 @@ impl Checkpoint {
         &self.warnings
     }
 
-    /// What happened to the first shard whose file is not the one that was opened: it was cut, written to or replaced
-    /// meanwhile. What is computed from its tensors may then be wrong.
+    /// Where the shards that are files are mapped: names, and addresses in this process.
+    pub fn maps(&self) -> impl Iterator<Item = (&str, std::ops::Range<usize>)> {
+        self.maps.iter().map(|map| {
+            let range = map.data().as_ptr_range();
+            (map.name(), range.start as usize..range.end as usize)
+        })
+    }
+
+    /// What happened to the first shard whose file was cut or written to since it was opened. What is computed from its
+    /// tensors where they are mapped may then be wrong.
     pub fn changed_shard(&self) -> Option<String> {
         self.maps.iter().find_map(Mapped::changed)
     }

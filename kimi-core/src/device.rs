@@ -42,6 +42,8 @@ pub struct LoadedStage {
     pub runner: Box<dyn StageRunner>,
     /// Name of the device, for people.
     pub device: String,
+    /// Whether it computes from the checkpoint's files where they are mapped, so that they must stay as they are.
+    pub maps_weights: bool,
 }
 
 impl LoadedStage {
@@ -51,11 +53,11 @@ impl LoadedStage {
     /// # Errors
     /// [`LoadError::Thread`].
     pub fn new<B: Backend>(stage: Stage<B>, keep_awake: bool) -> Result<Self, LoadError> {
-        let device = stage.backend().name();
+        let (device, maps_weights) = (stage.backend().name(), !stage.backend().copies_weights());
         let keep_awake = keep_awake && stage.queues();
         let runner = StageThread::spawn(Box::new(stage), keep_awake)
             .map_err(|e| LoadError::Thread { reason: e.to_string() })?;
-        Ok(Self { runner: Box::new(runner), device })
+        Ok(Self { runner: Box::new(runner), device, maps_weights })
     }
 }
 

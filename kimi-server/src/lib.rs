@@ -17,6 +17,7 @@
 #![warn(missing_docs)]
 
 pub mod bench;
+pub mod bus_error;
 pub mod cli;
 pub mod client;
 pub mod cluster;

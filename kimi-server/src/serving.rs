@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use anyhow::Context;
 use kimi_core::chat_model::{ChatError, ChatModel, ChatRequest};
-use kimi_core::engine::EngineStats;
+use kimi_core::checkpoint::Checkpoint;
+use kimi_core::engine::{EngineError, EngineStats};
 use kimi_core::plan::Plan;
 
 use crate::http::{self, ChatEngine, EventSink, HttpConfig, Running, ServedModel};
@@ -15,6 +16,16 @@ use crate::placement::layer_text;
 struct Named {
     id: String,
     model: ChatModel,
+    /// The checkpoint, where this process computes from its mapped files.
+    mapped: Option<Checkpoint>,
+}
+
+impl Named {
+    /// What happened to a file that answers are computed from.
+    fn changed(&self) -> Option<String> {
+        let changed = self.mapped.as_ref()?.changed_shard()?;
+        Some(format!("{changed}, so that answers would be wrong; put the file back and start kimi again"))
+    }
 }
 
 impl ChatEngine for Named {
@@ -31,23 +42,33 @@ impl ChatEngine for Named {
     }
 
     fn down(&self) -> Option<String> {
-        ChatEngine::down(&self.model)
+        ChatEngine::down(&self.model).or_else(|| self.changed())
     }
 
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
-        ChatEngine::chat(&self.model, request, sink)
+        match self.changed() {
+            Some(reason) => Err(EngineError::Down { reason }.into()),
+            None => ChatEngine::chat(&self.model, request, sink),
+        }
     }
 }
 
 /// The model as the API serves it: under `id` and its folder's name, with its stages and their devices as `/health` shows
-/// them.
-pub fn served(id: &str, model: ChatModel, plan: &Plan, devices: &[String]) -> ServedModel {
+/// them. `mapped` is the checkpoint where this process computes from its mapped files: if one of those changes, the model is
+/// unavailable.
+pub fn served(
+    id: &str,
+    model: ChatModel,
+    plan: &Plan,
+    devices: &[String],
+    mapped: Option<Checkpoint>,
+) -> ServedModel {
     let folder = model.id().to_owned();
     let stages = plan.stages.iter().zip(devices);
     let stages =
         stages.map(|(s, device)| format!("{}: layers {} on {device}", s.node, layer_text(&s.layers())));
     let aliases = if folder == id { Vec::new() } else { vec![folder] };
-    ServedModel::new(Named { id: id.to_owned(), model }).with_aliases(aliases).with_stages(stages)
+    ServedModel::new(Named { id: id.to_owned(), model, mapped }).with_aliases(aliases).with_stages(stages)
 }
 
 /// A socket that listens for the API, before a model is loaded: a port in use shows at once.

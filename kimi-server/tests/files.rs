@@ -199,3 +199,101 @@ fn a_shard_whose_end_is_zeros() {
     std::fs::write(&path, bytes).unwrap();
     runs_with_warning(folder.path(), &["model.safetensors ends in", "zero bytes"]);
 }
+
+/// A server of a folder's model on the CPU.
+#[cfg(unix)]
+struct Server {
+    process: std::process::Child,
+    address: String,
+}
+
+#[cfg(unix)]
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[cfg(unix)]
+impl Server {
+    fn start(folder: &Path) -> Self {
+        use std::io::BufRead;
+        let mut process = Command::new(env!("CARGO_BIN_EXE_kimi"))
+            .args(["serve", folder.to_str().unwrap(), "--port", "0", "--backend", "cpu", "--json"])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        std::io::BufReader::new(process.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        Self { process, address: event["address"].as_str().unwrap().to_owned() }
+    }
+
+    fn connect(&self, request: &str) -> std::net::TcpStream {
+        use std::io::Write;
+        let mut socket = std::net::TcpStream::connect(&self.address).unwrap();
+        socket.set_read_timeout(Some(std::time::Duration::from_secs(60))).unwrap();
+        socket.write_all(request.as_bytes()).unwrap();
+        socket
+    }
+
+    fn ask(&self, request: &str) -> String {
+        use std::io::Read;
+        let mut text = String::new();
+        self.connect(request).read_to_string(&mut text).unwrap();
+        text
+    }
+
+    fn chat(&self, more: &str) -> String {
+        let body =
+            format!("{{\"messages\": [{{\"role\": \"user\", \"content\": \"Tell me a story\"}}]{more}}}");
+        let head =
+            format!("Host: {}\r\nConnection: close\r\nContent-Type: application/json\r\n", self.address);
+        format!("POST /v1/chat/completions HTTP/1.1\r\n{head}Content-Length: {}\r\n\r\n{body}", body.len())
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_shard_that_is_written_to_while_it_is_served_is_named() {
+    let folder = tiny();
+    let shard = folder.path().join("model.safetensors");
+    let server = Server::start(folder.path());
+    let health = format!("GET /health HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", server.address);
+    says(&server.ask(&health), &["200 OK"]);
+    says(&server.ask(&server.chat(", \"max_tokens\": 2")), &["200 OK"]);
+    let bytes = std::fs::read(&shard).unwrap();
+    // In place, as a copy over it does; the file keeps its length.
+    std::thread::sleep(std::time::Duration::from_millis(20)); // another time of the file system's clock
+    std::fs::write(&shard, vec![0x55; bytes.len()]).unwrap();
+    for request in [health, server.chat("")] {
+        says(&server.ask(&request), &["503", "model.safetensors was written to after it was opened"]);
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_shard_that_is_cut_in_the_middle_of_an_answer_is_named() {
+    use std::io::Read;
+    let folder = tiny();
+    let mut server = Server::start(folder.path());
+    let mut socket =
+        server.connect(&server.chat(", \"stream\": true, \"max_tokens\": 3000, \"temperature\": 2"));
+    let mut first = [0; 600];
+    socket.read_exact(&mut first).unwrap();
+    let file = std::fs::OpenOptions::new().write(true).open(folder.path().join("model.safetensors")).unwrap();
+    file.set_len(4096).unwrap();
+    let mut rest = Vec::new();
+    let _ = socket.read_to_end(&mut rest);
+    let rest = String::from_utf8_lossy(&rest);
+    let mut text = String::new();
+    if rest.contains("[DONE]") {
+        eprintln!("skipped: the answer ended before the shard was cut");
+        return;
+    }
+    server.process.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+    assert_eq!(server.process.wait().unwrap().code(), Some(135), "{text}");
+    says(&text, &["error: shard model.safetensors", "was cut while it is in use", "Put the file back"]);
+}

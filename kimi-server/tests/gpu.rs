@@ -38,7 +38,7 @@ fn serve() -> Server {
     let bytes = ModelBytes::of(&checkpoint).unwrap();
     let plan = placement::local_plan(&bytes, &["here".to_owned()], 256).unwrap();
     let devices = [gpu.adapter().to_string()];
-    let served = serving::served("kimi-tiny", model, &plan, &devices);
+    let served = serving::served("kimi-tiny", model, &plan, &devices, None);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let listener = serving::bind(([127, 0, 0, 1], 0).into(), false).unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -97,6 +97,11 @@ pub fn folder_state(folder: &Path) -> FolderState {
 }
 
 impl Mapped {
+    /// The file's name.
+    pub(super) fn name(&self) -> &str {
+        &self.0.name
+    }
+
     /// The file's bytes.
     pub(super) fn data(&self) -> &Mmap {
         &self.0.map

@@ -15,6 +15,7 @@ use kimi_net::{
 
 use super::config::WorkerConfig;
 use super::wire;
+use crate::bus_error;
 use crate::models::LookupError;
 
 /// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it.
@@ -173,6 +174,9 @@ impl Host {
                 }
                 _ => Refusal::load(e),
             })?;
+        if stage.maps_weights {
+            bus_error::name_shards_of(&checkpoint);
+        }
         Ok(Loaded { key, stage, hidden_size, weight_bytes, cache_bytes })
     }
 

@@ -10,6 +10,7 @@ use kimi_net::{Assign, Coordinator, Fingerprint, LinkError};
 use tokio::runtime::Handle;
 
 use super::{Connected, LoadWatch, RemoteStage, wire};
+use crate::bus_error;
 
 /// What goes where.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Built {
     pub stages: Vec<Box<dyn StageRunner>>,
     /// Each stage's device, for people.
     pub devices: Vec<String>,
+    /// The checkpoint, where this process computes from its mapped files.
+    pub mapped: Option<Checkpoint>,
 }
 
 impl std::fmt::Debug for Built {
@@ -109,9 +112,10 @@ pub fn build(
         devices.push(device);
         stages.push(Box::new(RemoteStage::new(stage.node.clone(), span, hidden_size, link, runtime.clone())));
     }
+    let mapped = local.maps_weights.then(|| checkpoint.clone());
     devices.push(local.device);
     stages.push(local.runner);
-    Ok(Built { stages, devices })
+    Ok(Built { stages, devices, mapped })
 }
 
 /// Finds another stage in place of a lost one, where that can be done from here: the coordinator's own layers are loaded
@@ -178,5 +182,8 @@ fn load_local(
     let total = ModelBytes::of(checkpoint)?.weights(&layers);
     let stage = device.load(checkpoint, layers, cache, &mut |loaded| watch(index, loaded, total))?;
     watch(index, total, total);
+    if stage.maps_weights {
+        bus_error::name_shards_of(checkpoint);
+    }
     Ok(stage)
 }

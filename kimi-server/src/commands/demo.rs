@@ -55,7 +55,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let model = ChatModel::start(ChatFiles::open(&checkpoint)?, &checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
     let watch = Watch { model: model.clone() };
-    let served = serving::served(EMBEDDED, model, cluster.plan(), &built.devices);
+    let served = serving::served(EMBEDDED, model, cluster.plan(), &built.devices, built.mapped);
     let (stop, stopped) = oneshot::channel::<()>();
     let server = runtime.spawn(serving::serve(listener, served, async {
         // An error means that the other half is gone: stop too.

@@ -54,7 +54,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     args.cache.note_limit(model.context_tokens());
     announce(args, addr, &found.id, model.context_tokens())?;
     let stop = stop(model.engine().clone());
-    let served = serving::served(&found.id, model, &plan, &built.devices);
+    let served = serving::served(&found.id, model, &plan, &built.devices, built.mapped);
     runtime.block_on(serving::serve(listener, served, stop))?;
     Ok(Outcome::Success)
 }
