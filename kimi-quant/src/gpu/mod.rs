@@ -32,7 +32,7 @@ mod tuning;
 mod upload;
 mod weights;
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
 pub use batched::BatchKernel;
@@ -70,7 +70,7 @@ pub struct Gpu {
     nothing: Arc<Buffer>,
     last_layout: Mutex<Option<Arc<DeviceLayout>>>,
     /// Made when it is first needed.
-    nudge: OnceLock<Nudge>,
+    nudge: Nudge,
 }
 
 /// Results of attention on the device, in segments.
@@ -133,6 +133,8 @@ impl Gpu {
     }
 
     fn over(device: Device, tuning: Option<Tuning>) -> Result<Self> {
+        // Made now: on a device that is lost meanwhile, making it would look like a fault of ours.
+        let nudge = Nudge::new(&device);
         let recorder = Arc::new(Recorder::new(device));
         let nothing = recorder.pool.keep("nothing", 256)?;
         Ok(Self {
@@ -141,7 +143,7 @@ impl Gpu {
             batch_kernel: Mutex::default(),
             nothing,
             last_layout: Mutex::default(),
-            nudge: OnceLock::new(),
+            nudge,
         })
     }
 

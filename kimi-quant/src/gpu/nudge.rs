@@ -35,7 +35,7 @@ pub(super) struct Nudge {
 }
 
 impl Nudge {
-    fn new(device: &Device) -> Self {
+    pub(super) fn new(device: &Device) -> Self {
         let Size { workgroups, steps } = if device.about.is_hardware() { HARDWARE } else { SOFTWARE };
         let device = &device.device;
         let text = Spec::new(&NUDGE, vec![("WORKGROUP", WORKGROUP), ("STEPS", steps)]).source(&NUDGE);
@@ -85,7 +85,7 @@ impl Gpu {
     pub(super) fn submit_nudge(&self) -> Result<(), BackendError> {
         let device = &self.recorder.device;
         device.check()?;
-        self.nudge.get_or_init(|| Nudge::new(device)).submit(device);
+        self.nudge.submit(device);
         Ok(())
     }
 }
