@@ -55,21 +55,14 @@ impl Names {
 
     /// The checkpoint's name of what Kimi-K2's own files call `name`.
     pub(super) fn stored<'n>(&self, name: &'n str) -> Cow<'n, str> {
-        let replaced = |kimis: &str, theirs: &str| {
-            let rest = name.strip_prefix(kimis)?;
-            Some(if kimis == theirs { Cow::Borrowed(name) } else { format!("{theirs}{rest}").into() })
-        };
-        replaced(BODY, &self.body).or_else(|| replaced(HEAD, &self.head)).unwrap_or(Cow::Borrowed(name))
+        let found = replaced(name, BODY, &self.body).or_else(|| replaced(name, HEAD, &self.head));
+        found.unwrap_or(Cow::Borrowed(name))
     }
 
     /// The name in Kimi-K2's own files of what the checkpoint calls `name`; `None` for what is no part of the model.
     pub(super) fn own<'n>(&self, name: &'n str) -> Option<Cow<'n, str>> {
-        let replaced = |kimis: &str, theirs: &str| {
-            let rest = name.strip_prefix(theirs)?;
-            Some(if kimis == theirs { Cow::Borrowed(name) } else { format!("{kimis}{rest}").into() })
-        };
         // The head first: its name may begin as the body's do.
-        replaced(HEAD, &self.head).or_else(|| replaced(BODY, &self.body))
+        replaced(name, &self.head, HEAD).or_else(|| replaced(name, &self.body, BODY))
     }
 
     /// Names that a checkpoint has in place of `missing`, for people: those that end alike, else any.
@@ -85,4 +78,10 @@ impl Names {
         let list = shown.iter().take(SHOWN).copied().collect::<Vec<_>>().join(", ");
         format!("{} tensors, such as {list}", all.len())
     }
+}
+
+/// The name with `to` at its beginning in place of `from`; `None` if it begins otherwise.
+fn replaced<'n>(name: &'n str, from: &str, to: &str) -> Option<Cow<'n, str>> {
+    let rest = name.strip_prefix(from)?;
+    Some(if from == to { Cow::Borrowed(name) } else { format!("{to}{rest}").into() })
 }
