@@ -29,7 +29,7 @@ mod unix {
         text: Vec<u8>,
     }
 
-    /// The maps of all checkpoints so far. A list is never freed or changed, since the handler may be reading it.
+    /// The maps of the checkpoint that was given last. A list is never freed or changed, since the handler may be reading it.
     static MAPS: AtomicPtr<Vec<Map>> = AtomicPtr::new(ptr::null_mut());
     static HANDLER: Once = Once::new();
     /// Exit code of a process that SIGBUS ends, as shells say it.
