@@ -43,9 +43,28 @@ impl Nudge {
             label: Some(NUDGE.name),
             source: wgpu::ShaderSource::Wgsl(text.into()),
         });
+        // Said, not derived from the shader: wgpu cannot derive it under the limits of a simulated Apple GPU.
+        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(NUDGE.name),
+            entries: &[wgpu::BindGroupLayoutEntry {
+                binding: 0,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer {
+                    ty: wgpu::BufferBindingType::Storage { read_only: false },
+                    has_dynamic_offset: false,
+                    min_binding_size: None,
+                },
+                count: None,
+            }],
+        });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(NUDGE.name),
+            bind_group_layouts: &[Some(&bindings)],
+            immediate_size: 0,
+        });
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
             label: Some(NUDGE.name),
-            layout: None,
+            layout: Some(&layout),
             module: &module,
             entry_point: Some("main"),
             compilation_options: wgpu::PipelineCompilationOptions::default(),
@@ -59,7 +78,7 @@ impl Nudge {
         });
         let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(NUDGE.name),
-            layout: &pipeline.get_bind_group_layout(0),
+            layout: &bindings,
             entries: &[wgpu::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
         });
         Self { workgroups, pipeline, bind_group }
