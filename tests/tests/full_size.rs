@@ -71,7 +71,6 @@ fn inspect_and_plan_read_headers_only() {
 
     for (name, answer) in [("inspect", &inspect), ("plan", &plan)] {
         println!("{name}: {:.2} s, {} MiB", answer.seconds, answer.peak_mib);
-        assert!(answer.seconds < 5.0, "{name} took {:.1} s", answer.seconds);
         assert!(answer.peak_mib < 500, "{name} took {} MiB", answer.peak_mib);
     }
     check_inspect(&inspect.json, total);
