@@ -5,7 +5,8 @@
 //!
 //! A stage may be lost, with its machine or its device. If [`EngineConfig::recovery`] allows it the engine then waits for
 //! another one ([`Engine::replace_stage`], or [`Engine::recover_with`]), computes the caches of all running requests again,
-//! and goes on with them; the stages that are there stay loaded. Otherwise it goes down.
+//! and goes on with them; the stages that are there stay loaded. Requests wait for that only so long. Without recovery it goes
+//! down.
 
 mod driver;
 mod pace;
@@ -49,7 +50,8 @@ pub struct EngineConfig {
     pub prompt_time: Duration,
     /// Most guesses that a step verifies for one request; see [`Request::drafter`].
     pub max_drafts: usize,
-    /// How long running requests wait for a lost stage to be replaced. 0 takes the engine down at once.
+    /// How long running requests wait for a lost stage to be replaced, and for a step to go through all stages again. They
+    /// fail after it; the engine goes on when the stage is there again. 0 takes the engine down at once.
     pub recovery: Duration,
 }
 
@@ -176,6 +178,14 @@ pub enum EngineError {
     Down {
         /// What stopped it.
         reason: String,
+    },
+    /// A stage is lost, and was not replaced in time. Requests are taken again when it is there.
+    #[error("{reason}; no other came within {} s", after.as_secs_f64())]
+    StageLost {
+        /// What was seen of the stage.
+        reason: String,
+        /// [`EngineConfig::recovery`].
+        after: Duration,
     },
     /// Too many requests.
     #[error("{limit} requests run or wait already, which is the limit; try again later")]

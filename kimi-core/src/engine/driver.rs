@@ -141,9 +141,19 @@ pub(super) struct Driver {
     active: bool,
     masks: Option<Sender<Mask>>,
     recovery: Duration,
-    /// Lost stages, and when they are given up.
-    lost: Vec<(usize, Instant)>,
+    lost: Vec<usize>,
+    /// Since a stage was lost, until a step has gone through all stages again.
+    outage: Option<Outage>,
     losses: Option<Sender<LostStage>>,
+}
+
+/// A time in which no step goes through, since a stage is lost or was replaced just now.
+struct Outage {
+    /// When requests stop waiting for its end.
+    until: Instant,
+    reason: String,
+    /// Whether they have stopped: new ones fail at once while the stage is lost.
+    over: bool,
 }
 
 /// A batch in flight.
@@ -176,6 +186,7 @@ impl Driver {
             masks: None,
             recovery: config.recovery,
             lost: Vec::new(),
+            outage: None,
             losses: None,
         };
         driver.state.stats().stages = vec![StageStats::default(); stages];
@@ -199,12 +210,14 @@ impl Driver {
             self.submit_batches();
             self.set_active(self.scheduler.is_active());
             self.publish();
-            let message = match self.next_message() {
-                Ok(message) => message,
+            match self.next_message() {
+                Ok(Some(message)) => {
+                    if let Err(stop) = self.handle(message) {
+                        return stop;
+                    }
+                }
+                Ok(None) => self.end_outage(),
                 Err(stop) => return stop,
-            };
-            if let Err(stop) = self.handle(message) {
-                return stop;
             }
             // All that is there already is known before the next batch is made.
             while let Ok(message) = self.messages.try_recv() {
@@ -215,18 +228,34 @@ impl Driver {
         }
     }
 
-    fn next_message(&mut self) -> Result<Message, Stop> {
-        let Some((stage, until)) = self.lost.iter().min_by_key(|(_, until)| *until) else {
-            return self.messages.recv().map_err(|_| Stop("nobody uses it".into()));
+    /// The next message; `None` when an outage has lasted too long.
+    fn next_message(&mut self) -> Result<Option<Message>, Stop> {
+        let unused = || Stop("nobody uses it".into());
+        let Some(Outage { until, over: false, .. }) = &self.outage else {
+            return self.messages.recv().map(Some).map_err(|_| unused());
         };
         let wait = until.saturating_duration_since(Instant::now());
-        self.messages.recv_timeout(wait).map_err(|error| match error {
-            RecvTimeoutError::Disconnected => Stop("nobody uses it".into()),
-            RecvTimeoutError::Timeout => {
-                let reason = self.state.stats().stages[*stage].lost.clone().unwrap_or_default();
-                Stop(format!("{reason}; no other stage came within {} s", self.recovery.as_secs_f64()))
+        match self.messages.recv_timeout(wait) {
+            Ok(message) => Ok(Some(message)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => Err(unused()),
+        }
+    }
+
+    /// Fails all requests: they have waited long enough for a stage.
+    fn end_outage(&mut self) {
+        let Some(outage) = &mut self.outage else { return };
+        outage.over = true;
+        let error = EngineError::StageLost { reason: outage.reason.clone(), after: self.recovery };
+        tracing::error!(%error, requests = self.requests.len(), "requests fail");
+        let ids: Vec<_> = self.requests.keys().copied().collect();
+        for id in ids {
+            // Its own end is not told: it did not ask for it.
+            drop(self.scheduler.cancel(id));
+            if let Some(request) = self.requests.remove(&id) {
+                request.sink.end(TokenEvent::Failed { error: error.clone() });
             }
-        })
+        }
     }
 
     fn publish(&self) {
@@ -326,8 +355,12 @@ impl Driver {
         tracing::error!(stage, reason, "a stage is lost; waiting for another one");
         self.pipeline.remove(stage).map_err(|error| Stop(error.to_string()))?;
         self.forget();
-        self.lost.retain(|(lost, _)| *lost != stage);
-        self.lost.push((stage, Instant::now() + self.recovery));
+        if !self.lost.contains(&stage) {
+            self.lost.push(stage);
+        }
+        let until = Instant::now() + self.recovery;
+        let outage = self.outage.get_or_insert(Outage { until, reason: String::new(), over: false });
+        outage.reason.clone_from(&reason);
         let mut stats = self.state.stats();
         stats.losses += 1;
         stats.stages[stage].lost = Some(reason.clone());
@@ -340,7 +373,7 @@ impl Driver {
     fn replace(&mut self, stage: usize, runner: Box<dyn StageRunner>) -> Result<(), PipelineError> {
         self.pipeline.replace(stage, runner)?;
         self.forget();
-        self.lost.retain(|(lost, _)| *lost != stage);
+        self.lost.retain(|lost| *lost != stage);
         self.state.stats().stages[stage].lost = None;
         self.active = false; // the new one has to be told
         tracing::info!(stage, "a stage was replaced");
@@ -357,6 +390,10 @@ impl Driver {
     }
 
     fn add(&mut self, Submission { ticket, at, sink, sequence }: Submission) {
+        if let (Some(Outage { over: true, reason, .. }), false) = (&self.outage, self.lost.is_empty()) {
+            let error = EngineError::StageLost { reason: reason.clone(), after: self.recovery };
+            return sink.end(TokenEvent::Failed { error });
+        }
         let prompt_tokens = sequence.prompt.len();
         match self.scheduler.add(sequence) {
             Ok(id) => {
@@ -381,6 +418,7 @@ impl Driver {
             (self.submitted.remove(&output.step), &output.result)
         {
             self.pace.step(prompt_tokens, at.elapsed(), &output.times);
+            self.outage = None;
         }
         let events = match output.result {
             Ok(outputs) => self.scheduler.complete(output.step, outputs),

@@ -142,6 +142,7 @@ impl<B: Backend> Stage<B> {
             caches: Vec::with_capacity(span.layers.len()),
             head: None,
             chosen: None,
+            progress: Arc::default(),
             cache,
             geometry,
             span,

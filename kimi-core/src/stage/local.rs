@@ -1,6 +1,7 @@
 //! A stage on a device of this machine.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use kimi_quant::Backend;
@@ -23,6 +24,7 @@ pub struct Stage<B: Backend> {
     pub(super) caches: Vec<B::Cache>,        // one a layer
     pub(super) head: Option<DeviceHead<B>>,  // last stage
     pub(super) chosen: Option<Chosen<B>>,    // where it runs ahead
+    pub(super) progress: Arc<AtomicU64>,     // layers begun
 }
 
 impl<B: Backend> std::fmt::Debug for Stage<B> {
@@ -140,6 +142,7 @@ impl<B: Backend> Stage<B> {
         let layout = batch.layout(self.cache.page_tokens)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let (index, cache) = (self.span.layers.start + i, &mut self.caches[i]);
+            self.progress.fetch_add(1, Ordering::Relaxed);
             forward_layer(
                 self.backend.as_ref(),
                 index,
@@ -242,6 +245,10 @@ impl<B: Backend> Compute for Stage<B> {
         if let Err(error) = self.backend.nudge() {
             tracing::debug!(%error, "an idle device took no work");
         }
+    }
+
+    fn count_progress(&mut self, count: Arc<AtomicU64>) {
+        self.progress = count;
     }
 }
 

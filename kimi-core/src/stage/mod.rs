@@ -17,6 +17,7 @@ mod thread;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -165,6 +166,9 @@ pub trait StageRunner: Send {
 
     /// Whether sequences are running, so that a device which idles between its steps should keep its clock up.
     fn set_active(&mut self, _active: bool) {}
+
+    /// Has `count` rise with every layer that is begun from now on, so that others can tell slow from stuck.
+    fn count_progress(&mut self, _count: Arc<AtomicU64>) {}
 }
 
 /// The end of a batch that was started: waits for its output.
@@ -201,6 +205,9 @@ pub trait Compute: Send {
 
     /// Gives an idle device a moment of work, so that its clock stays up. Errors show at the next batch.
     fn nudge(&mut self) {}
+
+    /// See [`StageRunner::count_progress`].
+    fn count_progress(&mut self, _count: Arc<AtomicU64>) {}
 }
 
 /// Why a stage did not compute a batch.

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,6 +33,7 @@ pub struct StageThread {
 enum Job {
     Step(Step),
     SetActive(bool),
+    CountProgress(Arc<AtomicU64>),
 }
 
 struct Step {
@@ -111,6 +112,10 @@ impl StageRunner for StageThread {
     fn set_active(&mut self, active: bool) {
         self.send(Job::SetActive(active));
     }
+
+    fn count_progress(&mut self, count: Arc<AtomicU64>) {
+        self.send(Job::CountProgress(count));
+    }
 }
 
 impl Drop for StageThread {
@@ -148,6 +153,7 @@ impl Worker {
         while let Some(job) = self.next(jobs) {
             match job {
                 Job::SetActive(active) => self.active = active,
+                Job::CountProgress(count) => self.stage.count_progress(count),
                 Job::Step(step) => self.start(step),
             }
         }
