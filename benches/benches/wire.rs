@@ -75,6 +75,8 @@ async fn serve() -> Result<Coordinator, LinkError> {
         page_tokens: 64,
         max_tokens: 512,
         hidden_size: WIDTH,
+        session: 1,
+        resume: false,
     };
     link.assign(stage, |_| ()).await?;
     Ok(link)

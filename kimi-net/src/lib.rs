@@ -47,7 +47,9 @@
 //!  Closed     Goodbye or a fatal Error, from either side at any time
 //! ```
 //!
-//! From `Idle` on both sides ping each other. A link ends when nothing was received for 10 s, when a handshake takes
+//! From `Idle` on both sides ping each other; the answer says how much the node has computed so far, so that one that is
+//! stuck shows. A coordinator whose link broke may come back over a new one and go on with the worker's caches
+//! ([`Assign::resume`]). A link ends when nothing was received for 10 s, when a handshake takes
 //! more than 5 s or a frame more than 120 s, at the first frame that is out of order, malformed or over a limit, and
 //! when the connection is lost; both sides are told why as far as the connection allows it. All of it is in
 //! [`Config`].
@@ -95,6 +97,8 @@
 //!     page_tokens: 64,
 //!     max_tokens: 16,
 //!     hidden_size: 2,
+//!     session: 1,
+//!     resume: false,
 //! };
 //! link.assign(stage, |progress| println!("{} bytes loaded", progress.loaded_bytes)).await?;
 //!
@@ -129,7 +133,7 @@ pub use guard::listen_guard;
 pub use kind::Kind;
 pub use message::{
     Activity, Assign, ErrorCode, ErrorReport, Fingerprint, Forward, Goodbye, Hello, LoadProgress, Message,
-    MessageError, Ping, Ready, Role, SequenceStep, StepBounds, StepResult, Subject, Versions, Welcome,
+    MessageError, Ping, Pong, Ready, Role, SequenceStep, StepBounds, StepResult, Subject, Versions, Welcome,
 };
-pub use protocol::{Config, Event, Protocol, ProtocolError, State};
+pub use protocol::{Config, Event, ProgressCount, Protocol, ProtocolError, State};
 pub use tune::{Tuned, Tuning};

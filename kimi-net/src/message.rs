@@ -71,7 +71,7 @@ messages! {
     Result(StepResult),
     Activity(Activity),
     Ping(Ping),
-    Pong(Ping),
+    Pong(Pong),
     Error(ErrorReport),
     Goodbye(Goodbye),
 }
@@ -139,6 +139,18 @@ pub struct Ping {
     pub nonce: u64,
     /// When it was sent, in microseconds since the sender's link began.
     pub timestamp_micros: u64,
+}
+
+/// The answer to a [`Ping`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pong {
+    /// [`Ping::nonce`].
+    pub nonce: u64,
+    /// [`Ping::timestamp_micros`].
+    pub timestamp_micros: u64,
+    /// How much the sender has computed or loaded, in units of its own. A number that stands still while there is a step to
+    /// compute tells a node that is stuck from one that is slow.
+    pub progress: u64,
 }
 
 /// An orderly end. Steps in flight are dropped.

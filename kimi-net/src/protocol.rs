@@ -9,12 +9,19 @@ use std::{collections::VecDeque, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut, buf::Limit};
 
-pub use self::{config::Config, error::ProtocolError, event::Event, state::State};
+pub use self::{
+    config::{Config, ProgressCount},
+    error::ProtocolError,
+    event::Event,
+    state::State,
+};
 use crate::{
     error::LinkError,
     frame::{FrameError, FrameReader, Limits, OutFrame, Prefix, Progress},
     kind::Kind,
-    message::{ErrorReport, Goodbye, Hello, Message, Ping, Role, StepBounds, Subject, Versions, Welcome},
+    message::{
+        ErrorReport, Goodbye, Hello, Message, Ping, Pong, Role, StepBounds, Subject, Versions, Welcome,
+    },
 };
 
 /// Frames that may wait to be sent; a peer that makes us queue more does not read.
@@ -251,9 +258,15 @@ impl Protocol {
         let event = match message {
             Message::Hello(hello) => return self.on_hello(now, hello),
             Message::Welcome(welcome) => return self.on_welcome(now, welcome),
-            Message::Ping(ping) => return self.push(&Message::Pong(ping), Bytes::new()),
-            Message::Pong(ping) => match self.clock.pinged.take_if(|(nonce, _)| *nonce == ping.nonce) {
-                Some((_, sent)) => Event::RoundTrip(now.saturating_duration_since(sent)),
+            Message::Ping(Ping { nonce, timestamp_micros }) => {
+                let pong = Pong { nonce, timestamp_micros, progress: self.config.progress.get() };
+                return self.push(&Message::Pong(pong), Bytes::new());
+            }
+            Message::Pong(pong) => match self.clock.pinged.take_if(|(nonce, _)| *nonce == pong.nonce) {
+                Some((_, sent)) => {
+                    let round_trip = now.saturating_duration_since(sent);
+                    Event::Pong { round_trip, progress: pong.progress }
+                }
                 None => return Ok(()), // an answer that was overtaken by a newer ping
             },
             Message::Assign(assign) => Event::Assigned(assign),

@@ -119,8 +119,11 @@ fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
         any::<u64>().prop_map(|weight_bytes| Message::Ready(Ready { weight_bytes, ..ready() })),
         any::<bool>().prop_map(|active| Message::Activity(Activity { active })),
         any::<(u64, u64, bool)>().prop_map(|(nonce, timestamp_micros, back)| {
-            let ping = Ping { nonce, timestamp_micros };
-            if back { Message::Pong(ping) } else { Message::Ping(ping) }
+            let progress = nonce ^ timestamp_micros;
+            match back {
+                true => Message::Pong(Pong { nonce, timestamp_micros, progress }),
+                false => Message::Ping(Ping { nonce, timestamp_micros }),
+            }
         }),
         (any::<u16>(), any::<u64>(), any::<bool>(), ".{0,60}").prop_map(|(code, step, fatal, message)| {
             let report = ErrorReport::new(code.into(), Subject::Step(step), message);

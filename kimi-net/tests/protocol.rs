@@ -373,7 +373,7 @@ fn pings_keep_a_link_alive_and_measure_it() {
     worker.handle_input(alone.now + SECOND, &ping);
     let pong = worker.poll_transmit().unwrap().head;
     protocol.handle_input(alone.now + 2 * SECOND, &pong);
-    assert_eq!(protocol.poll_event(), Some(Event::RoundTrip(2 * SECOND)));
+    assert_eq!(protocol.poll_event(), Some(Event::Pong { round_trip: 2 * SECOND, progress: 0 }));
 
     // A cable is pulled: both notice.
     pair.dead = true;

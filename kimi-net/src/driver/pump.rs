@@ -259,7 +259,7 @@ impl Pump {
                         drop(connected.send(peer));
                     }
                 }
-                Event::RoundTrip(time) => self.shared.stats().round_trip(time),
+                Event::Pong { round_trip, progress } => self.shared.stats().pong(round_trip, progress),
                 event => self.deliver(event),
             }
         }

@@ -1,6 +1,6 @@
 //! Numbers of a link.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Where the time of a step went, as its sender sees it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -31,10 +31,19 @@ pub struct LinkStats {
     pub min_round_trip: Option<Duration>,
     /// The mean over the last few, each new one with a weight of 1/8.
     pub mean_round_trip: Option<Duration>,
+    /// When a ping came back last.
+    pub answered: Option<Instant>,
+    /// The peer's [`crate::Pong::progress`], and when another one than before was told.
+    pub progress: Option<(u64, Instant)>,
 }
 
 impl LinkStats {
-    pub(super) fn round_trip(&mut self, time: Duration) {
+    pub(super) fn pong(&mut self, time: Duration, progress: u64) {
+        let now = Instant::now();
+        self.answered = Some(now);
+        if self.progress.is_none_or(|(before, _)| before != progress) {
+            self.progress = Some((progress, now));
+        }
         self.last_round_trip = Some(time);
         self.min_round_trip = Some(self.min_round_trip.map_or(time, |min| min.min(time)));
         self.mean_round_trip = Some(self.mean_round_trip.map_or(time, |mean| (mean * 7 + time) / 8));

@@ -60,6 +60,12 @@ error_codes! {
     UnknownModel = 15,
     /// A fault of the sender itself.
     Internal = 16,
+    /// Another coordinator has taken the worker over: the same one on a new connection, or one of the same name.
+    Replaced = 17,
+    /// The caches that were to be gone on with are not there any more.
+    CacheLost = 18,
+    /// The worker's computing has stopped in the middle of a step.
+    Stuck = 19,
 }
 
 /// What an [`ErrorReport`] answers.

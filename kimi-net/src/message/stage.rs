@@ -30,6 +30,11 @@ pub struct Assign {
     pub max_tokens: u32,
     /// Width of the model's hidden state.
     pub hidden_size: u32,
+    /// Names what the caches hold: a coordinator draws another number for caches that it takes for empty.
+    pub session: u64,
+    /// Go on with the caches of [`Self::session`] after the connection was lost. A worker that does not have them any more
+    /// says so ([`ErrorCode::CacheLost`](super::ErrorCode::CacheLost)) and loads nothing.
+    pub resume: bool,
 }
 
 impl Assign {

@@ -1,11 +1,39 @@
 //! What a link is set to.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::{
     frame::Limits,
     message::{Hello, Role, Versions},
 };
+
+/// Counts what a node has computed or loaded. Clones share the count.
+#[derive(Debug, Clone, Default)]
+pub struct ProgressCount(Arc<AtomicU64>);
+
+impl From<Arc<AtomicU64>> for ProgressCount {
+    fn from(count: Arc<AtomicU64>) -> Self {
+        Self(count)
+    }
+}
+
+impl ProgressCount {
+    /// Counts one more.
+    pub fn advance(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The count so far.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
 
 /// How a link introduces itself, and its limits.
 #[derive(Debug, Clone)]
@@ -28,6 +56,8 @@ pub struct Config {
     pub idle_timeout: Duration,
     /// From the first byte of a frame to its last.
     pub frame_timeout: Duration,
+    /// Told to the peer in every answer to a ping.
+    pub progress: ProgressCount,
 }
 
 impl Config {
@@ -43,6 +73,7 @@ impl Config {
             ping_interval: Duration::from_secs(2),
             idle_timeout: Duration::from_secs(10),
             frame_timeout: Duration::from_secs(120),
+            progress: ProgressCount::default(),
         }
     }
 

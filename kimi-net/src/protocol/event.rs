@@ -35,8 +35,13 @@ pub enum Event {
     Activity(bool),
     /// The peer failed at something; the link goes on.
     Failed(ErrorReport),
-    /// A ping came back after this time.
-    RoundTrip(Duration),
+    /// A ping came back.
+    Pong {
+        /// After this time.
+        round_trip: Duration,
+        /// [`Pong::progress`](crate::Pong::progress).
+        progress: u64,
+    },
     /// The link is over. Always the last event.
     Closed(LinkError),
 }

@@ -23,6 +23,8 @@ pub fn assign() -> Assign {
         page_tokens: 64,
         max_tokens: 512,
         hidden_size: 7168,
+        session: 1,
+        resume: false,
     }
 }
 
@@ -164,7 +166,7 @@ impl Pair {
                         self.wires[1 - who].push_back((arrival, None));
                     }
                 }
-                if !matches!(event, Event::RoundTrip(_)) {
+                if !matches!(event, Event::Pong { .. }) {
                     self.events[who].push(event);
                 }
             }
