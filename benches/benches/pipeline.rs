@@ -11,7 +11,7 @@ use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 use kimi_core::{ChatFiles, ChatModel, Checkpoint, DeviceChoice, ModelOptions};
 use kimi_net::{Listener, Tuning};
-use kimi_server::cluster::{self, LoadWatch, Placement, Wanted, worker};
+use kimi_server::cluster::{self, ClusterStatus, Dialer, LoadWatch, Patience, Placement, Wanted, worker};
 use kimi_server::models::Lookup;
 use kimi_server::placement::local_plan;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -76,11 +76,20 @@ fn load(runtime: &Runtime, checkpoint: &Checkpoint, stages: usize, delay: Durati
     }
     names.push("coordinator".to_owned());
     let plan: Plan = local_plan(&ModelBytes::of(checkpoint)?, &names, cache.pages * cache.page_tokens)?;
-    let workers = runtime.block_on(cluster::connect(&wanted, wanted.len(), WAIT, false, "coordinator"))?;
+    let dialer = Dialer::new("coordinator", false);
+    let workers = runtime.block_on(cluster::connect(&wanted, wanted.len(), WAIT, &dialer))?;
     let device = &DeviceChoice::cpu();
-    let placement = Placement { plan: &plan, workers, cache, model: "kimi-tiny", device };
+    let placement = Placement {
+        plan,
+        cache,
+        model: "kimi-tiny".to_owned(),
+        device: device.clone(),
+        dialer,
+        patience: Patience::default(),
+        status: ClusterStatus::default(),
+    };
     let watch: LoadWatch = Arc::new(|_, _, _| {});
-    let built = cluster::build(checkpoint, placement, runtime.handle(), &watch)?;
+    let built = cluster::build(checkpoint, &placement, workers, runtime.handle(), &watch)?;
     Ok(ChatModel::start(ChatFiles::open(checkpoint)?, checkpoint, built.stages, &options)?)
 }
 

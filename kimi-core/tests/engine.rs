@@ -595,7 +595,9 @@ fn nobody_waits_for_ever_for_a_lost_stage() {
     // The second one comes when the time is over already.
     for _ in 0..2 {
         let (_, end) = collect(engine.generate(request(&[1], 5)).unwrap());
-        let TokenEvent::Failed { error: error @ EngineError::StageLost { .. } } = end else { panic!("{end:?}") };
+        let TokenEvent::Failed { error: error @ EngineError::StageLost { .. } } = end else {
+            panic!("{end:?}")
+        };
         assert!(error.to_string().contains("no other came within 0.03 s"), "{error}");
     }
     assert_eq!(engine.stats().scheduler.pages_used, 0);

@@ -12,7 +12,7 @@ use kimi_core::stage::CacheConfig;
 use tokio::runtime::Handle;
 
 use crate::cluster::child::{WorkerCommand, WorkerProcess};
-use crate::cluster::{self, Built, Connected, LoadWatch, Placement};
+use crate::cluster::{self, Built, ClusterStatus, Dialer, LoadWatch, Patience, Placement, Recovery, Wanted};
 use crate::models::FoundModel;
 use crate::placement;
 
@@ -77,12 +77,33 @@ impl LocalCluster {
         watch: &LoadWatch,
         runtime: &Handle,
     ) -> anyhow::Result<Built> {
-        let wanted: Vec<_> = self.workers.iter().map(WorkerProcess::wanted).collect();
-        let connecting = cluster::connect(&wanted, wanted.len(), CONNECT_WAIT, false, COORDINATOR);
-        let workers: Vec<Connected> = runtime.block_on(connecting)?;
-        let placement =
-            Placement { plan: &self.plan, workers, cache, model: &self.model, device: &self.device };
-        Ok(cluster::build(checkpoint, placement, runtime, watch)?)
+        let wanted = self.wanted();
+        let placement = self.placement(cache);
+        let connecting = cluster::connect(&wanted, wanted.len(), CONNECT_WAIT, &placement.dialer);
+        let workers = runtime.block_on(connecting)?;
+        Ok(cluster::build(checkpoint, &placement, workers, runtime, watch)?)
+    }
+
+    /// The same layers again, where a stage is lost.
+    pub fn recovery(&self, checkpoint: &Checkpoint, cache: CacheConfig, runtime: &Handle) -> Recovery {
+        Recovery::new(checkpoint, self.placement(cache), self.wanted(), Vec::new(), runtime.clone())
+    }
+
+    /// What goes where.
+    pub fn placement(&self, cache: CacheConfig) -> Placement {
+        Placement {
+            plan: self.plan.clone(),
+            cache,
+            model: self.model.clone(),
+            device: self.device.clone(),
+            dialer: Dialer::new(COORDINATOR, false),
+            patience: Patience::default(),
+            status: ClusterStatus::default(),
+        }
+    }
+
+    fn wanted(&self) -> Vec<Wanted> {
+        self.workers.iter().map(WorkerProcess::wanted).collect()
     }
 }
 

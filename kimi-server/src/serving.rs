@@ -1,7 +1,8 @@
-//! A loaded model behind the HTTP API.
+//! A model behind the HTTP API, from before it is loaded.
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
 use kimi_core::chat_model::{ChatError, ChatModel, ChatRequest};
@@ -9,66 +10,118 @@ use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::{EngineError, EngineStats};
 use kimi_core::plan::Plan;
 
-use crate::http::{self, ChatEngine, EventSink, HttpConfig, Running, ServedModel};
+use crate::cluster::{ClusterStatus, Loading};
+use crate::http::{self, ChatEngine, EventSink, HttpConfig, Running, ServedModel, StageInfo};
 use crate::placement::layer_text;
 
-/// A model under the name that people gave it, which need not be its folder's.
-struct Named {
+/// The place of a model in the API, under the name that people gave it, which need not be its folder's. Until the model is
+/// there the API says how far loading is. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Slot(Arc<Place>);
+
+#[derive(Debug)]
+struct Place {
     id: String,
+    folder: String,
+    context_tokens: usize,
+    status: ClusterStatus,
+    plan: OnceLock<Plan>,
+    loaded: OnceLock<Loaded>,
+}
+
+#[derive(Debug)]
+struct Loaded {
     model: ChatModel,
+    /// Each stage's device, for people.
+    devices: Vec<String>,
     /// The checkpoint, where this process computes from its mapped files.
     mapped: Option<Checkpoint>,
 }
 
-impl Named {
+impl Slot {
+    /// A place for a model that will be served as `id` and under its folder's name, with a context of so many tokens.
+    /// `status` tells what its nodes do.
+    pub fn new(id: &str, checkpoint: &Checkpoint, context_tokens: usize, status: ClusterStatus) -> Self {
+        Self(Arc::new(Place {
+            id: id.to_owned(),
+            folder: checkpoint.name().to_owned(),
+            context_tokens,
+            status,
+            plan: OnceLock::new(),
+            loaded: OnceLock::new(),
+        }))
+    }
+
+    /// Says which stages there will be.
+    pub fn planned(&self, plan: &Plan) {
+        self.0.plan.get_or_init(|| plan.clone());
+    }
+
+    /// Has the model answer from now on. `devices` are those of its stages; `mapped` is the checkpoint where this process
+    /// computes from its mapped files: if one of those changes, the model is unavailable.
+    pub fn loaded(&self, model: ChatModel, devices: Vec<String>, mapped: Option<Checkpoint>) {
+        self.0.loaded.get_or_init(|| Loaded { model, devices, mapped });
+    }
+
+    /// The model, when it is there.
+    pub fn model(&self) -> Option<&ChatModel> {
+        Some(&self.0.loaded.get()?.model)
+    }
+
+    /// The model for the API.
+    pub fn served(&self) -> ServedModel {
+        let Place { id, folder, .. } = &*self.0;
+        let aliases = if folder == id { Vec::new() } else { vec![folder.clone()] };
+        ServedModel::new(self.clone()).with_aliases(aliases)
+    }
+
     /// What happened to a file that answers are computed from.
     fn changed(&self) -> Option<String> {
-        let changed = self.mapped.as_ref()?.changed_shard()?;
+        let changed = self.0.loaded.get()?.mapped.as_ref()?.changed_shard()?;
         Some(format!("{changed}, so that answers would be wrong; put the file back and start kimi again"))
     }
 }
 
-impl ChatEngine for Named {
+impl ChatEngine for Slot {
     fn id(&self) -> &str {
-        &self.id
+        &self.0.id
     }
 
     fn context_tokens(&self) -> usize {
-        self.model.context_tokens()
+        self.0.context_tokens
     }
 
     fn stats(&self) -> EngineStats {
-        self.model.stats()
+        self.model().map(ChatModel::stats).unwrap_or_default()
     }
 
     fn down(&self) -> Option<String> {
-        ChatEngine::down(&self.model).or_else(|| self.changed())
+        self.model().and_then(ChatEngine::down).or_else(|| self.changed())
+    }
+
+    fn loading(&self) -> Option<Loading> {
+        self.model().is_none().then(|| self.0.status.loading().unwrap_or_default())
+    }
+
+    fn stages(&self) -> Vec<StageInfo> {
+        let Place { plan, loaded, status, .. } = &*self.0;
+        let stages = plan.get().map(|plan| plan.stages.as_slice()).unwrap_or_default();
+        let info = |(i, stage): (usize, &kimi_core::plan::PlannedStage)| {
+            let device = loaded.get().and_then(|loaded| loaded.devices.get(i));
+            let device = device.map_or(String::new(), |device| format!(" on {device}"));
+            let holds = format!("{}: layers {}{device}", stage.node, layer_text(&stage.layers()));
+            StageInfo { holds, node: status.get(&stage.node) }
+        };
+        stages.iter().enumerate().map(info).collect()
     }
 
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
-        match self.changed() {
-            Some(reason) => Err(EngineError::Down { reason }.into()),
-            None => ChatEngine::chat(&self.model, request, sink),
+        match (self.changed(), self.model()) {
+            (Some(reason), _) => Err(EngineError::Down { reason }.into()),
+            (None, Some(model)) => ChatEngine::chat(model, request, sink),
+            (None, None) => Err(EngineError::Down { reason: "it is not loaded yet".to_owned() }.into()),
         }
     }
-}
-
-/// The model as the API serves it: under `id` and its folder's name, with its stages and their devices as `/health` shows
-/// them. `mapped` is the checkpoint where this process computes from its mapped files: if one of those changes, the model is
-/// unavailable.
-pub fn served(
-    id: &str,
-    model: ChatModel,
-    plan: &Plan,
-    devices: &[String],
-    mapped: Option<Checkpoint>,
-) -> ServedModel {
-    let folder = model.id().to_owned();
-    let stages = plan.stages.iter().zip(devices);
-    let stages =
-        stages.map(|(s, device)| format!("{}: layers {} on {device}", s.node, layer_text(&s.layers())));
-    let aliases = if folder == id { Vec::new() } else { vec![folder] };
-    ServedModel::new(Named { id: id.to_owned(), model, mapped }).with_aliases(aliases).with_stages(stages)
 }
 
 /// A socket that listens for the API, before a model is loaded: a port in use shows at once.

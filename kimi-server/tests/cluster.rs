@@ -15,7 +15,9 @@ use kimi_core::stage::CacheConfig;
 use kimi_core::{Checkpoint, DeviceChoice};
 use kimi_net::{Assign, Config, Coordinator, ErrorCode, Fingerprint, LinkError, Tuning, Versions};
 use kimi_server::cluster::child::WorkerCommand;
-use kimi_server::cluster::{self, BuildError, Built, ConnectError, Connected, Placement, Wanted};
+use kimi_server::cluster::{
+    self, BuildError, Built, ClusterStatus, ConnectError, Connected, Dialer, Patience, Placement, Wanted,
+};
 use kimi_server::local::silent;
 use kimi_server::placement::local_plan;
 use serde_json::{Value, json};
@@ -47,14 +49,21 @@ impl Lead {
 
     fn connect(&self, worker: &Running, name: &str) -> Result<Vec<Connected>, ConnectError> {
         let wanted = [Wanted { id: "w".into(), target: worker.address() }];
-        self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, false, name))
+        self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, &Dialer::new(name, false)))
     }
 
     fn build(&self, worker: &Running, name: &str, model: &str) -> Result<Built, BuildError> {
         let workers = self.connect(worker, name).unwrap();
-        let device = &DeviceChoice::cpu();
-        let placement = Placement { plan: &self.plan, workers, cache: CACHE, model, device };
-        cluster::build(&self.checkpoint, placement, self.runtime.handle(), &silent())
+        let placement = Placement {
+            plan: self.plan.clone(),
+            cache: CACHE,
+            model: model.to_owned(),
+            device: DeviceChoice::cpu(),
+            dialer: Dialer::new(name, false),
+            patience: Patience { load: Duration::from_secs(1), ..Patience::default() },
+            status: ClusterStatus::default(),
+        };
+        cluster::build(&self.checkpoint, &placement, workers, self.runtime.handle(), &silent())
     }
 
     /// A link without the glue.
@@ -73,6 +82,8 @@ impl Lead {
             page_tokens: 64,
             max_tokens: 512,
             hidden_size: self.checkpoint.config().hidden_size as u32,
+            session: 1,
+            resume: false,
         }
     }
 }
@@ -261,6 +272,7 @@ fn serving_with_a_worker_and_losing_it() {
     discovery(&path, &worker);
     let path = path.to_str().unwrap();
     let cluster = ["--node-id", "me", "--discovery-config-path", path, "--wait-for-peers", "1"];
+    let cluster = [&cluster[..], &["--recovery-timeout", "1"]].concat();
     let serve = ["serve", "--default-model", "kimi-tiny", "--port", "0", "--context", "512", "--json"];
     let log = folder.path().join("log");
     let server = Running::spawn(
@@ -289,13 +301,13 @@ fn serving_with_a_worker_and_losing_it() {
     drop(worker);
     let noticed = wait_until(Duration::from_secs(5), || {
         let (status, body) = http(&address, "GET", "/health", "");
-        status == 503 && body.contains("stage on w is lost") && body.contains("restart `kimi serve`")
+        status == 503 && body.contains("stage on w is lost") && body.contains("recovering")
     });
     assert!(noticed, "the lost worker is not in /health, though nobody has chatted");
     let (status, body) = ask();
-    assert!(status == 503 && body.contains("error"), "{status} {body}");
+    assert!(status == 503 && body.contains("no other came within 1 s"), "{status} {body}");
     let log = std::fs::read_to_string(&log).unwrap();
-    assert_eq!(log.matches("stage on w is lost").count(), 1, "{log}");
+    assert_eq!(log.matches("a stage is lost").count(), 1, "{log}");
 }
 
 #[test]

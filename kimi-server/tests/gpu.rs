@@ -15,7 +15,9 @@ use kimi_core::plan::ModelBytes;
 use kimi_core::stage::Stage;
 use kimi_core::{ChatFiles, ChatModel, Checkpoint, ModelOptions};
 use kimi_quant::gpu::{Gpu, GpuOptions};
-use kimi_server::{placement, serving};
+use kimi_server::cluster::ClusterStatus;
+use kimi_server::placement;
+use kimi_server::serving::{self, Slot};
 use serde_json::{Value, json as value};
 
 /// A served model whose device can be lost.
@@ -37,12 +39,13 @@ fn serve() -> Server {
     let model = ChatModel::start(files, &checkpoint, stages, &options).unwrap();
     let bytes = ModelBytes::of(&checkpoint).unwrap();
     let plan = placement::local_plan(&bytes, &["here".to_owned()], 256).unwrap();
-    let devices = [gpu.adapter().to_string()];
-    let served = serving::served("kimi-tiny", model, &plan, &devices, None);
+    let slot = Slot::new("kimi-tiny", &checkpoint, 256, ClusterStatus::default());
+    slot.planned(&plan);
+    slot.loaded(model, vec![gpu.adapter().to_string()], None);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let listener = serving::bind(([127, 0, 0, 1], 0).into(), false).unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    runtime.spawn(serving::serve(listener, served, std::future::pending()));
+    runtime.spawn(serving::serve(listener, slot.served(), std::future::pending()));
     Server { gpu, address, _runtime: runtime }
 }
 

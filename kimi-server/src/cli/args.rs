@@ -95,7 +95,7 @@ impl ModelArgs {
     }
 }
 
-/// How long answers wait for a lost GPU's layers to be loaded again.
+/// How long answers wait for a lost GPU's layers to be loaded again, where no flag says so.
 const RECOVERY: Duration = Duration::from_secs(600);
 
 impl CacheArgs {
@@ -294,6 +294,10 @@ pub struct ServeArgs {
     /// How long to wait for them.
     #[arg(long, value_name = "SECONDS", default_value_t = defaults::PEER_TIMEOUT)]
     pub peer_timeout: u64,
+    /// How long answers under way wait for a lost machine or GPU to be replaced; they go on with the same text then.
+    #[arg(long, value_name = "SECONDS", default_value_t = defaults::RECOVERY_TIMEOUT,
+          value_parser = clap::value_parser!(u64).range(1..))]
+    pub recovery_timeout: u64,
     /// Share of each machine's memory that weights and cache may take [default: 0.75].
     #[arg(long, value_name = "0..1", value_parser = share)]
     pub usable_memory: Option<f64>,

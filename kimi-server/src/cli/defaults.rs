@@ -12,6 +12,8 @@ pub const NODE_HOST: &str = "127.0.0.1";
 pub const NODE_PORT: u16 = 52416;
 /// Seconds to wait for peers.
 pub const PEER_TIMEOUT: u64 = 300;
+/// Seconds that answers wait for a lost stage.
+pub const RECOVERY_TIMEOUT: u64 = 120;
 /// What is logged.
 pub const LOG: &str = "warn";
 /// What a worker logs that a person started.

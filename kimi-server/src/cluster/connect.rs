@@ -2,31 +2,24 @@
 
 use std::time::{Duration, Instant};
 
-use kimi_net::{Config, Coordinator, LinkError, Tuning};
+use kimi_net::{Coordinator, LinkError};
+
+use super::dialer::{Dialer, Wanted};
 
 /// Pause between two rounds of trying.
 const RETRY: Duration = Duration::from_millis(500);
 
-/// A worker to connect to.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
-    /// Its name.
-    pub id: String,
-    /// `host:port`.
-    pub target: String,
-}
-
 /// A worker that has answered.
 pub struct Connected {
-    /// Its name.
-    pub id: String,
+    /// The worker.
+    pub worker: Wanted,
     /// The link to it.
     pub link: Coordinator,
 }
 
 impl std::fmt::Debug for Connected {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Connected").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("Connected").field("worker", &self.worker).finish_non_exhaustive()
     }
 }
 
@@ -68,8 +61,7 @@ pub async fn connect(
     peers: &[Wanted],
     enough: usize,
     within: Duration,
-    insecure: bool,
-    node_id: &str,
+    dialer: &Dialer,
 ) -> Result<Vec<Connected>, ConnectError> {
     let started = Instant::now();
     let mut links: Vec<Option<Coordinator>> = peers.iter().map(|_| None).collect();
@@ -81,8 +73,7 @@ pub async fn connect(
                 continue;
             }
             links[i] = None; // a link that has ended is no worker found
-            let config = Config::new(node_id);
-            match kimi_net::connect(peer.target.as_str(), insecure, &Tuning::default(), config).await {
+            match dialer.link(peer).await {
                 Ok(link) => {
                     tracing::info!(worker = peer.id, target = peer.target, "connected");
                     links[i] = Some(link);
@@ -113,7 +104,7 @@ pub async fn connect(
         tokio::time::sleep(RETRY.min(within)).await;
     }
     let found = peers.iter().zip(links);
-    Ok(found.filter_map(|(peer, link)| Some(Connected { id: peer.id.clone(), link: link? })).collect())
+    Ok(found.filter_map(|(peer, link)| Some(Connected { worker: peer.clone(), link: link? })).collect())
 }
 
 /// Whether trying again is of no use: everything but a machine or a worker that is not up yet.

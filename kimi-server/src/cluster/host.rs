@@ -1,16 +1,17 @@
 //! What a worker holds: layers for one coordinator, and a thread that loads them.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::LoadedStage;
 use kimi_core::plan::ModelBytes;
 use kimi_core::stage::{CacheConfig, Done, LoadError, StageError, StageOutput, StageResult, StageTime};
 use kimi_net::{
-    Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadProgress, Ready, StepResult,
-    Subject, WorkerSender,
+    Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadProgress, ProgressCount,
+    Ready, StepResult, Subject, WorkerSender,
 };
 
 use super::config::WorkerConfig;
@@ -20,6 +21,10 @@ use crate::models::LookupError;
 
 /// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it.
 const MAX_STEP_TOKENS: u32 = 4096;
+
+/// How long the device may stand still with a step before the stage counts as stuck: no step without layers to begin takes as
+/// long.
+const STUCK: Duration = Duration::from_secs(20);
 
 /// Something for the thread that loads.
 pub(super) enum Job {
@@ -32,6 +37,8 @@ pub(super) enum Job {
 /// The layers that are loaded, and what they were loaded for.
 struct Loaded {
     key: Key,
+    /// Of the coordinator that filled the caches.
+    session: u64,
     stage: LoadedStage,
     hidden_size: usize,
     weight_bytes: u64,
@@ -50,6 +57,10 @@ pub(super) struct Host {
     config: WorkerConfig,
     loaded: Mutex<Option<Loaded>>,
     jobs: mpsc::Sender<Job>,
+    /// Rises while something is computed or loaded.
+    progress: Arc<AtomicU64>,
+    /// Steps that the stage has and has not answered.
+    steps: Arc<AtomicUsize>,
 }
 
 /// A refusal, with its code.
@@ -65,7 +76,13 @@ impl Host {
     /// A host without layers, and the jobs for [`Self::run`].
     pub(super) fn new(config: WorkerConfig) -> (Arc<Self>, mpsc::Receiver<Job>) {
         let (jobs, source) = mpsc::channel();
-        (Arc::new(Self { config, loaded: Mutex::new(None), jobs }), source)
+        let (progress, steps) = (Arc::default(), Arc::default());
+        (Arc::new(Self { config, loaded: Mutex::new(None), jobs, progress, steps }), source)
+    }
+
+    /// How much was computed and loaded, for coordinators.
+    pub(super) fn progress(&self) -> ProgressCount {
+        self.progress.clone().into()
     }
 
     /// Does jobs, on a thread of its own: loading takes minutes.
@@ -111,7 +128,11 @@ impl Host {
             Err(text) => return answer(sender, step, Err((ErrorCode::StepFailed, text))),
         };
         let (sender, jobs, key) = (sender.clone(), self.jobs.clone(), key.clone());
+        let (steps, progress) = (self.steps.clone(), self.progress.clone());
+        steps.fetch_add(1, Ordering::Relaxed);
         let done = Done::new(move |result, time| {
+            steps.fetch_sub(1, Ordering::Relaxed);
+            progress.fetch_add(1, Ordering::Relaxed);
             let lost = result.as_ref().is_err_and(StageError::is_lost);
             answer(&sender, step, outcome(step, result, time));
             if lost {
@@ -151,9 +172,20 @@ impl Host {
         let cache =
             CacheConfig { pages: assign.cache_pages as usize, page_tokens: assign.page_tokens as usize };
         let key = Key { fingerprint: assign.fingerprint, layers: layers.clone(), cache };
-        let before = self.loaded().take();
+        self.check_moves()?;
+        let mut held = self.loaded();
+        if assign.resume {
+            let ours = held.take_if(|loaded| loaded.key == key && loaded.session == assign.session);
+            return ours.ok_or_else(|| {
+                let text = "the worker does not have the caches any more: it was started again, or served another \
+                            coordinator meanwhile";
+                Refusal(ErrorCode::CacheLost, text.to_owned())
+            });
+        }
+        let before = held.take();
+        drop(held);
         match before {
-            Some(loaded) if loaded.key == key => return Ok(loaded),
+            Some(loaded) if loaded.key == key => return Ok(Loaded { session: assign.session, ..loaded }),
             other => drop(other), // its memory is needed
         }
         let checkpoint = self.checkpoint(&assign)?;
@@ -163,11 +195,12 @@ impl Host {
         let weight_bytes = bytes.weights(&layers);
         let cache_bytes = bytes.cache(&layers, cache.pages.saturating_mul(cache.page_tokens));
         let mut report = |loaded_bytes| {
+            self.progress.fetch_add(1, Ordering::Relaxed);
             // Loading goes on if the coordinator has left: it may come back for the layers.
             let _ = sender.progress(LoadProgress { loaded_bytes, total_bytes: weight_bytes });
         };
         report(0);
-        let stage =
+        let mut stage =
             self.config.device.load(&checkpoint, layers, cache, &mut report).map_err(|e| match e {
                 LoadError::DoesNotFit { .. } | LoadError::CacheDoesNotFit { .. } => {
                     Refusal(ErrorCode::OutOfMemory, e.to_string())
@@ -177,7 +210,25 @@ impl Host {
         if stage.maps_weights {
             bus_error::name_shards_of(&checkpoint);
         }
-        Ok(Loaded { key, stage, hidden_size, weight_bytes, cache_bytes })
+        stage.runner.count_progress(self.progress.clone());
+        Ok(Loaded { key, session: assign.session, stage, hidden_size, weight_bytes, cache_bytes })
+    }
+
+    /// Makes sure that the stage computes, if it has steps: those of a coordinator that has left.
+    fn check_moves(&self) -> Result<(), Refusal> {
+        let (start, count) = (Instant::now(), || self.progress.load(Ordering::Relaxed));
+        let before = count();
+        while self.steps.load(Ordering::Relaxed) > 0 && count() == before {
+            if start.elapsed() > STUCK {
+                let text = format!(
+                    "the worker's computing has stood still for {} s in the middle of a step; start `kimi worker` again",
+                    STUCK.as_secs()
+                );
+                return Err(Refusal(ErrorCode::Stuck, text));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
     }
 
     fn checkpoint(&self, assign: &Assign) -> Result<Checkpoint, Refusal> {

@@ -1,30 +1,40 @@
 //! The stages of a plan: workers load the first layers, this process the last.
 
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::{DeviceChoice, LoadedStage};
-use kimi_core::engine::LostStage;
 use kimi_core::fingerprint::Description;
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
 use kimi_core::stage::{CacheConfig, LoadError, StageRunner, StageSpan, TOKEN_BUDGET};
-use kimi_net::{Assign, Coordinator, Fingerprint, LinkError};
+use kimi_net::{Assign, Coordinator, ErrorCode, Fingerprint, LinkError, LoadProgress};
 use tokio::runtime::Handle;
 
-use super::{Connected, LoadWatch, RemoteStage, wire};
+use super::remote::Remote;
+use super::{ClusterStatus, Connected, Dialer, LoadWatch, NodeState, Patience, RemoteStage, Wanted, wire};
 use crate::bus_error;
 
+/// Pause before a worker that serves another coordinator is asked again.
+const BUSY_PAUSE: Duration = Duration::from_millis(500);
+
 /// What goes where.
-#[derive(Debug)]
-pub struct Placement<'a> {
+#[derive(Debug, Clone)]
+pub struct Placement {
     /// The layers of each node; the last is this process.
-    pub plan: &'a Plan,
-    /// The workers, in the plan's order.
-    pub workers: Vec<Connected>,
+    pub plan: Plan,
     /// The latent cache of every stage.
     pub cache: CacheConfig,
     /// How workers look the model up.
-    pub model: &'a str,
+    pub model: String,
     /// What this process computes on.
-    pub device: &'a DeviceChoice,
+    pub device: DeviceChoice,
+    /// How workers are reached.
+    pub dialer: Dialer,
+    /// How long they are waited for.
+    pub patience: Patience,
+    /// Is told what they do.
+    pub status: ClusterStatus,
 }
 
 /// Stages that are loaded.
@@ -64,7 +74,7 @@ pub enum BuildError {
         /// Last of its layers.
         last: usize,
         /// Why.
-        cause: LinkError,
+        cause: AssignError,
     },
     /// This process could not load its layers.
     #[error(transparent)]
@@ -74,43 +84,59 @@ pub enum BuildError {
     Interrupted(String),
 }
 
+/// Why a worker does not have its layers.
+#[derive(Debug, thiserror::Error)]
+pub enum AssignError {
+    /// The link or the worker failed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// It stopped in the middle.
+    #[error("loading has stood still for {} s", after.as_secs_f64())]
+    Stalled {
+        /// [`Patience::load`].
+        after: Duration,
+    },
+}
+
 /// Has all stages load at the same time, and connects them. Call it outside of the runtime's own threads.
 ///
 /// # Errors
 /// [`BuildError`]: the first stage that could not load.
 pub fn build(
     checkpoint: &Checkpoint,
-    placement: Placement<'_>,
+    placement: &Placement,
+    workers: Vec<Connected>,
     runtime: &Handle,
     watch: &LoadWatch,
 ) -> Result<Built, BuildError> {
-    let Placement { plan, workers, cache, model, device } = placement;
+    let plan = &placement.plan;
     let Some((last, first)) = plan.stages.split_last().filter(|(_, first)| first.len() == workers.len())
     else {
         return Err(BuildError::Workers { planned: plan.stages.len(), workers: workers.len() });
     };
     let description = checkpoint.description();
-    let hidden_size = checkpoint.config().hidden_size;
     let mut loading = Vec::with_capacity(workers.len());
-    for (i, (stage, worker)) in first.iter().zip(workers).enumerate() {
-        let assign = assignment(model, &description, stage, cache, hidden_size);
-        loading.push((stage, runtime.spawn(load_remote(i, worker, assign, watch.clone()))));
+    for (i, (stage, Connected { worker, link })) in first.iter().zip(workers).enumerate() {
+        let remote = placement.remote(worker, stage, &description, checkpoint.config().hidden_size);
+        let watch = watch.clone();
+        let progress = move |p: LoadProgress| watch(i, p.loaded_bytes, p.total_bytes);
+        loading.push((stage, runtime.spawn(async move { remote.load(Some(link), progress).await })));
     }
     // What fails here fails at once: workers may take minutes.
-    let local = load_local(checkpoint, device, first.len(), last, cache, watch)?;
+    let local = placement.load_local(checkpoint, first.len(), last, watch)?;
     let mut stages: Vec<Box<dyn StageRunner>> = Vec::with_capacity(plan.stages.len());
     let mut devices = Vec::with_capacity(plan.stages.len());
-    for (stage, task) in loading {
+    for (i, (stage, task)) in loading.into_iter().enumerate() {
         let result = runtime.block_on(task).map_err(|e| BuildError::Interrupted(e.to_string()))?;
-        let (link, device) = result.map_err(|cause| BuildError::Worker {
+        let loaded = result.map_err(|cause| BuildError::Worker {
             id: stage.node.clone(),
             first: stage.first_layer,
             last: stage.last_layer,
             cause,
         })?;
-        let span = StageSpan { layers: stage.layers(), first: stage.first_layer == 0, last: false };
-        devices.push(device);
-        stages.push(Box::new(RemoteStage::new(stage.node.clone(), span, hidden_size, link, runtime.clone())));
+        watch(i, loaded.weight_bytes, loaded.weight_bytes);
+        devices.push(loaded.device.clone());
+        stages.push(Box::new(loaded.into_stage(runtime.clone())));
     }
     let mapped = local.maps_weights.then(|| checkpoint.clone());
     devices.push(local.device);
@@ -118,72 +144,135 @@ pub fn build(
     Ok(Built { stages, devices, mapped })
 }
 
-/// Finds another stage in place of a lost one, where that can be done from here: the coordinator's own layers are loaded
-/// again, on another device if theirs is gone. Other machines' are not.
-pub fn reload_last(
-    checkpoint: &Checkpoint,
-    device: &DeviceChoice,
-    plan: &Plan,
-    cache: CacheConfig,
-) -> impl FnMut(&LostStage) -> Result<Box<dyn StageRunner>, String> + Send + 'static {
-    let (checkpoint, device) = (checkpoint.clone(), device.clone());
-    let layers: Vec<_> = plan.stages.iter().map(PlannedStage::layers).collect();
-    move |lost| {
-        if lost.stage + 1 != layers.len() {
-            return Err("its layers are loaded again when the model is started again".to_owned());
+impl Placement {
+    /// What a worker is given.
+    pub(super) fn remote(
+        &self,
+        worker: Wanted,
+        stage: &PlannedStage,
+        description: &Description,
+        hidden_size: usize,
+    ) -> Remote {
+        let assign = Assign {
+            model: self.model.clone(),
+            fingerprint: Fingerprint(description.fingerprint()),
+            description: wire::from_description(description),
+            layers: stage.first_layer as u32..stage.last_layer as u32 + 1,
+            first: stage.first_layer == 0,
+            cache_pages: self.cache.pages as u32,
+            page_tokens: self.cache.page_tokens as u32,
+            max_tokens: TOKEN_BUDGET as u32,
+            hidden_size: hidden_size as u32,
+            session: RandomState::new().hash_one(()),
+            resume: false,
+        };
+        let span = StageSpan { layers: stage.layers(), first: stage.first_layer == 0, last: false };
+        let (dialer, patience, status) = (self.dialer.clone(), self.patience, self.status.clone());
+        Remote { worker, dialer, assign, span, patience, status }
+    }
+
+    /// Loads this process's own layers.
+    pub(super) fn load_local(
+        &self,
+        checkpoint: &Checkpoint,
+        index: usize,
+        stage: &PlannedStage,
+        watch: &LoadWatch,
+    ) -> Result<LoadedStage, LoadError> {
+        let layers = stage.layers();
+        let total = ModelBytes::of(checkpoint)?.weights(&layers);
+        let mut progress = |loaded| {
+            self.status.set(&stage.node, NodeState::Loading { loaded, total });
+            watch(index, loaded, total);
+        };
+        progress(0);
+        let loaded = self.device.load(checkpoint, layers, self.cache, &mut progress);
+        let loaded = loaded.inspect_err(|error| {
+            self.status.set(&stage.node, NodeState::Lost { reason: error.to_string() });
+        })?;
+        self.status.set(&stage.node, NodeState::Ready);
+        watch(index, total, total);
+        if loaded.maps_weights {
+            bus_error::name_shards_of(checkpoint);
         }
-        let stage = device.load(&checkpoint, layers[lost.stage].clone(), cache, &mut |_| {});
-        stage.map(|stage| stage.runner).map_err(|e| format!("its layers can't be loaded again: {e}"))
+        Ok(loaded)
     }
 }
 
-fn assignment(
-    model: &str,
-    description: &Description,
-    stage: &PlannedStage,
-    cache: CacheConfig,
-    hidden_size: usize,
-) -> Assign {
-    Assign {
-        model: model.to_owned(),
-        fingerprint: Fingerprint(description.fingerprint()),
-        description: wire::from_description(description),
-        layers: stage.first_layer as u32..stage.last_layer as u32 + 1,
-        first: stage.first_layer == 0,
-        cache_pages: cache.pages as u32,
-        page_tokens: cache.page_tokens as u32,
-        max_tokens: TOKEN_BUDGET as u32,
-        hidden_size: hidden_size as u32,
+/// Layers that a worker has loaded.
+pub(super) struct LoadedRemote {
+    remote: Remote,
+    link: Coordinator,
+    pub(super) device: String,
+    pub(super) weight_bytes: u64,
+}
+
+impl LoadedRemote {
+    pub(super) fn into_stage(self, runtime: Handle) -> RemoteStage {
+        RemoteStage::new(self.remote, self.link, runtime)
     }
 }
 
-async fn load_remote(
-    index: usize,
-    worker: Connected,
-    assign: Assign,
-    watch: LoadWatch,
-) -> Result<(Coordinator, String), LinkError> {
-    let progress = watch.clone();
-    let on_progress = move |p: kimi_net::LoadProgress| progress(index, p.loaded_bytes, p.total_bytes);
-    let ready = worker.link.assign(assign, on_progress).await?;
-    watch(index, ready.weight_bytes, ready.weight_bytes);
-    Ok((worker.link, ready.device))
-}
-
-fn load_local(
-    checkpoint: &Checkpoint,
-    device: &DeviceChoice,
-    index: usize,
-    stage: &PlannedStage,
-    cache: CacheConfig,
-    watch: &LoadWatch,
-) -> Result<LoadedStage, LoadError> {
-    let layers = stage.layers();
-    let total = ModelBytes::of(checkpoint)?.weights(&layers);
-    let stage = device.load(checkpoint, layers, cache, &mut |loaded| watch(index, loaded, total))?;
-    watch(index, total, total);
-    if stage.maps_weights {
-        bus_error::name_shards_of(checkpoint);
+impl Remote {
+    /// Has the worker load its layers, over a link that is there or a new one. One that serves another coordinator is asked
+    /// again for a while: that may be one whose end it has not noticed.
+    pub(super) async fn load(
+        self,
+        mut link: Option<Coordinator>,
+        progress: impl Fn(LoadProgress) + Send + Sync + Clone + 'static,
+    ) -> Result<LoadedRemote, AssignError> {
+        let started = Instant::now();
+        loop {
+            let found = match link.take() {
+                Some(link) => link,
+                None => self.dialer.link(&self.worker).await?,
+            };
+            match self.load_over(&found, progress.clone()).await {
+                Ok(ready) => {
+                    return Ok(LoadedRemote {
+                        remote: self,
+                        link: found,
+                        device: ready.device,
+                        weight_bytes: ready.weight_bytes,
+                    });
+                }
+                Err(AssignError::Link(LinkError::Peer(report)))
+                    if report.code == ErrorCode::Overloaded && started.elapsed() < self.patience.load =>
+                {
+                    tracing::info!(worker = self.worker.id, "{}; asking again", report.message);
+                    tokio::time::sleep(BUSY_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
-    Ok(stage)
+
+    async fn load_over(
+        &self,
+        link: &Coordinator,
+        progress: impl Fn(LoadProgress) + Send + 'static,
+    ) -> Result<kimi_net::Ready, AssignError> {
+        let (status, id) = (self.status.clone(), self.worker.id.clone());
+        let (moved, mut moves) = tokio::sync::watch::channel(());
+        let on_progress = move |p: LoadProgress| {
+            status.set(&id, NodeState::Loading { loaded: p.loaded_bytes, total: p.total_bytes });
+            progress(p);
+            moved.send_replace(());
+        };
+        let assigned = link.assign(self.assign.clone(), on_progress);
+        tokio::pin!(assigned);
+        loop {
+            let stalled = tokio::time::timeout(self.patience.load, moves.changed());
+            tokio::select! {
+                biased;
+                ready = &mut assigned => return Ok(ready?),
+                stalled = stalled => match stalled {
+                    Ok(Ok(())) => {}
+                    // The answer is about to come: nobody tells of progress any more.
+                    Ok(Err(_)) => return Ok(assigned.await?),
+                    Err(_) => return Err(AssignError::Stalled { after: self.patience.load }),
+                },
+            }
+        }
+    }
 }

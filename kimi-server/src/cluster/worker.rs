@@ -1,13 +1,16 @@
 //! A worker: holds layers for one coordinator at a time.
 //!
-//! A second coordinator is refused while one is connected; when one leaves the next is served. The loaded layers stay,
-//! so that a coordinator that comes back with the same assignment need not wait.
+//! A second coordinator is refused while one is connected; when one leaves the next is served. One of the same name takes the
+//! place of the one that is connected: it is the same one, whose connection broke or which was started again, and the end of
+//! its old connection may not be known yet. The loaded layers stay, so that a coordinator that comes back with the same
+//! assignment need not wait, and the caches stay, so that it can go on with them.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kimi_net::{Config, ErrorCode, ErrorReport, Event, Incoming, LinkError, Listener, Worker};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, oneshot, watch};
 
 use super::host::Host;
 
@@ -23,8 +26,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 /// # Errors
 /// If the operating system gives no thread, or the thread that loads has ended by a fault of ours.
 pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<()> {
-    let link = Config::new(config.node_id.clone());
+    let node_id = config.node_id.clone();
     let (host, jobs) = Host::new(config);
+    let link = Config { progress: host.progress(), ..Config::new(node_id) };
     let (alive, mut ended) = oneshot::channel::<()>();
     let loader = host.clone();
     let load = move || {
@@ -67,15 +71,27 @@ pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<
 struct WorkerState {
     host: Arc<Host>,
     link: Config,
-    /// Name of the coordinator that is served.
-    coordinator: Arc<Mutex<Option<String>>>,
+    /// The coordinator that is served.
+    coordinator: Arc<Mutex<Option<Served>>>,
+}
+
+/// The coordinator that has the place.
+struct Served {
+    node_id: String,
+    peer: SocketAddr,
+    /// Is told the address of the one that takes the place over.
+    evict: oneshot::Sender<SocketAddr>,
+    /// Disconnected when the place is free.
+    left: watch::Receiver<()>,
 }
 
 /// The place of the one coordinator; free again when dropped.
 struct CoordinatorLease {
     host: Arc<Host>,
     name: String,
-    coordinator: Arc<Mutex<Option<String>>>,
+    coordinator: Arc<Mutex<Option<Served>>>,
+    evicted: oneshot::Receiver<SocketAddr>,
+    _here: watch::Sender<()>,
 }
 
 impl Drop for CoordinatorLease {
@@ -89,14 +105,13 @@ impl WorkerState {
     async fn greet(&self, incoming: Incoming) -> Result<Option<(Worker, CoordinatorLease)>, LinkError> {
         let peer = incoming.peer_addr();
         let worker = incoming.handshake(self.link.clone()).await?;
-        let name = format!("{} ({peer})", worker.peer().node_id);
-        match self.take_lease(name.clone()) {
+        match self.take_lease(&worker.peer().node_id, peer).await {
             Ok(lease) => Ok(Some((worker, lease))),
             Err(other) => {
                 let text = format!(
                     "this worker serves coordinator {other}; stop that one first, or use another worker"
                 );
-                tracing::warn!(coordinator = name, "refused: {text}");
+                tracing::warn!(coordinator = worker.peer().node_id, %peer, "refused: {text}");
                 // An error means that the peer has gone already.
                 let _ = worker.sender().fail(ErrorReport::fatal(ErrorCode::Overloaded, text));
                 Ok(None)
@@ -104,25 +119,62 @@ impl WorkerState {
         }
     }
 
-    fn take_lease(&self, name: String) -> Result<CoordinatorLease, String> {
-        let mut coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*coordinator {
-            Some(other) => Err(other.clone()),
-            None => {
-                *coordinator = Some(name.clone());
-                Ok(CoordinatorLease { host: self.host.clone(), name, coordinator: self.coordinator.clone() })
-            }
+    /// Takes the place, from one of the same name if need be.
+    ///
+    /// # Errors
+    /// Who has it.
+    async fn take_lease(&self, node_id: &str, peer: SocketAddr) -> Result<CoordinatorLease, String> {
+        let name = format!("{node_id} ({peer})");
+        loop {
+            let mut left = {
+                let mut coordinator = self.coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+                match coordinator.take() {
+                    None => {
+                        let (evict, evicted) = oneshot::channel();
+                        let (here, left) = watch::channel(());
+                        *coordinator = Some(Served { node_id: node_id.to_owned(), peer, evict, left });
+                        let (host, coordinator) = (self.host.clone(), self.coordinator.clone());
+                        return Ok(CoordinatorLease { host, name, coordinator, evicted, _here: here });
+                    }
+                    Some(served) if served.node_id != node_id || served.evict.is_closed() => {
+                        let other = format!("{} ({})", served.node_id, served.peer);
+                        *coordinator = Some(served);
+                        return Err(other);
+                    }
+                    Some(Served { node_id, peer: before, evict, left }) => {
+                        // Fails if it leaves at this moment anyway.
+                        let _ = evict.send(peer);
+                        let (evict, _) = oneshot::channel(); // only one takes the place of one
+                        *coordinator = Some(Served { node_id, peer: before, evict, left: left.clone() });
+                        left
+                    }
+                }
+            };
+            // An error: nothing is ever sent, the sender is dropped with the lease.
+            let _ = left.changed().await;
         }
     }
 }
 
 /// Does what a coordinator asks for, until the link ends.
-async fn serve_link(mut worker: Worker, lease: CoordinatorLease) {
-    let CoordinatorLease { host, name, .. } = &lease;
+async fn serve_link(mut worker: Worker, mut lease: CoordinatorLease) {
+    let CoordinatorLease { host, name, evicted, .. } = &mut lease;
     tracing::info!(coordinator = name, "a coordinator has connected");
     let sender = worker.sender();
     loop {
-        match worker.next().await {
+        let event = tokio::select! {
+            biased;
+            by = &mut *evicted => {
+                let by = by.map_or_else(|_| "another address".to_owned(), |by| by.to_string());
+                let text = format!("a coordinator of the same name has taken this worker over, from {by}");
+                tracing::info!(coordinator = name, "{text}");
+                // An error means that the link is over, which is what is wanted.
+                let _ = sender.fail(ErrorReport::fatal(ErrorCode::Replaced, text));
+                break;
+            }
+            event = worker.next() => event,
+        };
+        match event {
             Ok(Event::Assigned(assign)) => host.load_later(assign, sender.clone()),
             Ok(Event::Forward(forward, payload)) => host.submit(forward, payload, &sender),
             Ok(Event::Activity(active)) => host.set_active(active),

@@ -13,10 +13,11 @@ use super::Outcome;
 use crate::cli::args::DemoArgs;
 use crate::cli::ui;
 use crate::client;
+use crate::cluster::ClusterStatus;
 use crate::local::{LocalCluster, silent};
 use crate::models::{EMBEDDED, FoundModel, Source};
 use crate::placement::{PlanTable, layer_text};
-use crate::serving;
+use crate::serving::{self, Slot};
 
 /// Processes that share the layers.
 const STAGES: usize = 2;
@@ -55,9 +56,11 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let model = ChatModel::start(ChatFiles::open(&checkpoint)?, &checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
     let watch = Watch { model: model.clone() };
-    let served = serving::served(EMBEDDED, model, cluster.plan(), &built.devices, built.mapped);
+    let slot = Slot::new(EMBEDDED, &checkpoint, model.context_tokens(), ClusterStatus::default());
+    slot.planned(cluster.plan());
+    slot.loaded(model, built.devices, built.mapped);
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = runtime.spawn(serving::serve(listener, served, async {
+    let server = runtime.spawn(serving::serve(listener, slot.served(), async {
         // An error means that the other half is gone: stop too.
         let _ = stopped.await;
     }));

@@ -12,7 +12,7 @@ use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 use super::Outcome;
 use crate::cli::args::RunArgs;
 use crate::cli::{is_broken_pipe, ui};
-use crate::cluster::{LoadWatch, reload_last};
+use crate::cluster::LoadWatch;
 use crate::local::LocalCluster;
 
 /// Largest prompt read from standard input, in bytes.
@@ -66,10 +66,11 @@ fn load(args: &RunArgs) -> anyhow::Result<ChatModel> {
     let tokens = cache.pages * cache.page_tokens;
     let cluster = LocalCluster::start(&found, &checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
     let watch: LoadWatch = Arc::new(ui::load_bars(&[found.id]));
-    let built = cluster.build(&checkpoint, cache, &watch, super::runtime()?.handle())?;
+    let runtime = super::runtime()?;
+    let built = cluster.build(&checkpoint, cache, &watch, runtime.handle())?;
     let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
-    let reload = reload_last(&checkpoint, &args.device.choice(), cluster.plan(), cache);
-    model.engine().recover_with(reload)?;
+    let mut recovery = cluster.recovery(&checkpoint, cache, runtime.handle());
+    model.engine().recover_with(move |lost| recovery.replace(lost))?;
     args.cache.note_limit(model.context_tokens());
     Ok(model)
 }

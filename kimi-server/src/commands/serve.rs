@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kimi_core::checkpoint::Checkpoint;
-use kimi_core::engine::Engine;
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
 use kimi_core::{ChatFiles, ChatModel, ModelOptions};
@@ -16,13 +15,13 @@ use tokio::runtime::Handle;
 use super::Outcome;
 use crate::cli::args::ServeArgs;
 use crate::cli::ui;
-use crate::cluster::{self, Built, Placement, Wanted};
+use crate::cluster::{self, Built, ClusterStatus, Dialer, Patience, Placement, Recovery, Wanted};
 use crate::discovery::Discovery;
 use crate::host::{Host, LookupError};
 use crate::local::LocalCluster;
 use crate::models::FoundModel;
 use crate::placement::{self, PlanTable};
-use crate::serving;
+use crate::serving::{self, Slot};
 
 /// Serves the API until Ctrl-C.
 ///
@@ -36,33 +35,50 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let addr = listener.local_addr()?;
     let (found, checkpoint) = super::open(&args.model, None)?;
     let files = ChatFiles::open(&checkpoint)?;
-    let prompt_time = Some(Duration::from_millis(args.prompt_time));
-    let options = ModelOptions { prompt_time, ..args.cache.options() };
-    let cache = options.cache(&checkpoint);
+    let options = ModelOptions {
+        prompt_time: Some(Duration::from_millis(args.prompt_time)),
+        recovery: Duration::from_secs(args.recovery_timeout),
+        ..args.cache.options()
+    };
+    let discovery = args.node.discovery_config_path.as_deref().map(Discovery::read).transpose()?;
+    let status = ClusterStatus::default();
+    let slot = Slot::new(&found.id, &checkpoint, options.context(&checkpoint), status.clone());
+    // From here on the API says how far loading is.
+    let server = runtime.spawn(serving::serve(listener, slot.served(), stop(slot.clone())));
     let started = Instant::now();
-    let (plan, built) = match &args.node.discovery_config_path {
-        Some(path) => {
-            with_workers(args, &Discovery::read(path)?, &found, &checkpoint, cache, runtime.handle())?
-        }
-        None => alone(args, &found, &checkpoint, cache, runtime.handle())?,
+    let loading = Load {
+        args,
+        found: &found,
+        checkpoint: &checkpoint,
+        cache: options.cache(&checkpoint),
+        runtime: runtime.handle(),
+        status,
+        slot: &slot,
+    };
+    let (built, mut recovery) = match &discovery {
+        Some(discovery) => loading.with_workers(discovery)?,
+        None => loading.alone()?,
     };
     let seconds = started.elapsed().as_secs_f64();
     ui::notice(format_args!("loaded in {seconds:.1} s on {}", built.devices.join(", ")));
     let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
-    model.engine().recover_with(cluster::reload_last(&checkpoint, &args.device.choice(), &plan, cache))?;
+    let _search = recovery.guard();
+    model.engine().recover_with(move |lost| recovery.replace(lost))?;
     args.cache.note_limit(model.context_tokens());
-    announce(args, addr, &found.id, model.context_tokens())?;
-    let stop = stop(model.engine().clone());
-    let served = serving::served(&found.id, model, &plan, &built.devices, built.mapped);
-    runtime.block_on(serving::serve(listener, served, stop))?;
+    slot.loaded(model, built.devices, built.mapped);
+    announce(args, addr, &found.id, options.context(&checkpoint))?;
+    runtime.block_on(server)??;
     Ok(Outcome::Success)
 }
 
-/// Waits for Ctrl-C. Answers under way may end after it; a second Ctrl-C ends the program at once.
-async fn stop(engine: Engine) {
+/// Waits for Ctrl-C. Answers under way may end after it; a second Ctrl-C ends the program at once, as the first does while
+/// the model is being loaded.
+async fn stop(slot: Slot) {
+    const INTERRUPTED: i32 = 130; // as after SIGINT
     super::asked_to_stop().await;
-    let scheduler = engine.stats().scheduler;
+    let Some(model) = slot.model() else { std::process::exit(INTERRUPTED) };
+    let scheduler = model.stats().scheduler;
     let answers = scheduler.running + scheduler.waiting;
     if answers > 0 {
         let noun = if answers == 1 { "answer" } else { "answers" };
@@ -70,61 +86,79 @@ async fn stop(engine: Engine) {
     }
     tokio::spawn(async {
         super::asked_to_stop().await;
-        std::process::exit(130); // as after SIGINT
+        std::process::exit(INTERRUPTED);
     });
 }
 
-/// All layers in this process.
-fn alone(
-    args: &ServeArgs,
-    found: &FoundModel,
-    checkpoint: &Checkpoint,
+/// What is loaded, and where it is told.
+struct Load<'a> {
+    args: &'a ServeArgs,
+    found: &'a FoundModel,
+    checkpoint: &'a Checkpoint,
     cache: CacheConfig,
-    runtime: &Handle,
-) -> anyhow::Result<(Plan, Built)> {
-    let bytes = ModelBytes::of(checkpoint)?;
-    let tokens = cache.pages * cache.page_tokens;
-    let cluster = LocalCluster::start(found, checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
-    show(&found.id, cluster.plan(), false);
-    let built = cluster.build(checkpoint, cache, &load_bars(cluster.plan()), runtime)?;
-    Ok((cluster.plan().clone(), built))
+    runtime: &'a Handle,
+    status: ClusterStatus,
+    slot: &'a Slot,
 }
 
-/// The last layers in this process, the others on the machines of the discovery file.
-fn with_workers(
-    args: &ServeArgs,
-    discovery: &Discovery,
-    found: &FoundModel,
-    checkpoint: &Checkpoint,
-    cache: CacheConfig,
-    runtime: &Handle,
-) -> anyhow::Result<(Plan, Built)> {
-    let bytes = ModelBytes::of(checkpoint)?;
-    let Some(me) = args.node.node_id.as_deref() else {
-        anyhow::bail!("which of the machines in the discovery file is this one? Give --node-id")
-    };
-    let mut nodes = placement::cluster_nodes(discovery, Some(me), args.usable_memory)?;
-    let others = discovery.peers.iter().filter(|p| p.id != me);
-    let wanted = others.map(|p| Ok(Wanted { id: p.id.clone(), target: p.target()? }));
-    let wanted = wanted.collect::<Result<Vec<_>, LookupError>>()?;
-    let enough = args.wait_for_peers.unwrap_or(wanted.len());
-    anyhow::ensure!(
-        enough <= wanted.len(),
-        "--wait-for-peers {enough}, but the discovery file has only {} other machines",
-        wanted.len()
-    );
-    let all = wanted.len();
-    ui::notice(format_args!("waiting for {enough} of {all} workers, at most {} s", args.peer_timeout));
-    let within = Duration::from_secs(args.peer_timeout);
-    let workers = runtime.block_on(cluster::connect(&wanted, enough, within, args.insecure, me))?;
-    nodes.retain(|node| node.id == me || workers.iter().any(|w| w.id == node.id));
-    let plan = Plan::new(&bytes, &nodes, cache.pages * cache.page_tokens)?;
-    show(&found.id, &plan, true);
-    let watch = load_bars(&plan);
-    let device = &args.device.choice();
-    let placement = Placement { plan: &plan, workers, cache, model: &found.id, device };
-    let built = cluster::build(checkpoint, placement, runtime, &watch)?;
-    Ok((plan, built))
+impl Load<'_> {
+    /// All layers in this process.
+    fn alone(self) -> anyhow::Result<(Built, Recovery)> {
+        let Self { args, found, checkpoint, cache, runtime, .. } = self;
+        let bytes = ModelBytes::of(checkpoint)?;
+        let tokens = cache.pages * cache.page_tokens;
+        let cluster = LocalCluster::start(found, checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
+        show(&found.id, cluster.plan(), false);
+        let placement = Placement { status: self.status, ..cluster.placement(cache) };
+        self.slot.planned(cluster.plan());
+        let watch = load_bars(cluster.plan());
+        let built = cluster::build(checkpoint, &placement, Vec::new(), runtime, &watch)?;
+        let recovery = Recovery::new(checkpoint, placement, Vec::new(), Vec::new(), runtime.clone());
+        Ok((built, recovery))
+    }
+
+    /// The last layers in this process, the others on the machines of the discovery file.
+    fn with_workers(self, discovery: &Discovery) -> anyhow::Result<(Built, Recovery)> {
+        let Self { args, found, checkpoint, cache, runtime, .. } = self;
+        let bytes = ModelBytes::of(checkpoint)?;
+        let Some(me) = args.node.node_id.as_deref() else {
+            anyhow::bail!("which of the machines in the discovery file is this one? Give --node-id")
+        };
+        let mut nodes = placement::cluster_nodes(discovery, Some(me), args.usable_memory)?;
+        let others = discovery.peers.iter().filter(|p| p.id != me);
+        let wanted = others.map(|p| Ok(Wanted { id: p.id.clone(), target: p.target()? }));
+        let wanted = wanted.collect::<Result<Vec<_>, LookupError>>()?;
+        let enough = args.wait_for_peers.unwrap_or(wanted.len());
+        anyhow::ensure!(
+            enough <= wanted.len(),
+            "--wait-for-peers {enough}, but the discovery file has only {} other machines",
+            wanted.len()
+        );
+        let all = wanted.len();
+        ui::notice(format_args!("waiting for {enough} of {all} workers, at most {} s", args.peer_timeout));
+        let within = Duration::from_secs(args.peer_timeout);
+        let dialer = Dialer::new(me, args.insecure);
+        let workers = runtime.block_on(cluster::connect(&wanted, enough, within, &dialer))?;
+        nodes.retain(|node| node.id == me || workers.iter().any(|w| w.worker.id == node.id));
+        let plan = Plan::new(&bytes, &nodes, cache.pages * cache.page_tokens)?;
+        show(&found.id, &plan, true);
+        self.slot.planned(&plan);
+        let watch = load_bars(&plan);
+        let placement = Placement {
+            plan,
+            cache,
+            model: found.id.clone(),
+            device: args.device.choice(),
+            dialer,
+            patience: Patience::default(),
+            status: self.status,
+        };
+        let holders: Vec<_> = workers.iter().map(|w| w.worker.clone()).collect();
+        let built = cluster::build(checkpoint, &placement, workers, runtime, &watch)?;
+        let spares = wanted.into_iter().filter(|worker| !holders.contains(worker)).collect();
+        let recovery = Recovery::new(checkpoint, placement, holders, spares, runtime.clone());
+        Ok((built, recovery))
+    }
 }
 
 fn show(id: &str, plan: &Plan, limits: bool) {

@@ -135,6 +135,9 @@ fn start(
     let request = CompletionRequest::new(&mut fields, cancel)?;
     drop(fields);
     let model = app.model(request.model.as_deref())?;
+    if let Some(loading) = model.engine().loading() {
+        return Err(ApiError::loading(model.id(), &loading));
+    }
     let (sender, events) = events::channel();
     let logprobs = request.chat.logprobs;
     let sink = Box::new(move |event: ChatEvent| sender.send(event));

@@ -2,12 +2,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kimi_core::engine::{EngineStats, StageStats};
+use kimi_core::engine::EngineStats;
 use kimi_core::stage::StageTime;
 use kimi_core::{ChatError, ChatEvent, ChatGeneration, ChatModel, ChatRequest};
 use serde_json::{Value, json};
+
+use crate::cluster::{Loading, NodeState, NodeStatus};
 
 /// Where a model's events go: called on the model's thread, so it must not block.
 pub type EventSink = Box<dyn FnMut(ChatEvent) + Send>;
@@ -26,12 +28,31 @@ pub trait ChatEngine: Send + Sync + 'static {
     /// Why it cannot answer any more; `None` while it can.
     fn down(&self) -> Option<String>;
 
+    /// How far loading is; `None` when it has ended.
+    fn loading(&self) -> Option<Loading> {
+        None
+    }
+
+    /// What is known of its stages beyond their counts, in order.
+    fn stages(&self) -> Vec<StageInfo> {
+        Vec::new()
+    }
+
     /// Starts an answer. It may take as long as rendering and tokenizing the prompt takes. `sink` gets
     /// [`ChatEvent::Finished`] or [`ChatEvent::Failed`] last.
     ///
     /// # Errors
     /// [`ChatError`]; `sink` is then never called.
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError>;
+}
+
+/// What is known of a stage, wherever it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StageInfo {
+    /// For instance `node-2: layers 0-43 on cpu avx2`.
+    pub holds: String,
+    /// What its node does.
+    pub node: Option<NodeStatus>,
 }
 
 /// An answer under way. Dropping it cancels the answer.
@@ -80,7 +101,6 @@ impl Running for ChatGeneration {
 pub struct ServedModel {
     engine: Arc<dyn ChatEngine>,
     aliases: Vec<String>,
-    stages: Vec<String>,
     /// When it was loaded, in seconds since 1970.
     created: u64,
 }
@@ -94,20 +114,13 @@ impl fmt::Debug for ServedModel {
 impl ServedModel {
     /// Serves a model under its own id.
     pub fn new(engine: impl ChatEngine) -> Self {
-        Self { engine: Arc::new(engine), aliases: Vec::new(), stages: Vec::new(), created: unix_time() }
+        Self { engine: Arc::new(engine), aliases: Vec::new(), created: unix_time() }
     }
 
     /// Also answers requests for other names.
     #[must_use]
     pub fn with_aliases(mut self, aliases: impl IntoIterator<Item = impl Into<String>>) -> Self {
         self.aliases.extend(aliases.into_iter().map(Into::into));
-        self
-    }
-
-    /// What `/health` says about each stage, in order: for instance `node-2: layers 0-43`.
-    #[must_use]
-    pub fn with_stages(mut self, stages: impl IntoIterator<Item = impl Into<String>>) -> Self {
-        self.stages = stages.into_iter().map(Into::into).collect();
         self
     }
 
@@ -138,32 +151,56 @@ impl ServedModel {
 
     /// The model as `/health` shows it.
     pub(super) fn health(&self) -> Value {
-        let (stats, down) = (self.engine.stats(), self.engine.down());
+        let (stats, down, loading) = (self.engine.stats(), self.engine.down(), self.engine.loading());
+        let infos = self.engine.stages();
         let EngineStats { scheduler, steps, tokens_generated, stages, depth, prompt_tokens, losses } = stats;
         let lost = stages.iter().find_map(|stage| stage.lost.clone());
-        let stage = |(i, stage): (usize, &StageStats)| {
+        let stage = |i: usize| {
+            let stage = stages.get(i).cloned().unwrap_or_default();
             let StageTime { queue, compute, wire } = stage.time;
+            let info = infos.get(i);
+            let node = info.and_then(|info| info.node.as_ref());
+            let state = node.map(|node| &node.state);
+            let status = match (&stage.lost, state) {
+                (None, None) => "ok",
+                // While it is replaced its layers are loaded again.
+                (_, Some(NodeState::Loading { .. })) => "loading",
+                (Some(_), _) => "lost",
+                (None, Some(NodeState::Ready)) => "ok",
+                (None, Some(state)) => state.word(),
+            };
+            let reason = stage.lost.clone().or_else(|| state?.reason().map(str::to_owned));
             json!({
                 "stage": i,
-                "holds": self.stages.get(i),
-                "status": if stage.lost.is_none() { "ok" } else { "lost" },
-                "reason": stage.lost,
+                "holds": info.map(|info| &info.holds),
+                "status": status,
+                "status_seconds": node.map(|node| node.since.elapsed().as_secs_f64()),
+                "reason": reason,
+                "loading": state.and_then(|state| match *state {
+                    NodeState::Loading { loaded, total } => {
+                        let time = node.map_or(Duration::ZERO, |node| node.since.elapsed());
+                        Some(loading_json(&Loading { loaded, total, time }))
+                    }
+                    _ => None,
+                }),
                 "steps": stage.steps,
                 "compute_seconds": compute.as_secs_f64(),
                 "queue_seconds": queue.as_secs_f64(),
                 "wire_seconds": wire.as_secs_f64(),
             })
         };
-        let stages: Vec<_> = stages.iter().enumerate().map(stage).collect();
-        let status = match (&down, &lost) {
-            (Some(_), _) => "unavailable",
-            (None, Some(_)) => "recovering",
-            (None, None) => "ok",
+        let stages: Vec<_> = (0..stages.len().max(infos.len())).map(stage).collect();
+        let status = match (&loading, &down, &lost) {
+            (_, Some(_), _) => "unavailable",
+            (Some(_), None, _) => "loading",
+            (None, None, Some(_)) => "recovering",
+            (None, None, None) => "ok",
         };
         json!({
             "id": self.id(),
             "status": status,
             "reason": down.or(lost),
+            "loading": loading.as_ref().map(loading_json),
             "stages": stages,
             "sequences": {"running": scheduler.running, "waiting": scheduler.waiting},
             "pages": {"used": scheduler.pages_used, "total": scheduler.pages_total},
@@ -175,6 +212,16 @@ impl ServedModel {
             "tokens_generated": tokens_generated,
         })
     }
+}
+
+/// How far loading is, for programs.
+fn loading_json(loading: &Loading) -> Value {
+    json!({
+        "loaded_bytes": loading.loaded,
+        "total_bytes": loading.total,
+        "seconds": loading.time.as_secs_f64(),
+        "remaining_seconds": loading.remaining().map(|time| time.as_secs_f64()),
+    })
 }
 
 /// Seconds since 1970.

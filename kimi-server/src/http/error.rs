@@ -6,9 +6,12 @@ use hyper::{Response, StatusCode};
 use kimi_core::ChatError;
 use kimi_core::chat::TemplateError;
 use kimi_core::engine::{EngineError, RequestError};
+use kimi_core::plan::HumanBytes;
 use kimi_core::sampler::{ParamError, StopError};
 use kimi_core::tokenizer::TokenizerError;
 use serde_json::{Value, json};
+
+use crate::cluster::Loading;
 
 /// An error of the API: `{"error": {"message", "type", "param", "code"}}` with a status.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -140,6 +143,20 @@ impl ApiError {
         Self { retry_after: Some(5), ..error }
     }
 
+    /// 503: the model is being loaded.
+    pub fn loading(id: &str, loading: &Loading) -> Self {
+        let Loading { loaded, total, .. } = *loading;
+        let remaining = loading.remaining().map(|time| time.as_secs().max(1));
+        let left = remaining.map_or(String::new(), |seconds| format!(", about {seconds} s are left"));
+        let message = format!(
+            "{id} is being loaded ({} of {}{left}); ask again then, or watch /health",
+            HumanBytes(loaded),
+            HumanBytes(total)
+        );
+        let error = Self::new(StatusCode::SERVICE_UNAVAILABLE, SERVER_ERROR, "model_loading", message);
+        Self { retry_after: Some(remaining.map_or(5, |seconds| seconds.min(60) as u32)), ..error }
+    }
+
     /// 500: a mistake of ours.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER_ERROR, "internal_error", message)
@@ -204,6 +221,7 @@ impl From<EngineError> for ApiError {
         match error {
             EngineError::Busy { .. } => Self::busy(message),
             EngineError::Down { .. } => Self::unavailable(down_text(&error)),
+            EngineError::StageLost { .. } => Self::unavailable(message),
             EngineError::Sequence(_)
             | EngineError::Config { .. }
             | EngineError::Thread { .. }

@@ -36,7 +36,7 @@ mod server;
 mod stream;
 
 pub use config::{Cors, HttpConfig};
-pub use engine::{ChatEngine, EventSink, Running, ServedModel};
+pub use engine::{ChatEngine, EventSink, Running, ServedModel, StageInfo};
 pub(crate) use error::down_text;
 pub use server::serve;
 

@@ -1,0 +1,376 @@
+//! Workers and coordinators that are lost in the middle of an answer, and come back.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
+use std::time::Duration;
+
+use common::proxy::Proxy;
+use common::{Running, http, kimi, wait_until};
+use kimi_net::{Config, Event, Listener, LoadProgress, Ready, StepResult, Tuning};
+use serde_json::{Value, json};
+
+const LONG: Duration = Duration::from_secs(60);
+const TOKENS: u32 = 400;
+
+/// A worker, on a port of its own choice or the one it had before.
+fn worker(port: &str) -> Running {
+    Running::start(&["worker", "--node-id", "w", "--node-port", port, "--json"])
+}
+
+fn port(address: &str) -> String {
+    address.rsplit(':').next().unwrap().to_owned()
+}
+
+/// A coordinator and its folder.
+struct Server {
+    running: Running,
+    folder: tempfile::TempDir,
+}
+
+impl Server {
+    /// Serves kimi-tiny with workers at these ports.
+    fn start(workers: &[(&str, String)], more: &[&str]) -> Server {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("discovery.json");
+        let peer = |port: &str| {
+            json!({ "address": "127.0.0.1", "port": port.parse::<u16>().unwrap(),
+                "device_capabilities": { "model": "PC", "chip": "x", "memory": 4096 } })
+        };
+        let mut peers = serde_json::Map::from_iter([("me".to_owned(), peer("1"))]);
+        peers.extend(workers.iter().map(|(id, port)| ((*id).to_owned(), peer(port))));
+        std::fs::write(&file, json!({ "peers": peers }).to_string()).unwrap();
+        let running = Running::spawn(serve(&file, more).stderr(std::process::Stdio::inherit()));
+        Server { running, folder }
+    }
+
+    fn health(&self) -> (u16, Value) {
+        health(&self.running.address())
+    }
+
+    /// Waits until `/health` shows something.
+    fn wait(&self, what: &str, mut holds: impl FnMut(u16, &Value) -> bool) -> Value {
+        let mut seen = Value::Null;
+        let holds = wait_until(LONG, || {
+            let (status, health) = self.health();
+            seen = health;
+            holds(status, &seen["models"][0])
+        });
+        assert!(holds, "{what}: {seen:#}");
+        seen["models"][0].clone()
+    }
+
+    /// Begins a streamed answer.
+    fn stream(&self) -> Stream {
+        Stream::open(&self.running.address())
+    }
+
+    fn ask(&self) -> (u16, String) {
+        http(&self.running.address(), "POST", "/v1/chat/completions", &request(8, false))
+    }
+}
+
+fn serve(discovery: &Path, more: &[&str]) -> Command {
+    let mut command = kimi();
+    command.args(["serve", "--default-model", "kimi-tiny", "--context", "1024", "--json"]);
+    if !more.contains(&"--port") {
+        command.args(["--port", "0"]);
+    }
+    command.args(["--node-id", "me", "--wait-for-peers", "1", "--discovery-config-path"]).arg(discovery);
+    command.args(more);
+    command
+}
+
+fn health(address: &str) -> (u16, Value) {
+    let (status, body) = http(address, "GET", "/health", "");
+    (status, serde_json::from_str(&body).unwrap())
+}
+
+fn request(tokens: u32, stream: bool) -> String {
+    json!({ "model": "kimi-tiny", "max_tokens": tokens, "temperature": 1, "seed": 7, "ignore_eos": true,
+        "stream": stream, "messages": [{ "role": "user", "content": "Hello" }] })
+    .to_string()
+}
+
+/// A streamed answer under way.
+struct Stream {
+    events: Receiver<Value>,
+    text: String,
+}
+
+impl Stream {
+    fn open(address: &str) -> Stream {
+        let mut socket = TcpStream::connect(address).unwrap();
+        let body = request(TOKENS, true);
+        let length = body.len();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
+             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
+        );
+        socket.write_all(head.as_bytes()).unwrap();
+        let (sender, events) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(socket).lines().map_while(Result::ok) {
+                let Some(data) = line.strip_prefix("data: ").filter(|data| *data != "[DONE]") else {
+                    continue;
+                };
+                if sender.send(serde_json::from_str(data).unwrap()).is_err() {
+                    return;
+                }
+            }
+        });
+        Stream { events, text: String::new() }
+    }
+
+    /// The next event that is there in time.
+    fn next(&mut self) -> Option<Value> {
+        let event = self.events.recv_timeout(LONG).ok()?;
+        self.text += event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
+        Some(event)
+    }
+
+    /// Reads until some of the answer is there.
+    fn begin(mut self) -> Stream {
+        while self.text.len() < 40 {
+            self.next().expect("an answer begins");
+        }
+        self
+    }
+
+    /// The whole text.
+    fn end(mut self) -> String {
+        let mut last = Value::Null;
+        while let Some(event) = self.next() {
+            last = event;
+        }
+        assert_eq!(last["choices"][0]["finish_reason"], "length", "{last}");
+        self.text
+    }
+
+    /// The error that ends it.
+    fn error(mut self) -> String {
+        let mut last = Value::Null;
+        while let Some(event) = self.next() {
+            last = event;
+        }
+        last["error"]["message"].as_str().unwrap_or_else(|| panic!("no error: {last}")).to_owned()
+    }
+}
+
+/// The text of an answer in one process.
+fn expected() -> String {
+    let alone = ["serve", "kimi-tiny", "--port", "0", "--context", "1024", "--json"];
+    let alone = Running::start(&alone);
+    Stream::open(&alone.address()).end()
+}
+
+fn signal(running: &Running, name: &str) {
+    let id = running.child.id().to_string();
+    assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
+}
+
+#[test]
+fn a_killed_worker_comes_back_in_the_middle_of_an_answer() {
+    let first = worker("0");
+    let at = port(&first.address());
+    let server = Server::start(&[("w", at.clone())], &[]);
+    let stream = server.stream().begin();
+    drop(first); // SIGKILL
+    let lost = server.wait("the loss", |status, model| status == 503 && model["status"] == "recovering");
+    let reason = lost["stages"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("on w is lost"), "{lost:#}");
+    let second = worker(&at);
+    assert_eq!(stream.end(), expected());
+    let health = server.wait("the end", |status, _| status == 200);
+    assert_eq!(health["losses"], 1, "{health:#}");
+    // Idle this time.
+    drop(second);
+    server.wait("the loss", |status, _| status == 503);
+    let _third = worker(&at);
+    server.wait("the worker", |status, _| status == 200);
+    assert_eq!(server.ask().0, 200);
+}
+
+#[test]
+fn a_broken_connection_is_made_again_and_the_caches_live_on() {
+    let worker = worker("0");
+    let proxy = Proxy::to(worker.address());
+    let server = Server::start(&[("w", proxy.address.port().to_string())], &[]);
+    let mut stream = server.stream().begin();
+    proxy.reset();
+    let more = stream.text.len() + 40;
+    while stream.text.len() < more {
+        stream.next().expect("it goes on after the end of a connection");
+    }
+    // A pulled cable: silence, and nobody is told.
+    proxy.pull();
+    let cut = server.wait("the silence", |_, model| model["stages"][0]["status"] == "reconnecting");
+    let reason = cut["stages"][0]["reason"].as_str().unwrap();
+    assert!(reason.contains("nothing was received for 2s"), "{reason}");
+    thread::sleep(Duration::from_secs(2));
+    proxy.plug_in();
+    assert_eq!(stream.end(), expected());
+    let health = server.wait("the connection", |_, model| model["stages"][0]["status"] == "ok");
+    assert_eq!(health["losses"], 0, "{health:#}");
+}
+
+#[test]
+fn a_stopped_worker_goes_on() {
+    let worker = worker("0");
+    let server = Server::start(&[("w", port(&worker.address()))], &[]);
+    let stream = server.stream().begin();
+    signal(&worker, "-STOP");
+    server.wait("the silence", |_, model| model["stages"][0]["status"] == "reconnecting");
+    signal(&worker, "-CONT");
+    assert_eq!(stream.end(), expected());
+    assert_eq!(server.wait("the end", |status, _| status == 200)["losses"], 0);
+}
+
+#[test]
+fn a_worker_that_stays_away_ends_answers_and_not_the_server() {
+    let first = worker("0");
+    let at = port(&first.address());
+    let server = Server::start(&[("w", at.clone())], &["--recovery-timeout", "1"]);
+    let stream = server.stream().begin();
+    drop(first);
+    let error = stream.error();
+    assert!(error.contains("stage on w is lost") && error.contains("no other came within 1 s"), "{error}");
+    let (status, body) = server.ask();
+    assert!(status == 503 && body.contains("no other came within 1 s"), "{status} {body}");
+    let _second = worker(&at);
+    server.wait("the worker", |status, _| status == 200);
+    assert_eq!(server.ask().0, 200);
+}
+
+#[test]
+fn another_worker_takes_the_layers_of_a_lost_one() {
+    let (first, spare) = (worker("0"), worker("0"));
+    let (at, spare_at) = (port(&first.address()), port(&spare.address()));
+    drop(spare); // not there at first
+    let server = Server::start(&[("w", at), ("spare", spare_at.clone())], &[]);
+    let stream = server.stream().begin();
+    let _spare = Running::start(&["worker", "--node-id", "spare", "--node-port", &spare_at, "--json"]);
+    drop(first);
+    assert_eq!(stream.end(), expected());
+    assert_eq!(server.wait("the end", |status, _| status == 200)["losses"], 1);
+}
+
+#[test]
+fn a_coordinator_that_is_started_again_takes_its_worker_over() {
+    let worker = worker("0");
+    let proxy = Proxy::to(worker.address());
+    let mut server = Server::start(&[("w", proxy.address.port().to_string())], &[]);
+    let _stream = server.stream().begin();
+    // Power loss: the worker is not told that the coordinator is gone.
+    proxy.pull();
+    server.running.child.kill().unwrap();
+    server.running.child.wait().unwrap();
+    proxy.plug_in();
+    let file = server.folder.path().join("discovery.json");
+    server.running = Running::spawn(&mut serve(&file, &[]));
+    assert_eq!(server.ask().0, 200);
+    assert_eq!(server.stream().end(), expected());
+
+    // Two at a time: the later one has the worker, and the earlier one says so instead of fighting for it.
+    let second = Running::spawn(&mut serve(&file, &[]));
+    let earlier = server.wait("the reason", |_, model| model["status"] == "unavailable");
+    assert!(
+        earlier["reason"].as_str().unwrap().contains("of the same name has taken this worker over"),
+        "{earlier:#}"
+    );
+    assert_eq!(Stream::open(&second.address()).end(), expected());
+}
+
+/// A worker of the test's own making, which loads nothing. `more` gets each event and what to answer with.
+fn fake(mut more: impl FnMut(Event, &kimi_net::WorkerSender) + Send + 'static) -> String {
+    let (sender, address) = mpsc::channel();
+    thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let listener =
+                Listener::bind(([127, 0, 0, 1], 0).into(), false, Tuning::default()).await.unwrap();
+            sender.send(listener.local_addr().unwrap().to_string()).unwrap();
+            loop {
+                let incoming = listener.accept().await.unwrap();
+                let Ok(mut worker) = incoming.handshake(Config::new("w")).await else { continue };
+                let sender = worker.sender();
+                while let Ok(event) = worker.next().await {
+                    more(event, &sender);
+                }
+            }
+        });
+    });
+    address.recv().unwrap()
+}
+
+fn ready() -> Ready {
+    Ready { weight_bytes: 1, cache_bytes: 1, load_micros: 1, device: "none".to_owned() }
+}
+
+#[test]
+fn a_stuck_worker_is_noticed_although_it_answers_pings() {
+    let mut steps = 0;
+    let at = fake(move |event, sender| match event {
+        Event::Assigned(_) => sender.ready(ready()).unwrap(),
+        Event::Forward(forward, _) if steps < 5 => {
+            steps += 1;
+            let zeros = vec![0; 4 * (forward.rows * forward.cols) as usize];
+            let header = StepResult {
+                step: forward.step,
+                rows: forward.rows,
+                cols: forward.cols,
+                compute_micros: 1000,
+                queue_micros: 0,
+            };
+            sender.result(header, zeros.into()).unwrap();
+        }
+        _ => {}
+    });
+    let server = Server::start(&[("w", port(&at))], &["--recovery-timeout", "1"]);
+    let error = server.stream().error();
+    assert!(error.contains("its computing has stood still") && error.contains("kimi worker"), "{error}");
+}
+
+#[test]
+fn the_api_says_how_far_loading_is() {
+    let at = fake(|event, sender| {
+        if let Event::Assigned(_) = event {
+            sender
+                .progress(LoadProgress { loaded_bytes: 3_000_000_000, total_bytes: 4_000_000_000 })
+                .unwrap();
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("discovery.json");
+    let peer = |port: &str| json!({ "address": "127.0.0.1", "port": port.parse::<u16>().unwrap(), "device_capabilities": { "memory": 4096 } });
+    let peers = json!({ "peers": { "me": peer("1"), "w": peer(&port(&at)) } });
+    std::fs::write(&file, peers.to_string()).unwrap();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let mut child = serve(&file, &["--port", &free]);
+    let mut child = child.stdout(std::process::Stdio::null()).spawn().unwrap();
+    let address = format!("127.0.0.1:{free}");
+    let mut seen = Value::Null;
+    let loading = wait_until(LONG, || {
+        let Ok(_) = TcpStream::connect(&address) else { return false };
+        let (status, body) = health(&address);
+        seen = body["models"][0].clone();
+        status == 503
+            && seen["status"] == "loading"
+            && seen["stages"][0]["loading"]["loaded_bytes"] == 3_000_000_000_u64
+    });
+    let (status, answer) = http(&address, "POST", "/v1/chat/completions", &request(8, false));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(loading, "{seen:#}");
+    assert!(seen["loading"]["total_bytes"].as_u64().unwrap() >= 4_000_000_000, "{seen:#}");
+    assert!(
+        status == 503 && answer.contains("model_loading") && answer.contains("is being loaded"),
+        "{answer}"
+    );
+}
