@@ -10,6 +10,7 @@
 //! | [`message`] | what is said |
 //! | [`protocol`] | when it may be said: a state machine without sockets and without a clock |
 //! | [`driver`] | the same on tokio: handles to connect, load, compute |
+//! | [`key`] | the secret of a cluster |
 //! | [`tune`] | socket options |
 //!
 //! # A frame
@@ -117,6 +118,7 @@ pub mod driver;
 pub mod error;
 pub mod frame;
 mod guard;
+pub mod key;
 mod kind;
 pub mod message;
 pub mod protocol;
@@ -130,6 +132,7 @@ pub use driver::{
 pub use error::LinkError;
 pub use frame::{FrameError, Limits, PAYLOAD_ALIGNMENT};
 pub use guard::listen_guard;
+pub use key::{ClusterId, ClusterKey, KeyError};
 pub use kind::Kind;
 pub use message::{
     Activity, Assign, ErrorCode, ErrorReport, Fingerprint, Forward, Goodbye, Hello, LoadProgress, Message,
