@@ -10,7 +10,7 @@ use kimi_core::engine::{EngineStats, Request, TokenEvent};
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 use kimi_core::{ChatFiles, ChatModel, Checkpoint, DeviceChoice, ModelOptions};
-use kimi_net::{Listener, Tuning};
+use kimi_net::{ClusterKey, Listener, Trust, Tuning};
 use kimi_server::cluster::{self, ClusterStatus, Dialer, LoadWatch, Patience, Placement, Wanted, worker};
 use kimi_server::models::Lookup;
 use kimi_server::placement::local_plan;
@@ -70,13 +70,14 @@ fn load(runtime: &Runtime, checkpoint: &Checkpoint, stages: usize, delay: Durati
     let cache = options.cache(checkpoint);
     let mut names: Vec<_> = (1..stages).map(|i| format!("worker-{i}")).collect();
     let mut wanted = Vec::new();
+    let trust = Trust::Key(ClusterKey::generate()?);
     for id in &names {
-        let address = runtime.block_on(start_worker(id, checkpoint, delay))?;
+        let address = runtime.block_on(start_worker(id, checkpoint, trust.clone(), delay))?;
         wanted.push(Wanted { id: id.clone(), target: address.to_string() });
     }
     names.push("coordinator".to_owned());
     let plan: Plan = local_plan(&ModelBytes::of(checkpoint)?, &names, cache.pages * cache.page_tokens)?;
-    let dialer = Dialer::new("coordinator", false);
+    let dialer = Dialer::new("coordinator", trust);
     let workers = runtime.block_on(cluster::connect(&wanted, wanted.len(), WAIT, &dialer))?;
     let device = &DeviceChoice::cpu();
     let placement = Placement {
@@ -94,8 +95,13 @@ fn load(runtime: &Runtime, checkpoint: &Checkpoint, stages: usize, delay: Durati
 }
 
 /// Starts a worker and returns where to reach it.
-async fn start_worker(id: &str, checkpoint: &Checkpoint, delay: Duration) -> Result<SocketAddr> {
-    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), false, Tuning::default()).await?;
+async fn start_worker(
+    id: &str,
+    checkpoint: &Checkpoint,
+    trust: Trust,
+    delay: Duration,
+) -> Result<SocketAddr> {
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), trust, Tuning::default()).await?;
     let address = listener.local_addr()?;
     let config = worker::WorkerConfig {
         node_id: id.to_owned(),

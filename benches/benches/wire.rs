@@ -1,4 +1,5 @@
-//! The wire: round trips of a step over loopback TCP, through the whole driver, beside a bare socket's.
+//! The wire: round trips of a step over loopback TCP, through the whole driver, encrypted and plain in turn, beside a bare
+//! socket's.
 //!
 //! `cargo bench -p kimi-benches --bench wire` prints a table; `-- --quick` takes a tenth of the samples.
 //! Each round trip sends a tensor to a worker that sends it back, so its bytes cross twice.
@@ -12,59 +13,80 @@ use std::{
 };
 
 use kimi_net::{
-    Assign, Bytes, Config, Coordinator, Event, Fingerprint, Forward, LinkError, Listener, Ready,
-    SequenceStep, StepResult, Tuning, Worker, connect,
+    Assign, Bytes, ClusterKey, Config, Coordinator, Event, Fingerprint, Forward, LinkError, Listener, Ready,
+    SequenceStep, StepResult, Trust, Tuning, Worker, connect,
 };
 
 /// Width of Kimi-K2's hidden state.
 const WIDTH: u32 = 7168;
+/// Encrypted and plain links are measured in turn, so that a change of the machine's pace meets both.
+const TURNS: usize = 10;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
 fn main() -> Outcome<()> {
     let share = if std::env::args().any(|arg| arg == "--quick") { 10 } else { 1 };
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let link = runtime.block_on(serve())?;
-    if let Some(socket) = link.socket() {
+    let encrypted = runtime.block_on(serve(Trust::Key(ClusterKey::generate()?)))?;
+    let plain = runtime.block_on(serve(Trust::Insecure))?;
+    if let Some(socket) = plain.socket() {
         println!("socket: {socket:?}");
     }
     println!(
-        "{:<34} {:>7} {:>10} {:>10} {:>10} {:>10} {:>10}",
+        "{:<40} {:>7} {:>10} {:>10} {:>10} {:>10} {:>10}",
         "round trip", "samples", "p10 us", "median us", "p90 us", "p99 us", "MB/s"
     );
     let mut step = 0;
     for (name, rows, samples) in [("decode, 1 row", 1, 4000), ("prefill, 512 rows", 512, 100)] {
         let samples = samples / share;
         let bytes = rows as usize * WIDTH as usize * 4;
-        let times = runtime.block_on(driver_times(&link, &mut step, rows, samples))?;
-        print_row(&format!("{name}, {bytes} B"), bytes, times);
-        print_row("  a bare blocking socket", bytes, bare_times(bytes, samples)?);
+        let mut times = [Vec::new(), Vec::new()];
+        for _ in 0..TURNS {
+            for (link, times) in [&plain, &encrypted].into_iter().zip(&mut times) {
+                times.extend(runtime.block_on(driver_times(link, &mut step, rows, samples / TURNS))?);
+            }
+        }
+        let [plain, encrypted] = times.map(|times| sorted(times));
+        let cost = median(&encrypted).as_secs_f64() - median(&plain).as_secs_f64();
+        print_row(&format!("{name}, {bytes} B, encrypted"), bytes, &encrypted);
+        print_row("  plain", bytes, &plain);
+        print_row("  a bare blocking socket", bytes, &sorted(bare_times(bytes, samples)?));
+        println!("  encryption costs {:.1} us a round trip (medians)", cost * 1e6);
     }
-    let stats = link.stats();
-    if let Some(ping) = stats.min_round_trip {
-        println!("shortest ping: {} us", ping.as_micros());
+    for (name, link) in [("encrypted", encrypted), ("plain", plain)] {
+        if let Some(ping) = link.stats().min_round_trip {
+            println!("shortest ping, {name}: {} us", ping.as_micros());
+        }
+        runtime.block_on(link.close("measured"));
     }
-    runtime.block_on(link.close("measured"));
     Ok(())
 }
 
-/// One line: percentiles, and megabytes (10^6) a second in both directions together at the median.
-fn print_row(name: &str, bytes: usize, mut times: Vec<Duration>) {
+fn sorted(mut times: Vec<Duration>) -> Vec<Duration> {
     times.sort_unstable();
+    times
+}
+
+fn median(times: &[Duration]) -> Duration {
+    times.get(times.len() / 2).copied().unwrap_or_default()
+}
+
+/// One line: percentiles, and megabytes (10^6) a second in both directions together at the median.
+fn print_row(name: &str, bytes: usize, times: &[Duration]) {
     let at =
         |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default().as_secs_f64();
     let rate = 2.0 * bytes as f64 / at(50) / 1e6;
     let [p10, p50, p90, p99] = [10, 50, 90, 99].map(|percent| at(percent) * 1e6);
     let samples = times.len();
-    println!("{name:<34} {samples:>7} {p10:>10.1} {p50:>10.1} {p90:>10.1} {p99:>10.1} {rate:>10.0}");
+    println!("{name:<40} {samples:>7} {p10:>10.1} {p50:>10.1} {p90:>10.1} {p99:>10.1} {rate:>10.0}");
 }
 
 /// A link to a worker that returns its input.
-async fn serve() -> Result<Coordinator, LinkError> {
-    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), false, Tuning::default()).await?;
+async fn serve(trust: Trust) -> Result<Coordinator, LinkError> {
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), trust.clone(), Tuning::default()).await?;
     let addr = listener.local_addr()?;
     tokio::spawn(async move { echo(listener.accept().await?.handshake(Config::new("worker")).await?).await });
-    let link = connect(addr, false, &Tuning::default(), Config::new("coordinator")).await?;
+    let link = connect(addr, &trust, &Tuning::default(), Config::new("coordinator")).await?;
     let stage = Assign {
         model: "echo".into(),
         fingerprint: Fingerprint([0; 32]),

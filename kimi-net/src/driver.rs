@@ -23,9 +23,11 @@ pub use self::{
 use crate::{
     error::LinkError,
     message::{
-        Activity, Assign, ErrorReport, Forward, Goodbye, Hello, LoadProgress, Message, Ready, StepResult,
+        Activity, Assign, ErrorReport, Forward, Goodbye, Hello, LoadProgress, Message, Ready, Role,
+        StepResult,
     },
     protocol::{Config, Event, Protocol},
+    secure::{self, Trust},
     tune::Tuned,
 };
 
@@ -66,20 +68,35 @@ pub struct Reply {
 }
 
 impl Coordinator {
-    /// Says hello on a stream and waits for the welcome. Call it within a tokio runtime.
-    pub async fn handshake<S>(stream: S, config: Config) -> Result<Coordinator, LinkError>
+    /// Proves the key on a stream, says hello and waits for the welcome. Call it within a tokio runtime.
+    pub async fn handshake<S>(stream: S, trust: &Trust, config: Config) -> Result<Coordinator, LinkError>
     where
-        S: AsyncRead + AsyncWrite + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        Coordinator::start(stream, config, None).await
+        Coordinator::start(stream, trust, config, None).await
     }
 
-    async fn start<S>(stream: S, config: Config, socket: Option<Tuned>) -> Result<Coordinator, LinkError>
+    async fn start<S>(
+        stream: S,
+        trust: &Trust,
+        config: Config,
+        socket: Option<Tuned>,
+    ) -> Result<Coordinator, LinkError>
     where
-        S: AsyncRead + AsyncWrite + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let protocol = Protocol::coordinator(config, Instant::now())?;
-        let link = Link::open(stream, protocol, Route::coordinator(), socket).await?;
+        let begun = Instant::now(); // both handshakes together have the time of one
+        let route = Route::coordinator();
+        let link = match trust {
+            Trust::Insecure => {
+                Link::open(stream, Protocol::coordinator(config, begun)?, route, socket).await?
+            }
+            Trust::Key(key) => {
+                let limit = config.handshake_timeout;
+                let stream = secure::handshake(stream, key, Role::Coordinator, limit).await?;
+                Link::open(stream, Protocol::coordinator(config, begun)?, route, socket).await?
+            }
+        };
         Ok(Coordinator { link })
     }
 
@@ -170,21 +187,34 @@ impl Coordinator {
 }
 
 impl Worker {
-    /// Waits for a coordinator's hello on a stream and welcomes it. Call it within a tokio runtime.
-    pub async fn handshake<S>(stream: S, config: Config) -> Result<Worker, LinkError>
+    /// Waits for a coordinator's proof of the key and its hello on a stream, and welcomes it. Call it within a tokio runtime.
+    pub async fn handshake<S>(stream: S, trust: &Trust, config: Config) -> Result<Worker, LinkError>
     where
-        S: AsyncRead + AsyncWrite + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        Worker::start(stream, config, None).await
+        Worker::start(stream, trust, config, None).await
     }
 
-    async fn start<S>(stream: S, config: Config, socket: Option<Tuned>) -> Result<Worker, LinkError>
+    async fn start<S>(
+        stream: S,
+        trust: &Trust,
+        config: Config,
+        socket: Option<Tuned>,
+    ) -> Result<Worker, LinkError>
     where
-        S: AsyncRead + AsyncWrite + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let protocol = Protocol::worker(config, Instant::now());
+        let limit = config.handshake_timeout;
+        let protocol = Protocol::worker(config, Instant::now()); // both handshakes together have the time of one
         let (sender, events) = mpsc::channel(MAX_UNREAD_EVENTS);
-        let link = Link::open(stream, protocol, Route::Worker { events: sender }, socket).await?;
+        let route = Route::Worker { events: sender };
+        let link = match trust {
+            Trust::Insecure => Link::open(stream, protocol, route, socket).await?,
+            Trust::Key(key) => {
+                let stream = secure::handshake(stream, key, Role::Worker, limit).await?;
+                Link::open(stream, protocol, route, socket).await?
+            }
+        };
         Ok(Worker { link, events })
     }
 

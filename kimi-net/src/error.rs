@@ -1,10 +1,11 @@
 //! Everything that can go wrong on a link, split by whose fault it is, and its one mapping to wire codes.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, time::Duration};
 
 use crate::{
     frame::FrameError,
-    message::{ErrorCode, ErrorReport},
+    key::ClusterId,
+    message::{ErrorCode, ErrorReport, Role},
     protocol::error::ProtocolError,
 };
 
@@ -72,14 +73,29 @@ pub enum LinkError {
         /// Events that wait.
         unread: usize,
     },
-    /// See [`crate::listen_guard`].
+    /// The peer proved another cluster's key, or none of this role.
     #[error(
-        "{addr} is not a loopback address, and links are not encrypted yet: whoever can reach it reads \
-         every prompt and answer. Use 127.0.0.1 or pass --insecure on a network that you trust"
+        "the {} does not have this cluster's key (cluster {cluster}). Compare `kimi key id` on both machines, bring the \
+         file cluster.key over with the command that `kimi key show` prints, and start kimi there again",
+        match ours { Role::Coordinator => "worker", Role::Worker => "coordinator" }
     )]
-    Exposed {
-        /// The address that was refused.
-        addr: SocketAddr,
+    WrongKey {
+        /// This side's cluster.
+        cluster: ClusterId,
+        /// This side.
+        ours: Role,
+    },
+    /// The peer's first bytes are not encrypted.
+    #[error(
+        "the peer's bytes are not encrypted: it runs with --insecure, or it is no kimi. Start kimi on both machines \
+         with the cluster's key, without --insecure"
+    )]
+    NotEncrypted,
+    /// The peer speaks TLS otherwise than a kimi does, or bytes were changed on the way.
+    #[error("the encrypted handshake failed: {detail}; is the other end a kimi of the same release?")]
+    Handshake {
+        /// What was found.
+        detail: String,
     },
 }
 
@@ -93,6 +109,8 @@ impl LinkError {
     /// `None` if there is nobody to tell: the peer left, or does not speak this protocol.
     pub fn code(&self) -> Option<ErrorCode> {
         Some(match self {
+            // A coordinator that encrypts understands from our plain bytes that this side does not.
+            LinkError::Frame(FrameError::NotKimi { found: [0x14..=0x17, 0x03, ..] }) => ErrorCode::Malformed,
             LinkError::Frame(FrameError::NotKimi { .. }) => return None,
             LinkError::Frame(FrameError::Version { .. }) => ErrorCode::VersionMismatch,
             LinkError::Frame(FrameError::UnknownKind { .. }) => ErrorCode::UnknownKind,
@@ -117,7 +135,9 @@ impl LinkError {
             | LinkError::Closed
             | LinkError::Lost { .. }
             | LinkError::Io { .. }
-            | LinkError::Exposed { .. } => return None,
+            | LinkError::WrongKey { .. }
+            | LinkError::NotEncrypted
+            | LinkError::Handshake { .. } => return None,
         })
     }
 }

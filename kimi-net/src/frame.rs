@@ -95,7 +95,7 @@ fn guess_protocol(found: &[u8; 4]) -> &'static str {
         b"GET " | b"POST" | b"PUT " | b"HEAD" | b"OPTI" | b"DELE" | b"PRI " => " (an HTTP request)",
         b"HTTP" => " (an HTTP response)",
         b"SSH-" => " (an SSH greeting)",
-        [0x16, 0x03, ..] => " (a TLS handshake)",
+        [0x14..=0x17, 0x03, ..] => " (an encrypted link: this side runs with --insecure, the other does not)",
         _ => "",
     }
 }

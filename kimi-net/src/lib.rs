@@ -10,7 +10,7 @@
 //! | [`message`] | what is said |
 //! | [`protocol`] | when it may be said: a state machine without sockets and without a clock |
 //! | [`driver`] | the same on tokio: handles to connect, load, compute |
-//! | [`key`] | the secret of a cluster |
+//! | [`key`], [`secure`] | the secret of a cluster, and encryption with it |
 //! | [`tune`] | socket options |
 //!
 //! # A frame
@@ -55,7 +55,8 @@
 //! when the connection is lost; both sides are told why as far as the connection allows it. All of it is in
 //! [`Config`].
 //!
-//! **Links are not encrypted yet**: [`listen_guard`] keeps them on the machine unless told otherwise.
+//! Below the frames, a link is TLS 1.3 between two ends that have the same [`ClusterKey`]: see [`secure`]. A link in the
+//! clear is made only where both ends are told [`Trust::Insecure`].
 //!
 //! # Example
 //!
@@ -64,7 +65,9 @@
 //!
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), LinkError> {
-//! let listener = Listener::bind(([127, 0, 0, 1], 0).into(), false, Tuning::default()).await?;
+//! let key = ClusterKey::generate().expect("the system gives random numbers");
+//! let trust = Trust::Key(key); // the same on both machines
+//! let listener = Listener::bind(([127, 0, 0, 1], 0).into(), trust.clone(), Tuning::default()).await?;
 //! let addr = listener.local_addr()?;
 //! tokio::spawn(async move {
 //!     let mut worker = listener.accept().await?.handshake(Config::new("worker")).await?;
@@ -87,7 +90,7 @@
 //!     Ok::<(), LinkError>(())
 //! });
 //!
-//! let link = connect(addr, false, &Tuning::default(), Config::new("coordinator")).await?;
+//! let link = connect(addr, &trust, &Tuning::default(), Config::new("coordinator")).await?;
 //! let stage = Assign {
 //!     model: "kimi-tiny".into(),
 //!     fingerprint: Fingerprint([7; 32]),
@@ -117,11 +120,11 @@
 pub mod driver;
 pub mod error;
 pub mod frame;
-mod guard;
 pub mod key;
 mod kind;
 pub mod message;
 pub mod protocol;
+pub mod secure;
 pub mod tune;
 
 pub use bytes::Bytes;
@@ -131,7 +134,6 @@ pub use driver::{
 };
 pub use error::LinkError;
 pub use frame::{FrameError, Limits, PAYLOAD_ALIGNMENT};
-pub use guard::listen_guard;
 pub use key::{ClusterId, ClusterKey, KeyError};
 pub use kind::Kind;
 pub use message::{
@@ -139,4 +141,5 @@ pub use message::{
     MessageError, Ping, Pong, Ready, Role, SequenceStep, StepBounds, StepResult, Subject, Versions, Welcome,
 };
 pub use protocol::{Config, Event, ProgressCount, Protocol, ProtocolError, State};
+pub use secure::Trust;
 pub use tune::{Tuned, Tuning};

@@ -16,12 +16,12 @@ use tokio::{
 const LOCAL: ([u8; 4], u16) = ([127, 0, 0, 1], 0);
 
 async fn listener() -> Listener {
-    Listener::bind(LOCAL.into(), false, Tuning::default()).await.unwrap()
+    Listener::bind(LOCAL.into(), trust(), Tuning::default()).await.unwrap()
 }
 
 async fn link_to(listener: &Listener) -> Coordinator {
     let addr = listener.local_addr().unwrap();
-    connect(addr, false, &Tuning::default(), Config::new("c")).await.unwrap()
+    connect(addr, &trust(), &Tuning::default(), Config::new("c")).await.unwrap()
 }
 
 /// A worker that returns its input until the link ends.
@@ -181,23 +181,26 @@ async fn a_silent_peer_is_dropped_and_keeps_nobody_waiting() {
     let (_link, _worker) = tokio::join!(link_to(&listener), accept);
     let error = waiting.await.unwrap().err().unwrap();
     assert_eq!(error, LinkError::HandshakeTimeout { after: short.handshake_timeout });
-    let mut last_words = Vec::new();
-    silent.read_to_end(&mut last_words).await.unwrap();
-    assert_eq!(last_words[..4], *b"KIMI");
+    assert_eq!(silent.read(&mut [0]).await.unwrap(), 0);
 
     // The other way round: something listens and never answers.
     let mute = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
-    let error = connect(mute.local_addr().unwrap(), false, &Tuning::default(), short.clone()).await.err();
+    let error = connect(mute.local_addr().unwrap(), &trust(), &Tuning::default(), short.clone()).await.err();
     assert_eq!(error, Some(LinkError::HandshakeTimeout { after: short.handshake_timeout }));
 }
 
 #[tokio::test]
 async fn http_by_mistake_in_both_directions() {
-    let listener = listener().await;
-    let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
-    let error = listener.accept().await.unwrap().handshake(Config::new("w")).await.err();
-    assert_eq!(error, Some(FrameError::NotKimi { found: *b"GET " }.into()));
+    for (trust, expected) in [
+        (Trust::Insecure, FrameError::NotKimi { found: *b"GET " }.into()),
+        (trust(), LinkError::NotEncrypted),
+    ] {
+        let listener = Listener::bind(LOCAL.into(), trust, Tuning::default()).await.unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        client.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n").await.unwrap();
+        let error = listener.accept().await.unwrap().handshake(Config::new("w")).await.err();
+        assert_eq!(error, Some(expected));
+    }
 
     let (server, stream) = duplex(1000);
     let (mut read, mut write) = tokio::io::split(server);
@@ -205,7 +208,7 @@ async fn http_by_mistake_in_both_directions() {
         read.read_u8().await.unwrap();
         write.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
     };
-    let (link, ()) = tokio::join!(Coordinator::handshake(stream, Config::new("c")), answer);
+    let (link, ()) = tokio::join!(Coordinator::handshake(stream, &Trust::Insecure, Config::new("c")), answer);
     assert_eq!(link.err(), Some(FrameError::NotKimi { found: *b"HTTP" }.into()));
 }
 
@@ -214,9 +217,9 @@ async fn a_refusal_reaches_the_other_side() {
     let listener = listener().await;
     let speaking = |v| Config { versions: Versions { min: v, max: v }, ..Config::new("x") };
     let addr = listener.local_addr().unwrap();
-    let tuning = Tuning::default();
+    let (tuning, trust) = (Tuning::default(), trust());
     let accept = async { listener.accept().await.unwrap().handshake(speaking(8)).await.err() };
-    let (link, worker) = tokio::join!(connect(addr, false, &tuning, speaking(7)), accept);
+    let (link, worker) = tokio::join!(connect(addr, &trust, &tuning, speaking(7)), accept);
     assert!(matches!(worker, Some(LinkError::Protocol(ProtocolError::VersionMismatch { .. }))), "{worker:?}");
     let Err(LinkError::Peer(report)) = link else { panic!("no refusal") };
     assert_eq!(report.code, ErrorCode::VersionMismatch);
@@ -244,8 +247,8 @@ async fn a_connection_lost_within_a_payload_fails_every_step() {
     let listener = listener().await;
     let addr = cut_after(&listener, 500_000).await;
     let accept = async { listener.accept().await.unwrap().handshake(Config::new("w")).await.unwrap() };
-    let tuning = Tuning::default();
-    let (link, worker) = tokio::join!(connect(addr, false, &tuning, Config::new("c")), accept);
+    let (tuning, trust) = (Tuning::default(), trust());
+    let (link, worker) = tokio::join!(connect(addr, &trust, &tuning, Config::new("c")), accept);
     let (link, worker) = (link.unwrap(), echo(worker));
     link.assign(assign(), |_| ()).await.unwrap();
     let (sender, answers) = tokio::sync::mpsc::unbounded_channel();
@@ -325,23 +328,12 @@ async fn a_worker_that_takes_no_events_is_closed() {
 }
 
 #[tokio::test]
-async fn addresses_off_the_machine_need_the_flag() {
-    let open = ([0, 0, 0, 0], 0).into();
-    let tuning = Tuning::default();
-    let error = Listener::bind(open, false, tuning.clone()).await.err().unwrap();
-    assert_eq!(error, LinkError::Exposed { addr: open });
-    assert!(Listener::bind(open, true, tuning.clone()).await.is_ok());
-    let error = connect("192.0.2.1:9", false, &tuning, Config::new("c")).await.err().unwrap();
-    assert!(matches!(error, LinkError::Exposed { .. }), "{error}");
-}
-
-#[tokio::test]
 async fn a_port_in_use_and_a_port_that_nobody_listens_on() {
     let first = listener().await;
     let addr = first.local_addr().unwrap();
-    let error = Listener::bind(addr, false, Tuning::default()).await.err().unwrap();
+    let error = Listener::bind(addr, trust(), Tuning::default()).await.err().unwrap();
     assert!(error.to_string().starts_with(&format!("cannot listen on {addr}: ")), "{error}");
     drop(first);
-    let error = connect(addr, false, &Tuning::default(), Config::new("c")).await.err().unwrap();
+    let error = connect(addr, &trust(), &Tuning::default(), Config::new("c")).await.err().unwrap();
     assert!(error.to_string().starts_with(&format!("cannot connect to {addr}: ")), "{error}");
 }

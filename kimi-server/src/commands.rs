@@ -4,6 +4,7 @@ pub mod bench;
 pub mod demo;
 pub mod devices;
 pub mod inspect;
+pub mod key;
 pub mod plan;
 pub mod run;
 pub mod serve;
@@ -19,9 +20,12 @@ use anyhow::Context;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::Engine;
 use kimi_core::weights::Weights;
+use kimi_net::Trust;
 use serde::Serialize;
 
-use crate::cli::args::{Command, ModelArgs};
+use crate::cli::args::{Command, ModelArgs, TrustArgs};
+use crate::cli::ui;
+use crate::cluster_key;
 use crate::models::{FoundModel, Lookup};
 
 /// How a command ended, when it did what it was asked to.
@@ -43,6 +47,7 @@ pub fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Run(args) => run::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Worker(args) => worker::run(&args),
+        Command::Key(args) => key::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
@@ -80,6 +85,23 @@ fn open(args: &ModelArgs, config: Option<&Path>) -> anyhow::Result<(FoundModel, 
         tracing::warn!("{}: {unread}; kimi runs the text model", checkpoint.name());
     }
     Ok((found, checkpoint))
+}
+
+/// With whom this machine links. Without a key it links with nobody, unless it is told to do so in the clear.
+fn trust(args: &TrustArgs) -> anyhow::Result<Trust> {
+    if args.insecure {
+        let warning = "--insecure: links are neither encrypted nor authenticated. Whoever reaches them reads every prompt \
+                       and answer and can answer in a machine's place. For measuring, on networks that you trust";
+        ui::notice(ui::stderr_style().error(warning));
+        return Ok(Trust::Insecure);
+    }
+    match cluster_key::find(args.cluster_key_file.as_deref())? {
+        Some(found) => {
+            tracing::info!(cluster = %found.key.id(), place = found.place, "the cluster's key");
+            Ok(Trust::Key(found.key))
+        }
+        None => Err(key::missing(cluster_key::default_path())),
+    }
 }
 
 fn with_config(checkpoint: Checkpoint, config: Option<&Path>) -> anyhow::Result<Checkpoint> {

@@ -6,6 +6,7 @@
 //! | [`commands`] | what each command does |
 //! | [`http`] | the OpenAI-compatible API |
 //! | [`cluster`] | stages on other machines; the worker |
+//! | [`cluster_key`] | where a machine keeps the secret that makes links |
 //! | [`local`] | a cluster of processes on this machine |
 //! | [`models`] | from a model's name to its folder |
 //! | [`discovery`], [`host`], [`placement`] | the machines, where they are, and which holds what |
@@ -21,6 +22,7 @@ pub mod bus_error;
 pub mod cli;
 pub mod client;
 pub mod cluster;
+pub mod cluster_key;
 pub mod commands;
 pub mod devices;
 pub mod discovery;

@@ -9,6 +9,7 @@ use kimi_core::DeviceChoice;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
+use kimi_net::{ClusterKey, Trust};
 use tokio::runtime::Handle;
 
 use crate::cluster::child::{WorkerCommand, WorkerProcess};
@@ -28,6 +29,8 @@ pub struct LocalCluster {
     model: String,
     device: DeviceChoice,
     workers: Vec<WorkerProcess>,
+    /// Of this cluster alone; ends with it.
+    key: ClusterKey,
 }
 
 impl LocalCluster {
@@ -47,13 +50,14 @@ impl LocalCluster {
         let layers = checkpoint.config().num_hidden_layers;
         anyhow::ensure!(stages <= layers, "{stages} stages for {layers} layers; each needs one at least");
         let mut names: Vec<_> = (1..stages).map(|i| format!("worker-{i}")).collect();
-        let command = WorkerCommand::new(found.local_name(), config, device)
+        let key = ClusterKey::generate().context("the system gives no random numbers")?;
+        let command = WorkerCommand::new(found.local_name(), config, device, &key)
             .context("can't find this program's file")?;
         let workers = names.iter().map(|id| command.start(id)).collect::<Result<Vec<_>, _>>()?;
         names.push(COORDINATOR.to_owned());
         let plan = placement::local_plan(bytes, &names, context)?;
         let device = device.clone();
-        Ok(Self { plan, model: found.id.clone(), device, workers })
+        Ok(Self { plan, model: found.id.clone(), device, workers, key })
     }
 
     /// Who holds what.
@@ -96,7 +100,7 @@ impl LocalCluster {
             cache,
             model: self.model.clone(),
             device: self.device.clone(),
-            dialer: Dialer::new(COORDINATOR, false),
+            dialer: Dialer::new(COORDINATOR, Trust::Key(self.key.clone())),
             patience: Patience::default(),
             status: ClusterStatus::default(),
         }

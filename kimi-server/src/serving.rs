@@ -127,12 +127,12 @@ impl ChatEngine for Slot {
 /// A socket that listens for the API, before a model is loaded: a port in use shows at once.
 ///
 /// # Errors
-/// The system's; or without `insecure` an address that others can reach.
-pub fn bind(addr: SocketAddr, insecure: bool) -> anyhow::Result<std::net::TcpListener> {
+/// The system's; or without `open` an address that others can reach.
+pub fn bind(addr: SocketAddr, open: bool) -> anyhow::Result<std::net::TcpListener> {
     anyhow::ensure!(
-        insecure || addr.ip().to_canonical().is_loopback(),
+        open || addr.ip().to_canonical().is_loopback(),
         "{addr} is not a loopback address, and the API is not encrypted and asks for no key yet: whoever can reach it \
-         can use it. Use 127.0.0.1 or pass --insecure on a network that you trust"
+         can use it. Use 127.0.0.1 or pass --open-api on a network that you trust"
     );
     let listener = std::net::TcpListener::bind(addr)?;
     listener.set_nonblocking(true)?;

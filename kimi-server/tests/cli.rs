@@ -61,8 +61,8 @@ fn failures_exit_with_1_and_say_why() {
         (&["inspect", "kimi-tiny", "--models", "/no/such.toml"], "/no/such.toml"),
         (&["verify", "kimi-tiny", "--golden", "/no/golden"], "/no/golden"),
         (&["plan", "kimi-tiny", "--discovery-config-path", "/no/d.json"], "/no/d.json"),
-        (&["worker", "--node-host", "0.0.0.0"], "--insecure"),
-        (&["serve", "kimi-tiny", "--host", "0.0.0.0"], "--insecure"),
+        (&["worker", "--node-port", "0"], "kimi key new"),
+        (&["serve", "kimi-tiny", "--host", "0.0.0.0"], "--open-api"),
         (&["run", "kimi-tiny", "--prompt", "x", "--temperature", "9"], "temperature"),
     ] {
         let output = run(args);

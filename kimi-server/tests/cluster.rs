@@ -6,14 +6,14 @@ mod common;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use common::{Running, http, json, kimi, run, stderr, wait_until};
+use common::{Running, http, json, key, stderr, wait_until};
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
 use kimi_core::{Checkpoint, DeviceChoice};
-use kimi_net::{Assign, Config, Coordinator, ErrorCode, Fingerprint, LinkError, Tuning, Versions};
+use kimi_net::{Assign, Config, Coordinator, ErrorCode, Fingerprint, LinkError, Trust, Tuning, Versions};
 use kimi_server::cluster::child::WorkerCommand;
 use kimi_server::cluster::{
     self, BuildError, Built, ClusterStatus, ConnectError, Connected, Dialer, Patience, Placement, Wanted,
@@ -26,8 +26,21 @@ use tokio::runtime::Runtime;
 const SECONDS: Duration = Duration::from_secs(20);
 const CACHE: CacheConfig = CacheConfig { pages: 4, page_tokens: 64 };
 
+/// The program with the key of the tests' cluster.
+fn kimi() -> Command {
+    common::with_key(common::kimi())
+}
+
+fn run(args: &[&str]) -> Output {
+    kimi().args(args).stdin(Stdio::null()).output().expect("can't run kimi")
+}
+
+fn start(args: &[&str]) -> Running {
+    Running::spawn(kimi().args(args))
+}
+
 fn worker(more: &[&str]) -> Running {
-    Running::start(&[&["worker", "--node-id", "w", "--node-port", "0", "--json"][..], more].concat())
+    start(&[&["worker", "--node-id", "w", "--node-port", "0", "--json"][..], more].concat())
 }
 
 /// One coordinator, in this process.
@@ -49,7 +62,7 @@ impl Lead {
 
     fn connect(&self, worker: &Running, name: &str) -> Result<Vec<Connected>, ConnectError> {
         let wanted = [Wanted { id: "w".into(), target: worker.address() }];
-        self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, &Dialer::new(name, false)))
+        self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, &Dialer::new(name, Trust::Key(key()))))
     }
 
     fn build(&self, worker: &Running, name: &str, model: &str) -> Result<Built, BuildError> {
@@ -59,7 +72,7 @@ impl Lead {
             cache: CACHE,
             model: model.to_owned(),
             device: DeviceChoice::cpu(),
-            dialer: Dialer::new(name, false),
+            dialer: Dialer::new(name, Trust::Key(key())),
             patience: Patience { load: Duration::from_secs(1), ..Patience::default() },
             status: ClusterStatus::default(),
         };
@@ -68,7 +81,8 @@ impl Lead {
 
     /// A link without the glue.
     fn link(&self, worker: &Running, config: Config) -> Result<Coordinator, LinkError> {
-        self.runtime.block_on(kimi_net::connect(worker.address(), false, &Tuning::default(), config))
+        let trust = Trust::Key(key());
+        self.runtime.block_on(kimi_net::connect(worker.address(), &trust, &Tuning::default(), config))
     }
 
     fn assign(&self) -> Assign {
@@ -211,8 +225,13 @@ fn runs(process: &str) -> bool {
 #[test]
 fn a_worker_ends_with_its_owner() {
     let program = env!("CARGO_BIN_EXE_kimi").into();
-    let command =
-        WorkerCommand { program, model: "kimi-tiny".into(), config: None, device: DeviceChoice::cpu() };
+    let command = WorkerCommand {
+        program,
+        model: "kimi-tiny".into(),
+        config: None,
+        device: DeviceChoice::cpu(),
+        key: key(),
+    };
     let worker = command.start("w").unwrap();
     let process = worker.process_id().to_string();
     assert!(runs(&process));
@@ -248,8 +267,13 @@ fn a_worker_ends_when_its_owner_is_killed() {
 #[test]
 fn a_worker_that_does_not_start() {
     let program = env!("CARGO_BIN_EXE_kimi").into();
-    let command =
-        WorkerCommand { program, model: "/no/such/model".into(), config: None, device: DeviceChoice::cpu() };
+    let command = WorkerCommand {
+        program,
+        model: "/no/such/model".into(),
+        config: None,
+        device: DeviceChoice::cpu(),
+        key: key(),
+    };
     let error = command.start("w").unwrap_err().to_string();
     assert!(error.contains("worker w did not start"), "{error}");
 }
@@ -288,7 +312,7 @@ fn serving_with_a_worker_and_losing_it() {
     let (status, body) = ask();
     assert_eq!(status, 200, "{body}");
     let split: Value = serde_json::from_str(&body).unwrap();
-    let alone = Running::start(&serve);
+    let alone = start(&serve);
     let alone_address = alone.address();
     let body = json!({ "max_tokens": 12, "temperature": 0, "ignore_eos": true,
         "messages": [{ "role": "user", "content": "Hello" }] });
@@ -348,7 +372,7 @@ fn a_worker_takes_its_address_from_the_discovery_file() {
         worker.address()
     };
     let args = ["worker", "--node-id", "w", "--discovery-config-path", path.to_str().unwrap(), "--json"];
-    assert_eq!(Running::start(&args).address(), address);
+    assert_eq!(start(&args).address(), address);
 }
 
 /// IPv6 addresses of this machine with the interface that they hold on: loopback's, and one of a link if there is one.
@@ -378,18 +402,7 @@ fn an_address_with_an_interface_is_listened_on_and_connected_to() {
     let serve = |file: Value| {
         std::fs::write(&path, file.to_string()).unwrap();
         let path = path.to_str().unwrap();
-        let args = [
-            "serve",
-            "kimi-tiny",
-            "--port",
-            "0",
-            "--context",
-            "512",
-            "--json",
-            "--insecure",
-            "--node-id",
-            "me",
-        ];
+        let args = ["serve", "kimi-tiny", "--port", "0", "--context", "512", "--json", "--node-id", "me"];
         kimi()
             .args([&args[..], &["--discovery-config-path", path, "--peer-timeout", "5"]].concat())
             .stdin(Stdio::null())
@@ -399,7 +412,7 @@ fn an_address_with_an_interface_is_listened_on_and_connected_to() {
             .unwrap()
     };
     for address in addresses {
-        let worker = worker(&["--node-host", &address, "--insecure"]);
+        let worker = worker(&["--node-host", &address]);
         let port = worker.address().rsplit(':').next().unwrap().parse().unwrap();
         let mut server = serve(json!({ "peers": { "me": peer("127.0.0.1", 1), "w": peer(&address, port) } }));
         let mut line = String::new();

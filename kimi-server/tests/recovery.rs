@@ -12,16 +12,25 @@ use std::thread;
 use std::time::Duration;
 
 use common::proxy::Proxy;
-use common::{Running, http, kimi, wait_until};
-use kimi_net::{Config, Event, Listener, LoadProgress, Ready, StepResult, Tuning};
+use common::{Running, http, key, wait_until};
+use kimi_net::{Config, Event, Listener, LoadProgress, Ready, StepResult, Trust, Tuning};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(60);
 const TOKENS: u32 = 400;
 
+/// The program with the key of the tests' cluster.
+fn kimi() -> Command {
+    common::with_key(common::kimi())
+}
+
 /// A worker, on a port of its own choice or the one it had before.
 fn worker(port: &str) -> Running {
-    Running::start(&["worker", "--node-id", "w", "--node-port", port, "--json"])
+    named_worker("w", port)
+}
+
+fn named_worker(id: &str, port: &str) -> Running {
+    Running::spawn(kimi().args(["worker", "--node-id", id, "--node-port", port, "--json"]))
 }
 
 fn port(address: &str) -> String {
@@ -255,7 +264,7 @@ fn another_worker_takes_the_layers_of_a_lost_one() {
     drop(spare); // not there at first
     let server = Server::start(&[("w", at), ("spare", spare_at.clone())], &[]);
     let stream = server.stream().begin();
-    let _spare = Running::start(&["worker", "--node-id", "spare", "--node-port", &spare_at, "--json"]);
+    let _spare = named_worker("spare", &spare_at);
     drop(first);
     assert_eq!(stream.end(), expected());
     assert_eq!(server.wait("the end", |status, _| status == 200)["losses"], 1);
@@ -293,8 +302,9 @@ fn fake(mut more: impl FnMut(Event, &kimi_net::WorkerSender) + Send + 'static) -
     thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let listener =
-                Listener::bind(([127, 0, 0, 1], 0).into(), false, Tuning::default()).await.unwrap();
+            let listener = Listener::bind(([127, 0, 0, 1], 0).into(), Trust::Key(key()), Tuning::default())
+                .await
+                .unwrap();
             sender.send(listener.local_addr().unwrap().to_string()).unwrap();
             loop {
                 let incoming = listener.accept().await.unwrap();

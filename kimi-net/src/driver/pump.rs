@@ -199,6 +199,10 @@ impl Pump {
                 self.writable = false;
             }
             Woken::Read(Ok(0)) => self.protocol.handle_end(),
+            // An encrypted stream that ends without saying so: cut off.
+            Woken::Read(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.protocol.handle_end()
+            }
             Woken::Read(Ok(count)) => {
                 self.shared.stats().bytes_received += count as u64;
                 self.protocol.handle_received(Instant::now());

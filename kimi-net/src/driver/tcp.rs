@@ -1,4 +1,4 @@
-//! Links over TCP, with the guard and the socket options.
+//! Links over TCP, with the socket options.
 
 use std::{io, net::SocketAddr, time::Duration};
 
@@ -11,16 +11,16 @@ use tokio::{
 use super::{Coordinator, Worker};
 use crate::{
     error::LinkError,
-    guard::listen_guard,
     protocol::Config,
+    secure::Trust,
     tune::{Tuned, Tuning},
 };
 
 /// Connects to a worker and introduces this coordinator. A name is tried at each of its addresses.
-/// [`listen_guard`] is applied to each; connecting and the handshake have `config.handshake_timeout` each.
+/// Connecting and the handshake have `config.handshake_timeout` each.
 pub async fn connect(
     target: impl ToSocketAddrs,
-    insecure: bool,
+    trust: &Trust,
     tuning: &Tuning,
     config: Config,
 ) -> Result<Coordinator, LinkError> {
@@ -33,8 +33,8 @@ pub async fn connect(
         detail: "the name has no address".into(),
     };
     for addr in addresses {
-        match connect_stream(addr, insecure, tuning, config.handshake_timeout).await {
-            Ok((stream, tuned)) => return Coordinator::start(stream, config, Some(tuned)).await,
+        match connect_stream(addr, tuning, config.handshake_timeout).await {
+            Ok((stream, tuned)) => return Coordinator::start(stream, trust, config, Some(tuned)).await,
             Err(error) => last = error,
         }
     }
@@ -43,11 +43,9 @@ pub async fn connect(
 
 async fn connect_stream(
     addr: SocketAddr,
-    insecure: bool,
     tuning: &Tuning,
     limit: Duration,
 ) -> Result<(TcpStream, Tuned), LinkError> {
-    listen_guard(addr, insecure)?;
     let failed = |error: io::Error| LinkError::io(format!("cannot connect to {addr}"), &error);
     let socket = new_socket(addr).map_err(failed)?;
     let automatic = tuning.before_connect(SockRef::from(&socket));
@@ -66,14 +64,14 @@ fn new_socket(addr: SocketAddr) -> io::Result<TcpSocket> {
 /// A worker's listening socket.
 pub struct Listener {
     inner: TcpListener,
+    trust: Trust,
     tuning: Tuning,
     automatic_buffers: bool,
 }
 
 impl Listener {
-    /// Listens on `addr`, if [`listen_guard`] allows it. Port 0 takes a free one. Call it within a tokio runtime.
-    pub async fn bind(addr: SocketAddr, insecure: bool, tuning: Tuning) -> Result<Listener, LinkError> {
-        listen_guard(addr, insecure)?;
+    /// Listens on `addr` for those that `trust` lets in. Port 0 takes a free one. Call it within a tokio runtime.
+    pub async fn bind(addr: SocketAddr, trust: Trust, tuning: Tuning) -> Result<Listener, LinkError> {
         let failed = |error: io::Error| LinkError::io(format!("cannot listen on {addr}"), &error);
         let socket = new_socket(addr).map_err(failed)?;
         // A worker that is started again must not wait for the old one's connections to time out.
@@ -82,7 +80,7 @@ impl Listener {
         let automatic_buffers = tuning.before_connect(SockRef::from(&socket));
         socket.bind(addr).map_err(failed)?;
         let inner = socket.listen(64).map_err(failed)?;
-        Ok(Listener { inner, tuning, automatic_buffers })
+        Ok(Listener { inner, trust, tuning, automatic_buffers })
     }
 
     /// Where it listens.
@@ -96,13 +94,14 @@ impl Listener {
         let (stream, peer) =
             self.inner.accept().await.map_err(|error| LinkError::io("cannot accept a connection", &error))?;
         let tuned = self.tuning.after_connect(SockRef::from(&stream), self.automatic_buffers);
-        Ok(Incoming { stream, peer, tuned })
+        Ok(Incoming { stream, trust: self.trust.clone(), peer, tuned })
     }
 }
 
 /// A connection whose peer has not introduced itself.
 pub struct Incoming {
     stream: TcpStream,
+    trust: Trust,
     peer: SocketAddr,
     tuned: Tuned,
 }
@@ -113,8 +112,8 @@ impl Incoming {
         self.peer
     }
 
-    /// Waits for the coordinator's hello, at most `config.handshake_timeout`.
+    /// Waits for the coordinator's proof of the key and its hello, at most `config.handshake_timeout`.
     pub async fn handshake(self, config: Config) -> Result<Worker, LinkError> {
-        Worker::start(self.stream, config, Some(self.tuned)).await
+        Worker::start(self.stream, &self.trust, config, Some(self.tuned)).await
     }
 }

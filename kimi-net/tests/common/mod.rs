@@ -3,10 +3,21 @@
 
 use std::{
     collections::VecDeque,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
 use kimi_net::*;
+
+/// The key of the tests' cluster.
+pub fn key() -> ClusterKey {
+    static KEY: OnceLock<ClusterKey> = OnceLock::new();
+    KEY.get_or_init(|| ClusterKey::generate().unwrap()).clone()
+}
+
+pub fn trust() -> Trust {
+    Trust::Key(key())
+}
 
 pub fn hidden(rows: u32, cols: u32) -> Bytes {
     (0..rows * cols).flat_map(|i| (i as f32).to_le_bytes()).collect::<Vec<u8>>().into()

@@ -19,11 +19,11 @@ Examples:
   kimi bench --synthetic kimi-k2                 speed at the real shapes, without a file
 
 Two machines, A with the API and B with most of the layers; both have the checkpoint and the same discovery.json:
-  B$ kimi worker --node-id b --default-model kimi-k2-4bit --insecure \\
+  A$ kimi key new                     once; it prints how to bring the key to B
+  B$ kimi worker --node-id b --default-model kimi-k2-4bit \\
           --discovery-config-path discovery.json
   A$ kimi plan kimi-k2-4bit --node-id a --discovery-config-path discovery.json
-  A$ kimi serve kimi-k2-4bit --node-id a --insecure \\
-          --discovery-config-path discovery.json
+  A$ kimi serve kimi-k2-4bit --node-id a --discovery-config-path discovery.json
 
 MODEL is kimi-tiny, a path, a hub id (org/name) that is in ~/models or in Hugging Face's cache, or a short name such as
 kimi-k2-4bit. Own short names go into ~/.config/kimi/models.toml:
@@ -57,6 +57,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Hold layers for a coordinator on another machine.
     Worker(WorkerArgs),
+    /// Make or show the key that the machines of a cluster share: `kimi key new`.
+    Key(KeyArgs),
     /// Show which machine would hold which layers. Reads headers only; a build that kimi knows need not be here.
     Plan(PlanArgs),
     /// Show a checkpoint's modules: bits, groups, bytes. Reads headers only.
@@ -199,6 +201,44 @@ pub struct NodeArgs {
     pub discovery_config_path: Option<PathBuf>,
 }
 
+/// With whom this machine links.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TrustArgs {
+    /// The cluster's key, from `kimi key new` [default: the environment's KIMI_CLUSTER_KEY, which holds the key itself, else
+    /// ~/.config/kimi/cluster.key].
+    #[arg(long, value_name = "FILE")]
+    pub cluster_key_file: Option<PathBuf>,
+    /// Link without key and encryption, for measuring on networks that you trust. Both ends must be started so.
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+/// Arguments of `kimi key`.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KeyCommand,
+    /// The key's file [default: $XDG_CONFIG_HOME/kimi/cluster.key, else ~/.config/kimi/cluster.key].
+    #[arg(long, value_name = "FILE", global = true)]
+    pub cluster_key_file: Option<PathBuf>,
+}
+
+/// What `kimi key` does.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key for a new cluster, and say how to bring it to the other machines.
+    New {
+        /// Replace the key that is there: every machine of its cluster then needs the new one.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print the key, and on stderr how to bring it to another machine.
+    Show,
+    /// Print the cluster's public name, a hash of the key: equal on machines with the same key.
+    Id,
+}
+
 /// Arguments of `kimi demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
@@ -266,14 +306,14 @@ pub struct RunArgs {
 Examples:
   kimi serve kimi-tiny
   kimi serve kimi-k2-4bit --node-id a --discovery-config-path discovery.json \\
-       --wait-for-peers 1 --insecure
+       --wait-for-peers 1
   curl http://127.0.0.1:52415/v1/chat/completions -H 'content-type: application/json' \\
        -d '{\"model\": \"kimi-tiny\", \"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
 pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub model: ModelArgs,
-    /// Address to serve on. Anything but this machine itself needs --insecure.
+    /// Address to serve on. Anything but this machine itself needs --open-api.
     #[arg(long, default_value = defaults::HTTP_HOST)]
     pub host: String,
     /// Port to serve on; 0 takes a free one.
@@ -311,9 +351,12 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
-    /// Allow addresses outside this machine: links and API are not encrypted yet, use it on networks you trust.
+    /// Let others reach the API with --host: it is not encrypted and asks for no key, use it on networks you trust.
     #[arg(long)]
-    pub insecure: bool,
+    pub open_api: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub trust: TrustArgs,
     /// Print one line of JSON when ready: {"event": "listening", "address": .., "model": ..}.
     #[arg(long)]
     pub json: bool,
@@ -324,8 +367,8 @@ pub struct ServeArgs {
 #[command(after_help = "\
 Examples:
   kimi worker --node-id b --discovery-config-path discovery.json \\
-       --default-model kimi-k2-4bit --insecure
-  kimi worker --node-host 10.0.0.2 --node-port 52416 --insecure
+       --default-model kimi-k2-4bit
+  kimi worker --node-host 10.0.0.2 --node-port 52416
 
 The coordinator names the model; the worker looks for it on this machine and checks that it is the same. With
 --default-model it uses that one, whatever the coordinator calls it (the check stays).")]
@@ -339,16 +382,15 @@ pub struct WorkerArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub node: NodeArgs,
-    /// Address to listen on [default: the discovery file's, else 127.0.0.1]. Anything but this machine itself needs
-    /// --insecure.
+    /// Address to listen on, for those who have the cluster's key [default: the discovery file's, else 127.0.0.1].
     #[arg(long, value_name = "HOST")]
     pub node_host: Option<String>,
     /// Port to listen on; 0 takes a free one [default: the discovery file's, else 52416].
     #[arg(long, value_name = "PORT")]
     pub node_port: Option<u16>,
-    /// Allow addresses outside this machine: links are not encrypted yet, use it on networks you trust.
-    #[arg(long)]
-    pub insecure: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub trust: TrustArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,

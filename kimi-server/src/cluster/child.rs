@@ -9,9 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kimi_core::{DeviceChoice, DeviceKind};
+use kimi_net::ClusterKey;
 use serde::Deserialize;
 
 use super::Wanted;
+use crate::cluster_key;
 
 /// How long a worker may take to listen: it reads the model's headers first.
 const START_WAIT: Duration = Duration::from_secs(60);
@@ -38,6 +40,8 @@ pub struct WorkerCommand {
     pub config: Option<PathBuf>,
     /// What it computes on.
     pub device: DeviceChoice,
+    /// The key that its links need.
+    pub key: ClusterKey,
 }
 
 /// A worker that did not start.
@@ -71,9 +75,14 @@ impl WorkerCommand {
     ///
     /// # Errors
     /// If the system does not know the program's file.
-    pub fn new(model: String, config: Option<&Path>, device: &DeviceChoice) -> std::io::Result<Self> {
-        let (config, device) = (config.map(Path::to_owned), device.clone());
-        Ok(Self { program: std::env::current_exe()?, model, config, device })
+    pub fn new(
+        model: String,
+        config: Option<&Path>,
+        device: &DeviceChoice,
+        key: &ClusterKey,
+    ) -> std::io::Result<Self> {
+        let (config, device, key) = (config.map(Path::to_owned), device.clone(), key.clone());
+        Ok(Self { program: std::env::current_exe()?, model, config, device, key })
     }
 
     /// Starts a worker and waits until it listens.
@@ -103,6 +112,8 @@ impl WorkerCommand {
         if self.device.idle_clocks {
             command.arg("--idle-clocks");
         }
+        // Not as an argument: those can be read by every user of the machine.
+        command.env(cluster_key::VARIABLE, self.key.to_text().as_str());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let spawned = command.spawn();
         let child = spawned.map_err(|cause| StartError::Program { program: self.program.clone(), cause })?;

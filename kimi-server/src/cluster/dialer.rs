@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kimi_net::{Config, Coordinator, LinkError, Tuning};
+use kimi_net::{Config, Coordinator, LinkError, Trust, Tuning};
 
 /// A worker to connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,14 +18,14 @@ pub struct Wanted {
 pub struct Dialer {
     /// This coordinator's name.
     pub node_id: String,
-    /// Links to other machines, although they are not encrypted.
-    pub insecure: bool,
+    /// What the links are protected with.
+    pub trust: Trust,
 }
 
 impl Dialer {
     /// A dialer with this node's name.
-    pub fn new(node_id: impl Into<String>, insecure: bool) -> Self {
-        Self { node_id: node_id.into(), insecure }
+    pub fn new(node_id: impl Into<String>, trust: Trust) -> Self {
+        Self { node_id: node_id.into(), trust }
     }
 
     /// A link to a worker. Since it is made again when it breaks, silence may be taken for its end soon.
@@ -38,6 +38,6 @@ impl Dialer {
             idle_timeout: Duration::from_secs(2),
             ..Config::new(self.node_id.as_str())
         };
-        kimi_net::connect(worker.target.as_str(), self.insecure, &Tuning::default(), config).await
+        kimi_net::connect(worker.target.as_str(), &self.trust, &Tuning::default(), config).await
     }
 }

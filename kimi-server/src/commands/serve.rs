@@ -31,7 +31,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let runtime = super::runtime()?;
     let host: Host = args.host.parse().context("--host")?;
     let addr = runtime.block_on(host.lookup(args.port))?;
-    let listener = serving::bind(addr, args.insecure).map_err(|e| super::listen_error(e, addr, "--port"))?;
+    let listener = serving::bind(addr, args.open_api).map_err(|e| super::listen_error(e, addr, "--port"))?;
     let addr = listener.local_addr()?;
     let (found, checkpoint) = super::open(&args.model, None)?;
     let files = ChatFiles::open(&checkpoint)?;
@@ -137,7 +137,7 @@ impl Load<'_> {
         let all = wanted.len();
         ui::notice(format_args!("waiting for {enough} of {all} workers, at most {} s", args.peer_timeout));
         let within = Duration::from_secs(args.peer_timeout);
-        let dialer = Dialer::new(me, args.insecure);
+        let dialer = Dialer::new(me, super::trust(&args.trust)?);
         let workers = runtime.block_on(cluster::connect(&wanted, enough, within, &dialer))?;
         nodes.retain(|node| node.id == me || workers.iter().any(|w| w.worker.id == node.id));
         let plan = Plan::new(&bytes, &nodes, cache.pages * cache.page_tokens)?;

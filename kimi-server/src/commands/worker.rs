@@ -30,10 +30,11 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
     };
     let node_id = args.node.node_id.clone().unwrap_or_else(system::host_name);
     let (host, port) = address(args, &node_id)?;
+    let trust = super::trust(&args.trust)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let addr = host.lookup(port).await?;
-        let listener = Listener::bind(addr, args.insecure, Tuning::default()).await;
+        let listener = Listener::bind(addr, trust, Tuning::default()).await;
         let listener = listener.map_err(|e| super::listen_error(e, addr, "--node-port"))?;
         let addr = listener.local_addr()?;
         if args.json {

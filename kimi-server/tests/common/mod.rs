@@ -7,8 +7,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use kimi_net::ClusterKey;
 use serde_json::Value;
 
 /// The program, with nothing of the user's around it.
@@ -16,9 +18,27 @@ pub fn kimi() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kimi"));
     command.env("HOME", "/nonexistent").env("NO_COLOR", "1");
     let names = ["HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "KIMI_LOG", "KIMI_DEFAULT_MODEL"];
-    for name in names.into_iter().chain(["KIMI_BACKEND", "KIMI_ADAPTER", "KIMI_GPU_MEMORY"]) {
+    for name in names.into_iter().chain([
+        "KIMI_BACKEND",
+        "KIMI_ADAPTER",
+        "KIMI_GPU_MEMORY",
+        "KIMI_CLUSTER_KEY",
+        "XDG_CONFIG_HOME",
+    ]) {
         command.env_remove(name);
     }
+    command
+}
+
+/// The key of the tests' cluster.
+pub fn key() -> ClusterKey {
+    static KEY: OnceLock<ClusterKey> = OnceLock::new();
+    KEY.get_or_init(|| ClusterKey::generate().unwrap()).clone()
+}
+
+/// A command that has that key.
+pub fn with_key(mut command: Command) -> Command {
+    command.env("KIMI_CLUSTER_KEY", key().to_text().as_str());
     command
 }
 
