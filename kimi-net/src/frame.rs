@@ -430,12 +430,13 @@ fn encode(message: &Message, out: Vec<u8>, payload: u64) -> Result<Vec<u8>, Fram
 /// Decodes and checks a header whose frame announces `payload` bytes of payload.
 fn decode(kind: Kind, header: &[u8], payload: u64) -> Result<Message, FrameError> {
     let malformed = |detail: String| FrameError::Malformed { kind, bytes: header.len(), detail };
-    let (message, rest) =
+    let (mut message, rest) =
         Message::decode_prefix(kind, header).map_err(|error| malformed(error.to_string()))?;
     // A hello comes before the version is agreed on: a newer peer's may have fields that we skip.
     if !rest.is_empty() && !matches!(kind, Kind::Hello | Kind::Welcome) {
         return Err(malformed(format!("{} bytes are left over", rest.len())));
     }
     message.check(payload).map_err(|cause| FrameError::Invalid { kind, cause })?;
+    message.make_printable();
     Ok(message)
 }

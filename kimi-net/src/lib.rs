@@ -139,6 +139,7 @@ pub use kind::Kind;
 pub use message::{
     Activity, Assign, ErrorCode, ErrorReport, Fingerprint, Forward, Goodbye, Hello, LoadProgress, Message,
     MessageError, Ping, Pong, Ready, Role, SequenceStep, StepBounds, StepResult, Subject, Versions, Welcome,
+    printable,
 };
 pub use protocol::{Config, Event, ProgressCount, Protocol, ProtocolError, State};
 pub use secure::Trust;

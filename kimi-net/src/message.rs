@@ -9,6 +9,7 @@ mod failure;
 mod greeting;
 mod stage;
 mod step;
+mod text;
 
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +18,7 @@ pub use self::{
     greeting::{Fingerprint, Hello, Role, Versions, Welcome},
     stage::{Assign, LoadProgress, Ready, StepBounds},
     step::{Activity, Forward, SequenceStep, StepResult},
+    text::printable,
 };
 use crate::kind::Kind;
 
@@ -89,6 +91,28 @@ impl Message {
             Message::Error(report) => at_most("bytes in message", report.message.len(), MAX_TEXT),
             Message::Goodbye(goodbye) => at_most("bytes in reason", goodbye.reason.len(), MAX_TEXT),
             Message::LoadProgress(_) | Message::Activity(_) | Message::Ping(_) | Message::Pong(_) => Ok(()),
+        }
+    }
+}
+
+impl Message {
+    /// Makes the peer's texts safe to show, before anything of this side sees them.
+    pub(crate) fn make_printable(&mut self) {
+        match self {
+            Message::Hello(hello) | Message::Welcome(Welcome { hello, .. }) => {
+                text::make_printable(&mut hello.software);
+                text::make_printable(&mut hello.node_id);
+            }
+            Message::Assign(assign) => text::make_printable(&mut assign.model),
+            Message::Ready(ready) => text::make_printable(&mut ready.device),
+            Message::Error(report) => text::make_printable(&mut report.message),
+            Message::Goodbye(goodbye) => text::make_printable(&mut goodbye.reason),
+            Message::LoadProgress(_)
+            | Message::Forward(_)
+            | Message::Result(_)
+            | Message::Activity(_)
+            | Message::Ping(_)
+            | Message::Pong(_) => {}
         }
     }
 }

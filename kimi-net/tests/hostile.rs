@@ -137,6 +137,21 @@ fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
     prop_oneof![3 => bare.prop_map(|message| (message, Bytes::new())), 1 => answer, 1 => any_forward()]
 }
 
+/// A message as its receiver sees it.
+fn shown(mut message: Message) -> Message {
+    let show = |text: &mut String| *text = printable(text).into_owned();
+    match &mut message {
+        Message::Hello(hello) | Message::Welcome(Welcome { hello, .. }) => {
+            show(&mut hello.software);
+            show(&mut hello.node_id);
+        }
+        Message::Error(report) => show(&mut report.message),
+        Message::Goodbye(goodbye) => show(&mut goodbye.reason),
+        _ => {}
+    }
+    message
+}
+
 fn encode(messages: &[(Message, Bytes)]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for (message, payload) in messages {
@@ -160,7 +175,7 @@ proptest! {
         let frames = read_all(&encode(&messages), chunk, Limits::default()).unwrap();
         prop_assert_eq!(frames.len(), messages.len());
         for (frame, (message, payload)) in frames.iter().zip(&messages) {
-            prop_assert_eq!(&frame.message, message);
+            prop_assert_eq!(&frame.message, &shown(message.clone()));
             prop_assert_eq!(&frame.payload, payload);
             prop_assert!(payload.is_empty() || (frame.payload.as_ptr() as usize).is_multiple_of(PAYLOAD_ALIGNMENT));
         }
@@ -220,6 +235,39 @@ proptest! {
             prop_assert!(ends == 1 && matches!(events.last(), Some(Event::Closed(_))), "{events:?}");
         }
     }
+}
+
+#[test]
+fn no_text_of_a_peer_reaches_a_terminal_as_it_is() {
+    let evil = "up\x1b[1A\nERROR all is well\u{202e}";
+    let hello = Hello {
+        versions: Versions::OURS,
+        software: evil.into(),
+        node_id: evil.into(),
+        role: Role::Worker,
+        max_in_flight: 1,
+    };
+    let report = ErrorReport { message: evil.into(), ..ErrorReport::fatal(ErrorCode::Internal, "") };
+    let messages = [
+        Message::Hello(hello.clone()),
+        Message::Welcome(Welcome { version: 1, hello }),
+        Message::Assign(Assign { model: evil.into(), ..assign() }),
+        Message::Ready(Ready { device: evil.into(), ..ready() }),
+        Message::Error(report.clone()),
+        Message::Goodbye(Goodbye { reason: evil.into() }),
+    ];
+    for message in messages {
+        let bytes = encode(&[(message, Bytes::new())]);
+        let shown = format!("{:?}", read_all(&bytes, 64, Limits::default()).unwrap());
+        // The backslash of an escape is escaped once more by Debug; a raw character would be escaped once.
+        assert!(shown.contains(r"up\\u{1b}[1A\\nERROR all is well\\u{202e}"), "{shown}");
+    }
+    let mut pair = Pair::plain();
+    pair.settle();
+    pair.inject(COORDINATOR, &encode(&[(Message::Error(report), Bytes::new())]));
+    pair.settle();
+    let reason = pair.reason(COORDINATOR).to_string();
+    assert!(!reason.contains(|c: char| c.is_control() || c == '\u{202e}'), "{reason:?}");
 }
 
 #[test]

@@ -12,6 +12,7 @@ mod host;
 mod patience;
 mod pipeline;
 mod recovery;
+mod refusal;
 mod remote;
 mod status;
 mod wire;

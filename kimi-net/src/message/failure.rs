@@ -93,9 +93,12 @@ pub struct ErrorReport {
 }
 
 impl ErrorReport {
-    /// A report that leaves the link open; a message over [`MAX_TEXT`] bytes is cut.
+    /// A report that leaves the link open; its message becomes one line, and is cut after [`MAX_TEXT`] bytes.
     pub fn new(code: ErrorCode, subject: Subject, message: impl Into<String>) -> ErrorReport {
-        let mut message = message.into();
+        let mut message: String = message.into();
+        if message.contains('\n') {
+            message = message.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        }
         message.truncate(message.floor_char_boundary(MAX_TEXT));
         ErrorReport { code, subject, fatal: false, message }
     }

@@ -15,9 +15,9 @@ use kimi_net::{
 };
 
 use super::config::WorkerConfig;
+use super::refusal::Refusal;
 use super::wire;
 use crate::bus_error;
-use crate::models::LookupError;
 
 /// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it.
 const MAX_STEP_TOKENS: u32 = 4096;
@@ -61,15 +61,6 @@ pub(super) struct Host {
     progress: Arc<AtomicU64>,
     /// Steps that the stage has and has not answered.
     steps: Arc<AtomicUsize>,
-}
-
-/// A refusal, with its code.
-struct Refusal(ErrorCode, String);
-
-impl Refusal {
-    fn load(text: impl ToString) -> Self {
-        Self(ErrorCode::LoadFailed, text.to_string())
-    }
 }
 
 impl Host {
@@ -159,9 +150,9 @@ impl Host {
                 *self.loaded() = Some(loaded); // before the coordinator sends its first step
                 sender.ready(Ready { weight_bytes, cache_bytes, load_micros: micros, device })
             }
-            Err(Refusal(code, text)) => {
+            Err(Refusal { code, text, told }) => {
                 tracing::warn!(layers, "can't load: {text}");
-                sender.fail(ErrorReport::new(code, Subject::Assignment, text))
+                sender.fail(ErrorReport::new(code, Subject::Assignment, told))
             }
         }
     }
@@ -179,7 +170,7 @@ impl Host {
             return ours.ok_or_else(|| {
                 let text = "the worker does not have the caches any more: it was started again, or served another \
                             coordinator meanwhile";
-                Refusal(ErrorCode::CacheLost, text.to_owned())
+                Refusal::new(ErrorCode::CacheLost, text)
             });
         }
         let before = held.take();
@@ -203,7 +194,7 @@ impl Host {
         let mut stage =
             self.config.device.load(&checkpoint, layers, cache, &mut report).map_err(|e| match e {
                 LoadError::DoesNotFit { .. } | LoadError::CacheDoesNotFit { .. } => {
-                    Refusal(ErrorCode::OutOfMemory, e.to_string())
+                    Refusal::new(ErrorCode::OutOfMemory, e)
                 }
                 _ => Refusal::load(e),
             })?;
@@ -224,7 +215,7 @@ impl Host {
                     "the worker's computing has stood still for {} s in the middle of a step; start `kimi worker` again",
                     STUCK.as_secs()
                 );
-                return Err(Refusal(ErrorCode::Stuck, text));
+                return Err(Refusal::new(ErrorCode::Stuck, text));
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -236,17 +227,14 @@ impl Host {
             Some(checkpoint) => checkpoint.clone(),
             None => {
                 let found = self.config.lookup.find_remote(&assign.model).and_then(|found| found.open());
-                found.map_err(|e| match e {
-                    LookupError::Checkpoint(_) => Refusal::load(e),
-                    _ => Refusal(ErrorCode::UnknownModel, e.to_string()),
-                })?
+                found.map_err(|e| Refusal::lookup(&assign.model, &e))?
             }
         };
         let ours = checkpoint.description();
         if Fingerprint(ours.fingerprint()) != assign.fingerprint {
             let difference = wire::difference(&ours, &assign.description);
             let text = format!("the checkpoints differ ({} on this worker): {difference}", checkpoint.name());
-            return Err(Refusal(ErrorCode::FingerprintMismatch, text));
+            return Err(Refusal::new(ErrorCode::FingerprintMismatch, text));
         }
         Ok(checkpoint)
     }

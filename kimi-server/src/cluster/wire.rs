@@ -6,7 +6,7 @@
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::fingerprint::Description;
 use kimi_core::stage::{Hidden, StageSpan};
-use kimi_net::{Bytes, Forward, SequenceStep, StepResult};
+use kimi_net::{Bytes, Forward, SequenceStep, StepResult, printable};
 
 /// A batch and its input as a message. `hidden_size` is the model's.
 pub(super) fn to_forward(
@@ -91,6 +91,6 @@ pub(super) fn difference(ours: &Description, theirs: &[u8]) -> String {
     let difference = theirs.and_then(|theirs| ours.difference(&theirs));
     difference.map_or_else(
         || "the coordinator does not say how; run the same release of kimi on both machines".to_owned(),
-        |difference| difference.between("here", "at the coordinator"),
+        |difference| printable(&difference.between("here", "at the coordinator")).into_owned(),
     )
 }
