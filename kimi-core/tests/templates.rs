@@ -363,6 +363,58 @@ fn bad_templates_and_bad_variables_are_errors() {
     assert!(matches!(found, Err(TemplateError::TooDeep { .. })));
 }
 
+/// Lists that a few characters make, and that nobody could wait for.
+#[test]
+fn lists_of_any_length_are_not_made_text() {
+    let long = [
+        "8*5**9*4*[missing]",
+        "[['x'] * 99999999] * 99999999",
+        "[[1] * 99999999, [1]]",
+        "{'a': [[1] * 99999999] * 9999}",
+        "['x' * 1000000] * 1000000",
+        "doubled.list",
+    ];
+    let texts = [
+        "{{ LONG }}",
+        "{% set text %}{{ LONG }}{% endset %}",
+        "{{ LONG | string | length }}",
+        "{{ LONG | upper }}",
+        "{{ LONG | join }}",
+        "{{ [LONG] | join(', ') }}",
+        "{{ 'x' | replace('x', LONG) }}",
+        "{{ LONG | tojson }}",
+        "{{ ','.join([LONG]) }}",
+    ];
+    let doubled = "{% set doubled = namespace(list=['x']) %}{% for i in range(26) %}\
+                   {% set doubled.list = doubled.list + doubled.list %}{% endfor %}";
+    for long in long {
+        for text in texts {
+            let source = text.replace("LONG", &format!("({long})"));
+            let template = ChatTemplate::new(&format!("{doubled}{source}")).unwrap();
+            match render(&template, &[], &[], json!({})) {
+                Err(TemplateError::Render(error)) => assert!(error.contains("fuel"), "{source}: {error}"),
+                other => panic!("{source}: {other:?}"),
+            }
+        }
+    }
+    // The length is nobody's concern while it stays a list.
+    for (source, expected) in [
+        ("{{ ([1] * 99999999) | length }}", "99999999"),
+        ("{{ [1, 'x'] * 2 }}", "[1, 'x', 1, 'x']"),
+        ("{{ ([1] * 3) | join('-') }}", "1-1-1"),
+        ("{{ 'a-b' | replace('-', 1) }}", "a1b"),
+        ("{{ {'a': [1]} | string | upper }}", "{'A': [1]}"),
+    ] {
+        let template = ChatTemplate::new(source).unwrap();
+        assert_eq!(render(&template, &[], &[], json!({})).unwrap(), expected, "{source}");
+    }
+    // One list in another, deeper than anything that is meant.
+    let deep =
+        "{% set n = namespace(s=[]) %}{% for i in range(9000) %}{% set n.s = [n.s] %}{% endfor %}{{ n.s }}";
+    let template = ChatTemplate::new(deep).unwrap();
+    assert!(matches!(render(&template, &[], &[], json!({})), Err(TemplateError::Render(_))));
+}
+
 #[test]
 fn messages_are_read_leniently() {
     let read = messages(json!([

@@ -10,6 +10,7 @@ mod fence;
 mod history;
 mod json_node;
 mod message;
+mod meter;
 mod parser;
 mod python;
 mod scanner;

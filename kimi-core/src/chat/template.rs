@@ -15,6 +15,7 @@ use super::clock::strftime_now;
 use super::fence::Fence;
 use super::json_node::JsonNode;
 use super::message::{Message, Tool};
+use super::meter::{self, afford};
 use super::python::float_repr;
 use super::template_file::{self, TemplateSource};
 use super::to_json::to_json;
@@ -297,13 +298,20 @@ fn environment() -> Result<Environment<'static>, TemplateError> {
     let mut env = Environment::new();
     env.set_syntax(syntax.map_err(|e| TemplateError::Compile(explain(&e)))?);
     env.set_fuel(Some(FUEL));
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    env.set_unknown_method_callback(|state, value, method, args| {
+        args.iter().try_for_each(|value| afford(state, value))?;
+        minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+    });
     env.set_formatter(|out, state, value| match f64::try_from(value.clone()) {
         Ok(float) if value.is_number() && !value.is_integer() => {
             out.write_str(&float_repr(float)).map_err(JinjaError::from)
         }
-        _ => minijinja::escape_formatter(out, state, value),
+        _ => {
+            afford(state, value)?;
+            minijinja::escape_formatter(out, state, value)
+        }
     });
+    meter::install(&mut env);
     env.add_filter("tojson", to_json);
     env.add_function("strftime_now", |format: String| strftime_now(&format));
     env.add_function("raise_exception", |message: String| -> Result<String, JinjaError> {

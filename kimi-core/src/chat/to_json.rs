@@ -5,6 +5,7 @@ use minijinja::{Error as JinjaError, ErrorKind, State};
 
 use super::bounded::BoundedText;
 use super::json_node::JsonNode;
+use super::meter::afford;
 use super::python::{JsonStyle, Writer};
 use super::template::{MAX_DEPTH, Rendering};
 
@@ -19,6 +20,7 @@ pub(super) fn to_json(
     if value.is_undefined() {
         return Err(fail("the value is undefined"));
     }
+    afford(state, value)?;
     let rendering = Rendering::of(state)?;
     let style = style(&rendering, &options)?;
     let mut text = BoundedText::new(&rendering.limits);
