@@ -139,16 +139,17 @@ pub fn bind(addr: SocketAddr, open: bool) -> anyhow::Result<std::net::TcpListene
     Ok(listener)
 }
 
-/// Serves until `shutdown` is ready.
+/// Serves within the limits of `config` until `shutdown` is ready.
 ///
 /// # Errors
 /// If the socket can't be used.
 pub async fn serve(
     listener: std::net::TcpListener,
     model: ServedModel,
+    config: HttpConfig,
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener).context("can't use the socket of the API")?;
-    http::serve(listener, vec![model], HttpConfig::default(), shutdown).await;
+    http::serve(listener, vec![model], config, shutdown).await;
     Ok(())
 }

@@ -43,6 +43,10 @@ fn wrong_arguments_exit_with_2() {
         &["serve", "kimi-tiny", "--wait-for-peers", "1"],
         &["plan", "kimi-tiny"],
         &["serve", "kimi-tiny", "--context", "-1"],
+        &["serve", "kimi-tiny", "--max-connections", "0"],
+        &["serve", "kimi-tiny", "--max-connections-per-address", "many"],
+        &["serve", "kimi-tiny", "--max-chats", "0"],
+        &["serve", "kimi-tiny", "--body-memory", "1"],
         &["plan", "kimi-tiny", "--discovery-config-path", "x", "--usable-memory", "1.5"],
     ] {
         let output = run(args);

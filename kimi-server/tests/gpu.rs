@@ -16,6 +16,7 @@ use kimi_core::stage::Stage;
 use kimi_core::{ChatFiles, ChatModel, Checkpoint, ModelOptions};
 use kimi_quant::gpu::{Gpu, GpuOptions};
 use kimi_server::cluster::ClusterStatus;
+use kimi_server::http::HttpConfig;
 use kimi_server::placement;
 use kimi_server::serving::{self, Slot};
 use serde_json::{Value, json as value};
@@ -45,7 +46,7 @@ fn serve() -> Server {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let listener = serving::bind(([127, 0, 0, 1], 0).into(), false).unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    runtime.spawn(serving::serve(listener, slot.served(), std::future::pending()));
+    runtime.spawn(serving::serve(listener, slot.served(), HttpConfig::default(), std::future::pending()));
     Server { gpu, address, _runtime: runtime }
 }
 

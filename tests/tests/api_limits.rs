@@ -194,7 +194,7 @@ fn a_silent_connection_has_less_time_than_one_between_requests() {
 
 #[test]
 fn chats_wait_and_health_answers() {
-    let config = HttpConfig { max_connections: 70, max_chats: 2, ..HttpConfig::default() };
+    let config = HttpConfig { max_connections: 12, max_chats: 2, ..HttpConfig::default() };
     let script = Script { pause: Duration::from_secs(3), ..Script::default() };
     let server = Server::start(vec![ServedModel::new(script)], config);
     let bytes = request(PATH, chat().to_string().as_bytes());

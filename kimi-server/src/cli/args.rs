@@ -8,6 +8,7 @@ use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
 
 use super::{defaults, ui};
+use crate::http::HttpConfig;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -299,6 +300,41 @@ pub struct RunArgs {
     pub device: DeviceArgs,
 }
 
+/// What the HTTP API may take.
+#[derive(Debug, Clone, Args)]
+pub struct HttpArgs {
+    /// Most connections at a time; when all are taken, a new one gets the place of the idlest.
+    #[arg(long, value_name = "N", env = "KIMI_MAX_CONNECTIONS", value_parser = places)]
+    #[arg(default_value_t = HttpConfig::default().max_connections)]
+    pub max_connections: usize,
+    /// Most connections of one address, or of one IPv6 network [default: nearly all].
+    #[arg(long, value_name = "N", env = "KIMI_MAX_CONNECTIONS_PER_ADDRESS", value_parser = places)]
+    pub max_connections_per_address: Option<usize>,
+    /// Most chats that are answered at a time; further ones wait. Some of the connections are always kept for other
+    /// requests.
+    #[arg(long, value_name = "N", env = "KIMI_MAX_CHATS", value_parser = places)]
+    #[arg(default_value_t = HttpConfig::default().max_chats)]
+    pub max_chats: usize,
+    /// Memory for the bodies of all requests together: half for those that arrive (beyond it: status 503), half for those
+    /// that are being read.
+    #[arg(long, value_name = "MB", env = "KIMI_BODY_MEMORY", value_parser = clap::value_parser!(u32).range(8..=65_536))]
+    #[arg(default_value_t = (HttpConfig::default().max_bodies_memory >> 20) as u32)]
+    pub body_memory: u32,
+}
+
+impl HttpArgs {
+    /// The same for the server.
+    pub fn config(&self) -> HttpConfig {
+        HttpConfig {
+            max_connections: self.max_connections,
+            max_connections_per_address: self.max_connections_per_address,
+            max_chats: self.max_chats,
+            max_bodies_memory: (self.body_memory as usize) << 20,
+            ..HttpConfig::default()
+        }
+    }
+}
+
 /// Arguments of `kimi serve`.
 #[derive(Debug, Args)]
 // A worker may have a name without a discovery file; here it would say nothing.
@@ -348,6 +384,9 @@ pub struct ServeArgs {
     /// pieces, so that they do not hold up the others.
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub prompt_time: u64,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub http: HttpArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
@@ -574,6 +613,13 @@ fn at_least_one(text: &str) -> Result<usize, String> {
     match text.parse::<usize>() {
         Ok(n) if (1..=1 << 24).contains(&n) => Ok(n),
         _ => Err("expected a number of tokens from 1 to 16777216".to_owned()),
+    }
+}
+
+fn places(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(n) if (1..=1_000_000).contains(&n) => Ok(n),
+        _ => Err("expected a number from 1 to 1000000".to_owned()),
     }
 }
 

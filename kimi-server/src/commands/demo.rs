@@ -14,6 +14,7 @@ use crate::cli::args::DemoArgs;
 use crate::cli::ui;
 use crate::client;
 use crate::cluster::ClusterStatus;
+use crate::http::HttpConfig;
 use crate::local::{LocalCluster, silent};
 use crate::models::{EMBEDDED, FoundModel, Source};
 use crate::placement::{PlanTable, layer_text};
@@ -33,6 +34,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let addr = listener.local_addr()?;
     let found = FoundModel { id: EMBEDDED.to_owned(), source: Source::Embedded, layers: None };
     let checkpoint = found.open()?;
+    let files = ChatFiles::open(&checkpoint)?;
     let bytes = ModelBytes::of(&checkpoint)?;
     let options = ModelOptions::default();
     let cache = options.cache(&checkpoint);
@@ -53,14 +55,14 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
         let wanted = worker.wanted();
         super::print(&format!("{} is process {} at {}\n", wanted.id, worker.process_id(), wanted.target))?;
     }
-    let model = ChatModel::start(ChatFiles::open(&checkpoint)?, &checkpoint, built.stages, &options)?;
+    let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
     let watch = Watch { model: model.clone() };
     let slot = Slot::new(EMBEDDED, &checkpoint, model.context_tokens(), ClusterStatus::default());
     slot.planned(cluster.plan());
     slot.loaded(model, built.devices, built.mapped);
     let (stop, stopped) = oneshot::channel::<()>();
-    let server = runtime.spawn(serving::serve(listener, slot.served(), async {
+    let server = runtime.spawn(serving::serve(listener, slot.served(), HttpConfig::default(), async {
         // An error means that the other half is gone: stop too.
         let _ = stopped.await;
     }));

@@ -44,7 +44,8 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let status = ClusterStatus::default();
     let slot = Slot::new(&found.id, &checkpoint, options.context(&checkpoint), status.clone());
     // From here on the API says how far loading is.
-    let server = runtime.spawn(serving::serve(listener, slot.served(), stop(slot.clone())));
+    let server =
+        runtime.spawn(serving::serve(listener, slot.served(), args.http.config(), stop(slot.clone())));
     let started = Instant::now();
     let loading = Load {
         args,

@@ -17,8 +17,11 @@ pub struct HttpConfig {
     /// count.
     pub max_bodies_memory: usize,
     /// Most connections at a time. When all are taken, a new one gets the place of the one that has been idle for
-    /// longest; one address gets most of the places, but not all.
+    /// longest.
     pub max_connections: usize,
+    /// Most connections of one address, where `None` is nearly all of [`Self::max_connections`]. When all are taken, a
+    /// new one gets the place of an idle one of this address.
+    pub max_connections_per_address: Option<usize>,
     /// Most chats that are answered at a time. Further ones wait, as long as enough connections are left for other
     /// requests such as `/health`; beyond that the status is 503.
     pub max_chats: usize,
@@ -40,12 +43,37 @@ pub struct HttpConfig {
     pub log_requests: bool,
 }
 
+/// Most connections that chats leave for other requests.
+const OTHER_REQUESTS: usize = 64;
+
+impl HttpConfig {
+    /// Connections that chats leave for other requests.
+    fn reserved(&self) -> usize {
+        OTHER_REQUESTS.min(self.max_connections / 2)
+    }
+
+    /// Chats that are answered at a time, and chats that may wait.
+    pub(super) fn chats(&self) -> (usize, usize) {
+        let places = self.max_connections - self.reserved();
+        let chats = self.max_chats.min(places).max(1);
+        (chats, places.saturating_sub(chats))
+    }
+
+    /// Connections that one address may have. Who has all chats and all of its connections still leaves some to ask how
+    /// the server is.
+    pub(super) fn per_address(&self) -> usize {
+        let nearly_all = self.max_connections - self.reserved() / 2;
+        self.max_connections_per_address.unwrap_or(nearly_all)
+    }
+}
+
 impl Default for HttpConfig {
     fn default() -> Self {
         Self {
             max_body_bytes: 32 << 20,
             max_bodies_memory: 192 << 20,
             max_connections: 704,
+            max_connections_per_address: None,
             max_chats: 512,
             first_request_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(60),
@@ -96,6 +124,19 @@ fn is_loopback(origin: &HeaderValue) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_shared_out() {
+        let of = |max_connections, max_chats| {
+            let config = HttpConfig { max_connections, max_chats, ..HttpConfig::default() };
+            (config.chats(), config.per_address())
+        };
+        assert_eq!(of(704, 512), ((512, 128), 672));
+        assert_eq!(of(100, 512), ((50, 0), 75));
+        assert_eq!(of(1, 1), ((1, 0), 1));
+        let own = HttpConfig { max_connections_per_address: Some(9), ..HttpConfig::default() };
+        assert_eq!(own.per_address(), 9);
+    }
 
     #[test]
     fn loopback_origins() {

@@ -26,8 +26,6 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
 /// How long the last words of answers that are cut short may take to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Connections that are left for other requests than chats.
-const OTHER_REQUESTS: usize = 64;
 /// Largest head of a request, and most bytes that are read ahead of a connection.
 const READ_BUFFER: usize = 64 << 10;
 
@@ -44,9 +42,7 @@ pub async fn serve(
     let (end, ending) = watch::channel(false);
     let app = Arc::new(App::new(models, config.clone(), is_loopback(&listener), ending));
     let cors = config.cors.layer();
-    let places = config.max_connections;
-    // Who has all chats and all of its connections still has some to ask how the server is.
-    let connections = Connections::new(places, places.saturating_sub(OTHER_REQUESTS / 2));
+    let connections = Connections::new(config.max_connections, config.per_address());
     let (stop, stopped) = watch::channel(());
     let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -87,8 +83,8 @@ impl App {
         loopback: bool,
         ending: watch::Receiver<bool>,
     ) -> Self {
-        let chats = config.max_chats.clamp(1, Semaphore::MAX_PERMITS);
-        let waiting = config.max_connections.saturating_sub(OTHER_REQUESTS + chats);
+        let (chats, waiting) = config.chats();
+        let [chats, waiting] = [chats, waiting].map(|places| places.min(Semaphore::MAX_PERMITS));
         Self {
             budget: Budget::new(config.max_bodies_memory),
             chats: Arc::new(Semaphore::new(chats)),
