@@ -123,7 +123,9 @@ impl LinkError {
             LinkError::Protocol(ProtocolError::VersionMismatch { .. }) => ErrorCode::VersionMismatch,
             LinkError::Protocol(ProtocolError::RoleMismatch { .. }) => ErrorCode::RoleMismatch,
             LinkError::Protocol(
-                ProtocolError::TooManyInFlight { .. } | ProtocolError::PeerNotReading { .. },
+                ProtocolError::TooManyInFlight { .. }
+                | ProtocolError::TooMuchInFlight { .. }
+                | ProtocolError::PeerNotReading { .. },
             ) => ErrorCode::Overloaded,
             LinkError::Protocol(_) => ErrorCode::OutOfOrder,
             LinkError::HandshakeTimeout { .. } => ErrorCode::HandshakeTimeout,

@@ -20,12 +20,16 @@ use crate::{
     frame::{FrameError, FrameReader, Limits, OutFrame, Prefix, Progress},
     kind::Kind,
     message::{
-        ErrorReport, Goodbye, Hello, Message, Ping, Pong, Role, StepBounds, Subject, Versions, Welcome,
+        ErrorReport, Forward, Goodbye, Hello, Message, Ping, Pong, Role, StepBounds, Subject, Versions,
+        Welcome,
     },
 };
 
 /// Frames that may wait to be sent; a peer that makes us queue more does not read.
 const MAX_QUEUED: usize = 1024;
+/// Memory for steps that are not answered: three full prefill steps of Kimi-K2, or as many decode steps as
+/// [`Config::max_in_flight`] allows. A step that is larger goes alone.
+const MAX_IN_FLIGHT_BYTES: u64 = 48 << 20;
 
 /// One end of a link.
 ///
@@ -40,12 +44,23 @@ pub struct Protocol {
     outgoing: VecDeque<OutFrame>,
     events: VecDeque<Event>,
     /// Steps sent and not answered, oldest first; the same on both sides, but for what is under way.
-    in_flight: VecDeque<u64>,
+    in_flight: VecDeque<InFlight>,
+    /// Their memory together, see [`Forward::memory`].
+    in_flight_bytes: u64,
+    /// Payloads of answers that wait to be sent: their steps still take memory.
+    unsent_bytes: u64,
     max_in_flight: usize,
     last_step: Option<u64>,
     /// Of the stage that is assigned; steps without one are out of order.
     bounds: Option<StepBounds>,
     clock: Clock,
+}
+
+/// A step without an answer.
+#[derive(Clone, Copy)]
+struct InFlight {
+    step: u64,
+    bytes: u64,
 }
 
 /// Times of a link, as they were passed in.
@@ -85,6 +100,8 @@ impl Protocol {
             outgoing: VecDeque::new(),
             events: VecDeque::new(),
             in_flight: VecDeque::new(),
+            in_flight_bytes: 0,
+            unsent_bytes: 0,
             last_step: None,
             bounds: None,
             clock,
@@ -96,9 +113,22 @@ impl Protocol {
         self.state
     }
 
-    /// Whether another step may be sent before one is answered.
-    pub fn has_room(&self) -> bool {
-        self.in_flight.len() < self.max_in_flight
+    /// Whether this step may be sent before another one is answered.
+    pub fn has_room_for(&self, forward: &Forward) -> bool {
+        self.check_room(forward).is_ok()
+    }
+
+    fn check_room(&self, forward: &Forward) -> Result<(), ProtocolError> {
+        if self.in_flight.len() >= self.max_in_flight {
+            return Err(ProtocolError::TooManyInFlight { limit: self.max_in_flight });
+        }
+        // The coordinator counts a step until it has its answer, so that what a worker counts is never more.
+        let before = self.in_flight_bytes + self.unsent_bytes;
+        let bytes = before.saturating_add(forward.memory());
+        if before > 0 && bytes > MAX_IN_FLIGHT_BYTES {
+            return Err(ProtocolError::TooMuchInFlight { bytes, limit: MAX_IN_FLIGHT_BYTES });
+        }
+        Ok(())
     }
 
     /// The next thing that happened.
@@ -108,7 +138,11 @@ impl Protocol {
 
     /// The next frame to send.
     pub fn poll_transmit(&mut self) -> Option<OutFrame> {
-        self.outgoing.pop_front()
+        let frame = self.outgoing.pop_front()?;
+        if self.role == Role::Worker {
+            self.unsent_bytes -= frame.payload.len() as u64;
+        }
+        Some(frame)
     }
 
     /// Sends a message, if the protocol has a place for it now; an error leaves the link as it was.
@@ -122,6 +156,9 @@ impl Protocol {
         let frame = OutFrame::new(&message, payload, &self.config.limits)?;
         self.check_step(&message)?;
         self.advance(self.role, &message)?;
+        if self.role == Role::Worker {
+            self.unsent_bytes += frame.payload.len() as u64;
+        }
         self.outgoing.push_back(frame);
         match message {
             Message::Goodbye(_) => self.end(LinkError::Closed),
@@ -143,7 +180,7 @@ impl Protocol {
             let result = match self.reader.poll() {
                 Ok(Progress::NeedMore) => break,
                 Ok(Progress::Prefix(prefix)) => self.admit(prefix),
-                Ok(Progress::Header) => self.reader.header().map_or(Ok(()), |header| self.check_step(header)),
+                Ok(Progress::Header) => self.reader.header().map_or(Ok(()), |header| self.admit_step(header)),
                 Ok(Progress::Frame(frame)) => {
                     self.clock.frame_begun = None;
                     self.on_message(now, frame.message, frame.payload)
@@ -242,7 +279,16 @@ impl Protocol {
         Ok(())
     }
 
-    /// Holds a step against the assignment; before its payload is allocated if it is the peer's.
+    /// Refuses a step before its payload is allocated.
+    fn admit_step(&self, message: &Message) -> Result<(), LinkError> {
+        self.check_step(message)?;
+        match message {
+            Message::Forward(forward) => Ok(self.check_room(forward)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Holds a step against the assignment.
     fn check_step(&self, message: &Message) -> Result<(), LinkError> {
         match (message, &self.bounds) {
             (Message::Forward(forward), Some(bounds)) => {
@@ -334,7 +380,7 @@ impl Protocol {
                 self.bounds = Some(assign.step_bounds());
             }
             Message::Ready(_) => self.state = State::Serving,
-            Message::Forward(forward) => self.begin_step(forward.step)?,
+            Message::Forward(forward) => self.begin_step(forward)?,
             Message::Result(result) => self.answer_step(result.step)?,
             Message::Error(report) if !report.fatal => match report.subject {
                 Subject::Link => {}
@@ -352,25 +398,29 @@ impl Protocol {
         Ok(())
     }
 
-    fn begin_step(&mut self, step: u64) -> Result<(), ProtocolError> {
+    fn begin_step(&mut self, forward: &Forward) -> Result<(), ProtocolError> {
+        let step = forward.step;
         if let Some(last) = self.last_step.filter(|last| step <= *last) {
             return Err(ProtocolError::StepNotRising { found: step, last });
         }
-        if !self.has_room() {
-            return Err(ProtocolError::TooManyInFlight { limit: self.max_in_flight });
-        }
+        self.check_room(forward)?;
+        let bytes = forward.memory();
         self.last_step = Some(step);
-        self.in_flight.push_back(step);
+        self.in_flight_bytes += bytes;
+        self.in_flight.push_back(InFlight { step, bytes });
         Ok(())
     }
 
     fn answer_step(&mut self, step: u64) -> Result<(), ProtocolError> {
-        match self.in_flight.front() {
-            Some(expected) if *expected == step => {
+        match self.in_flight.front().copied() {
+            Some(oldest) if oldest.step == step => {
                 self.in_flight.pop_front();
+                self.in_flight_bytes -= oldest.bytes;
                 Ok(())
             }
-            expected => Err(ProtocolError::StepOutOfOrder { found: step, expected: expected.copied() }),
+            oldest => {
+                Err(ProtocolError::StepOutOfOrder { found: step, expected: oldest.map(|oldest| oldest.step) })
+            }
         }
     }
 
@@ -395,6 +445,7 @@ impl Protocol {
         if self.state != State::Closed {
             self.state = State::Closed;
             self.in_flight.clear();
+            self.in_flight_bytes = 0;
             self.events.push_back(Event::Closed(reason));
         }
     }

@@ -17,31 +17,47 @@ use kimi_net::{
 };
 use proptest::{collection::vec, prelude::*};
 
-/// The system's allocator, noting the largest request of each thread.
+/// The system's allocator, noting the largest request of each thread and what it holds.
 struct Noting;
 
 thread_local! {
     static LARGEST: Cell<usize> = const { Cell::new(0) };
+    /// Bytes that are held now, and the most that were since the last look.
+    static HELD: Cell<(isize, isize)> = const { Cell::new((0, 0)) };
 }
 
-fn note(size: usize) {
+fn note(freed: usize, size: usize) {
     // Fails only while a thread ends, when nobody asks any more.
     let _ = LARGEST.try_with(|largest| largest.set(largest.get().max(size)));
+    let _ = HELD.try_with(|held| {
+        let (before, peak) = held.get();
+        let now = before + size as isize - freed as isize;
+        held.set((now, peak.max(now)));
+    });
+}
+
+/// The most memory that `work` holds at a time, beyond what was held before.
+fn peak_memory(work: impl FnOnce()) -> usize {
+    let (before, _) = HELD.get();
+    HELD.set((before, before));
+    work();
+    usize::try_from(HELD.get().1 - before).unwrap()
 }
 
 // SAFETY: every call is handed to the system's allocator unchanged; noting a number allocates nothing.
 unsafe impl GlobalAlloc for Noting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        note(layout.size());
+        note(0, layout.size());
         // SAFETY: the caller's promises are passed on.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        note(layout.size(), 0);
         // SAFETY: the caller's promises are passed on.
         unsafe { System.dealloc(pointer, layout) }
     }
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        note(size);
+        note(layout.size(), size);
         // SAFETY: the caller's promises are passed on.
         unsafe { System.realloc(pointer, layout, size) }
     }
@@ -300,6 +316,81 @@ fn a_claim_alone_does_not_allocate() {
     });
     assert!(largest <= (16 << 20) + 64, "{largest} bytes at once");
     assert!(reader.position().unwrap().contains("100000 of 1073737728"), "{:?}", reader.position());
+}
+
+/// What a worker may hold beyond its assignment, its steps' payloads included.
+const MEMORY: usize = 64 << 20;
+
+/// Sends a worker of Kimi-K2's width steps until it refuses one; `answer` is what it does with each.
+fn flood(mut answer: impl FnMut(&mut Protocol, Forward, Bytes)) -> (usize, LinkError) {
+    let mut worker = {
+        let Pair { peers: [_, worker], .. } = Pair::serving();
+        worker
+    };
+    let payload = vec![0; 512 * 7168 * 4];
+    let mut reason = None;
+    let peak = peak_memory(|| {
+        for step in 1.. {
+            let header = postcard::to_stdvec(&forward(step, 512, 7168)).unwrap();
+            let head = prefix(1, Kind::Forward.number(), header.len() as u32, payload.len() as u64);
+            for bytes in [&head[..], &header, &payload] {
+                worker.handle_input(Instant::now(), bytes);
+            }
+            match worker.poll_event() {
+                Some(Event::Forward(forward, payload)) => answer(&mut worker, forward, payload),
+                Some(Event::Closed(error)) => {
+                    reason = Some(error);
+                    break;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    (peak, reason.unwrap())
+}
+
+#[test]
+fn a_flood_of_steps_takes_no_more_memory_than_is_allowed() {
+    // A worker that computes nothing: the inputs pile up.
+    let mut inputs = Vec::new();
+    let (peak, reason) = flood(|_, _, payload| inputs.push(payload));
+    assert_eq!(inputs.len(), 3);
+    assert!(peak < MEMORY, "{peak} bytes");
+    assert!(matches!(reason, LinkError::Protocol(ProtocolError::TooMuchInFlight { .. })), "{reason}");
+    assert_eq!(reason.code(), Some(ErrorCode::Overloaded));
+
+    // A worker that answers at once, and a peer that does not read: the outputs pile up.
+    let mut answers = 0;
+    let (peak, reason) = flood(|worker, forward, payload| {
+        let result = result(forward.step, forward.rows, forward.cols);
+        worker.send(Message::Result(result), payload).unwrap();
+        answers += 1;
+    });
+    assert_eq!(answers, 3);
+    assert!(peak < MEMORY, "{peak} bytes");
+    assert!(matches!(reason, LinkError::Protocol(ProtocolError::TooMuchInFlight { .. })), "{reason}");
+}
+
+#[test]
+fn a_step_larger_than_all_steps_may_be_goes_alone() {
+    let mut pair = Pair::plain();
+    pair.settle();
+    pair.send(COORDINATOR, Message::Assign(Assign { max_tokens: 4096, ..assign() }));
+    pair.settle();
+    pair.send(WORKER, Message::Ready(ready()));
+    pair.settle();
+    let large = forward(1, 2000, 7168);
+    assert!(pair.peers[COORDINATOR].has_room_for(&large));
+    pair.send_with(COORDINATOR, Message::Forward(large), hidden(2000, 7168));
+    pair.settle();
+    let small = forward(2, 1, 4);
+    assert!(!pair.peers[COORDINATOR].has_room_for(&small));
+    pair.send_with(WORKER, Message::Result(result(1, 2000, 7168)), hidden(2000, 7168));
+    pair.settle();
+    assert!(pair.peers[COORDINATOR].has_room_for(&small));
+    pair.send_with(COORDINATOR, Message::Forward(small), hidden(1, 4));
+    pair.settle();
+    assert!(matches!(pair.events[WORKER].last(), Some(Event::Forward(Forward { step: 2, .. }, _))));
 }
 
 #[test]

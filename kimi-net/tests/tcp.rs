@@ -113,6 +113,21 @@ async fn steps_in_flight_are_answered_in_order() {
 }
 
 #[tokio::test]
+async fn more_prompts_than_a_worker_has_memory_for_wait_on_this_side() {
+    let (link, _worker) = serving().await;
+    let (sender, answers) = mpsc::channel();
+    let input = hidden(512, 7168);
+    for step in 1..=9 {
+        let sender = sender.clone();
+        let done = move |reply: Result<Reply, LinkError>| sender.send(reply.unwrap().header.step).unwrap();
+        link.submit(forward(step, 512, 7168), input.clone(), done);
+    }
+    link.forward(forward(10, 1, 4), hidden(1, 4)).await.unwrap();
+    drop(sender);
+    assert_eq!(answers.iter().collect::<Vec<_>>(), (1..=9).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn a_step_that_must_not_be_sent_does_not_hold_up_the_others() {
     let (link, _worker) = serving().await;
     let (sender, answers) = mpsc::channel();

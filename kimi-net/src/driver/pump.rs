@@ -25,6 +25,8 @@ use crate::{
 
 /// Frames handed to the stream at once.
 const MAX_FRAMES: usize = 8;
+/// Bytes handed to the stream at once, or one frame.
+const MAX_BYTES: usize = 1 << 20;
 /// Time for last words, each way.
 const LINGER: Duration = Duration::from_secs(1);
 
@@ -243,7 +245,7 @@ impl Pump {
     /// Sends waiting steps while there are places for them.
     fn send_steps(&mut self) {
         let Route::Coordinator { steps, waiting, .. } = &mut self.route else { return };
-        while self.protocol.has_room()
+        while waiting.front().is_some_and(|next| self.protocol.has_room_for(&next.header))
             && let Some(Step { header, payload, waiter }) = waiting.pop_front()
         {
             match self.protocol.send(Message::Forward(header), payload) {
@@ -379,6 +381,7 @@ struct SendQueue {
 impl SendQueue {
     fn fill(&mut self, protocol: &mut Protocol) {
         while self.frames.len() < MAX_FRAMES
+            && self.frames.iter().map(OutFrame::remaining).sum::<usize>() < MAX_BYTES
             && let Some(frame) = protocol.poll_transmit()
         {
             self.frames.push_back(frame);

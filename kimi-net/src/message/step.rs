@@ -39,6 +39,17 @@ impl StepResult {
 }
 
 impl Forward {
+    /// Bytes that a worker holds for this step until its answer is sent: the hidden state, which it receives, returns or both,
+    /// and the lists. At most; saturating.
+    pub(crate) fn memory(&self) -> u64 {
+        let lists = self.sequences.iter().map(|sequence| {
+            let numbers = sequence.tokens.len() + sequence.pages.len();
+            (size_of::<SequenceStep>() + numbers * size_of::<u32>()) as u64
+        });
+        let state = u64::from(self.rows) * u64::from(self.cols); // below 2^64: two 32-bit factors
+        state.saturating_mul(ELEMENT_BYTES).saturating_add(lists.sum())
+    }
+
     pub(super) fn check(&self, payload: u64) -> Result<(), MessageError> {
         at_most("sequences", self.sequences.len(), MAX_SEQUENCES)?;
         ensure(!self.sequences.is_empty(), "a step without sequences")?;

@@ -47,6 +47,14 @@ pub enum ProtocolError {
         /// The limit.
         limit: usize,
     },
+    /// Unanswered steps that take too much memory together.
+    #[error("Forward with which the steps in flight take {bytes} bytes; the limit is {limit}")]
+    TooMuchInFlight {
+        /// Bytes of all, this one included.
+        bytes: u64,
+        /// The limit.
+        limit: u64,
+    },
     /// No common version.
     #[error(
         "protocol versions do not overlap: ours {ours}, the peer's {theirs}; \

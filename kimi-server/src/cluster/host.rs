@@ -19,8 +19,9 @@ use super::refusal::Refusal;
 use super::wire;
 use crate::bus_error;
 
-/// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it.
-const MAX_STEP_TOKENS: u32 = 4096;
+/// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it. Input
+/// and output of a step of Kimi-K2 are 59 MB together.
+const MAX_STEP_TOKENS: u32 = 1024;
 
 /// How long the device may stand still with a step before the stage counts as stuck: no step without layers to begin takes as
 /// long.
