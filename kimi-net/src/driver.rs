@@ -1,5 +1,6 @@
 //! Links on tokio: one task for each connection, and handles to it.
 
+mod look;
 mod pump;
 mod stats;
 mod tcp;
@@ -17,8 +18,9 @@ use tokio::{
 
 use self::pump::{AssignWaiter, Command, Done, Pump, Route, Step, StepWaiter};
 pub use self::{
+    look::Observer,
     stats::{LinkStats, StepTiming},
-    tcp::{Incoming, Listener, connect},
+    tcp::{Incoming, Listener, connect, observe},
 };
 use crate::{
     error::LinkError,

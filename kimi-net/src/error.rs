@@ -125,6 +125,7 @@ impl LinkError {
             LinkError::Protocol(
                 ProtocolError::TooManyInFlight { .. }
                 | ProtocolError::TooMuchInFlight { .. }
+                | ProtocolError::TooManyLooks { .. }
                 | ProtocolError::PeerNotReading { .. },
             ) => ErrorCode::Overloaded,
             LinkError::Protocol(_) => ErrorCode::OutOfOrder,

@@ -44,6 +44,10 @@ kinds! {
     Error = 11,
     /// Either way: no more from me.
     Goodbye = 12,
+    /// Observer to worker: what are you, and what do you hold?
+    Look = 13,
+    /// Worker to observer: the answer to its oldest `Look`.
+    Status = 14,
 }
 
 impl Kind {

@@ -20,7 +20,7 @@
 //!      0      4  magic "KIMI"
 //!      4      2  version of the frame layout: 1
 //!      6      2  kind: Hello 1, Welcome 2, Assign 3, LoadProgress 4, Ready 5, Forward 6, Result 7,
-//!                Activity 8, Ping 9, Pong 10, Error 11, Goodbye 12
+//!                Activity 8, Ping 9, Pong 10, Error 11, Goodbye 12, Look 13, Status 14
 //!      8      4  h: bytes of the header, at most 1 MiB (64 KiB before the handshake is over)
 //!     12      8  p: bytes of the payload, at most what Assign allows, and 1 GiB; 0 but for
 //!                Forward and Result
@@ -45,6 +45,8 @@
 //!                            ◀──────────  Result + y, in the order of the Forwards (or Error about the step)
 //!             Activity       ──────────▶            sequences are running, or none is
 //!             Assign         ──────────▶            with no step in flight: back to Loading
+//!  Idle       Look           ──────────▶            from an observer in a coordinator's place: any number
+//!                            ◀──────────  Status    one for each
 //!  Closed     Goodbye or a fatal Error, from either side at any time
 //! ```
 //!
@@ -130,16 +132,17 @@ pub mod tune;
 pub use bytes::Bytes;
 
 pub use driver::{
-    Coordinator, Incoming, LinkStats, Listener, Reply, StepTiming, Worker, WorkerSender, connect,
+    Coordinator, Incoming, LinkStats, Listener, Observer, Reply, StepTiming, Worker, WorkerSender, connect,
+    observe,
 };
 pub use error::LinkError;
 pub use frame::{FrameError, Limits, PAYLOAD_ALIGNMENT};
 pub use key::{ClusterId, ClusterKey, KeyError};
 pub use kind::Kind;
 pub use message::{
-    Activity, Assign, ErrorCode, ErrorReport, Fingerprint, Forward, Goodbye, Hello, LoadProgress, Message,
-    MessageError, Ping, Pong, Ready, Role, SequenceStep, StepBounds, StepResult, Subject, Versions, Welcome,
-    printable,
+    Activity, Assign, ErrorCode, ErrorReport, Filling, Fingerprint, Forward, Goodbye, Hello, Holding,
+    LoadProgress, Look, MAX_FILLING, MAX_LOOKS, Message, MessageError, ModelFiles, Ping, Pong, Ready, Role,
+    SequenceStep, Status, StepBounds, StepResult, Subject, Versions, Welcome, printable,
 };
 pub use protocol::{Config, Event, ProgressCount, Protocol, ProtocolError, State};
 pub use secure::Trust;

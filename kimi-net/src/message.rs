@@ -7,6 +7,7 @@
 
 mod failure;
 mod greeting;
+mod look;
 mod stage;
 mod step;
 mod text;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 pub use self::{
     failure::{ErrorCode, ErrorReport, Subject},
     greeting::{Fingerprint, Hello, Role, Versions, Welcome},
+    look::{Filling, Holding, Look, MAX_FILLING, MAX_LOOKS, ModelFiles, Status},
     stage::{Assign, LoadProgress, Ready, StepBounds},
     step::{Activity, Forward, SequenceStep, StepResult},
     text::printable,
@@ -76,6 +78,8 @@ messages! {
     Pong(Pong),
     Error(ErrorReport),
     Goodbye(Goodbye),
+    Look(Look),
+    Status(Box<Status>),
 }
 
 impl Message {
@@ -90,6 +94,8 @@ impl Message {
             Message::Result(result) => result.check(payload),
             Message::Error(report) => at_most("bytes in message", report.message.len(), MAX_TEXT),
             Message::Goodbye(goodbye) => at_most("bytes in reason", goodbye.reason.len(), MAX_TEXT),
+            Message::Look(look) => look.check(),
+            Message::Status(status) => status.check(),
             Message::LoadProgress(_) | Message::Activity(_) | Message::Ping(_) | Message::Pong(_) => Ok(()),
         }
     }

@@ -20,8 +20,8 @@ use crate::{
     frame::{FrameError, FrameReader, Limits, OutFrame, Prefix, Progress},
     kind::Kind,
     message::{
-        ErrorReport, Forward, Goodbye, Hello, Message, Ping, Pong, Role, StepBounds, Subject, Versions,
-        Welcome,
+        ErrorReport, Forward, Goodbye, Hello, MAX_LOOKS, Message, Ping, Pong, Role, StepBounds, Subject,
+        Versions, Welcome,
     },
 };
 
@@ -39,6 +39,8 @@ const MAX_IN_FLIGHT_BYTES: u64 = 48 << 20;
 pub struct Protocol {
     config: Config,
     role: Role,
+    /// What the peer is; until it has said so, a coordinator for a worker.
+    peer_role: Role,
     state: State,
     reader: FrameReader,
     outgoing: VecDeque<OutFrame>,
@@ -51,6 +53,8 @@ pub struct Protocol {
     unsent_bytes: u64,
     max_in_flight: usize,
     last_step: Option<u64>,
+    /// Questions of an observer that are not answered.
+    looks: usize,
     /// Of the stage that is assigned; steps without one are out of order.
     bounds: Option<StepBounds>,
     clock: Clock,
@@ -77,8 +81,17 @@ struct Clock {
 impl Protocol {
     /// The coordinator's end; its hello is ready to be sent.
     pub fn coordinator(config: Config, now: Instant) -> Result<Protocol, LinkError> {
-        let mut protocol = Protocol::new(Role::Coordinator, config, now);
-        let hello = protocol.config.hello(Role::Coordinator);
+        Protocol::connecting(Role::Coordinator, config, now)
+    }
+
+    /// The end of a node that only looks; its hello is ready to be sent.
+    pub fn observer(config: Config, now: Instant) -> Result<Protocol, LinkError> {
+        Protocol::connecting(Role::Observer, config, now)
+    }
+
+    fn connecting(role: Role, config: Config, now: Instant) -> Result<Protocol, LinkError> {
+        let mut protocol = Protocol::new(role, config, now);
+        let hello = protocol.config.hello(role);
         protocol.push(&Message::Hello(hello), Bytes::new())?;
         Ok(protocol)
     }
@@ -95,6 +108,7 @@ impl Protocol {
             max_in_flight: config.max_in_flight.max(1) as usize,
             config,
             role,
+            peer_role: if role == Role::Worker { Role::Coordinator } else { Role::Worker },
             state: State::Greeting,
             reader: FrameReader::new(Limits::HANDSHAKE),
             outgoing: VecDeque::new(),
@@ -103,6 +117,7 @@ impl Protocol {
             in_flight_bytes: 0,
             unsent_bytes: 0,
             last_step: None,
+            looks: 0,
             bounds: None,
             clock,
         }
@@ -266,7 +281,7 @@ impl Protocol {
 
     /// Refuses a frame before its header and payload are allocated.
     fn admit(&self, prefix: Prefix) -> Result<(), LinkError> {
-        let (kind, from, state) = (prefix.kind, self.role.peer(), self.state);
+        let (kind, from, state) = (prefix.kind, self.peer_role, self.state);
         // Two coordinators greet each other: let the hello in, so that it can be said what is wrong.
         let greeting = state == State::Greeting && kind == Kind::Hello;
         if !greeting && !state.admits(from, kind) {
@@ -300,7 +315,7 @@ impl Protocol {
     }
 
     fn on_message(&mut self, now: Instant, message: Message, payload: Bytes) -> Result<(), LinkError> {
-        self.advance(self.role.peer(), &message)?;
+        self.advance(self.peer_role, &message)?;
         let event = match message {
             Message::Hello(hello) => return self.on_hello(now, hello),
             Message::Welcome(welcome) => return self.on_welcome(now, welcome),
@@ -321,6 +336,12 @@ impl Protocol {
             Message::Forward(forward) => Event::Forward(forward, payload),
             Message::Result(result) => Event::Result(result, payload),
             Message::Activity(activity) => Event::Activity(activity.active),
+            // Answers are large.
+            Message::Look(_) if self.outgoing.len() >= 2 * MAX_LOOKS => {
+                return Err(ProtocolError::PeerNotReading { queued: self.outgoing.len() }.into());
+            }
+            Message::Look(look) => Event::Looked(look),
+            Message::Status(status) => Event::Status(status),
             Message::Error(report) if report.fatal => return Err(LinkError::Peer(report)),
             Message::Error(report) => Event::Failed(report),
             Message::Goodbye(goodbye) => return Err(LinkError::PeerLeft { reason: goodbye.reason }),
@@ -330,7 +351,7 @@ impl Protocol {
     }
 
     fn on_hello(&mut self, now: Instant, hello: Hello) -> Result<(), LinkError> {
-        if self.role == Role::Coordinator {
+        if self.role != Role::Worker {
             return Err(ProtocolError::RoleMismatch { found: hello.role, ours: self.role }.into());
         }
         let (ours, theirs) = (self.config.versions, hello.versions);
@@ -355,7 +376,7 @@ impl Protocol {
     }
 
     fn check_peer(&self, hello: &Hello) -> Result<(), LinkError> {
-        if hello.role == self.role {
+        if !hello.role.meets(self.role) {
             return Err(ProtocolError::RoleMismatch { found: hello.role, ours: self.role }.into());
         }
         Ok(())
@@ -363,6 +384,7 @@ impl Protocol {
 
     fn connect(&mut self, now: Instant, peer: Hello, version: u16) {
         self.state = State::Idle;
+        self.peer_role = peer.role;
         self.reader.set_limits(self.config.limits);
         self.max_in_flight = self.max_in_flight.min(peer.max_in_flight.max(1) as usize);
         self.clock.next_ping = now; // a first round trip at once
@@ -378,6 +400,13 @@ impl Protocol {
             Message::Assign(assign) => {
                 self.state = State::Loading;
                 self.bounds = Some(assign.step_bounds());
+            }
+            Message::Look(_) if self.looks >= MAX_LOOKS => {
+                return Err(ProtocolError::TooManyLooks { limit: MAX_LOOKS });
+            }
+            Message::Look(_) => self.looks += 1,
+            Message::Status(_) => {
+                self.looks = self.looks.checked_sub(1).ok_or(ProtocolError::UnaskedStatus)?;
             }
             Message::Ready(_) => self.state = State::Serving,
             Message::Forward(forward) => self.begin_step(forward)?,

@@ -146,6 +146,26 @@ fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
             Message::Error(ErrorReport { fatal, ..report })
         }),
         ".{0,60}".prop_map(|reason| Message::Goodbye(Goodbye { reason })),
+        (".{0,30}", 0..99u32, 0..999usize).prop_map(|(model, reply_bytes, bytes)| {
+            Message::Look(Look { model, reply_bytes, filling: Filling::of(bytes) })
+        }),
+        (".{0,30}", any::<[u8; 32]>(), any::<bool>(), 0..999usize).prop_map(|(text, hash, found, bytes)| {
+            let fingerprint = Fingerprint(hash);
+            let model = match found {
+                true => ModelFiles::Found(fingerprint),
+                false => ModelFiles::Unusable(text.clone()),
+            };
+            let holding =
+                Holding { fingerprint, first_layer: 1, last_layer: 2, weight_bytes: 3, cache_bytes: 4 };
+            Message::Status(Box::new(Status {
+                device: text.clone(),
+                coordinator: text,
+                holding: found.then_some(holding),
+                model: Some(model),
+                filling: Filling::of(bytes),
+                ..Status::default()
+            }))
+        }),
     ];
     let answer = (any::<u64>(), 0..9u32, 0..99u32).prop_map(|(step, rows, cols)| {
         (Message::Result(result(step, rows, cols)), Bytes::from(vec![3; (rows * cols * 4) as usize]))
@@ -198,7 +218,7 @@ proptest! {
     }
 
     #[test]
-    fn garbage_after_a_true_prefix(kind in 0..14u16, header in 0..5000u32, payload in any::<u64>(),
+    fn garbage_after_a_true_prefix(kind in 0..16u16, header in 0..5000u32, payload in any::<u64>(),
                                    shift in 0..64u32, bytes in vec(any::<u8>(), 0..6000)) {
         let mut input = prefix(1, kind, header, payload >> shift);
         input.extend(bytes);

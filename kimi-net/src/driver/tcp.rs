@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Coordinator, Worker};
+use super::{Coordinator, Observer, Worker};
 use crate::{
     error::LinkError,
     protocol::Config,
@@ -39,6 +39,17 @@ pub async fn connect(
         }
     }
     Err(last)
+}
+
+/// Connects to a worker at one address, to look at it; see [`connect`].
+pub async fn observe(
+    addr: SocketAddr,
+    insecure: bool,
+    tuning: &Tuning,
+    config: Config,
+) -> Result<Observer, LinkError> {
+    let (stream, tuned) = connect_stream(addr, insecure, tuning, config.handshake_timeout).await?;
+    Observer::start(stream, config, Some(tuned)).await
 }
 
 async fn connect_stream(

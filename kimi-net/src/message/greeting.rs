@@ -13,15 +13,14 @@ pub enum Role {
     Coordinator,
     /// Listens, loads layers, computes steps.
     Worker,
+    /// Connects and asks a worker for its status; loads and computes nothing.
+    Observer,
 }
 
 impl Role {
-    /// The other end.
-    pub fn peer(self) -> Role {
-        match self {
-            Role::Coordinator => Role::Worker,
-            Role::Worker => Role::Coordinator,
-        }
+    /// Whether a link can have these two ends: one of them is a worker.
+    pub fn meets(self, other: Role) -> bool {
+        (self == Role::Worker) != (other == Role::Worker)
     }
 }
 

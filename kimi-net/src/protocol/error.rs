@@ -67,13 +67,24 @@ pub enum ProtocolError {
         theirs: Versions,
     },
     /// A coordinator met a coordinator, or a worker did.
-    #[error("this is a {ours:?} and the peer greets as a {found:?}; connect a coordinator to workers")]
+    #[error(
+        "this is a {ours:?} and the peer greets as a {found:?}; workers are connected to, by a coordinator or an observer"
+    )]
     RoleMismatch {
         /// What the peer says it is.
         found: Role,
         /// What this side is.
         ours: Role,
     },
+    /// Too many unanswered questions.
+    #[error("Look with {limit} unanswered already, the limit")]
+    TooManyLooks {
+        /// The limit.
+        limit: usize,
+    },
+    /// Every status answers a question.
+    #[error("a Status that nobody has asked for")]
+    UnaskedStatus,
     /// The peer reads too little, or asks for more answers than it takes.
     #[error("{queued} frames wait to be sent; the peer does not read them")]
     PeerNotReading {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::{
     error::LinkError,
-    message::{Assign, ErrorReport, Forward, Hello, LoadProgress, Ready, StepResult},
+    message::{Assign, ErrorReport, Forward, Hello, LoadProgress, Look, Ready, Status, StepResult},
 };
 
 /// What happened on a link.
@@ -33,6 +33,10 @@ pub enum Event {
     Result(StepResult, Bytes),
     /// To a worker: whether sequences are running, and steps are to be expected.
     Activity(bool),
+    /// To a worker: an observer asks for its status.
+    Looked(Look),
+    /// To an observer: the answer to its oldest question.
+    Status(Box<Status>),
     /// The peer failed at something; the link goes on.
     Failed(ErrorReport),
     /// A ping came back.

@@ -20,13 +20,15 @@ pub enum State {
 impl State {
     /// Whether `from` may send a message of this kind now.
     pub(super) fn admits(self, from: Role, kind: Kind) -> bool {
-        use Role::{Coordinator, Worker};
+        use Role::{Coordinator, Observer, Worker};
         match (self, from, kind) {
             (State::Closed, _, _) => false,
             (_, _, Kind::Error | Kind::Goodbye) => true,
-            (State::Greeting, Coordinator, Kind::Hello) | (State::Greeting, Worker, Kind::Welcome) => true,
+            (State::Greeting, Coordinator | Observer, Kind::Hello)
+            | (State::Greeting, Worker, Kind::Welcome) => true,
             (State::Greeting, _, _) => false,
             (_, _, Kind::Ping | Kind::Pong) => true,
+            (State::Idle, Observer, Kind::Look) | (State::Idle, Worker, Kind::Status) => true,
             (State::Idle | State::Serving, Coordinator, Kind::Assign) => true,
             (State::Loading, Worker, Kind::LoadProgress | Kind::Ready) => true,
             (State::Serving, Coordinator, Kind::Forward | Kind::Activity) => true,
