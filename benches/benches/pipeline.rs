@@ -11,7 +11,7 @@ use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 use kimi_core::{ChatFiles, ChatModel, Checkpoint, DeviceChoice, ModelOptions};
 use kimi_net::{ClusterKey, Listener, Trust, Tuning};
-use kimi_server::cluster::{self, ClusterStatus, Dialer, LoadWatch, Patience, Placement, Wanted, worker};
+use kimi_server::cluster::{self, Dialer, LoadWatch, Placement, Wanted, worker};
 use kimi_server::models::Lookup;
 use kimi_server::placement::local_plan;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -73,22 +73,13 @@ fn load(runtime: &Runtime, checkpoint: &Checkpoint, stages: usize, delay: Durati
     let trust = Trust::Key(ClusterKey::generate()?);
     for id in &names {
         let address = runtime.block_on(start_worker(id, checkpoint, trust.clone(), delay))?;
-        wanted.push(Wanted { id: id.clone(), target: address.to_string() });
+        wanted.push(Wanted::at(id.clone(), address.to_string()));
     }
     names.push("coordinator".to_owned());
     let plan: Plan = local_plan(&ModelBytes::of(checkpoint)?, &names, cache.pages * cache.page_tokens)?;
     let dialer = Dialer::new("coordinator", trust);
     let workers = runtime.block_on(cluster::connect(&wanted, wanted.len(), WAIT, &dialer))?;
-    let device = &DeviceChoice::cpu();
-    let placement = Placement {
-        plan,
-        cache,
-        model: "kimi-tiny".to_owned(),
-        device: device.clone(),
-        dialer,
-        patience: Patience::default(),
-        status: ClusterStatus::default(),
-    };
+    let placement = Placement::new(plan, cache, "kimi-tiny", DeviceChoice::cpu(), dialer);
     let watch: LoadWatch = Arc::new(|_, _, _| {});
     let built = cluster::build(checkpoint, &placement, workers, runtime.handle(), &watch)?;
     Ok(ChatModel::start(ChatFiles::open(checkpoint)?, checkpoint, built.stages, &options)?)

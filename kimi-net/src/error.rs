@@ -77,7 +77,7 @@ pub enum LinkError {
     #[error(
         "the {} does not have this cluster's key (cluster {cluster}). Compare `kimi key id` on both machines, bring the \
          file cluster.key over with the command that `kimi key show` prints, and start kimi there again",
-        match ours { Role::Coordinator => "worker", Role::Worker => "coordinator" }
+        match ours { Role::Coordinator | Role::Observer => "worker", Role::Worker => "coordinator" }
     )]
     WrongKey {
         /// This side's cluster.

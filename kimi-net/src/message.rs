@@ -113,6 +113,14 @@ impl Message {
             Message::Ready(ready) => text::make_printable(&mut ready.device),
             Message::Error(report) => text::make_printable(&mut report.message),
             Message::Goodbye(goodbye) => text::make_printable(&mut goodbye.reason),
+            Message::Look(look) => text::make_printable(&mut look.model),
+            Message::Status(status) => {
+                text::make_printable(&mut status.device);
+                text::make_printable(&mut status.coordinator);
+                if let Some(ModelFiles::Unusable(reason)) = &mut status.model {
+                    text::make_printable(reason);
+                }
+            }
             Message::LoadProgress(_)
             | Message::Forward(_)
             | Message::Result(_)

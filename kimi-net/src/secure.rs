@@ -61,7 +61,7 @@ where
     let stream = BufReader::with_capacity(READ_BYTES, stream);
     let ours = |error: Error| LinkError::Handshake { detail: error.to_string() };
     let done = match role {
-        Role::Coordinator => {
+        Role::Coordinator | Role::Observer => {
             let connector = TlsConnector::from(Arc::new(client_config(key).map_err(ours)?));
             // A name is asked for, though none is sent and none is checked.
             let name = ServerName::try_from("worker").map_err(|e| ours(Error::General(e.to_string())))?;
@@ -145,7 +145,7 @@ impl Identity {
         /// PKCS #8 (RFC 8410): version 0, Ed25519, a private key of 32 bytes.
         const HEAD: [u8; 16] = [0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
         let seed = Zeroizing::new(key.derive(match role {
-            Role::Coordinator => "kimi 2026 link 1 coordinator",
+            Role::Coordinator | Role::Observer => "kimi 2026 link 1 coordinator",
             Role::Worker => "kimi 2026 link 1 worker",
         }));
         let mut document = Zeroizing::new([0; 48]);

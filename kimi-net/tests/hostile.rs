@@ -183,6 +183,14 @@ fn shown(mut message: Message) -> Message {
         }
         Message::Error(report) => show(&mut report.message),
         Message::Goodbye(goodbye) => show(&mut goodbye.reason),
+        Message::Look(look) => show(&mut look.model),
+        Message::Status(status) => {
+            show(&mut status.device);
+            show(&mut status.coordinator);
+            if let Some(ModelFiles::Unusable(reason)) = &mut status.model {
+                show(reason);
+            }
+        }
         _ => {}
     }
     message

@@ -139,7 +139,9 @@ fn what_is_too_large_is_not_sent() {
 
 #[tokio::test]
 async fn over_a_socket() {
-    let listener = Listener::bind(([127, 0, 0, 1], 0).into(), false, Tuning::default()).await.unwrap();
+    let trust = Trust::Key(ClusterKey::generate().unwrap());
+    let listener =
+        Listener::bind(([127, 0, 0, 1], 0).into(), trust.clone(), Tuning::default()).await.unwrap();
     let addr = listener.local_addr().unwrap();
     let worker = tokio::spawn(async move {
         let mut worker = listener.accept().await.unwrap().handshake(Config::new("w")).await.unwrap();
@@ -150,7 +152,7 @@ async fn over_a_socket() {
             sender.status(Status { device: look.model, filling, ..Status::default() }).unwrap();
         }
     });
-    let mut observer = observe(addr, false, &Tuning::default(), Config::new("o")).await.unwrap();
+    let mut observer = observe(addr, &trust, &Tuning::default(), Config::new("o")).await.unwrap();
     assert_eq!(observer.peer().node_id, "w");
     for reply in 0..MAX_LOOKS {
         observer.ask(Look { reply_bytes: reply as u32, ..look() }).unwrap();

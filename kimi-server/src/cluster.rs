@@ -9,11 +9,13 @@ mod config;
 mod connect;
 mod dialer;
 mod host;
+pub mod look;
 mod patience;
 mod pipeline;
 mod recovery;
 mod refusal;
 mod remote;
+mod routes;
 mod status;
 mod wire;
 pub mod worker;
@@ -26,6 +28,7 @@ pub use patience::Patience;
 pub use pipeline::{BuildError, Built, Placement, build};
 pub use recovery::Recovery;
 pub use remote::RemoteStage;
+pub use routes::{RouteError, describe};
 pub use status::{ClusterStatus, Loading, NodeState, NodeStatus};
 
 /// Is told how far loading is: index of the stage, bytes loaded, bytes in all. Called from several threads.

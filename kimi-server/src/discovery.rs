@@ -11,7 +11,8 @@
 //! ```
 //!
 //! Every machine has the same file, with itself in it. `memory` is in MiB. `model`, `chip` and `flops` may be left
-//! out and hold anything: kimi splits by bytes.
+//! out and hold anything: kimi splits by bytes. A machine with several
+//! addresses may list more of them as `addresses`: each is measured, and the best is used.
 
 mod fields;
 
@@ -21,6 +22,7 @@ use kimi_core::plan::HumanBytes;
 use kimi_core::text_file::{JsonError, from_json};
 use serde_json::{Map, Value};
 
+use crate::cluster::Wanted;
 use crate::host::{Host, LookupError};
 use fields::{Fields, Unique, shown};
 
@@ -28,6 +30,8 @@ use fields::{Fields, Unique, shown};
 const MAX_BYTES: u64 = 1 << 20;
 /// More memory than any machine has, in MiB (64 TiB): probably KiB or bytes.
 const IMPOSSIBLE_MIB: u64 = 1 << 26;
+/// Addresses that a machine may have in the file.
+const MAX_ADDRESSES: usize = 16;
 /// Less memory than machines have that run large models, in MiB: probably GB.
 const LITTLE_MIB: u64 = 2048;
 /// More memory than machines usually have, in MiB: perhaps KiB.
@@ -47,6 +51,8 @@ pub struct Peer {
     pub id: String,
     /// Where its worker is.
     pub host: Host,
+    /// More addresses of it.
+    pub others: Vec<Host>,
     /// Port of its worker.
     pub port: u16,
     /// Its memory in MiB.
@@ -131,11 +137,13 @@ impl Discovery {
         let mut found: Vec<Peer> = Vec::with_capacity(peers.len());
         for (id, value) in peers {
             let peer = Peer::parse(id, value).map_err(|e| format!("peer {id:?}: {e}"))?;
-            if let Some(other) = found.iter().find(|p| (&p.host, p.port) == (&peer.host, peer.port)) {
-                return Err(format!(
-                    "peers {:?} and {id:?} have the same address {} and port {}",
-                    other.id, peer.host, peer.port
-                ));
+            for other in found.iter().filter(|other| other.port == peer.port) {
+                if let Some(host) = other.hosts().find(|host| peer.hosts().any(|h| h == *host)) {
+                    return Err(format!(
+                        "peers {:?} and {id:?} have the same address {host} and port {}",
+                        other.id, peer.port
+                    ));
+                }
             }
             found.push(peer);
         }
@@ -180,20 +188,27 @@ impl Peer {
         }
         let peer = value.as_object().ok_or_else(|| format!("is {}, expected an object", shown(value)))?;
         let fields = Fields { path: "", object: peer };
-        let address = fields.text("address", "a host name or an IP address, such as \"10.0.0.2\"")?;
-        let host = address.parse::<Host>().and_then(Host::reachable).map_err(|error| {
-            let right_form = error.meant.as_ref().map(|(host, port)| match port.or(fields.port()) {
-                Some(port) => format!("; the right form is \"address\": {host:?}, \"port\": {port}"),
-                None => format!("; the right form is \"address\": {host:?}"),
-            });
-            format!("address {error}{}", right_form.unwrap_or_default())
-        })?;
+        let host = |key: &str, address: &str| {
+            address.parse::<Host>().and_then(Host::reachable).map_err(|error| {
+                let right_form = error.meant.as_ref().map(|(host, port)| match port.or(fields.port()) {
+                    Some(port) => format!("; the right form is {key:?}: {host:?}, \"port\": {port}"),
+                    None => format!("; the right form is {key:?}: {host:?}"),
+                });
+                format!("{key} {error}{}", right_form.unwrap_or_default())
+            })
+        };
+        let expected = "a host name or an IP address, such as \"10.0.0.2\"";
+        let first = host("address", fields.text("address", expected)?)?;
+        let others = fields.texts("addresses", MAX_ADDRESSES, "a list of at most 16 more addresses")?;
+        let others = others.into_iter().map(|address| host("addresses", address));
+        let mut others = others.collect::<Result<Vec<_>, _>>()?;
+        others.retain(|other| *other != first);
         let port = fields.whole("port", "a whole number from 1 to 65535")?;
         let port = u16::try_from(port).ok().filter(|p| *p > 0);
         let port = port.ok_or_else(|| format!("port is {}, expected 1 to 65535", shown(&peer["port"])))?;
         let device =
             fields.object("device_capabilities", "an object with the machine's \"memory\" in MiB")?;
-        Ok(Self { id: id.to_owned(), host, port, memory_mib: memory(device)? })
+        Ok(Self { id: id.to_owned(), host: first, others, port, memory_mib: memory(device)? })
     }
 
     fn doubt(&self) -> Option<String> {
@@ -213,12 +228,20 @@ impl Peer {
         }
     }
 
-    /// Where its worker is, as sockets take it.
+    /// Its addresses.
+    pub fn hosts(&self) -> impl Iterator<Item = &Host> {
+        std::iter::once(&self.host).chain(&self.others)
+    }
+
+    /// Where its worker is, as sockets take it. Of several addresses, those whose network interface this machine does not
+    /// have are left out.
     ///
     /// # Errors
-    /// [`LookupError::Interface`]: its address names a network interface that this machine does not have.
-    pub fn target(&self) -> Result<String, LookupError> {
-        self.host.target(self.port)
+    /// [`LookupError::Interface`]: that leaves none.
+    pub fn wanted(&self) -> Result<Wanted, LookupError> {
+        let mut targets = self.hosts().filter_map(|host| host.target(self.port).ok());
+        let target = targets.next().map_or_else(|| self.host.target(self.port), Ok)?;
+        Ok(Wanted { id: self.id.clone(), target, others: targets.collect() })
     }
 
     /// Memory in bytes.

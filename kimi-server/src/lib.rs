@@ -10,6 +10,7 @@
 //! | [`local`] | a cluster of processes on this machine |
 //! | [`models`] | from a model's name to its folder |
 //! | [`discovery`], [`host`], [`placement`] | the machines, where they are, and which holds what |
+//! | [`membership`], [`capacity`] | finding machines without a file; what this one offers |
 //! | [`devices`] | what this machine can compute on |
 //! | [`mod@bench`] | how fast a device computes |
 //! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
@@ -19,6 +20,7 @@
 
 pub mod bench;
 pub mod bus_error;
+pub mod capacity;
 pub mod cli;
 pub mod client;
 pub mod cluster;
@@ -31,6 +33,7 @@ pub mod host;
 pub mod http;
 pub mod inspect;
 pub mod local;
+pub mod membership;
 pub mod models;
 pub mod placement;
 pub mod serving;

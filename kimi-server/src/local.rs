@@ -13,7 +13,7 @@ use kimi_net::{ClusterKey, Trust};
 use tokio::runtime::Handle;
 
 use crate::cluster::child::{WorkerCommand, WorkerProcess};
-use crate::cluster::{self, Built, ClusterStatus, Dialer, LoadWatch, Patience, Placement, Recovery, Wanted};
+use crate::cluster::{self, Built, Dialer, LoadWatch, Placement, Recovery, Wanted};
 use crate::models::FoundModel;
 use crate::placement;
 
@@ -95,15 +95,8 @@ impl LocalCluster {
 
     /// What goes where.
     pub fn placement(&self, cache: CacheConfig) -> Placement {
-        Placement {
-            plan: self.plan.clone(),
-            cache,
-            model: self.model.clone(),
-            device: self.device.clone(),
-            dialer: Dialer::new(COORDINATOR, Trust::Key(self.key.clone())),
-            patience: Patience::default(),
-            status: ClusterStatus::default(),
-        }
+        let dialer = Dialer::new(COORDINATOR, Trust::Key(self.key.clone()));
+        Placement::new(self.plan.clone(), cache, &self.model, self.device.clone(), dialer)
     }
 
     fn wanted(&self) -> Vec<Wanted> {

@@ -6,7 +6,7 @@ mod common;
 use std::io::Write;
 use std::process::Stdio;
 
-use common::{json, kimi, run, stderr, stdout};
+use common::{json, kimi, run, stderr, stdout, with_key};
 use serde_json::json;
 
 #[test]
@@ -165,7 +165,7 @@ fn a_port_in_use() {
         (&["demo", "--port", port.as_str()], "--port"),
         (&["worker", "--node-port", port.as_str()], "--node-port"),
     ] {
-        let output = run(args);
+        let output = with_key(kimi()).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}");
         let text = stderr(&output);
         assert!(text.contains(&port) && text.contains(flag) && text.contains("in use"), "{args:?}: {text}");

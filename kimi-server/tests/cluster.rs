@@ -15,9 +15,7 @@ use kimi_core::stage::CacheConfig;
 use kimi_core::{Checkpoint, DeviceChoice};
 use kimi_net::{Assign, Config, Coordinator, ErrorCode, Fingerprint, LinkError, Trust, Tuning, Versions};
 use kimi_server::cluster::child::WorkerCommand;
-use kimi_server::cluster::{
-    self, BuildError, Built, ClusterStatus, ConnectError, Connected, Dialer, Patience, Placement, Wanted,
-};
+use kimi_server::cluster::{self, BuildError, Built, ConnectError, Connected, Dialer, Placement, Wanted};
 use kimi_server::local::silent;
 use kimi_server::placement::local_plan;
 use serde_json::{Value, json};
@@ -61,21 +59,15 @@ impl Lead {
     }
 
     fn connect(&self, worker: &Running, name: &str) -> Result<Vec<Connected>, ConnectError> {
-        let wanted = [Wanted { id: "w".into(), target: worker.address() }];
+        let wanted = [Wanted::at("w", worker.address())];
         self.runtime.block_on(cluster::connect(&wanted, 1, SECONDS, &Dialer::new(name, Trust::Key(key()))))
     }
 
     fn build(&self, worker: &Running, name: &str, model: &str) -> Result<Built, BuildError> {
         let workers = self.connect(worker, name).unwrap();
-        let placement = Placement {
-            plan: self.plan.clone(),
-            cache: CACHE,
-            model: model.to_owned(),
-            device: DeviceChoice::cpu(),
-            dialer: Dialer::new(name, Trust::Key(key())),
-            patience: Patience { load: Duration::from_secs(1), ..Patience::default() },
-            status: ClusterStatus::default(),
-        };
+        let dialer = Dialer::new(name, Trust::Key(key()));
+        let mut placement = Placement::new(self.plan.clone(), CACHE, model, DeviceChoice::cpu(), dialer);
+        placement.patience.load = Duration::from_secs(1);
         cluster::build(&self.checkpoint, &placement, workers, self.runtime.handle(), &silent())
     }
 

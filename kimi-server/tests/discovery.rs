@@ -37,7 +37,7 @@ fn the_order_of_the_file_with_the_coordinator_last() {
     assert_eq!((nodes[2].memory, nodes[2].usable), (192 << 30, 0.5));
     let error = cluster_nodes(&discovery, Some("nobody"), None).unwrap_err().to_string();
     assert!(error.contains("nobody") && error.contains("m2"), "{error}");
-    assert_eq!(discovery.peer("a").unwrap().target().unwrap(), "10.0.0.2:52416");
+    assert_eq!(discovery.peer("a").unwrap().wanted().unwrap().target, "10.0.0.2:52416");
 }
 
 #[test]
@@ -45,7 +45,7 @@ fn only_memory_is_needed_and_further_keys_do_not_matter() {
     let file = r#"{"comment": 1, "peers": {"a": {"address": "::1", "port": 1, "note": "x",
         "device_capabilities": {"memory": 8192}}}}"#;
     let discovery = read(file).unwrap();
-    assert_eq!(discovery.peers[0].target().unwrap(), "[::1]:1");
+    assert_eq!(discovery.peers[0].wanted().unwrap().target, "[::1]:1");
 }
 
 #[test]
@@ -98,6 +98,11 @@ fn every_mistake_is_named() {
             b("address", json!("[fd00::2]:50052")),
             "the right form is \"address\": \"fd00::2\", \"port\": 50052",
         ),
+        (b("addresses", json!("10.0.3.2")), "addresses is the text \"10.0.3.2\", expected a list"),
+        (b("addresses", json!(["10.0.3.2", 5])), "addresses has the number 5 in its list"),
+        (b("addresses", json!(["10.0.3.2:1"])), "the right form is \"addresses\": \"10.0.3.2\", \"port\": 1"),
+        (b("addresses", json!(vec!["10.0.3.2"; 17])), "addresses is a list of 17"),
+        (b("addresses", json!(["10.0.3.2", "10.0.0.1"])), "same address 10.0.0.1"),
         (b("address", json!("0.0.0.0")), "all addresses"),
         (b("address", json!("fe80::1")), "name the interface"),
         (memory(json!(0)), "memory is 0"),
@@ -137,6 +142,21 @@ fn every_mistake_is_named() {
     }
     let missing = Discovery::read("/no/such/discovery.json".as_ref()).unwrap_err().to_string();
     assert!(missing.contains("/no/such/discovery.json"), "{missing}");
+}
+
+#[test]
+fn a_machine_may_have_several_addresses() {
+    let mut file = json!({ "peers": { "a": peer("10.0.0.1", 8192) } });
+    file["peers"]["a"]["addresses"] = json!(["fd00::1", "10.0.0.1", "fe80::1%nosuch9", "studio.local"]);
+    let discovery = read(&file.to_string()).unwrap();
+    let wanted = discovery.peers[0].wanted().unwrap();
+    assert_eq!(wanted.target, "10.0.0.1:52416");
+    // The one given twice counts once, and that of an interface which only other machines have is left out.
+    assert_eq!(wanted.others, ["[fd00::1]:52416", "studio.local:52416"]);
+    file["peers"]["a"]["address"] = json!("fe80::1%nosuch9");
+    file["peers"]["a"]["addresses"] = json!([]);
+    let error = read(&file.to_string()).unwrap().peers[0].wanted().unwrap_err().to_string();
+    assert!(error.contains("nosuch9"), "{error}");
 }
 
 #[test]

@@ -11,8 +11,9 @@ use tokio::{
 use super::{Link, MAX_UNREAD_EVENTS, WorkerSender, pump::Route};
 use crate::{
     error::LinkError,
-    message::{Hello, Look, Message, Status},
+    message::{Hello, Look, Message, Role, Status},
     protocol::{Config, Event, Protocol},
+    secure::{self, Trust},
     tune::Tuned,
 };
 
@@ -23,25 +24,37 @@ pub struct Observer {
 }
 
 impl Observer {
-    /// Says hello on a stream and waits for the welcome. Call it within a tokio runtime.
-    pub async fn handshake<S>(stream: S, config: Config) -> Result<Observer, LinkError>
+    /// Proves the key on a stream, says hello and waits for the welcome. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// Why there is no link.
+    pub async fn handshake<S>(stream: S, trust: &Trust, config: Config) -> Result<Observer, LinkError>
     where
-        S: AsyncRead + AsyncWrite + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        Observer::start(stream, config, None).await
+        Observer::start(stream, trust, config, None).await
     }
 
     pub(super) async fn start<S>(
         stream: S,
+        trust: &Trust,
         config: Config,
         socket: Option<Tuned>,
     ) -> Result<Observer, LinkError>
     where
-        S: AsyncRead + AsyncWrite + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let protocol = Protocol::observer(config, Instant::now())?;
+        let limit = config.handshake_timeout;
+        let protocol = Protocol::observer(config, Instant::now())?; // both handshakes together have the time of one
         let (sender, events) = mpsc::channel(MAX_UNREAD_EVENTS);
-        let link = Link::open(stream, protocol, Route::Worker { events: sender }, socket).await?;
+        let route = Route::Worker { events: sender };
+        let link = match trust {
+            Trust::Insecure => Link::open(stream, protocol, route, socket).await?,
+            Trust::Key(key) => {
+                let stream = secure::handshake(stream, key, Role::Observer, limit).await?;
+                Link::open(stream, protocol, route, socket).await?
+            }
+        };
         Ok(Observer { link, events })
     }
 

@@ -44,12 +44,12 @@ pub async fn connect(
 /// Connects to a worker at one address, to look at it; see [`connect`].
 pub async fn observe(
     addr: SocketAddr,
-    insecure: bool,
+    trust: &Trust,
     tuning: &Tuning,
     config: Config,
 ) -> Result<Observer, LinkError> {
-    let (stream, tuned) = connect_stream(addr, insecure, tuning, config.handshake_timeout).await?;
-    Observer::start(stream, config, Some(tuned)).await
+    let (stream, tuned) = connect_stream(addr, tuning, config.handshake_timeout).await?;
+    Observer::start(stream, trust, config, Some(tuned)).await
 }
 
 async fn connect_stream(

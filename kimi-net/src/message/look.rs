@@ -16,7 +16,7 @@ pub struct Look {
     pub model: String,
     /// Bytes of [`Status::filling`] to send back.
     pub reply_bytes: u32,
-    /// Bytes that only measure the link.
+    /// Bytes that only measure the link; see [`Self::measures_link`].
     pub filling: Filling,
 }
 
@@ -102,6 +102,11 @@ impl<'de> Deserialize<'de> for Filling {
 }
 
 impl Look {
+    /// Whether it only measures the link: such a question is answered at once, with the clock and the filling alone.
+    pub fn measures_link(&self) -> bool {
+        self.reply_bytes > 0 || !self.filling.0.is_empty()
+    }
+
     pub(super) fn check(&self) -> Result<(), MessageError> {
         at_most("bytes in model", self.model.len(), MAX_TEXT)?;
         at_most("reply_bytes", self.reply_bytes as usize, MAX_FILLING)?;

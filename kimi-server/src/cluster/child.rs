@@ -159,7 +159,7 @@ impl WorkerProcess {
 
     /// Where to connect to it.
     pub fn wanted(&self) -> Wanted {
-        Wanted { id: self.id.clone(), target: self.address.to_string() }
+        Wanted::at(self.id.clone(), self.address.to_string())
     }
 
     /// Its process id.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use kimi_net::{Coordinator, LinkError};
 
 use super::dialer::{Dialer, Wanted};
+use super::routes::RouteError;
 
 /// Pause between two rounds of trying.
 const RETRY: Duration = Duration::from_millis(500);
@@ -34,7 +35,7 @@ pub enum ConnectError {
         /// Its address.
         target: String,
         /// Why.
-        cause: LinkError,
+        cause: RouteError,
     },
     /// Too few have answered in time.
     #[error(
@@ -87,6 +88,9 @@ pub async fn connect(
                 }
                 Err(error) => {
                     tracing::debug!(worker = peer.id, %error, "no answer yet");
+                    if matches!(error, RouteError::NoAddress { .. }) && errors[i].is_empty() {
+                        tracing::warn!("worker {}: {error}; waiting for it", peer.id);
+                    }
                     errors[i] = error.to_string();
                 }
             }
@@ -108,6 +112,13 @@ pub async fn connect(
 }
 
 /// Whether trying again is of no use: everything but a machine or a worker that is not up yet.
-fn is_final(error: &LinkError) -> bool {
-    !matches!(error, LinkError::Io { .. } | LinkError::Lost { .. } | LinkError::HandshakeTimeout { .. })
+fn is_final(error: &RouteError) -> bool {
+    match error {
+        RouteError::NoAddress { .. } => false,
+        RouteError::OtherNode { .. } => true,
+        RouteError::Link(error) => !matches!(
+            error,
+            LinkError::Io { .. } | LinkError::Lost { .. } | LinkError::HandshakeTimeout { .. }
+        ),
+    }
 }

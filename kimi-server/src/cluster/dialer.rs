@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use kimi_net::{Config, Coordinator, LinkError, Trust, Tuning};
+use kimi_net::{Config, Coordinator, Trust};
+
+use super::routes::{self, RouteError};
 
 /// A worker to connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +13,15 @@ pub struct Wanted {
     pub id: String,
     /// `host:port`.
     pub target: String,
+    /// More ways to it, of the same form. Each is measured, and the best is taken.
+    pub others: Vec<String>,
+}
+
+impl Wanted {
+    /// A worker with one way to it.
+    pub fn at(id: impl Into<String>, target: impl Into<String>) -> Self {
+        Self { id: id.into(), target: target.into(), others: Vec::new() }
+    }
 }
 
 /// Makes links to workers: what all links of a coordinator have in common.
@@ -28,16 +39,20 @@ impl Dialer {
         Self { node_id: node_id.into(), trust }
     }
 
-    /// A link to a worker. Since it is made again when it breaks, silence may be taken for its end soon.
+    /// A link to a worker by the best of its routes.
     ///
     /// # Errors
-    /// The link's.
-    pub async fn link(&self, worker: &Wanted) -> Result<Coordinator, LinkError> {
-        let config = Config {
+    /// [`RouteError`] of the best route, where several were tried.
+    pub async fn link(&self, worker: &Wanted) -> Result<Coordinator, RouteError> {
+        routes::connect(worker, self).await
+    }
+
+    /// What a link is set to. Since it is made again when it breaks, silence may be taken for its end soon.
+    pub(super) fn config(&self) -> Config {
+        Config {
             ping_interval: Duration::from_millis(500),
             idle_timeout: Duration::from_secs(2),
             ..Config::new(self.node_id.as_str())
-        };
-        kimi_net::connect(worker.target.as_str(), &self.trust, &Tuning::default(), config).await
+        }
     }
 }

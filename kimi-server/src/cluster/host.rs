@@ -1,8 +1,10 @@
 //! What a worker holds: layers for one coordinator, and a thread that loads them.
 
+pub(super) mod status;
+
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use kimi_core::checkpoint::Checkpoint;
@@ -18,6 +20,7 @@ use super::config::WorkerConfig;
 use super::refusal::Refusal;
 use super::wire;
 use crate::bus_error;
+use crate::capacity::Capacity;
 
 /// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it. Input
 /// and output of a step of Kimi-K2 are 59 MB together.
@@ -56,6 +59,8 @@ pub(super) struct Key {
 /// What all links of a worker share.
 pub(super) struct Host {
     config: WorkerConfig,
+    /// What this machine offers; looked up when somebody asks.
+    capacity: OnceLock<Capacity>,
     loaded: Mutex<Option<Loaded>>,
     jobs: mpsc::Sender<Job>,
     /// Rises while something is computed or loaded.
@@ -69,7 +74,8 @@ impl Host {
     pub(super) fn new(config: WorkerConfig) -> (Arc<Self>, mpsc::Receiver<Job>) {
         let (jobs, source) = mpsc::channel();
         let (progress, steps) = (Arc::default(), Arc::default());
-        (Arc::new(Self { config, loaded: Mutex::new(None), jobs, progress, steps }), source)
+        let (capacity, loaded) = (OnceLock::new(), Mutex::new(None));
+        (Arc::new(Self { config, capacity, loaded, jobs, progress, steps }), source)
     }
 
     /// How much was computed and loaded, for coordinators.

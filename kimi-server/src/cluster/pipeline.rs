@@ -12,7 +12,9 @@ use kimi_net::{Assign, Coordinator, ErrorCode, Fingerprint, LinkError, LoadProgr
 use tokio::runtime::Handle;
 
 use super::remote::Remote;
-use super::{ClusterStatus, Connected, Dialer, LoadWatch, NodeState, Patience, RemoteStage, Wanted, wire};
+use super::{
+    ClusterStatus, Connected, Dialer, LoadWatch, NodeState, Patience, RemoteStage, RouteError, Wanted, wire,
+};
 use crate::bus_error;
 
 /// Pause before a worker that serves another coordinator is asked again.
@@ -90,6 +92,9 @@ pub enum AssignError {
     /// The link or the worker failed.
     #[error(transparent)]
     Link(#[from] LinkError),
+    /// It can't be reached.
+    #[error(transparent)]
+    Route(#[from] RouteError),
     /// It stopped in the middle.
     #[error("loading has stood still for {} s", after.as_secs_f64())]
     Stalled {
@@ -145,6 +150,12 @@ pub fn build(
 }
 
 impl Placement {
+    /// A placement with the usual patience, whose status nobody has seen yet.
+    pub fn new(plan: Plan, cache: CacheConfig, model: &str, device: DeviceChoice, dialer: Dialer) -> Self {
+        let (patience, status) = (Patience::default(), ClusterStatus::default());
+        Self { plan, cache, model: model.to_owned(), device, dialer, patience, status }
+    }
+
     /// What a worker is given.
     pub(super) fn remote(
         &self,

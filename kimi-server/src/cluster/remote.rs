@@ -5,6 +5,7 @@
 //! same values to the same places of the cache whenever it is computed, so that this changes nothing.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use super::dialer::{Dialer, Wanted};
 use super::patience::{Patience, StepTimes};
+use super::routes::RouteError;
 use super::status::{ClusterStatus, NodeState};
 use super::wire;
 
@@ -266,16 +268,19 @@ impl Place {
             if self.traffic().end.is_some() {
                 return Ok(false);
             }
-            let attempt = timeout(ATTEMPT, self.resume());
+            // Several routes are measured, which takes longer.
+            let limit = if self.remote.worker.others.is_empty() { ATTEMPT } else { 4 * ATTEMPT };
+            let attempt = timeout(limit, self.resume());
             let failed = tokio::select! {
                 attempt = attempt => match attempt {
                     Ok(Ok(())) => return Ok(true),
-                    Ok(Err(LinkError::Failed(report))) => return Err(report.message),
-                    Ok(Err(LinkError::Io { kind: std::io::ErrorKind::ConnectionRefused, .. })) => {
+                    Ok(Err(RouteError::Link(LinkError::Failed(report)))) => return Err(report.message),
+                    Ok(Err(RouteError::Link(LinkError::Io { kind: ErrorKind::ConnectionRefused, .. }))) => {
                         return Err(format!("{reason}; its program has ended"));
                     }
+                    Ok(Err(error @ RouteError::OtherNode { .. })) => return Err(error.to_string()),
                     Ok(Err(error)) => error.to_string(),
-                    Err(_) => format!("no answer within {ATTEMPT:?}"),
+                    Err(_) => format!("no answer within {limit:?}"),
                 },
                 () = self.dropped.notified() => return Ok(false),
             };
@@ -290,7 +295,7 @@ impl Place {
         }
     }
 
-    async fn resume(self: &Arc<Self>) -> Result<(), LinkError> {
+    async fn resume(self: &Arc<Self>) -> Result<(), RouteError> {
         let link = self.remote.dialer.link(&self.remote.worker).await?;
         let assign = Assign { resume: true, ..self.remote.assign.clone() };
         link.assign(assign, |_| {}).await?;

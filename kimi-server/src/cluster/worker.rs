@@ -9,15 +9,17 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use kimi_net::{Config, ErrorCode, ErrorReport, Event, Incoming, LinkError, Listener, Worker};
+use kimi_net::{Config, ErrorCode, ErrorReport, Event, Incoming, LinkError, Listener, Role, Worker};
 use tokio::sync::{Semaphore, oneshot, watch};
 
-use super::host::Host;
+use super::host::{Host, status};
 
 pub use super::config::WorkerConfig;
 
 /// Peers that may introduce themselves at the same time.
 const MAX_GREETINGS: usize = 32;
+/// Observers that are answered at the same time.
+const MAX_OBSERVERS: usize = 8;
 /// Pause after a connection could not be accepted, mostly because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
@@ -36,7 +38,8 @@ pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<
         loader.run(&jobs);
     };
     std::thread::Builder::new().name("kimi-worker".into()).spawn(load)?;
-    let state = WorkerState { host, link, coordinator: Arc::default() };
+    let observers = Arc::new(Semaphore::new(MAX_OBSERVERS));
+    let state = WorkerState { host, link, coordinator: Arc::default(), observers };
     let greetings = Arc::new(Semaphore::new(MAX_GREETINGS));
     loop {
         let Ok(permit) = greetings.clone().acquire_owned().await else { return Ok(()) };
@@ -73,6 +76,7 @@ struct WorkerState {
     link: Config,
     /// The coordinator that is served.
     coordinator: Arc<Mutex<Option<Served>>>,
+    observers: Arc<Semaphore>,
 }
 
 /// The coordinator that has the place.
@@ -83,6 +87,13 @@ struct Served {
     evict: oneshot::Sender<SocketAddr>,
     /// Disconnected when the place is free.
     left: watch::Receiver<()>,
+}
+
+impl Served {
+    /// For people.
+    fn name(&self) -> String {
+        format!("{} ({})", self.node_id, self.peer)
+    }
 }
 
 /// The place of the one coordinator; free again when dropped.
@@ -105,6 +116,10 @@ impl WorkerState {
     async fn greet(&self, incoming: Incoming) -> Result<Option<(Worker, CoordinatorLease)>, LinkError> {
         let peer = incoming.peer_addr();
         let worker = incoming.handshake(self.link.clone()).await?;
+        if worker.peer().role == Role::Observer {
+            self.answer_observer(worker);
+            return Ok(None);
+        }
         match self.take_lease(&worker.peer().node_id, peer).await {
             Ok(lease) => Ok(Some((worker, lease))),
             Err(other) => {
@@ -117,6 +132,24 @@ impl WorkerState {
                 Ok(None)
             }
         }
+    }
+
+    /// Tells an observer what it asks, in a task of its own.
+    fn answer_observer(&self, observer: Worker) {
+        let Ok(permit) = self.observers.clone().try_acquire_owned() else {
+            let text = format!("{MAX_OBSERVERS} others look at this worker already; try again");
+            // An error means that the observer has gone already.
+            return drop(observer.sender().fail(ErrorReport::fatal(ErrorCode::Overloaded, text)));
+        };
+        let (host, coordinator) = (self.host.clone(), self.coordinator.clone());
+        let served = move || {
+            let coordinator = coordinator.lock().unwrap_or_else(PoisonError::into_inner);
+            coordinator.as_ref().map(Served::name)
+        };
+        tokio::spawn(async move {
+            status::answer(observer, host, served).await;
+            drop(permit);
+        });
     }
 
     /// Takes the place, from one of the same name if need be.
@@ -137,7 +170,7 @@ impl WorkerState {
                         return Ok(CoordinatorLease { host, name, coordinator, evicted, _here: here });
                     }
                     Some(served) if served.node_id != node_id || served.evict.is_closed() => {
-                        let other = format!("{} ({})", served.node_id, served.peer);
+                        let other = served.name();
                         *coordinator = Some(served);
                         return Err(other);
                     }

@@ -15,8 +15,8 @@ use tokio::runtime::Handle;
 use super::Outcome;
 use crate::cli::args::ServeArgs;
 use crate::cli::ui;
-use crate::cluster::{self, Built, ClusterStatus, Dialer, Patience, Placement, Recovery, Wanted};
-use crate::discovery::Discovery;
+use crate::cluster::{self, Built, ClusterStatus, Dialer, Placement, Recovery};
+use crate::discovery::{Discovery, Peer};
 use crate::host::{Host, LookupError};
 use crate::local::LocalCluster;
 use crate::models::FoundModel;
@@ -127,8 +127,7 @@ impl Load<'_> {
         };
         let mut nodes = placement::cluster_nodes(discovery, Some(me), args.usable_memory)?;
         let others = discovery.peers.iter().filter(|p| p.id != me);
-        let wanted = others.map(|p| Ok(Wanted { id: p.id.clone(), target: p.target()? }));
-        let wanted = wanted.collect::<Result<Vec<_>, LookupError>>()?;
+        let wanted = others.map(Peer::wanted).collect::<Result<Vec<_>, LookupError>>()?;
         let enough = args.wait_for_peers.unwrap_or(wanted.len());
         anyhow::ensure!(
             enough <= wanted.len(),
@@ -146,13 +145,8 @@ impl Load<'_> {
         self.slot.planned(&plan);
         let watch = load_bars(&plan);
         let placement = Placement {
-            plan,
-            cache,
-            model: found.id.clone(),
-            device: args.device.choice(),
-            dialer,
-            patience: Patience::default(),
             status: self.status,
+            ..Placement::new(plan, cache, &found.id, args.device.choice(), dialer)
         };
         let holders: Vec<_> = workers.iter().map(|w| w.worker.clone()).collect();
         let built = cluster::build(checkpoint, &placement, workers, runtime, &watch)?;

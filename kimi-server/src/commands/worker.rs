@@ -55,6 +55,9 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Success)
 }
 
+/// Every address of this machine, IPv4's too.
+const ALL_ADDRESSES: &str = "::";
+
 /// Flags first, then the discovery file, then the defaults.
 fn address(args: &WorkerArgs, node_id: &str) -> anyhow::Result<(Host, u16)> {
     let peer = match &args.node.discovery_config_path {
@@ -64,6 +67,8 @@ fn address(args: &WorkerArgs, node_id: &str) -> anyhow::Result<(Host, u16)> {
     let port = args.node_port.or(peer.as_ref().map(|p| p.port)).unwrap_or(defaults::NODE_PORT);
     let host = match (&args.node_host, peer) {
         (Some(host), _) => host.parse().context("--node-host")?,
+        // It is to be reached at all of them.
+        (None, Some(peer)) if !peer.others.is_empty() => ALL_ADDRESSES.parse()?,
         (None, Some(peer)) => peer.host,
         (None, None) => defaults::NODE_HOST.parse()?,
     };

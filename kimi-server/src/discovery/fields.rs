@@ -46,6 +46,24 @@ impl<'a> Fields<'a> {
         value.as_str().ok_or_else(|| self.wrong(key, value, expected, ""))
     }
 
+    /// A list of at most `max` texts; empty where there is none.
+    pub(super) fn texts(self, key: &str, max: usize, expected: &str) -> Result<Vec<&'a str>, String> {
+        let list = match self.object.get(key) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) if list.len() <= max => list,
+            Some(Value::Array(list)) => {
+                return Err(format!("{}{key} is a list of {}, expected {expected}", self.path, list.len()));
+            }
+            Some(other) => return Err(self.wrong(key, other, expected, "")),
+        };
+        let text = |value: &'a Value| {
+            let wrong =
+                || format!("{}{key} has {} in its list, expected {expected}", self.path, shown(value));
+            value.as_str().ok_or_else(wrong)
+        };
+        list.iter().map(text).collect()
+    }
+
     /// An object.
     pub(super) fn object(self, key: &str, expected: &str) -> Result<&'a Map<String, Value>, String> {
         let value = self.value(key, expected)?;

@@ -12,7 +12,7 @@ fuzz_target!(|input: &[u8]| {
             assert!(!discovery.peers.is_empty());
             let _ = discovery.doubts();
             for peer in &discovery.peers {
-                let _ = peer.target();
+                let _ = peer.wanted();
                 assert!(discovery.peer(&peer.id).is_ok());
             }
         }

@@ -1,0 +1,90 @@
+//! What a worker tells observers of itself, whoever it serves meanwhile.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use kimi_core::host_memory::HostMemory;
+use kimi_net::{Event, Filling, Fingerprint, Holding, Look, ModelFiles, Status, Worker};
+
+use super::Host;
+use crate::capacity::Capacity;
+use crate::models::LookupError;
+
+/// How long an observer may stay without a question.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// Answers an observer until it leaves. `coordinator` names the one that is served.
+pub(in crate::cluster) async fn answer(
+    mut observer: Worker,
+    host: Arc<Host>,
+    coordinator: impl Fn() -> Option<String>,
+) {
+    let sender = observer.sender();
+    while let Ok(Ok(event)) = tokio::time::timeout(IDLE, observer.next()).await {
+        let Event::Looked(look) = event else { continue };
+        if look.measures_link() {
+            let filling = Filling::of(look.reply_bytes as usize);
+            let sent = sender.status(Status { clock_micros: clock_micros(), filling, ..Status::default() });
+            match sent {
+                Ok(()) => continue,
+                Err(_) => return,
+            }
+        }
+        let (host, served) = (host.clone(), coordinator().unwrap_or_default());
+        // It reads files, and may wait for a device that is being loaded.
+        let status = tokio::task::spawn_blocking(move || host.status(&look, served)).await;
+        let Ok(status) = status else { return };
+        if sender.status(status).is_err() {
+            return;
+        }
+    }
+}
+
+/// Microseconds since 1970.
+fn clock_micros() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    since.as_micros().try_into().unwrap_or(u64::MAX)
+}
+
+impl Host {
+    fn status(&self, look: &Look, coordinator: String) -> Status {
+        let memory = HostMemory::now();
+        let capacity = self.capacity.get_or_init(|| Capacity::of(&self.config.device));
+        let loaded = self.loaded();
+        let holding = loaded.as_ref().map(|loaded| Holding {
+            fingerprint: loaded.key.fingerprint,
+            first_layer: loaded.key.layers.start as u32,
+            last_layer: loaded.key.layers.end.saturating_sub(1) as u32,
+            weight_bytes: loaded.weight_bytes,
+            cache_bytes: loaded.cache_bytes,
+        });
+        let device = loaded.as_ref().map(|loaded| loaded.stage.device.clone());
+        drop(loaded);
+        Status {
+            device: device.unwrap_or_else(|| capacity.device.clone()),
+            memory_bytes: capacity.memory,
+            available_bytes: memory.map_or(0, |memory| memory.available.bytes),
+            clock_micros: clock_micros(),
+            coordinator,
+            holding,
+            model: (!look.model.is_empty()).then(|| self.files(&look.model)),
+            filling: Filling::default(),
+        }
+    }
+
+    /// This worker's files of a model.
+    fn files(&self, name: &str) -> ModelFiles {
+        let checkpoint = match &self.config.model {
+            Some(checkpoint) => Ok(checkpoint.clone()),
+            None => self.config.lookup.find_remote(name).and_then(|found| found.open()),
+        };
+        match checkpoint {
+            Ok(checkpoint) => ModelFiles::Found(Fingerprint(checkpoint.description().fingerprint())),
+            // Where it was looked for concerns nobody else.
+            Err(LookupError::NotFound { .. }) => {
+                ModelFiles::Unusable("it does not have a model of this name".to_owned())
+            }
+            Err(error) => ModelFiles::Unusable(error.to_string().chars().take(1000).collect()),
+        }
+    }
+}
