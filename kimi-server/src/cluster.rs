@@ -15,7 +15,7 @@ mod pipeline;
 mod recovery;
 mod refusal;
 mod remote;
-mod routes;
+pub(crate) mod routes;
 mod status;
 mod wire;
 pub mod worker;

@@ -5,9 +5,12 @@ pub mod demo;
 pub mod devices;
 pub mod inspect;
 pub mod key;
+pub mod nodes;
+mod peers;
 pub mod plan;
 pub mod run;
 pub mod serve;
+mod stages;
 pub mod verify;
 pub mod worker;
 
@@ -48,6 +51,7 @@ pub fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Serve(args) => serve::run(&args),
         Command::Worker(args) => worker::run(&args),
         Command::Key(args) => key::run(&args),
+        Command::Nodes(args) => nodes::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),

@@ -11,6 +11,7 @@
 //! | [`models`] | from a model's name to its folder |
 //! | [`discovery`], [`host`], [`placement`] | the machines, where they are, and which holds what |
 //! | [`membership`], [`capacity`] | finding machines without a file; what this one offers |
+//! | [`survey`], [`network`] | how each machine is reached, and how fast |
 //! | [`devices`] | what this machine can compute on |
 //! | [`mod@bench`] | how fast a device computes |
 //! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
@@ -35,7 +36,9 @@ pub mod inspect;
 pub mod local;
 pub mod membership;
 pub mod models;
+pub mod network;
 pub mod placement;
 pub mod serving;
+pub mod survey;
 pub mod system;
 pub mod verify;

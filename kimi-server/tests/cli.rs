@@ -39,8 +39,6 @@ fn wrong_arguments_exit_with_2() {
         &["run", "kimi-tiny", "--backend", "abacus"],
         &["run", "kimi-tiny", "--backend", "reference"],
         &["run", "kimi-tiny", "--gpu-memory", "0"],
-        &["serve", "kimi-tiny", "--node-id", "a"],
-        &["serve", "kimi-tiny", "--wait-for-peers", "1"],
         &["plan", "kimi-tiny"],
         &["serve", "kimi-tiny", "--context", "-1"],
         &["serve", "kimi-tiny", "--max-connections", "0"],
@@ -66,6 +64,9 @@ fn failures_exit_with_1_and_say_why() {
         (&["verify", "kimi-tiny", "--golden", "/no/golden"], "/no/golden"),
         (&["plan", "kimi-tiny", "--discovery-config-path", "/no/d.json"], "/no/d.json"),
         (&["worker", "--node-port", "0"], "kimi key new"),
+        (&["serve", "kimi-tiny", "--port", "0", "--wait-for-peers", "1"], "kimi key new"),
+        (&["run", "kimi-tiny", "--prompt", "x", "--wait-for-peers", "1"], "kimi key new"),
+        (&["run", "kimi-tiny", "--prompt", "x", "--wait-for-peers", "1", "--no-mdns"], "--no-mdns forbids"),
         (&["serve", "kimi-tiny", "--host", "0.0.0.0"], "--open-api"),
         (&["run", "kimi-tiny", "--prompt", "x", "--temperature", "9"], "temperature"),
     ] {

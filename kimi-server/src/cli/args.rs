@@ -1,11 +1,15 @@
 //! The arguments of every command.
 
+mod peers;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
+
+pub use peers::{DoctorArgs, NodesArgs, PeerArgs};
 
 use super::{defaults, ui};
 use crate::http::HttpConfig;
@@ -60,6 +64,8 @@ pub enum Command {
     Worker(WorkerArgs),
     /// Make or show the key that the machines of a cluster share: `kimi key new`.
     Key(KeyArgs),
+    /// Show the machines of the cluster: how each is reached and how fast, its memory, its device, what it holds.
+    Nodes(NodesArgs),
     /// Show which machine would hold which layers. Reads headers only; a build that kimi knows need not be here.
     Plan(PlanArgs),
     /// Show a checkpoint's modules: bits, groups, bytes. Reads headers only.
@@ -294,6 +300,9 @@ pub struct RunArgs {
     pub stats: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub peers: PeerArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub cache: CacheArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -337,10 +346,13 @@ impl HttpArgs {
 
 /// Arguments of `kimi serve`.
 #[derive(Debug, Args)]
-// A worker may have a name without a discovery file; here it would say nothing.
-#[command(mut_arg("node_id", |arg| arg.requires("discovery_config_path")), after_help = "\
+#[command(after_help = "\
+Without a discovery file, workers with this machine's cluster key that announce themselves are found and used: `kimi key new`,
+`kimi worker` there, `kimi serve MODEL` here. If there are none, or this machine has no key, it holds the whole model.
+
 Examples:
   kimi serve kimi-tiny
+  kimi serve kimi-k2-4bit --wait-for-peers 1
   kimi serve kimi-k2-4bit --node-id a --discovery-config-path discovery.json \\
        --wait-for-peers 1
   curl http://127.0.0.1:52415/v1/chat/completions -H 'content-type: application/json' \\
@@ -357,26 +369,17 @@ pub struct ServeArgs {
     pub port: u16,
     #[command(flatten)]
     #[allow(missing_docs)]
-    pub node: NodeArgs,
+    pub peers: PeerArgs,
     /// Accepted so that all machines can share a command line; the coordinator connects out and listens for no peer.
     #[arg(long, value_name = "HOST")]
     pub node_host: Option<String>,
     /// Like --node-host.
     #[arg(long, value_name = "PORT")]
     pub node_port: Option<u16>,
-    /// Start when this many workers have answered, with those that have [default: all of the discovery file].
-    #[arg(long, value_name = "N", requires = "discovery_config_path")]
-    pub wait_for_peers: Option<usize>,
-    /// How long to wait for them.
-    #[arg(long, value_name = "SECONDS", default_value_t = defaults::PEER_TIMEOUT)]
-    pub peer_timeout: u64,
     /// How long answers under way wait for a lost machine or GPU to be replaced; they go on with the same text then.
     #[arg(long, value_name = "SECONDS", default_value_t = defaults::RECOVERY_TIMEOUT,
           value_parser = clap::value_parser!(u64).range(1..))]
     pub recovery_timeout: u64,
-    /// Share of each machine's memory that weights and cache may take [default: 0.75].
-    #[arg(long, value_name = "0..1", value_parser = share)]
-    pub usable_memory: Option<f64>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub cache: CacheArgs,
@@ -393,9 +396,6 @@ pub struct ServeArgs {
     /// Let others reach the API with --host: it is not encrypted and asks for no key, use it on networks you trust.
     #[arg(long)]
     pub open_api: bool,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub trust: TrustArgs,
     /// Print one line of JSON when ready: {"event": "listening", "address": .., "model": ..}.
     #[arg(long)]
     pub json: bool,
@@ -421,12 +421,17 @@ pub struct WorkerArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub node: NodeArgs,
-    /// Address to listen on, for those who have the cluster's key [default: the discovery file's, else 127.0.0.1].
+    /// Address to listen on, for those who have the cluster's key [default: the discovery file's, else all of this machine;
+    /// with --insecure 127.0.0.1].
     #[arg(long, value_name = "HOST")]
     pub node_host: Option<String>,
     /// Port to listen on; 0 takes a free one [default: the discovery file's, else 52416].
     #[arg(long, value_name = "PORT")]
     pub node_port: Option<u16>,
+    /// Do not announce this worker on the network. Otherwise its name, port, memory, device, release and the public name of
+    /// its cluster are, by multicast DNS, if it has a key and others can reach it.
+    #[arg(long)]
+    pub no_mdns: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub trust: TrustArgs,

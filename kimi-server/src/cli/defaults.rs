@@ -14,6 +14,8 @@ pub const NODE_PORT: u16 = 52416;
 pub const PEER_TIMEOUT: u64 = 300;
 /// Seconds that answers wait for a lost stage.
 pub const RECOVERY_TIMEOUT: u64 = 120;
+/// Seconds to look for workers that announce themselves, for commands that list them.
+pub const LOOK_SECONDS: u64 = 3;
 /// What is logged.
 pub const LOG: &str = "warn";
 /// What a worker logs that a person started.

@@ -1,16 +1,22 @@
 //! The ways to a worker: each of its addresses is measured, and the best one is taken that answers.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
-use futures_util::future::join_all;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use kimi_net::{Coordinator, LinkError, Trust, Tuning};
 use tokio::net::lookup_host;
+use tokio::time::{Instant, timeout_at};
 
 use super::dialer::{Dialer, Wanted};
 use super::look::{Question, Seen, look};
 
 /// Addresses of a worker that are tried.
 const MAX_ROUTES: usize = 16;
+
+/// How long other addresses are waited for once one has answered.
+pub(crate) const GRACE: Duration = Duration::from_millis(700);
 
 /// Why there is no link to a worker.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -78,7 +84,7 @@ async fn connect_at(peer: &Wanted, address: SocketAddr, dialer: &Dialer) -> Resu
 }
 
 /// The addresses of a worker, those of its first target first.
-pub(super) async fn resolve(peer: &Wanted) -> Result<Vec<SocketAddr>, RouteError> {
+pub(crate) async fn resolve(peer: &Wanted) -> Result<Vec<SocketAddr>, RouteError> {
     let (mut addresses, mut error) = (Vec::new(), None);
     for target in std::iter::once(&peer.target).chain(&peer.others) {
         match lookup_host(target.as_str()).await {
@@ -105,20 +111,47 @@ fn no_address(peer: &Wanted, cause: &str) -> RouteError {
     RouteError::NoAddress { target: peer.target.clone(), cause: cause.to_owned() }
 }
 
+/// Looks at all addresses at the same time, and returns them in the order of their answers. Once one has answered, the
+/// others have `grace`: an address that leads nowhere would take seconds.
+pub(crate) async fn look_at(
+    addresses: &[SocketAddr],
+    question: &Question,
+    grace: Duration,
+    trust: &Trust,
+    node_id: &str,
+) -> Vec<(SocketAddr, Result<Seen, LinkError>)> {
+    let one = |address: SocketAddr| async move { (address, look(address, trust, node_id, question).await) };
+    let mut looks: FuturesUnordered<_> = addresses.iter().copied().map(one).collect();
+    let mut results: Vec<(SocketAddr, Result<Seen, LinkError>)> = Vec::with_capacity(addresses.len());
+    let mut until = None;
+    while let Some(next) = match until {
+        None => looks.next().await,
+        Some(until) => timeout_at(until, looks.next()).await.unwrap_or(None),
+    } {
+        if next.1.is_ok() && until.is_none() {
+            until = Some(Instant::now() + grace);
+        }
+        results.push(next);
+    }
+    for address in addresses {
+        if !results.iter().any(|(answered, _)| answered == address) {
+            results.push((*address, Err(LinkError::HandshakeTimeout { after: grace })));
+        }
+    }
+    results
+}
+
 /// Measures addresses: those that answer, best first, and those that do not.
 pub(super) async fn measure(
     addresses: &[SocketAddr],
     trust: &Trust,
     node_id: &str,
 ) -> (Vec<Seen>, Vec<(SocketAddr, LinkError)>) {
-    // Round trips at the same time: an address that does not answer takes seconds.
-    let first = Question::default();
-    let looks = addresses.iter().map(|address| look(*address, trust, node_id, &first));
     let (mut seen, mut silent) = (Vec::new(), Vec::new());
-    for (address, result) in addresses.iter().zip(join_all(looks).await) {
+    for (address, result) in look_at(addresses, &Question::default(), GRACE, trust, node_id).await {
         match result {
             Ok(found) => seen.push(found),
-            Err(error) => silent.push((*address, error)),
+            Err(error) => silent.push((address, error)),
         }
     }
     // Bandwidths one after another: routes may share a cable.

@@ -1,19 +1,19 @@
 //! `kimi run`.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
-use std::sync::Arc;
 
 use kimi_core::chat::Message;
 use kimi_core::chat_model::{ChatEvent, ChatFiles, ChatModel, ChatRequest};
 use kimi_core::engine::Usage;
-use kimi_core::plan::ModelBytes;
+use kimi_core::plan::Plan;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
+use tokio::runtime::Handle;
 
 use super::Outcome;
+use super::stages::{self, Model, Stages};
 use crate::cli::args::RunArgs;
 use crate::cli::{is_broken_pipe, ui};
-use crate::cluster::LoadWatch;
-use crate::local::LocalCluster;
+use crate::cluster::ClusterStatus;
 
 /// Largest prompt read from standard input, in bytes.
 const MAX_PROMPT: u64 = 16 << 20;
@@ -35,7 +35,8 @@ pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         None if stdin.is_terminal() => None,
         None => Some(piped_prompt()?),
     };
-    let model = load(args)?;
+    let runtime = super::runtime()?; // holds the links to workers
+    let model = load(args, runtime.handle())?;
     let _stops = super::Stops(model.engine().clone());
     let mut chat = Chat { model, args, params, messages: Vec::new() };
     chat.reset();
@@ -57,19 +58,22 @@ fn piped_prompt() -> anyhow::Result<String> {
     Ok(prompt.trim_end_matches('\n').to_owned())
 }
 
-fn load(args: &RunArgs) -> anyhow::Result<ChatModel> {
+fn load(args: &RunArgs, runtime: &Handle) -> anyhow::Result<ChatModel> {
     let (found, checkpoint) = super::open(&args.model, None)?;
     let files = ChatFiles::open(&checkpoint)?;
     let options = args.cache.options();
     let cache = options.cache(&checkpoint);
-    let bytes = ModelBytes::of(&checkpoint)?;
-    let tokens = cache.pages * cache.page_tokens;
-    let cluster = LocalCluster::start(&found, &checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
-    let watch: LoadWatch = Arc::new(ui::load_bars(&[found.id]));
-    let runtime = super::runtime()?;
-    let built = cluster.build(&checkpoint, cache, &watch, runtime.handle())?;
+    let device = &args.device.choice();
+    let status = ClusterStatus::default();
+    let planned = |plan: &Plan, limits: bool| {
+        if limits {
+            stages::show(&found.id, plan, limits); // that all layers are here is no news
+        }
+    };
+    let source =
+        Model { found: &found, checkpoint: &checkpoint, cache, device, status: &status, planned: &planned };
+    let Stages { built, mut recovery } = stages::start(&args.peers, &source, runtime)?;
     let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
-    let mut recovery = cluster.recovery(&checkpoint, cache, runtime.handle());
     model.engine().recover_with(move |lost| recovery.replace(lost))?;
     args.cache.note_limit(model.context_tokens());
     Ok(model)

@@ -1,26 +1,19 @@
 //! `kimi serve`.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use kimi_core::checkpoint::Checkpoint;
-use kimi_core::plan::{ModelBytes, Plan};
-use kimi_core::stage::CacheConfig;
+use kimi_core::plan::Plan;
 use kimi_core::{ChatFiles, ChatModel, ModelOptions};
 use serde_json::json;
-use tokio::runtime::Handle;
 
 use super::Outcome;
+use super::stages::{self, Model, Stages};
 use crate::cli::args::ServeArgs;
 use crate::cli::ui;
-use crate::cluster::{self, Built, ClusterStatus, Dialer, Placement, Recovery};
-use crate::discovery::{Discovery, Peer};
-use crate::host::{Host, LookupError};
-use crate::local::LocalCluster;
-use crate::models::FoundModel;
-use crate::placement::{self, PlanTable};
+use crate::cluster::ClusterStatus;
+use crate::host::Host;
 use crate::serving::{self, Slot};
 
 /// Serves the API until Ctrl-C.
@@ -40,26 +33,20 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         recovery: Duration::from_secs(args.recovery_timeout),
         ..args.cache.options()
     };
-    let discovery = args.node.discovery_config_path.as_deref().map(Discovery::read).transpose()?;
     let status = ClusterStatus::default();
     let slot = Slot::new(&found.id, &checkpoint, options.context(&checkpoint), status.clone());
     // From here on the API says how far loading is.
     let server =
         runtime.spawn(serving::serve(listener, slot.served(), args.http.config(), stop(slot.clone())));
     let started = Instant::now();
-    let loading = Load {
-        args,
-        found: &found,
-        checkpoint: &checkpoint,
-        cache: options.cache(&checkpoint),
-        runtime: runtime.handle(),
-        status,
-        slot: &slot,
+    let planned = |plan: &Plan, limits: bool| {
+        slot.planned(plan);
+        stages::show(&found.id, plan, limits);
     };
-    let (built, mut recovery) = match &discovery {
-        Some(discovery) => loading.with_workers(discovery)?,
-        None => loading.alone()?,
-    };
+    let (cache, device) = (options.cache(&checkpoint), &args.device.choice());
+    let source =
+        Model { found: &found, checkpoint: &checkpoint, cache, device, status: &status, planned: &planned };
+    let Stages { built, mut recovery } = stages::start(&args.peers, &source, runtime.handle())?;
     let seconds = started.elapsed().as_secs_f64();
     ui::notice(format_args!("loaded in {seconds:.1} s on {}", built.devices.join(", ")));
     let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
@@ -89,79 +76,6 @@ async fn stop(slot: Slot) {
         super::asked_to_stop().await;
         std::process::exit(INTERRUPTED);
     });
-}
-
-/// What is loaded, and where it is told.
-struct Load<'a> {
-    args: &'a ServeArgs,
-    found: &'a FoundModel,
-    checkpoint: &'a Checkpoint,
-    cache: CacheConfig,
-    runtime: &'a Handle,
-    status: ClusterStatus,
-    slot: &'a Slot,
-}
-
-impl Load<'_> {
-    /// All layers in this process.
-    fn alone(self) -> anyhow::Result<(Built, Recovery)> {
-        let Self { args, found, checkpoint, cache, runtime, .. } = self;
-        let bytes = ModelBytes::of(checkpoint)?;
-        let tokens = cache.pages * cache.page_tokens;
-        let cluster = LocalCluster::start(found, checkpoint, &bytes, 1, tokens, None, &args.device.choice())?;
-        show(&found.id, cluster.plan(), false);
-        let placement = Placement { status: self.status, ..cluster.placement(cache) };
-        self.slot.planned(cluster.plan());
-        let watch = load_bars(cluster.plan());
-        let built = cluster::build(checkpoint, &placement, Vec::new(), runtime, &watch)?;
-        let recovery = Recovery::new(checkpoint, placement, Vec::new(), Vec::new(), runtime.clone());
-        Ok((built, recovery))
-    }
-
-    /// The last layers in this process, the others on the machines of the discovery file.
-    fn with_workers(self, discovery: &Discovery) -> anyhow::Result<(Built, Recovery)> {
-        let Self { args, found, checkpoint, cache, runtime, .. } = self;
-        let bytes = ModelBytes::of(checkpoint)?;
-        let Some(me) = args.node.node_id.as_deref() else {
-            anyhow::bail!("which of the machines in the discovery file is this one? Give --node-id")
-        };
-        let mut nodes = placement::cluster_nodes(discovery, Some(me), args.usable_memory)?;
-        let others = discovery.peers.iter().filter(|p| p.id != me);
-        let wanted = others.map(Peer::wanted).collect::<Result<Vec<_>, LookupError>>()?;
-        let enough = args.wait_for_peers.unwrap_or(wanted.len());
-        anyhow::ensure!(
-            enough <= wanted.len(),
-            "--wait-for-peers {enough}, but the discovery file has only {} other machines",
-            wanted.len()
-        );
-        let all = wanted.len();
-        ui::notice(format_args!("waiting for {enough} of {all} workers, at most {} s", args.peer_timeout));
-        let within = Duration::from_secs(args.peer_timeout);
-        let dialer = Dialer::new(me, super::trust(&args.trust)?);
-        let workers = runtime.block_on(cluster::connect(&wanted, enough, within, &dialer))?;
-        nodes.retain(|node| node.id == me || workers.iter().any(|w| w.worker.id == node.id));
-        let plan = Plan::new(&bytes, &nodes, cache.pages * cache.page_tokens)?;
-        show(&found.id, &plan, true);
-        self.slot.planned(&plan);
-        let watch = load_bars(&plan);
-        let placement = Placement {
-            status: self.status,
-            ..Placement::new(plan, cache, &found.id, args.device.choice(), dialer)
-        };
-        let holders: Vec<_> = workers.iter().map(|w| w.worker.clone()).collect();
-        let built = cluster::build(checkpoint, &placement, workers, runtime, &watch)?;
-        let spares = wanted.into_iter().filter(|worker| !holders.contains(worker)).collect();
-        let recovery = Recovery::new(checkpoint, placement, holders, spares, runtime.clone());
-        Ok((built, recovery))
-    }
-}
-
-fn show(id: &str, plan: &Plan, limits: bool) {
-    ui::notice(format_args!("{}\n{}", ui::stderr_style().bold(id), PlanTable { plan, limits }));
-}
-
-fn load_bars(plan: &Plan) -> cluster::LoadWatch {
-    Arc::new(ui::load_bars(&plan.stages.iter().map(|s| s.node.clone()).collect::<Vec<_>>()))
 }
 
 fn announce(args: &ServeArgs, addr: SocketAddr, id: &str, context: usize) -> anyhow::Result<()> {

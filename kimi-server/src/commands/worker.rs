@@ -1,17 +1,21 @@
 //! `kimi worker`.
 
 use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::Context;
-use kimi_net::{Listener, Tuning};
+use kimi_core::DeviceChoice;
+use kimi_net::{Listener, Trust, Tuning, Versions};
 use serde_json::json;
 
 use super::Outcome;
+use crate::capacity::Capacity;
 use crate::cli::args::WorkerArgs;
 use crate::cli::{defaults, ui};
 use crate::cluster::worker::{WorkerConfig, serve};
 use crate::discovery::Discovery;
 use crate::host::Host;
+use crate::membership::{self, Announced, MembershipError, Record, Spoken};
 use crate::models::Lookup;
 use crate::system;
 
@@ -33,22 +37,24 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
     let trust = super::trust(&args.trust)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
-        let addr = host.lookup(port).await?;
-        let listener = Listener::bind(addr, trust, Tuning::default()).await;
-        let listener = listener.map_err(|e| super::listen_error(e, addr, "--node-port"))?;
+        let listener = listen(&host, port, &trust).await?;
         let addr = listener.local_addr()?;
+        let device = args.device.choice();
+        let announced = if args.no_mdns { None } else { announce(&node_id, addr, &device, &trust) };
         if args.json {
             super::print_json(&json!({ "event": "listening", "address": addr, "node_id": node_id }))?;
         } else {
             ui::tell(format_args!(
-                "worker {node_id} listens on {addr}, waiting for a coordinator; Ctrl-C ends it"
+                "worker {node_id} listens on {addr}, waiting for a coordinator{}; Ctrl-C ends it",
+                if announced.is_some() { ", and announces itself" } else { "" }
             ));
         }
-        let config = WorkerConfig { node_id, model, lookup, device: args.device.choice() };
+        let config = WorkerConfig { node_id, model, lookup, device };
         tokio::select! {
             result = serve(listener, config) => result.context("the worker can't go on")?,
             () = super::asked_to_stop() => {}
         }
+        drop(announced);
         Ok::<_, anyhow::Error>(())
     })?;
     runtime.shutdown_background(); // a stage that is computing is not waited for
@@ -57,6 +63,33 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
 
 /// Every address of this machine, IPv4's too.
 const ALL_ADDRESSES: &str = "::";
+
+/// Listens; where this machine has no IPv6, on all of IPv4 in place of all addresses.
+async fn listen(host: &Host, port: u16, trust: &Trust) -> anyhow::Result<Listener> {
+    let addr = host.lookup(port).await?;
+    let mut bound = Listener::bind(addr, trust.clone(), Tuning::default()).await;
+    if bound.is_err() && addr.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED) {
+        let v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+        bound = Listener::bind(v4, trust.clone(), Tuning::default()).await;
+    }
+    bound.map_err(|e| super::listen_error(e, addr, "--node-port"))
+}
+
+/// Announces this worker to the machines of its cluster. What keeps it from doing so is said: it serves all the same.
+fn announce(node_id: &str, addr: SocketAddr, device: &DeviceChoice, trust: &Trust) -> Option<Announced> {
+    let Trust::Key(key) = trust else { return None };
+    if addr.ip().is_loopback() {
+        return None; // nobody else can reach it
+    }
+    let Capacity { device, memory } = Capacity::of(device);
+    let record = Record::new(node_id, memory.max(1), &device, Spoken(Versions::OURS), key.id());
+    let announced =
+        record.map_err(MembershipError::from).and_then(|record| membership::announce(&record, addr));
+    announced.unwrap_or_else(|error| {
+        tracing::warn!("{error}");
+        None
+    })
+}
 
 /// Flags first, then the discovery file, then the defaults.
 fn address(args: &WorkerArgs, node_id: &str) -> anyhow::Result<(Host, u16)> {
@@ -70,6 +103,8 @@ fn address(args: &WorkerArgs, node_id: &str) -> anyhow::Result<(Host, u16)> {
         // It is to be reached at all of them.
         (None, Some(peer)) if !peer.others.is_empty() => ALL_ADDRESSES.parse()?,
         (None, Some(peer)) => peer.host,
+        // Only those with the key get in.
+        (None, None) if !args.trust.insecure => ALL_ADDRESSES.parse()?,
         (None, None) => defaults::NODE_HOST.parse()?,
     };
     Ok((host, port))

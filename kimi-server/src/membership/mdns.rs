@@ -15,9 +15,9 @@ use super::record::{Record, RecordError};
 /// The service as DNS-SD names it.
 const SERVICE: &str = "_kimi._tcp.local.";
 /// Workers that are looked at; anyone can announce any number.
-const MAX_MEMBERS: usize = 64;
+const MAX_MEMBERS: usize = 32;
 /// Addresses of a worker that are tried.
-const MAX_ADDRESSES: usize = 16;
+const MAX_ADDRESSES: usize = 8;
 /// How long to wait for more addresses, and more workers, once there are enough.
 const SETTLE: Duration = Duration::from_millis(300);
 /// Time for the last words of a worker that ends.
