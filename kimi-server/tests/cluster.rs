@@ -38,7 +38,8 @@ fn start(args: &[&str]) -> Running {
 }
 
 fn worker(more: &[&str]) -> Running {
-    start(&[&["worker", "--node-id", "w", "--node-port", "0", "--json"][..], more].concat())
+    let args = ["worker", "--node-id", "w", "--node-host", "127.0.0.1", "--node-port", "0", "--json"];
+    start(&[&args[..], more].concat())
 }
 
 /// One coordinator, in this process.
