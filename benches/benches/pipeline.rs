@@ -100,7 +100,7 @@ async fn start_worker(
         lookup: Lookup::of_this_machine(None)?,
         device: DeviceChoice::cpu(),
     };
-    tokio::spawn(worker::serve(listener, config));
+    tokio::spawn(worker::serve(listener, config, std::future::pending()));
     if delay.is_zero() { Ok(address) } else { delayed(address, delay).await }
 }
 

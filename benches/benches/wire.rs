@@ -20,7 +20,7 @@ use kimi_net::{
 /// Width of Kimi-K2's hidden state.
 const WIDTH: u32 = 7168;
 /// Encrypted and plain links are measured in turn, so that a change of the machine's pace meets both.
-const TURNS: usize = 10;
+const TURNS: usize = 20;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -46,7 +46,7 @@ fn main() -> Outcome<()> {
                 times.extend(runtime.block_on(driver_times(link, &mut step, rows, samples / TURNS))?);
             }
         }
-        let [plain, encrypted] = times.map(|times| sorted(times));
+        let [plain, encrypted] = times.map(sorted);
         let cost = median(&encrypted).as_secs_f64() - median(&plain).as_secs_f64();
         print_row(&format!("{name}, {bytes} B, encrypted"), bytes, &encrypted);
         print_row("  plain", bytes, &plain);

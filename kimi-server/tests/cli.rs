@@ -164,7 +164,7 @@ fn a_port_in_use() {
     for (args, flag) in [
         (&["serve", "kimi-tiny", "--port", port.as_str()][..], "--port"),
         (&["demo", "--port", port.as_str()], "--port"),
-        (&["worker", "--node-port", port.as_str()], "--node-port"),
+        (&["worker", "--insecure", "--node-port", port.as_str()], "--node-port"),
     ] {
         let output = with_key(kimi()).args(args).output().unwrap();
         assert_eq!(output.status.code(), Some(1), "{args:?}");

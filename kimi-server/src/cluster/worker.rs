@@ -5,29 +5,39 @@
 //! its old connection may not be known yet. The loaded layers stay, so that a coordinator that comes back with the same
 //! assignment need not wait, and the caches stay, so that it can go on with them.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kimi_net::{Config, ErrorCode, ErrorReport, Event, Incoming, LinkError, Listener, Role, Worker};
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio::task::AbortHandle;
 
 use super::host::{Host, status};
 
 pub use super::config::WorkerConfig;
 
-/// Peers that may introduce themselves at the same time.
-const MAX_GREETINGS: usize = 32;
+/// Peers that may introduce themselves at the same time, each with some 64 KiB of buffers. One more takes the place of the one
+/// that has been at it for longest, so that peers who say nothing keep nobody out.
+const MAX_GREETINGS: usize = 128;
 /// Observers that are answered at the same time.
 const MAX_OBSERVERS: usize = 8;
+/// How long a worker that is stopped takes to say goodbye.
+const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// Pause after a connection could not be accepted, mostly because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
-/// Serves coordinators, one after another, until the returned future is dropped.
+/// Serves coordinators, one after another, until `stop` is ready; then says goodbye to the one that is connected.
 ///
 /// # Errors
 /// If the operating system gives no thread, or the thread that loads has ended by a fault of ours.
-pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<()> {
+pub async fn serve(
+    listener: Listener,
+    config: WorkerConfig,
+    stop: impl Future<Output = ()>,
+) -> std::io::Result<()> {
     let node_id = config.node_id.clone();
     let (host, jobs) = Host::new(config);
     let link = Config { progress: host.progress(), ..Config::new(node_id) };
@@ -38,28 +48,26 @@ pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<
         loader.run(&jobs);
     };
     std::thread::Builder::new().name("kimi-worker".into()).spawn(load)?;
+    let (stopping, stopped) = watch::channel(());
     let observers = Arc::new(Semaphore::new(MAX_OBSERVERS));
-    let state = WorkerState { host, link, coordinator: Arc::default(), observers };
-    let greetings = Arc::new(Semaphore::new(MAX_GREETINGS));
+    let state = WorkerState { host, link, coordinator: Arc::default(), observers, stopped };
+    let mut greetings = VecDeque::new();
+    let mut stop = pin!(stop);
     loop {
-        let Ok(permit) = greetings.clone().acquire_owned().await else { return Ok(()) };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = &mut ended => return Err(std::io::Error::other("the thread that loads has ended")),
+            () = &mut stop => break,
         };
         match accepted {
             Ok(incoming) => {
-                let state = state.clone();
-                tokio::spawn(async move {
-                    let peer = incoming.peer_addr();
-                    let greeted = state.greet(incoming).await;
-                    drop(permit);
-                    match greeted {
-                        Ok(Some((worker, lease))) => serve_link(worker, lease).await,
-                        Ok(None) => {}
-                        Err(error) => tracing::warn!(%peer, %error, "a peer was turned away"),
-                    }
-                });
+                greetings.retain(|greeting: &AbortHandle| !greeting.is_finished());
+                if greetings.len() >= MAX_GREETINGS
+                    && let Some(oldest) = greetings.pop_front()
+                {
+                    oldest.abort();
+                }
+                greetings.push_back(tokio::spawn(state.clone().serve_peer(incoming)).abort_handle());
             }
             Err(error) => {
                 tracing::warn!(%error, "can't accept a connection");
@@ -67,6 +75,13 @@ pub async fn serve(listener: Listener, config: WorkerConfig) -> std::io::Result<
             }
         }
     }
+    greetings.iter().for_each(AbortHandle::abort);
+    drop(state);
+    // Links hold a receiver each; the coordinator that is connected is told by its link's task. Receivers that stay longer
+    // belong to peers that do not read.
+    let _ = stopping.send(());
+    let _ = tokio::time::timeout(GOODBYE_TIME, stopping.closed()).await;
+    Ok(())
 }
 
 /// What all connections share.
@@ -77,6 +92,8 @@ struct WorkerState {
     /// The coordinator that is served.
     coordinator: Arc<Mutex<Option<Served>>>,
     observers: Arc<Semaphore>,
+    /// Changes when the worker is stopped.
+    stopped: watch::Receiver<()>,
 }
 
 /// The coordinator that has the place.
@@ -112,6 +129,16 @@ impl Drop for CoordinatorLease {
 }
 
 impl WorkerState {
+    /// Greets a peer, and serves it in a task of its own if it is the coordinator.
+    async fn serve_peer(self, incoming: Incoming) {
+        let peer = incoming.peer_addr();
+        match self.greet(incoming).await {
+            Ok(Some((worker, lease))) => drop(tokio::spawn(serve_link(worker, lease, self.stopped))),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%peer, %error, "a peer was turned away"),
+        }
+    }
+
     /// Shakes hands, and turns a second coordinator away with the reason.
     async fn greet(&self, incoming: Incoming) -> Result<Option<(Worker, CoordinatorLease)>, LinkError> {
         let peer = incoming.peer_addr();
@@ -190,7 +217,7 @@ impl WorkerState {
 }
 
 /// Does what a coordinator asks for, until the link ends.
-async fn serve_link(mut worker: Worker, mut lease: CoordinatorLease) {
+async fn serve_link(mut worker: Worker, mut lease: CoordinatorLease, mut stopped: watch::Receiver<()>) {
     let CoordinatorLease { host, name, evicted, .. } = &mut lease;
     tracing::info!(coordinator = name, "a coordinator has connected");
     let sender = worker.sender();
@@ -204,6 +231,11 @@ async fn serve_link(mut worker: Worker, mut lease: CoordinatorLease) {
                 // An error means that the link is over, which is what is wanted.
                 let _ = sender.fail(ErrorReport::fatal(ErrorCode::Replaced, text));
                 break;
+            }
+            // An error too: whoever would say it has ended.
+            _ = stopped.changed() => {
+                host.set_active(false);
+                return worker.close("the worker was stopped").await;
             }
             event = worker.next() => event,
         };

@@ -50,12 +50,9 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<Outcome> {
             ));
         }
         let config = WorkerConfig { node_id, model, lookup, device };
-        tokio::select! {
-            result = serve(listener, config) => result.context("the worker can't go on")?,
-            () = super::asked_to_stop() => {}
-        }
+        let served = serve(listener, config, super::asked_to_stop()).await;
         drop(announced);
-        Ok::<_, anyhow::Error>(())
+        served.context("the worker can't go on")
     })?;
     runtime.shutdown_background(); // a stage that is computing is not waited for
     Ok(Outcome::Success)
