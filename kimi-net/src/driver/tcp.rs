@@ -16,6 +16,9 @@ use crate::{
     tune::{Tuned, Tuning},
 };
 
+/// Connections that may wait to be accepted: where the system drops one, its peer tries again only after a second.
+const BACKLOG: u32 = 1024;
+
 /// Connects to a worker and introduces this coordinator. A name is tried at each of its addresses.
 /// Connecting and the handshake have `config.handshake_timeout` each.
 pub async fn connect(
@@ -90,7 +93,7 @@ impl Listener {
         socket.set_reuseaddr(true).map_err(failed)?;
         let automatic_buffers = tuning.before_connect(SockRef::from(&socket));
         socket.bind(addr).map_err(failed)?;
-        let inner = socket.listen(64).map_err(failed)?;
+        let inner = socket.listen(BACKLOG).map_err(failed)?;
         Ok(Listener { inner, trust, tuning, automatic_buffers })
     }
 
