@@ -30,7 +30,8 @@
 //!
 //! Sizes, the kind and its place in the protocol are checked on the 20 bytes alone. The header is checked against the
 //! payload's size before the payload is received: [`Forward`] with rows x cols x 4 other than `p` is
-//! refused, as is one with more tokens or pages than its [`Assign`] allows. The payload is read from the socket into its final buffer, and written from the caller's.
+//! refused, as is one with more tokens or pages than its [`Assign`] allows, or with which the unanswered steps would take more
+//! than 48 MiB. The payload is read from the socket into its final buffer, and written from the caller's.
 //!
 //! # A link
 //!

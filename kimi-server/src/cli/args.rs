@@ -393,7 +393,8 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
-    /// Let others reach the API with --host: it is not encrypted and asks for no key, use it on networks you trust.
+    /// Let others reach the API with --host: it is not encrypted and asks for no key, use it on networks you trust. Implied by
+    /// --insecure.
     #[arg(long)]
     pub open_api: bool,
     /// Print one line of JSON when ready: {"event": "listening", "address": .., "model": ..}.
