@@ -13,8 +13,8 @@ use std::{
 };
 
 use kimi_net::{
-    Assign, Bytes, ClusterKey, Config, Coordinator, Event, Fingerprint, Forward, LinkError, Listener, Ready,
-    SequenceStep, StepResult, Trust, Tuning, Worker, connect,
+    Assign, Bytes, ClusterKey, Config, Coordinator, Event, Fingerprint, Forward, LayerState, LinkError,
+    Listener, Ready, SequenceStep, StepResult, Trust, Tuning, Worker, connect,
 };
 
 /// Width of Kimi-K2's hidden state.
@@ -93,6 +93,7 @@ async fn serve(trust: Trust) -> Result<Coordinator, LinkError> {
         description: Vec::new(),
         layers: 0..1,
         first: false,
+        state: LayerState::LatentPages,
         cache_pages: 32,
         page_tokens: 64,
         max_tokens: 512,

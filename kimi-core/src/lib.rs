@@ -23,6 +23,7 @@ pub mod device;
 pub mod engine;
 pub mod fingerprint;
 pub mod host_memory;
+mod layer_state;
 pub mod model;
 pub mod pages;
 pub mod pipeline;
@@ -47,3 +48,4 @@ pub use chat_model::{
 };
 pub use checkpoint::Checkpoint;
 pub use device::{DeviceChoice, DeviceKind};
+pub use layer_state::LayerState;

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use crate::checkpoint::Checkpoint;
 use crate::config::ModelConfig;
+use crate::layer_state::LayerState;
 use crate::source::ModelSource;
 use crate::weights::{WeightError, Weights};
 
@@ -28,8 +29,8 @@ pub struct ModelBytes {
     pub token_layers: Vec<u64>,
     /// Final norm and head: in the last stage.
     pub head: u64,
-    /// Latent cache bytes a token and layer.
-    pub cache_per_token_layer: u64,
+    /// What each layer keeps of the tokens before.
+    pub states: Vec<LayerState>,
 }
 
 /// A machine that can hold layers.
@@ -165,7 +166,7 @@ impl ModelBytes {
             layers,
             token_layers,
             head: head.lm_head.bytes() + head.norm.weight.data.len() as u64,
-            cache_per_token_layer: token_layer_bytes(config),
+            states: states(config).collect(),
         })
     }
 
@@ -184,19 +185,19 @@ impl ModelBytes {
 
     /// Cache bytes of a range of layers at a context length.
     pub fn cache(&self, layers: &Range<usize>, context: usize) -> u64 {
-        self.cache_per_token_layer.saturating_mul(layers.len() as u64).saturating_mul(context as u64)
+        let states = self.states.get(layers.clone()).unwrap_or_default();
+        states.iter().fold(0, |sum, state| sum.saturating_add(state.bytes(context)))
     }
 }
 
-/// Latent cache bytes a token and layer, in f32.
-fn token_layer_bytes(config: &ModelConfig) -> u64 {
-    4 * config.cache_width() as u64
+/// The states of all layers.
+fn states(config: &ModelConfig) -> impl Iterator<Item = LayerState> {
+    (0..config.num_hidden_layers).map(|layer| LayerState::of(config, layer))
 }
 
-/// Latent cache bytes of a whole model for so many tokens.
+/// Cache bytes of a whole model for so many tokens.
 pub fn cache_bytes(config: &ModelConfig, tokens: usize) -> u64 {
-    let layers = config.num_hidden_layers as u64;
-    token_layer_bytes(config).saturating_mul(layers).saturating_mul(tokens as u64)
+    states(config).fold(0, |sum, state| sum.saturating_add(state.bytes(tokens)))
 }
 
 impl Plan {
@@ -302,7 +303,9 @@ mod tests {
     }
 
     fn bytes(layers: Vec<u64>) -> ModelBytes {
-        ModelBytes { embedding: 5, token_layers: layers.clone(), layers, head: 7, cache_per_token_layer: 2 }
+        // 4 bytes a token and layer.
+        let states = vec![LayerState::LatentPages { width: 1 }; layers.len()];
+        ModelBytes { embedding: 5, token_layers: layers.clone(), layers, head: 7, states }
     }
 
     #[test]

@@ -100,6 +100,7 @@
 //!     description: Vec::new(),
 //!     layers: 0..4,
 //!     first: false,
+//!     state: LayerState::LatentPages,
 //!     cache_pages: 8,
 //!     page_tokens: 64,
 //!     max_tokens: 16,
@@ -142,8 +143,8 @@ pub use key::{ClusterId, ClusterKey, KeyError};
 pub use kind::Kind;
 pub use message::{
     Activity, Assign, ErrorCode, ErrorReport, Filling, Fingerprint, Forward, Goodbye, Hello, Holding,
-    LoadProgress, Look, MAX_FILLING, MAX_LOOKS, Message, MessageError, ModelFiles, Ping, Pong, Ready, Role,
-    SequenceStep, Status, StepBounds, StepResult, Subject, Versions, Welcome, printable,
+    LayerState, LoadProgress, Look, MAX_FILLING, MAX_LOOKS, Message, MessageError, ModelFiles, Ping, Pong,
+    Ready, Role, SequenceStep, Status, StepBounds, StepResult, Subject, Versions, Welcome, printable,
 };
 pub use protocol::{Config, Event, ProgressCount, Protocol, ProtocolError, State};
 pub use secure::Trust;

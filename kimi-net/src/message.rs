@@ -18,7 +18,7 @@ pub use self::{
     failure::{ErrorCode, ErrorReport, Subject},
     greeting::{Fingerprint, Hello, Role, Versions, Welcome},
     look::{Filling, Holding, Look, MAX_FILLING, MAX_LOOKS, ModelFiles, Status},
-    stage::{Assign, LoadProgress, Ready, StepBounds},
+    stage::{Assign, LayerState, LoadProgress, Ready, StepBounds},
     step::{Activity, Forward, SequenceStep, StepResult},
     text::printable,
 };

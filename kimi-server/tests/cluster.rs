@@ -13,7 +13,9 @@ use common::{Running, http, json, key, stderr, wait_until};
 use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
 use kimi_core::{Checkpoint, DeviceChoice};
-use kimi_net::{Assign, Config, Coordinator, ErrorCode, Fingerprint, LinkError, Trust, Tuning, Versions};
+use kimi_net::{
+    Assign, Config, Coordinator, ErrorCode, Fingerprint, LayerState, LinkError, Trust, Tuning, Versions,
+};
 use kimi_server::cluster::child::WorkerCommand;
 use kimi_server::cluster::{self, BuildError, Built, ConnectError, Connected, Dialer, Placement, Wanted};
 use kimi_server::local::silent;
@@ -85,6 +87,7 @@ impl Lead {
             description: Vec::new(),
             layers: 0..2,
             first: true,
+            state: LayerState::LatentPages,
             cache_pages: 4,
             page_tokens: 64,
             max_tokens: 512,

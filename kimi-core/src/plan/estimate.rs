@@ -1,6 +1,6 @@
 //! A model's bytes from its sizes alone, for checkpoints that are not here.
 
-use super::{ModelBytes, token_layer_bytes};
+use super::{ModelBytes, states};
 use crate::config::ModelConfig;
 
 /// Bits of a weight on average, with its share of scales and biases.
@@ -48,7 +48,7 @@ impl ModelBytes {
             layers: all(c.n_routed_experts),
             token_layers: all(c.num_experts_per_tok),
             head: (table + bytes(h as f64, 16.0)) as u64,
-            cache_per_token_layer: token_layer_bytes(config),
+            states: states(config).collect(),
         }
     }
 
@@ -77,7 +77,7 @@ mod tests {
                 assert!(found.abs_diff(*expected) <= 1, "{estimate:?} {exact:?}");
             }
             assert_eq!((estimate.embedding, estimate.head), (exact.embedding, exact.head));
-            assert_eq!(estimate.cache_per_token_layer, exact.cache_per_token_layer);
+            assert_eq!(estimate.states, exact.states);
         }
     }
 }

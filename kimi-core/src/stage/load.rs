@@ -9,6 +9,7 @@ use kimi_quant::{Backend, PackedMatrix};
 use super::{Stage, StageError, StageSpan};
 use crate::checkpoint::Checkpoint;
 use crate::host_memory::{HostMemory, Room};
+use crate::layer_state::LayerState;
 use crate::model::Geometry;
 use crate::plan::{HumanBytes, ModelBytes};
 use crate::source::ModelSource;
@@ -163,8 +164,12 @@ impl<B: Backend> Stage<B> {
             let bytes = layer.bytes();
             layer.check_numbers(index)?;
             stage.layers.push(layer.load(stage.backend.as_ref())?);
-            let shape = stage.geometry.cache_shape(cache.pages, cache.page_tokens);
-            stage.caches.push(stage.backend.new_cache(shape)?);
+            stage.caches.push(match LayerState::of(&stage.config, index) {
+                LayerState::LatentPages { .. } => {
+                    let shape = stage.geometry.cache_shape(cache.pages, cache.page_tokens);
+                    stage.backend.new_cache(shape)?
+                }
+            });
             if stage.backend.copies_weights() {
                 weights.give_back(&format!("model.layers.{index}."));
             }
@@ -333,7 +338,7 @@ mod tests {
             layers: vec![1; 3],
             token_layers: vec![1; 3],
             head: 1,
-            cache_per_token_layer: 2304,
+            states: vec![LayerState::LatentPages { width: 576 }; 3],
         };
         let cache = CacheConfig { pages: usize::MAX, page_tokens: usize::MAX };
         let stage = StageBytes::new(&bytes, &(0..3), cache);

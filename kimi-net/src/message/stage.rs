@@ -22,6 +22,8 @@ pub struct Assign {
     pub layers: Range<u32>,
     /// Whether the stage embeds the tokens.
     pub first: bool,
+    /// What the layers keep of the tokens before.
+    pub state: LayerState,
     /// Pages of the latent cache.
     pub cache_pages: u32,
     /// Tokens in a page.
@@ -37,15 +39,24 @@ pub struct Assign {
     pub resume: bool,
 }
 
+/// What a layer keeps of each sequence; another kind would bring sizes of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LayerState {
+    /// Pages of the latent cache: [`Assign::cache_pages`].
+    LatentPages,
+}
+
 impl Assign {
     pub(super) fn check(&self) -> Result<(), MessageError> {
         at_most("bytes in model", self.model.len(), MAX_TEXT)?;
         at_most("bytes in description", self.description.len(), MAX_DESCRIPTION)?;
         ensure(self.layers.start < self.layers.end, "the layer range is empty")?;
-        ensure(
-            self.cache_pages > 0 && self.page_tokens > 0,
-            "the cache has no pages or no tokens in a page",
-        )?;
+        match self.state {
+            LayerState::LatentPages => ensure(
+                self.cache_pages > 0 && self.page_tokens > 0,
+                "the cache has no pages or no tokens in a page",
+            )?,
+        }
         ensure(self.max_tokens > 0 && self.hidden_size > 0, "steps have no tokens or no width")?;
         at_most("tokens of a step", self.max_tokens as usize, MAX_PER_SEQUENCE)
     }

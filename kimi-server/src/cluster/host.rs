@@ -12,8 +12,8 @@ use kimi_core::device::LoadedStage;
 use kimi_core::plan::ModelBytes;
 use kimi_core::stage::{CacheConfig, Done, LoadError, StageError, StageOutput, StageResult, StageTime};
 use kimi_net::{
-    Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LinkError, LoadProgress, ProgressCount,
-    Ready, StepResult, Subject, WorkerSender,
+    Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LayerState, LinkError, LoadProgress,
+    ProgressCount, Ready, StepResult, Subject, WorkerSender,
 };
 
 use super::config::WorkerConfig;
@@ -167,8 +167,11 @@ impl Host {
     /// Loads what was assigned, or keeps it if it is there.
     fn load(&self, assign: Assign, sender: &WorkerSender) -> Result<Loaded, Refusal> {
         let layers = assign.layers.start as usize..assign.layers.end as usize;
-        let cache =
-            CacheConfig { pages: assign.cache_pages as usize, page_tokens: assign.page_tokens as usize };
+        let cache = match assign.state {
+            LayerState::LatentPages => {
+                CacheConfig { pages: assign.cache_pages as usize, page_tokens: assign.page_tokens as usize }
+            }
+        };
         let key = Key { fingerprint: assign.fingerprint, layers: layers.clone(), cache };
         self.check_moves()?;
         let mut held = self.loaded();
@@ -189,6 +192,9 @@ impl Host {
         let checkpoint = self.checkpoint(&assign)?;
         let hidden_size = checkpoint.config().hidden_size;
         check_assignment(&assign, &layers, checkpoint.config().num_hidden_layers, hidden_size)?;
+        match (assign.state, kimi_core::LayerState::of(checkpoint.config(), layers.start)) {
+            (LayerState::LatentPages, kimi_core::LayerState::LatentPages { .. }) => {}
+        }
         let bytes = ModelBytes::of(&checkpoint).map_err(Refusal::load)?;
         let weight_bytes = bytes.weights(&layers);
         let cache_bytes = bytes.cache(&layers, cache.pages.saturating_mul(cache.page_tokens));

@@ -3,7 +3,9 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
+use kimi_core::LayerState;
 use kimi_core::checkpoint::Checkpoint;
+use kimi_core::config::ModelConfig;
 use kimi_core::device::{DeviceChoice, LoadedStage};
 use kimi_core::fingerprint::Description;
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
@@ -122,7 +124,7 @@ pub fn build(
     let description = checkpoint.description();
     let mut loading = Vec::with_capacity(workers.len());
     for (i, (stage, Connected { worker, link })) in first.iter().zip(workers).enumerate() {
-        let remote = placement.remote(worker, stage, &description, checkpoint.config().hidden_size);
+        let remote = placement.remote(worker, stage, &description, checkpoint.config());
         let watch = watch.clone();
         let progress = move |p: LoadProgress| watch(i, p.loaded_bytes, p.total_bytes);
         loading.push((stage, runtime.spawn(async move { remote.load(Some(link), progress).await })));
@@ -162,7 +164,7 @@ impl Placement {
         worker: Wanted,
         stage: &PlannedStage,
         description: &Description,
-        hidden_size: usize,
+        config: &ModelConfig,
     ) -> Remote {
         let assign = Assign {
             model: self.model.clone(),
@@ -170,10 +172,11 @@ impl Placement {
             description: wire::from_description(description),
             layers: stage.first_layer as u32..stage.last_layer as u32 + 1,
             first: stage.first_layer == 0,
+            state: wire::from_state(LayerState::of(config, stage.first_layer)),
             cache_pages: self.cache.pages as u32,
             page_tokens: self.cache.page_tokens as u32,
             max_tokens: TOKEN_BUDGET as u32,
-            hidden_size: hidden_size as u32,
+            hidden_size: config.hidden_size as u32,
             session: RandomState::new().hash_one(()),
             resume: false,
         };

@@ -121,9 +121,8 @@ impl Recovery {
     }
 
     fn ask(&self, stage: usize, worker: Wanted) -> Result<LoadedRemote, String> {
-        let hidden_size = self.checkpoint.config().hidden_size;
         let planned = &self.placement.plan.stages[stage];
-        let remote = self.placement.remote(worker, planned, &self.description, hidden_size);
+        let remote = self.placement.remote(worker, planned, &self.description, self.checkpoint.config());
         self.runtime.block_on(remote.load(None, |_| {})).map_err(|error| error.to_string())
     }
 }

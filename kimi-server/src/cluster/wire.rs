@@ -3,10 +3,18 @@
 //! The coordinator holds the last stage, so a worker never samples: it needs positions and page tables, and token ids
 //! only if it holds the embedding.
 
+use kimi_core::LayerState;
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::fingerprint::Description;
 use kimi_core::stage::{Hidden, StageSpan};
 use kimi_net::{Bytes, Forward, SequenceStep, StepResult, printable};
+
+/// What a layer keeps, as an assignment names it.
+pub(super) fn from_state(state: LayerState) -> kimi_net::LayerState {
+    match state {
+        LayerState::LatentPages { .. } => kimi_net::LayerState::LatentPages,
+    }
+}
 
 /// A batch and its input as a message. `hidden_size` is the model's.
 pub(super) fn to_forward(

@@ -24,7 +24,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let runtime = super::runtime()?;
     let host: Host = args.host.parse().context("--host")?;
     let addr = runtime.block_on(host.lookup(args.port))?;
-    let listener = serving::bind(addr, args.open_api || args.trust.insecure)
+    let listener = serving::bind(addr, args.open_api || args.peers.trust.insecure)
         .map_err(|e| super::listen_error(e, addr, "--port"))?;
     let addr = listener.local_addr()?;
     let (found, checkpoint) = super::open(&args.model, None)?;
