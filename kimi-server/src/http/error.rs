@@ -63,6 +63,13 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, "host_not_allowed", message)
     }
 
+    /// 400: a target without a slash, which only CONNECT takes.
+    pub fn bad_target(found: &str) -> Self {
+        let message =
+            format!("the request's target is {found:?}; it must begin with a slash, as /{found} does");
+        Self::invalid("invalid_target", message)
+    }
+
     /// 400: a request that does not name one host, in a proper form.
     pub fn bad_host(found: &str) -> Self {
         Self::invalid("invalid_host", format!("found {found}; send one, such as Host: localhost:52415"))

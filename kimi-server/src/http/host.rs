@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use hyper::header::HOST;
 use hyper::http::uri::Authority;
-use hyper::{Request, Version};
+use hyper::{Method, Request, Version};
 
 use super::error::ApiError;
 
@@ -12,8 +12,12 @@ use super::error::ApiError;
 /// this machine. That is against DNS rebinding: a browser sends the page's own name.
 ///
 /// # Errors
-/// 400 for no `Host` in HTTP/1.1, several, or a malformed one; 403 for a name that is another machine's.
+/// 400 for a target that is only a host; for no `Host` in HTTP/1.1, several, or a malformed one; 403 for a name that is another machine's.
 pub(super) fn check<B>(request: &Request<B>, loopback: bool) -> Result<(), ApiError> {
+    let uri = request.uri();
+    if uri.authority().is_some() && uri.scheme().is_none() && request.method() != Method::CONNECT {
+        return Err(ApiError::bad_target(&uri.to_string()));
+    }
     let mut values = request.headers().get_all(HOST).iter();
     let header = values.next();
     if values.next().is_some() {
@@ -22,7 +26,7 @@ pub(super) fn check<B>(request: &Request<B>, loopback: bool) -> Result<(), ApiEr
     if header.is_none() && request.version() == Version::HTTP_11 {
         return Err(ApiError::bad_host("no Host header, which HTTP/1.1 requires"));
     }
-    let target = request.uri().authority().map(Authority::as_str);
+    let target = uri.authority().map(Authority::as_str);
     let header = header.map(|value| String::from_utf8_lossy(value.as_bytes()));
     // The target's own host counts; that of the header must still be good.
     for found in [target, header.as_deref()].into_iter().flatten() {
