@@ -1,0 +1,13 @@
+//! Everything that a client, a system or a disk can do to a server, one case after another: each has the answer that is
+//! due, and the server answers `/health` after it. `cargo test --test attacks -- --nocapture` prints the figures.
+//!
+//! What needs more than a line to be said has a test of its own in `api_limits.rs`, `api_bad_input.rs` and
+//! `api_engine.rs`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may
+
+mod disconnects;
+#[cfg(target_os = "linux")]
+mod faults;
+mod floods;
+mod http;
+mod table;
