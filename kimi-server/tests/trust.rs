@@ -310,6 +310,9 @@ fn a_refusal_does_not_tell_the_workers_folders() {
         page_tokens: 1,
         max_tokens: 1,
         hidden_size: 1,
+        session: 1,
+        resume: false,
+        state: kimi_net::LayerState::LatentPages,
     };
     let error = runtime().block_on(link.assign(assign, |_| {})).unwrap_err().to_string();
     assert!(error.contains("nowhere on this worker") && error.contains("--default-model"), "{error}");
