@@ -76,7 +76,7 @@ fn load(runtime: &Runtime, checkpoint: &Checkpoint, stages: usize, delay: Durati
         wanted.push(Wanted::at(id.clone(), address.to_string()));
     }
     names.push("coordinator".to_owned());
-    let plan: Plan = local_plan(&ModelBytes::of(checkpoint)?, &names, cache.pages * cache.page_tokens)?;
+    let plan: Plan = local_plan(&ModelBytes::of(checkpoint)?, &names, cache.tokens())?;
     let dialer = Dialer::new("coordinator", trust);
     let workers = runtime.block_on(cluster::connect(&wanted, wanted.len(), WAIT, &dialer))?;
     let placement = Placement::new(plan, cache, "kimi-tiny", DeviceChoice::cpu(), dialer);

@@ -355,7 +355,6 @@ impl ChatModel {
         stages: Vec<Box<dyn StageRunner>>,
         options: &ModelOptions,
     ) -> Result<Self, ModelError> {
-        let cache = options.cache(checkpoint);
         let engine = EngineConfig {
             prompt_time: options.prompt_time.unwrap_or(EngineConfig::PROMPT_TIME),
             recovery: options.recovery,
@@ -363,8 +362,7 @@ impl ChatModel {
             ..EngineConfig::new(
                 checkpoint.config().vocab_size as u32,
                 options.context(checkpoint),
-                cache.pages as u32,
-                cache.page_tokens,
+                options.cache(checkpoint),
             )
         };
         let engine = Engine::start(stages, engine)?;

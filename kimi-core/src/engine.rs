@@ -22,7 +22,7 @@ use crate::constraint::{Constrained, Drafter};
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::sampler::SamplingParams;
 use crate::scheduler::{NewSequence, SchedulerConfig, SchedulerStats, SequenceError};
-use crate::stage::{StageRunner, StageTime};
+use crate::stage::{CacheConfig, StageRunner, StageTime};
 use driver::{Driver, Message, Sink, Submission};
 
 pub use crate::scheduler::{FinishReason, RequestError};
@@ -34,10 +34,8 @@ pub struct EngineConfig {
     pub vocab_size: u32,
     /// Most tokens of a sequence, prompt and answer together.
     pub context_tokens: usize,
-    /// Pages of the latent cache, the same number on every stage.
-    pub cache_pages: u32,
-    /// Tokens in a page.
-    pub page_tokens: usize,
+    /// The cache of every stage.
+    pub cache: CacheConfig,
     /// Tokens that end an answer.
     pub eos_ids: Vec<u32>,
     /// Most new tokens in a batch.
@@ -61,12 +59,11 @@ impl EngineConfig {
 
     /// Batches of [`TOKEN_BUDGET`](crate::stage::TOKEN_BUDGET) tokens, 32 running sequences, 1024 requests, prompts cut to
     /// 100 ms, no end-of-sequence ids, no recovery.
-    pub fn new(vocab_size: u32, context_tokens: usize, cache_pages: u32, page_tokens: usize) -> Self {
+    pub fn new(vocab_size: u32, context_tokens: usize, cache: CacheConfig) -> Self {
         Self {
             vocab_size,
             context_tokens,
-            cache_pages,
-            page_tokens,
+            cache,
             eos_ids: Vec::new(),
             token_budget: crate::stage::TOKEN_BUDGET,
             max_sequences: 32,
@@ -81,19 +78,18 @@ impl EngineConfig {
         let sizes = [
             ("vocab_size", self.vocab_size as usize, 1),
             ("context_tokens", self.context_tokens, 2),
-            ("cache_pages", self.cache_pages as usize, 1),
-            ("page_tokens", self.page_tokens, 1),
+            ("cache.pages", self.cache.pages, 1),
+            ("cache.page_tokens", self.cache.page_tokens, 1),
             ("token_budget", self.token_budget, 1),
             ("max_sequences", self.max_sequences, 1),
             ("max_requests", self.max_requests, 1),
         ];
-        if let Some(&(name, found, least)) = sizes.iter().find(|(_, found, least)| found < least) {
-            return Err(EngineError::Config { name, found, least });
+        if let Some(&(name, found, min)) = sizes.iter().find(|(_, found, min)| found < min) {
+            return Err(EngineError::Config { name, found, min });
         }
         Ok(SchedulerConfig {
             context_tokens: self.context_tokens,
-            pages: self.cache_pages,
-            page_tokens: self.page_tokens,
+            cache: self.cache,
             token_budget: self.token_budget,
             max_sequences: self.max_sequences,
             stages: pipeline.spans().len(),
@@ -197,14 +193,14 @@ pub enum EngineError {
     #[error(transparent)]
     Sequence(#[from] SequenceError),
     /// A size in the configuration is too small.
-    #[error("engine configuration: {name} is {found}, expected at least {least}")]
+    #[error("engine configuration: {name} is {found}, expected at least {min}")]
     Config {
         /// Field of [`EngineConfig`].
         name: &'static str,
         /// Its value.
         found: usize,
         /// The smallest value that works.
-        least: usize,
+        min: usize,
     },
     /// The operating system gave no thread.
     #[error("can't start the engine's thread: {reason}")]
@@ -313,7 +309,7 @@ impl State {
 }
 
 impl Engine {
-    /// Starts an engine over stages in a row. Every stage must have [`EngineConfig::cache_pages`] pages.
+    /// Starts an engine over stages in a row. Every stage must have [`EngineConfig::cache`].
     ///
     /// # Errors
     /// [`EngineError::Pipeline`], [`EngineError::Config`] or [`EngineError::Thread`].

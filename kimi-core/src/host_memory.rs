@@ -91,7 +91,7 @@ impl HostMemory {
             (address_space, Limit::AddressSpace),
             (data, Limit::Data),
         ];
-        let least = |spans: &[(Option<Span>, Limit)], bytes: fn(Span) -> u64| {
+        let min = |spans: &[(Option<Span>, Limit)], bytes: fn(Span) -> u64| {
             let rooms = spans
                 .iter()
                 .filter_map(|(span, limit)| span.map(|span| Room { bytes: bytes(span), limit: *limit }));
@@ -99,9 +99,9 @@ impl HostMemory {
             rooms.min_by_key(|room| room.bytes).unwrap_or(machine)
         };
         Self {
-            total: least(&all, |span| span.total),
-            available: least(&all, |span| span.free),
-            resident: least(&all[..2], |span| span.free),
+            total: min(&all, |span| span.total),
+            available: min(&all, |span| span.free),
+            resident: min(&all[..2], |span| span.free),
         }
     }
 

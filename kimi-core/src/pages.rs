@@ -1,6 +1,7 @@
 //! The pages of the latent cache: who holds which.
 
 use crate::batch::PageId;
+use crate::stage::CacheConfig;
 
 /// A fixed number of cache pages, handed out and taken back by reference count.
 ///
@@ -29,9 +30,11 @@ pub struct PageError {
 }
 
 impl PagePool {
-    /// A pool of `pages` free pages of `page_tokens` tokens (at least 1). Takes memory only for pages in use.
-    pub fn new(pages: u32, page_tokens: usize) -> Self {
-        Self { pages, page_tokens: page_tokens.max(1), holders: Vec::new(), free: Vec::new() }
+    /// A pool of free pages of at least 1 token; at most as many as a page's number can name. Takes memory only for pages in
+    /// use.
+    pub fn new(cache: CacheConfig) -> Self {
+        let pages = u32::try_from(cache.pages).unwrap_or(u32::MAX);
+        Self { pages, page_tokens: cache.page_tokens.max(1), holders: Vec::new(), free: Vec::new() }
     }
 
     /// A free page, now held once; `None` if all are held.
@@ -111,7 +114,7 @@ mod tests {
 
     #[test]
     fn hands_out_every_page_once() {
-        let mut pool = PagePool::new(3, 16);
+        let mut pool = PagePool::new(CacheConfig { pages: 3, page_tokens: 16 });
         let mut pages: Vec<_> = std::iter::from_fn(|| pool.allocate()).collect();
         pages.sort_unstable();
         assert_eq!(pages, [0, 1, 2]);
@@ -123,7 +126,7 @@ mod tests {
 
     #[test]
     fn a_shared_page_is_free_after_its_last_holder() {
-        let mut pool = PagePool::new(1, 16);
+        let mut pool = PagePool::new(CacheConfig { pages: 1, page_tokens: 16 });
         let page = pool.allocate().unwrap();
         pool.share(page).unwrap();
         assert_eq!((pool.holders(page), pool.release(page)), (2, Ok(false)));
@@ -134,7 +137,7 @@ mod tests {
 
     #[test]
     fn refuses_to_free_twice() {
-        let mut pool = PagePool::new(2, 16);
+        let mut pool = PagePool::new(CacheConfig { pages: 2, page_tokens: 16 });
         let page = pool.allocate().unwrap();
         pool.release(page).unwrap();
         let error = PageError { page, pages: 2 };

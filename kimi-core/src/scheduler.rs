@@ -38,7 +38,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use crate::batch::{Batch, Output, SequenceId, SequenceSlice};
 use crate::pages::PagePool;
-use crate::stage::{SequenceOutput, StageError};
+use crate::stage::{CacheConfig, SequenceOutput, StageError};
 
 pub use sequence::{FinishReason, NewSequence, Phase, RequestError, SequenceError, SequenceEvent};
 use sequence::{Sequence, State};
@@ -48,10 +48,8 @@ use sequence::{Sequence, State};
 pub struct SchedulerConfig {
     /// Most tokens of a sequence, prompt and answer together.
     pub context_tokens: usize,
-    /// Pages of the latent cache.
-    pub pages: u32,
-    /// Tokens in a page, at least 1.
-    pub page_tokens: usize,
+    /// The cache of every stage; a page has at least 1 token.
+    pub cache: CacheConfig,
     /// Most new tokens in a batch, at least 1.
     pub token_budget: usize,
     /// Most sequences that run at once, at least 1; `token_budget` if that is less. Paused ones do not count.
@@ -69,7 +67,7 @@ pub struct SchedulerConfig {
 impl SchedulerConfig {
     /// Most tokens that one sequence can have: the context, or the whole cache if that is smaller.
     pub fn limit(&self) -> usize {
-        self.context_tokens.min(self.cache_tokens())
+        self.context_tokens.min(self.cache.tokens())
     }
 
     /// Whether a sequence with `prompt` tokens could be generated if it ran alone.
@@ -77,7 +75,7 @@ impl SchedulerConfig {
     /// # Errors
     /// [`RequestError`], except for tokens and sampling parameters, which are not looked at.
     pub fn check(&self, prompt: usize, max_tokens: Option<u32>) -> Result<(), RequestError> {
-        let cache = self.cache_tokens();
+        let cache = self.cache.tokens();
         match prompt {
             0 => Err(RequestError::EmptyPrompt),
             _ if max_tokens == Some(0) => Err(RequestError::MaxTokens),
@@ -87,10 +85,6 @@ impl SchedulerConfig {
             found if found >= cache => Err(RequestError::Cache { found, cache }),
             _ => Ok(()),
         }
-    }
-
-    fn cache_tokens(&self) -> usize {
-        (self.pages as usize).saturating_mul(self.page_tokens)
     }
 }
 
@@ -143,7 +137,7 @@ impl Scheduler {
     pub fn new(config: SchedulerConfig) -> Self {
         let token_budget = config.token_budget.max(1);
         let config = SchedulerConfig {
-            page_tokens: config.page_tokens.max(1),
+            cache: CacheConfig { page_tokens: config.cache.page_tokens.max(1), ..config.cache },
             token_budget,
             max_sequences: config.max_sequences.clamp(1, token_budget),
             stages: config.stages.max(1),
@@ -151,7 +145,7 @@ impl Scheduler {
             ..config
         };
         Self {
-            pool: PagePool::new(config.pages, config.page_tokens),
+            pool: PagePool::new(config.cache),
             depth: config.stages,
             prompt_tokens: config.token_budget,
             config,
@@ -219,7 +213,7 @@ impl Scheduler {
     /// its tokens. Results of steps that were in flight change nothing.
     pub fn forget_cache(&mut self) {
         self.in_flight.clear();
-        self.pool = PagePool::new(self.config.pages, self.config.page_tokens);
+        self.pool = PagePool::new(self.config.cache);
         for (id, mut sequence) in std::mem::take(&mut self.running) {
             if sequence.state != State::Ended {
                 sequence.rewind();
@@ -349,7 +343,7 @@ impl Scheduler {
         if running().any(|s| s.pending() > 0 || !samples(s.id) || s.needs_last_token()) {
             return None;
         }
-        let (follows, page_tokens) = (last.step, self.config.page_tokens);
+        let (follows, page_tokens) = (last.step, self.config.cache.page_tokens);
         let is_full = |s: &Sequence| s.pages.len() * page_tokens <= s.scheduled;
         let going_on = || running().filter(|s| !s.ends_next());
         let full = going_on().filter(|s| is_full(s)).count();
@@ -392,7 +386,7 @@ impl Scheduler {
     fn place_drafts(&mut self, id: SequenceId, max: usize) -> usize {
         let Some(sequence) = self.running.get_mut(&id) else { return 0 };
         let wanted = sequence.draft(max);
-        let room = |s: &Sequence| s.pages.len() * self.config.page_tokens - s.scheduled - 1;
+        let room = |s: &Sequence| s.pages.len() * self.config.cache.page_tokens - s.scheduled - 1;
         while room(sequence) < wanted {
             match self.pool.allocate() {
                 Some(page) => sequence.pages.push(page),
@@ -450,7 +444,7 @@ impl Scheduler {
             // An eviction on behalf of another may have removed it since it was looked up.
             let Some(sequence) = self.running.get_mut(&id) else { return 0 };
             let wanted = max.min(sequence.pending());
-            let room = sequence.pages.len() * self.config.page_tokens - sequence.scheduled;
+            let room = sequence.pages.len() * self.config.cache.page_tokens - sequence.scheduled;
             if room >= wanted {
                 return wanted;
             }

@@ -18,17 +18,18 @@ use kimi_core::pipeline::{Pipeline, PipelineError, PipelineEvent, StepOutput};
 use kimi_core::sampler::{RawSamplingParams, SampleError, SamplingParams};
 use kimi_core::scheduler::SequenceError;
 use kimi_core::stage::{
-    Compute, Done, Finish, Hidden, LossWatch, StageError, StageOutput, StageRunner, StageSpan,
+    CacheConfig, Compute, Done, Finish, Hidden, LossWatch, StageError, StageOutput, StageRunner, StageSpan,
 };
 use kimi_quant::BackendError;
 use toy::{ToyStage, VOCAB, on_thread, span};
 
 const PAGES: u32 = 64;
 const PAGE_TOKENS: usize = 8;
+const CACHE: CacheConfig = CacheConfig { pages: PAGES as usize, page_tokens: PAGE_TOKENS };
 const LONG: Duration = Duration::from_secs(20);
 
 fn config() -> EngineConfig {
-    EngineConfig::new(VOCAB, 400, PAGES, PAGE_TOKENS)
+    EngineConfig::new(VOCAB, 400, CACHE)
 }
 
 fn row(stages: usize) -> Vec<Box<dyn StageRunner>> {
@@ -423,9 +424,12 @@ fn bad_requests_are_refused() {
 
 #[test]
 fn a_bad_configuration_is_refused() {
-    let config = EngineConfig { page_tokens: 0, ..config() };
+    let config = EngineConfig { cache: CacheConfig { page_tokens: 0, ..CACHE }, ..config() };
     let error = Engine::start(row(1), config).unwrap_err();
-    assert!(matches!(error, EngineError::Config { name: "page_tokens", found: 0, least: 1 }), "{error:?}");
+    assert!(
+        matches!(error, EngineError::Config { name: "cache.page_tokens", found: 0, min: 1 }),
+        "{error:?}"
+    );
 }
 
 /// A stage that is lost once a number of batches has come, and whose replacement is not.

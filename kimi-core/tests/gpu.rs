@@ -191,13 +191,14 @@ impl Compute for Counted {
 fn answers(gpu: &Arc<Gpu>, requests: &[Request], ahead: bool) -> (Vec<Vec<u32>>, Vec<Vec<u32>>, usize) {
     let model = Model::load(&tiny(), gpu, 1, 512);
     let vocabulary = Checkpoint::open(tiny()).unwrap().config().vocab_size as u32;
-    let (pages, followed) = (model.pages as u32, Arc::new(AtomicUsize::new(0)));
+    let cache = CacheConfig { pages: model.pages, page_tokens: PAGE_TOKENS };
+    let followed = Arc::new(AtomicUsize::new(0));
     let on_thread = |stage| -> Box<dyn StageRunner> {
         let counted = Counted { stage, ahead, followed: followed.clone() };
         Box::new(StageThread::spawn(Box::new(counted), true).unwrap())
     };
     let stages = model.stages.into_iter().map(on_thread).collect();
-    let engine = Engine::start(stages, EngineConfig::new(vocabulary, 512, pages, PAGE_TOKENS)).unwrap();
+    let engine = Engine::start(stages, EngineConfig::new(vocabulary, 512, cache)).unwrap();
     let answer = |events: &mut dyn Iterator<Item = TokenEvent>| {
         let token = |event| match event {
             TokenEvent::Token { id, .. } => Some(id),
@@ -254,7 +255,8 @@ fn a_lost_gpu_is_replaced_in_the_middle_of_an_answer() {
     let request = Request { prompt: (40..60).collect(), max_tokens: Some(40), ..Request::default() };
     let vocabulary = Checkpoint::open(tiny()).unwrap().config().vocab_size as u32;
     let start = |model: Model| {
-        let config = EngineConfig::new(vocabulary, 512, model.pages as u32, PAGE_TOKENS);
+        let config =
+            EngineConfig::new(vocabulary, 512, CacheConfig { pages: model.pages, page_tokens: PAGE_TOKENS });
         let config = EngineConfig { recovery: Duration::from_secs(60), ..config };
         Engine::start(model.stages.into_iter().map(on_thread).collect(), config).unwrap()
     };

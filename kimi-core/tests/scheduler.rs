@@ -13,7 +13,7 @@ use kimi_core::sampler::{RawSamplingParams, SamplingParams, uniform};
 use kimi_core::scheduler::{
     FinishReason, NewSequence, Phase, RequestError, Scheduler, SchedulerConfig, SequenceEvent,
 };
-use kimi_core::stage::{Compute, Hidden, SequenceOutput, StageError, StageOutput};
+use kimi_core::stage::{CacheConfig, Compute, Hidden, SequenceOutput, StageError, StageOutput};
 use proptest::prelude::*;
 use toy::{Alone, ToyStage, VOCAB, constrain, mix, sampled};
 
@@ -147,7 +147,7 @@ struct Simulator {
 
 impl Simulator {
     fn new(config: SchedulerConfig) -> Self {
-        let stages = ToyStage::row(config.stages, config.pages, config.page_tokens);
+        let stages = ToyStage::row(config.stages, config.cache.pages as u32, config.cache.page_tokens);
         let queues = vec![VecDeque::new(); config.stages];
         let (scheduler, depth) = (Scheduler::new(config.clone()), config.stages);
         Self { scheduler, config, stages, queues, answers: BTreeMap::new(), depth, verified: 0, steps: 0 }
@@ -205,7 +205,8 @@ impl Simulator {
     /// `late` says: those on the way may still reach the stages, but no result of theirs is heard of.
     fn lose(&mut self, stage: usize, late: bool) {
         let config = &self.config;
-        self.stages[stage] = ToyStage::new(stage, config.stages, config.pages, config.page_tokens);
+        self.stages[stage] =
+            ToyStage::new(stage, config.stages, config.cache.pages as u32, config.cache.page_tokens);
         for (i, queue) in self.queues.iter_mut().enumerate() {
             for (batch, input) in queue.drain(..).filter(|(batch, _)| late && batch.follows.is_none()) {
                 self.stages[i].run(&batch, input).unwrap();
@@ -324,13 +325,12 @@ fn config() -> impl Strategy<Value = SchedulerConfig> {
         (1..5usize, any::<bool>()).prop_map(|(stages, queues)| (stages, queues, false)),
         any::<bool>().prop_map(|queues| (1, queues, true))
     ];
-    (2..64usize, 1..16u32, 1..9usize, 1..40usize, 1..8usize, stages, 0..9usize).prop_map(
+    (2..64usize, 1..16usize, 1..9usize, 1..40usize, 1..8usize, stages, 0..9usize).prop_map(
         |(context_tokens, pages, page_tokens, token_budget, max_sequences, stages, max_drafts)| {
             let (stages, queues, chains) = stages;
             SchedulerConfig {
                 context_tokens,
-                pages,
-                page_tokens,
+                cache: CacheConfig { pages, page_tokens },
                 token_budget,
                 max_sequences,
                 stages,
@@ -451,8 +451,7 @@ proptest! {
 
 const DEFAULTS: SchedulerConfig = SchedulerConfig {
     context_tokens: 100_000,
-    pages: 10_000,
-    page_tokens: 16,
+    cache: CacheConfig { pages: 10_000, page_tokens: 16 },
     token_budget: 512,
     max_sequences: 32,
     stages: 1,
@@ -576,7 +575,7 @@ fn penalties_need_to_know_the_last_token() {
 
 #[test]
 fn the_youngest_gives_up_its_pages_and_loses_nothing() {
-    let config = SchedulerConfig { pages: 4, page_tokens: 4, stages: 2, ..DEFAULTS };
+    let config = SchedulerConfig { cache: CacheConfig { pages: 4, page_tokens: 4 }, stages: 2, ..DEFAULTS };
     let mut simulator = Simulator::new(config);
     for _ in 0..2 {
         simulator.add(prompt(4, 12)).unwrap();
@@ -608,7 +607,8 @@ fn what_can_never_fit_is_refused() {
     assert!(error.to_string().contains("100 tokens") && error.to_string().contains("at most 99"), "{error}");
     assert!(scheduler.add(prompt(99, 1)).is_ok());
 
-    let mut scheduler = Scheduler::new(SchedulerConfig { pages: 2, ..DEFAULTS });
+    let mut scheduler =
+        Scheduler::new(SchedulerConfig { cache: CacheConfig { pages: 2, ..DEFAULTS.cache }, ..DEFAULTS });
     assert_eq!(scheduler.add(prompt(32, 1)), Err(RequestError::Cache { found: 32, cache: 32 }));
     assert!(scheduler.add(prompt(31, 1)).is_ok());
 }
@@ -698,7 +698,8 @@ fn a_short_prompt_is_done_at_once_beside_long_ones() {
 #[test]
 fn a_waiting_prompt_is_passed_by_no_more_pages_than_it_needs() {
     // 64 pages of 16 tokens. One sequence holds half of them; another needs 40.
-    let mut scheduler = Scheduler::new(SchedulerConfig { pages: 64, ..DEFAULTS });
+    let mut scheduler =
+        Scheduler::new(SchedulerConfig { cache: CacheConfig { pages: 64, ..DEFAULTS.cache }, ..DEFAULTS });
     scheduler.add(prompt(500, 400)).unwrap();
     run_until(&mut scheduler, |_| true);
     let large = scheduler.add(prompt(640, 1)).unwrap();
@@ -752,7 +753,8 @@ fn a_prompt_alone_is_not_cut() {
 
 #[test]
 fn a_paused_sequence_rests_and_goes_on() {
-    let mut scheduler = Scheduler::new(SchedulerConfig { pages: 4, page_tokens: 4, ..DEFAULTS });
+    let mut scheduler =
+        Scheduler::new(SchedulerConfig { cache: CacheConfig { pages: 4, page_tokens: 4 }, ..DEFAULTS });
     let (slow, quick) = (scheduler.add(prompt(4, 12)).unwrap(), scheduler.add(prompt(4, 5)).unwrap());
     let first = scheduler.next_batch().unwrap();
     scheduler.set_paused(slow, true);

@@ -207,7 +207,7 @@ impl PipelineEngine {
 
 impl Engine for PipelineEngine {
     fn start(&mut self, tokens: usize) -> Result<(), VerifyError> {
-        let room = self.cache.pages * self.cache.page_tokens;
+        let room = self.cache.tokens();
         if tokens > room {
             return Err(VerifyError::Room { tokens, room });
         }

@@ -97,6 +97,13 @@ pub struct CacheConfig {
     pub page_tokens: usize,
 }
 
+impl CacheConfig {
+    /// Tokens that all pages of a layer hold.
+    pub fn tokens(self) -> usize {
+        self.pages.saturating_mul(self.page_tokens)
+    }
+}
+
 impl<B: Backend> Stage<B> {
     /// Loads `layers` of a checkpoint. The first range gets the embedding, the last one the head. `progress` is told
     /// the stored bytes loaded so far after each layer.
@@ -247,7 +254,7 @@ struct Paging {
 
 impl StageBytes {
     fn new(bytes: &ModelBytes, layers: &Range<usize>, cache: CacheConfig) -> Self {
-        let cache_tokens = cache.pages.saturating_mul(cache.page_tokens);
+        let cache_tokens = cache.tokens();
         Self {
             weights: bytes.weights(layers),
             token: bytes.token_weights(layers),

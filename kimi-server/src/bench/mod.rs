@@ -50,14 +50,14 @@ impl Workload {
     }
 }
 
-/// The most of `bytes`' layers, up to `most`, that fit `available` bytes with their cache; at least one.
-pub fn fitting_layers(bytes: &ModelBytes, cache: CacheConfig, available: u64, most: usize) -> usize {
+/// The most of `bytes`' layers, up to `max`, that fit `available` bytes with their cache; at least one.
+pub fn fitting_layers(bytes: &ModelBytes, cache: CacheConfig, available: u64, max: usize) -> usize {
     let fits = |layers: &usize| {
         let ends = bytes.embedding + bytes.head;
         let weights = ends + bytes.layers.iter().take(*layers).sum::<u64>();
-        device_bytes(weights, bytes.cache(&(0..*layers), cache.pages * cache.page_tokens)) <= available
+        device_bytes(weights, bytes.cache(&(0..*layers), cache.tokens())) <= available
     };
-    (1..=most.min(bytes.layers.len())).take_while(fits).last().unwrap_or(1)
+    (1..=max.min(bytes.layers.len())).take_while(fits).last().unwrap_or(1)
 }
 
 /// Loads a model onto a device and measures it. `model` names it in the report; `say` hears what is being done.
@@ -75,7 +75,7 @@ pub fn measure<B: Measured>(
     let (layers, device) = (source.config().num_hidden_layers, backend.name());
     let bytes = ModelBytes::of_source(source)?;
     let weight_bytes = bytes.weights(&(0..layers));
-    let cache_bytes = bytes.cache(&(0..layers), cache.pages * cache.page_tokens);
+    let cache_bytes = bytes.cache(&(0..layers), cache.tokens());
     steps::check_fits(&backend, layers, weight_bytes, cache_bytes)?;
     let read_bandwidth = backend.measure_read_bandwidth()?;
     say(format!("{device} reads {:.0} GB/s; loading {layers} layers", read_bandwidth / 1e9));

@@ -197,7 +197,7 @@ impl Host {
         }
         let bytes = ModelBytes::of(&checkpoint).map_err(Refusal::load)?;
         let weight_bytes = bytes.weights(&layers);
-        let cache_bytes = bytes.cache(&layers, cache.pages.saturating_mul(cache.page_tokens));
+        let cache_bytes = bytes.cache(&layers, cache.tokens());
         let mut report = |loaded_bytes| {
             self.progress.fetch_add(1, Ordering::Relaxed);
             // Loading goes on if the coordinator has left: it may come back for the layers.

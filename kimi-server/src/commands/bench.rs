@@ -65,7 +65,7 @@ fn on<B: Measured>(args: &BenchArgs, backend: B) -> anyhow::Result<Report> {
     let shape = synthetic.shape();
     let layers = match args.layers {
         Some(layers) => layers,
-        None => most_layers(&backend, shape, args.experts, bits, workload)?,
+        None => max_layers(&backend, shape, args.experts, bits, workload)?,
     };
     anyhow::ensure!(
         layers <= shape.layers(),
@@ -91,7 +91,7 @@ fn on_checkpoint<B: Measured>(
 }
 
 /// Layers that fit the device, at most [`BENCH_LAYERS`].
-fn most_layers<B: Measured>(
+fn max_layers<B: Measured>(
     backend: &B,
     shape: SyntheticShape,
     experts: Option<usize>,

@@ -38,7 +38,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let bytes = ModelBytes::of(&checkpoint)?;
     let options = ModelOptions::default();
     let cache = options.cache(&checkpoint);
-    let tokens = cache.pages * cache.page_tokens;
+    let tokens = cache.tokens();
     let cluster =
         LocalCluster::start(&found, &checkpoint, &bytes, STAGES, tokens, None, &args.device.choice())?;
     super::print(&format!(

@@ -58,7 +58,7 @@ struct Team {
 
 impl Model<'_> {
     fn tokens(&self) -> usize {
-        self.cache.pages * self.cache.page_tokens
+        self.cache.tokens()
     }
 }
 

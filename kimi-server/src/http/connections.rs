@@ -58,9 +58,9 @@ impl Connections {
         if counts.get(&address).is_some_and(|count| *count >= self.max_per_address) {
             close_idlest(&mut all, |entry| entry.address == address)?;
         } else if all.len() >= self.max {
-            let most = counts.values().copied().max().unwrap_or(0);
-            let of_most = |entry: &Entry| counts.get(&entry.address) == Some(&most);
-            close_idlest(&mut all, of_most).or_else(|| close_idlest(&mut all, |_| true))?;
+            let max = counts.values().copied().max().unwrap_or(0);
+            let of_max = |entry: &Entry| counts.get(&entry.address) == Some(&max);
+            close_idlest(&mut all, of_max).or_else(|| close_idlest(&mut all, |_| true))?;
         }
         let (id, close) = (COUNT.fetch_add(1, Ordering::Relaxed), Arc::new(Notify::new()));
         all.insert(id, Entry { address, phase: Phase::Quiet, since: Instant::now(), close: close.clone() });
