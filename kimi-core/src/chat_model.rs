@@ -10,30 +10,28 @@
 //! # Ok(()) }
 //! ```
 
+mod event;
 mod files;
+mod generation;
 mod reply;
 
 use std::path::Path;
-use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
-use crate::cancel::CancelFlag;
-use crate::chat::{
-    ChatTemplate, Message, PromptRequest, RenderLimits, TemplateError, Tool, normalize_tool_call_ids,
-};
+use crate::chat::{ChatTemplate, PromptRequest, RenderLimits, TemplateError, normalize_tool_call_ids};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::device::DeviceChoice;
-use crate::engine::{
-    Engine, EngineConfig, EngineError, EngineStats, Generation, Request, RequestError, SubmitError, Usage,
-};
+use crate::engine::{Engine, EngineConfig, EngineError, EngineStats, Request, RequestError, SubmitError};
 use crate::plan::cache_bytes;
-use crate::sampler::{SamplingParams, StopError, StopStrings};
+use crate::sampler::{StopError, StopStrings};
 use crate::stage::{CacheConfig, LoadError, StageRunner};
 use crate::tokenizer::{Tokenizer, TokenizerError};
+pub use event::{ChatEvent, ChatRequest, FinishReason, LikelyToken, TokenLogprob};
 pub use files::ChatFiles;
+use generation::Slot;
+pub use generation::{ChatEvents, ChatGeneration};
 use reply::ReplyStream;
 
 /// Tokens in a page of the latent cache.
@@ -147,141 +145,6 @@ pub enum ModelError {
     /// The engine did not start: its stages do not fit together, say.
     #[error(transparent)]
     Engine(#[from] EngineError),
-}
-
-/// A chat to be continued.
-#[derive(Debug, Clone)]
-pub struct ChatRequest {
-    /// The conversation, oldest message first.
-    pub messages: Vec<Message>,
-    /// Tools that the model may call.
-    pub tools: Vec<Tool>,
-    /// Further variables of the chat template, such as `thinking`.
-    pub template_kwargs: Map<String, Value>,
-    /// How tokens are chosen.
-    pub params: SamplingParams,
-    /// Most tokens to generate; `None` for as many as the context holds.
-    pub max_tokens: Option<u32>,
-    /// Strings that end the answer's text.
-    pub stop: Vec<String>,
-    /// Whether to report each token's log-probability.
-    pub logprobs: bool,
-    /// How many likely alternatives to report beside each.
-    pub top_logprobs: u8,
-    /// Go on after the model's own end-of-sequence tokens.
-    pub ignore_eos: bool,
-    /// Whether tool calls are taken out of the text.
-    pub parse_tools: bool,
-    /// Ends the making of the prompt, which may take long; an answer that has begun has its own end
-    /// ([`ChatGeneration::cancel`]).
-    pub cancel: CancelFlag,
-}
-
-impl Default for ChatRequest {
-    fn default() -> Self {
-        Self {
-            messages: Vec::new(),
-            tools: Vec::new(),
-            template_kwargs: Map::new(),
-            params: SamplingParams::default(),
-            max_tokens: None,
-            stop: Vec::new(),
-            logprobs: false,
-            top_logprobs: 0,
-            ignore_eos: false,
-            parse_tools: true,
-            cancel: CancelFlag::default(),
-        }
-    }
-}
-
-impl ChatRequest {
-    /// A chat of one message.
-    pub fn user(text: impl Into<String>) -> Self {
-        Self { messages: vec![Message::new("user", text)], ..Self::default() }
-    }
-}
-
-/// A step of the answer.
-#[derive(Debug, Clone)]
-pub enum ChatEvent {
-    /// More text, always whole UTF-8.
-    Content(String),
-    /// More of the thinking before the answer.
-    Reasoning(String),
-    /// A tool call begins.
-    ToolCallBegin {
-        /// Counts the calls of this answer from 0.
-        index: usize,
-        /// The call's id.
-        id: String,
-        /// The function.
-        name: String,
-    },
-    /// More of a call's arguments, as the model wrote them.
-    ToolCallArguments {
-        /// Which call.
-        index: usize,
-        /// The text.
-        fragment: String,
-    },
-    /// A call's arguments are finished.
-    ToolCallEnd {
-        /// Which call.
-        index: usize,
-    },
-    /// Log-probability of a token; only if asked for.
-    Logprob(TokenLogprob),
-    /// The last event.
-    Finished {
-        /// How the answer ended.
-        reason: FinishReason,
-        /// What it took.
-        usage: Usage,
-    },
-    /// The last event, if the answer could not be finished.
-    Failed(EngineError),
-}
-
-impl ChatEvent {
-    /// The text to show, if the event has any.
-    pub fn text(&self) -> &str {
-        match self {
-            Self::Content(text) => text,
-            _ => "",
-        }
-    }
-}
-
-/// A token's log-probability and its likeliest alternatives.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TokenLogprob {
-    /// The token.
-    pub token: LikelyToken,
-    /// The likeliest tokens, best first.
-    pub top: Vec<LikelyToken>,
-}
-
-/// A token and how likely it was.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LikelyToken {
-    /// Its bytes; it may end inside a character.
-    pub bytes: Vec<u8>,
-    /// Natural logarithm of its probability.
-    pub logprob: f32,
-}
-
-/// How an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// The model ended it, or a stop string was found.
-    Stop,
-    /// `max_tokens` were generated, or the context is full.
-    Length,
-    /// The model ended it with tool calls.
-    ToolCalls,
-    /// Its caller cancelled it.
-    Cancelled,
 }
 
 /// Why a chat was not begun.
@@ -466,7 +329,7 @@ impl ChatModel {
             }
         })?;
         slot.fill(generation);
-        Ok(ChatGeneration { slot })
+        Ok(ChatGeneration::new(slot))
     }
 
     /// [`Self::chat_with`] for a thread that may block: the answer's events from an iterator.
@@ -479,87 +342,6 @@ impl ChatModel {
             // Nobody listens once the iterator is dropped, which cancels the chat too.
             let _ = sender.send(event);
         })?;
-        Ok(ChatEvents { events, generation })
-    }
-}
-
-/// Holds the running generation, so that the text itself can end it.
-#[derive(Debug, Default)]
-struct Slot(Mutex<Running>);
-
-#[derive(Debug, Default)]
-enum Running {
-    #[default]
-    Starting,
-    Yes(Generation),
-    Ended,
-}
-
-impl Slot {
-    fn fill(&self, generation: Generation) {
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if matches!(*running, Running::Starting) {
-            *running = Running::Yes(generation);
-        } // else the text ended it already, and dropping the generation cancels it
-    }
-
-    fn set_paused(&self, paused: bool) {
-        if let Running::Yes(generation) = &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            generation.set_paused(paused);
-        }
-    }
-
-    fn end(&self) {
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Running::Yes(generation) = std::mem::replace(&mut *running, Running::Ended) {
-            generation.cancel();
-        }
-    }
-}
-
-/// An answer that is being generated. Dropping it cancels it.
-#[must_use = "dropping a generation cancels it"]
-#[derive(Debug)]
-pub struct ChatGeneration {
-    slot: Arc<Slot>,
-}
-
-impl ChatGeneration {
-    /// Ends the answer; the sink gets [`FinishReason::Cancelled`] unless it has ended already.
-    pub fn cancel(&self) {
-        self.slot.end();
-    }
-
-    /// Lets the answer rest while nobody takes its events, or go on; see [`Generation::set_paused`].
-    pub fn set_paused(&self, paused: bool) {
-        self.slot.set_paused(paused);
-    }
-}
-
-impl Drop for ChatGeneration {
-    fn drop(&mut self) {
-        self.cancel();
-    }
-}
-
-/// The events of an answer, see [`ChatModel::chat`]. Dropping it cancels the answer.
-#[derive(Debug)]
-pub struct ChatEvents {
-    events: Receiver<ChatEvent>,
-    generation: ChatGeneration,
-}
-
-impl ChatEvents {
-    /// See [`ChatGeneration::cancel`].
-    pub fn cancel(&self) {
-        self.generation.cancel();
-    }
-}
-
-impl Iterator for ChatEvents {
-    type Item = ChatEvent;
-
-    fn next(&mut self) -> Option<ChatEvent> {
-        self.events.recv().ok()
+        Ok(ChatEvents::new(events, generation))
     }
 }

@@ -1,0 +1,143 @@
+//! What a chat asks for, and what comes of it.
+
+use serde_json::{Map, Value};
+
+use crate::cancel::CancelFlag;
+use crate::chat::{Message, Tool};
+use crate::engine::{EngineError, Usage};
+use crate::sampler::SamplingParams;
+
+/// A chat to be continued.
+#[derive(Debug, Clone)]
+pub struct ChatRequest {
+    /// The conversation, oldest message first.
+    pub messages: Vec<Message>,
+    /// Tools that the model may call.
+    pub tools: Vec<Tool>,
+    /// Further variables of the chat template, such as `thinking`.
+    pub template_kwargs: Map<String, Value>,
+    /// How tokens are chosen.
+    pub params: SamplingParams,
+    /// Most tokens to generate; `None` for as many as the context holds.
+    pub max_tokens: Option<u32>,
+    /// Strings that end the answer's text.
+    pub stop: Vec<String>,
+    /// Whether to report each token's log-probability.
+    pub logprobs: bool,
+    /// How many likely alternatives to report beside each.
+    pub top_logprobs: u8,
+    /// Go on after the model's own end-of-sequence tokens.
+    pub ignore_eos: bool,
+    /// Whether tool calls are taken out of the text.
+    pub parse_tools: bool,
+    /// Ends the making of the prompt, which may take long; an answer that has begun has its own end
+    /// ([`ChatGeneration::cancel`](super::ChatGeneration::cancel)).
+    pub cancel: CancelFlag,
+}
+
+impl Default for ChatRequest {
+    fn default() -> Self {
+        Self {
+            messages: Vec::new(),
+            tools: Vec::new(),
+            template_kwargs: Map::new(),
+            params: SamplingParams::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            logprobs: false,
+            top_logprobs: 0,
+            ignore_eos: false,
+            parse_tools: true,
+            cancel: CancelFlag::default(),
+        }
+    }
+}
+
+impl ChatRequest {
+    /// A chat of one message.
+    pub fn user(text: impl Into<String>) -> Self {
+        Self { messages: vec![Message::new("user", text)], ..Self::default() }
+    }
+}
+
+/// A step of the answer.
+#[derive(Debug, Clone)]
+pub enum ChatEvent {
+    /// More text, always whole UTF-8.
+    Content(String),
+    /// More of the thinking before the answer.
+    Reasoning(String),
+    /// A tool call begins.
+    ToolCallBegin {
+        /// Counts the calls of this answer from 0.
+        index: usize,
+        /// The call's id.
+        id: String,
+        /// The function.
+        name: String,
+    },
+    /// More of a call's arguments, as the model wrote them.
+    ToolCallArguments {
+        /// Which call.
+        index: usize,
+        /// The text.
+        fragment: String,
+    },
+    /// A call's arguments are finished.
+    ToolCallEnd {
+        /// Which call.
+        index: usize,
+    },
+    /// Log-probability of a token; only if asked for.
+    Logprob(TokenLogprob),
+    /// The last event.
+    Finished {
+        /// How the answer ended.
+        reason: FinishReason,
+        /// What it took.
+        usage: Usage,
+    },
+    /// The last event, if the answer could not be finished.
+    Failed(EngineError),
+}
+
+impl ChatEvent {
+    /// The text to show, if the event has any.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Content(text) => text,
+            _ => "",
+        }
+    }
+}
+
+/// A token's log-probability and its likeliest alternatives.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TokenLogprob {
+    /// The token.
+    pub token: LikelyToken,
+    /// The likeliest tokens, best first.
+    pub top: Vec<LikelyToken>,
+}
+
+/// A token and how likely it was.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LikelyToken {
+    /// Its bytes; it may end inside a character.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm of its probability.
+    pub logprob: f32,
+}
+
+/// How an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The model ended it, or a stop string was found.
+    Stop,
+    /// `max_tokens` were generated, or the context is full.
+    Length,
+    /// The model ended it with tool calls.
+    ToolCalls,
+    /// Its caller cancelled it.
+    Cancelled,
+}
