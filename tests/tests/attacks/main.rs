@@ -7,7 +7,14 @@
 
 mod disconnects;
 #[cfg(target_os = "linux")]
-mod faults;
+mod files;
 mod floods;
 mod http;
+mod lengths;
+#[cfg(target_os = "linux")]
+mod memory;
+#[cfg(target_os = "linux")]
+mod processes;
+#[cfg(target_os = "linux")]
+mod serve;
 mod table;
