@@ -4,40 +4,55 @@
 //! remembered, and minijinja counts no fuel for them until they are text. So their length is found first, here, and
 //! counted.
 //!
-//! Three operators stay out of reach, since minijinja 3.1 computes them itself, asks nobody, and counts fuel only
-//! afterwards: `~` with a list on one side (`ops::string_concat`), `==` between lists that hold lists, and a chain of
-//! some dozens of `+` that doubles its list each time (`materialize_seq_concat`). Nor is there a way to end a thread that
-//! does it. Only a checkpoint's own template can ask for that.
+//! Some operators stay out of reach, since minijinja 3.1 computes them itself, asks nobody, and counts fuel only
+//! afterwards: `~` with a list on one side (`ops::string_concat`), `in` with a list on the left and a text on the right,
+//! comparisons between lists that hold lists, and a chain of some dozens of `+` that doubles its list each time
+//! (`materialize_seq_concat`). Nor is there a way to end a thread that does it. Only a checkpoint's own template can ask for
+//! that.
 
-use minijinja::value::{Rest, Value as JinjaValue, ValueKind};
-use minijinja::{Environment, Error as JinjaError, State, filters};
+use std::sync::Arc;
+
+use minijinja::value::{Rest, Value as JinjaValue, ValueKind, ValueOrKwargs};
+use minijinja::{Environment, Error as JinjaError, State};
 
 use super::json_node::JsonNode;
-use super::template::MAX_DEPTH;
+use super::template::{FUEL, MAX_DEPTH};
 
 /// Bytes of a list's text that minijinja counts as one step.
 const BYTES_PER_STEP: u64 = 4;
 
-/// Makes the filters that turn their arguments into text ask [`afford`] first.
+/// minijinja's filters that make text of what they are given.
+const TEXT_FILTERS: [&str; 14] = [
+    "capitalize",
+    "e",
+    "escape",
+    "format",
+    "indent",
+    "join",
+    "lower",
+    "pprint",
+    "replace",
+    "safe",
+    "string",
+    "title",
+    "trim",
+    "upper",
+];
+
+/// Makes these filters ask [`afford`] first, and takes away `debug`, which Jinja does not have and which prints everything.
 pub(super) fn install(environment: &mut Environment<'_>) {
-    let filters = [
-        ("capitalize", JinjaValue::from_function(filters::capitalize)),
-        ("indent", JinjaValue::from_function(filters::indent)),
-        ("join", JinjaValue::from_function(filters::join)),
-        ("lower", JinjaValue::from_function(filters::lower)),
-        ("pprint", JinjaValue::from_function(filters::pprint)),
-        ("replace", JinjaValue::from_function(filters::replace)),
-        ("string", JinjaValue::from_function(filters::string)),
-        ("title", JinjaValue::from_function(filters::title)),
-        ("trim", JinjaValue::from_function(filters::trim)),
-        ("upper", JinjaValue::from_function(filters::upper)),
-    ];
-    for (name, filter) in filters {
-        environment.add_filter(name, move |state: &mut State<'_, '_>, args: Rest<JinjaValue>| {
+    let mut plain = Environment::new();
+    plain.set_fuel(Some(FUEL));
+    let plain = Arc::new(plain);
+    for name in TEXT_FILTERS {
+        let plain = plain.clone();
+        environment.add_filter(name, move |state: &State<'_, '_>, args: Rest<ValueOrKwargs>| {
+            let args = args.into_values();
             args.iter().try_for_each(|value| afford(state, value))?;
-            filter.call(state, &args)
+            plain.empty_state().apply_filter(name, &args)
         });
     }
+    environment.remove_global("debug");
 }
 
 /// Counts the items of a list or map, at every level, as steps of the rendering.

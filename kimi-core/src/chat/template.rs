@@ -28,7 +28,7 @@ const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 pub(super) const MAX_DEPTH: usize = 100;
 /// Steps that one rendering may take, 64 bytes of memory counting as one (see `Environment::set_fuel`); a
 /// conversation that fills the largest context takes under a tenth.
-const FUEL: u64 = 4_000_000;
+pub(super) const FUEL: u64 = 4_000_000;
 /// The name under which filters find their [`Rendering`]; no template can name it by accident.
 const RENDERING: &str = "kimi rendering";
 const NAME: &str = "chat_template";
@@ -313,10 +313,14 @@ fn environment() -> Result<Environment<'static>, TemplateError> {
     });
     meter::install(&mut env);
     env.add_filter("tojson", to_json);
-    env.add_function("strftime_now", |format: String| strftime_now(&format));
-    env.add_function("raise_exception", |message: String| -> Result<String, JinjaError> {
-        Err(JinjaError::new(ErrorKind::InvalidOperation, message))
-    });
+    env.add_function("strftime_now", |format: &str| strftime_now(format));
+    env.add_function(
+        "raise_exception",
+        |state: &State<'_, '_>, message: JinjaValue| -> Result<String, JinjaError> {
+            afford(state, &message)?;
+            Err(JinjaError::new(ErrorKind::InvalidOperation, message.to_string()))
+        },
+    );
     Ok(env)
 }
 
