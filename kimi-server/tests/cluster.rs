@@ -40,8 +40,10 @@ fn start(args: &[&str]) -> Running {
 }
 
 fn worker(more: &[&str]) -> Running {
-    let args = ["worker", "--node-id", "w", "--node-host", "127.0.0.1", "--node-port", "0", "--json"];
-    start(&[&args[..], more].concat())
+    let args = ["worker", "--node-id", "w", "--node-port", "0", "--json"];
+    let loopback = ["--node-host", "127.0.0.1"];
+    let host = if more.contains(&"--node-host") { &[][..] } else { &loopback };
+    start(&[&args[..], host, more].concat())
 }
 
 /// One coordinator, in this process.
