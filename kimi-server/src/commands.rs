@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod demo;
 pub mod devices;
+pub mod doctor;
 pub mod inspect;
 pub mod key;
 pub mod nodes;
@@ -52,6 +53,7 @@ pub fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Worker(args) => worker::run(&args),
         Command::Key(args) => key::run(&args),
         Command::Nodes(args) => nodes::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),

@@ -12,6 +12,7 @@
 //! | [`discovery`], [`host`], [`placement`] | the machines, where they are, and which holds what |
 //! | [`membership`], [`capacity`] | finding machines without a file; what this one offers |
 //! | [`survey`], [`network`] | how each machine is reached, and how fast |
+//! | [`doctor`] | what keeps a model from running |
 //! | [`devices`] | what this machine can compute on |
 //! | [`mod@bench`] | how fast a device computes |
 //! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
@@ -29,6 +30,7 @@ pub mod cluster_key;
 pub mod commands;
 pub mod devices;
 pub mod discovery;
+pub mod doctor;
 pub mod golden;
 pub mod host;
 pub mod http;

@@ -87,7 +87,7 @@ fn a_busy_worker_says_what_it_holds() {
 #[test]
 fn files_that_are_not_there_are_said_without_folders() {
     let (worker, runtime) = (worker(&[]), runtime());
-    for (model, part) in [("no-such-model", "does not have"), ("/etc", "--default-model")] {
+    for (model, part) in [("no-such-model", "nowhere on this worker"), ("/etc", "--default-model")] {
         let question = Question { model: model.into(), ..Question::default() };
         let seen = runtime.block_on(look(address(&worker), &trust(), "me", &question)).unwrap();
         let Some(ModelFiles::Unusable(reason)) = seen.status.model else { panic!("{seen:?}") };

@@ -66,6 +66,8 @@ pub enum Command {
     Key(KeyArgs),
     /// Show the machines of the cluster: how each is reached and how fast, its memory, its device, what it holds.
     Nodes(NodesArgs),
+    /// Look for what keeps a model from running here and on the other machines, or makes it slow, and say what mends it.
+    Doctor(DoctorArgs),
     /// Show which machine would hold which layers. Reads headers only; a build that kimi knows need not be here.
     Plan(PlanArgs),
     /// Show a checkpoint's modules: bits, groups, bytes. Reads headers only.

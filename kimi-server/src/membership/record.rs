@@ -9,7 +9,9 @@
 //! | `proto` | the protocol versions that it speaks, `MIN-MAX` |
 //! | `cluster` | the public name of its cluster: a hash of the key, never the key |
 
-use kimi_net::ClusterId;
+use std::borrow::Cow;
+
+use kimi_net::{ClusterId, printable};
 
 use super::Spoken;
 
@@ -74,10 +76,11 @@ impl Record {
         versions: Spoken,
         cluster: ClusterId,
     ) -> Result<Self, RecordError> {
+        let device = if device.is_empty() { "unknown".into() } else { printable(device) };
         let record = Self {
             node_id: node_id.to_owned(),
             memory,
-            device: cut(&printable(device), MAX_DEVICE),
+            device: cut(&device, MAX_DEVICE),
             software: env!("CARGO_PKG_VERSION").to_owned(),
             versions,
             cluster: cluster.to_string(),
@@ -110,7 +113,7 @@ impl Record {
             let bytes = value(key).ok_or(RecordError::Missing { key })?;
             let wrong = || RecordError::Value { key, found: shown(&bytes), expected };
             let text = std::str::from_utf8(&bytes).map_err(|_| wrong())?;
-            let good = (1..=max).contains(&text.len()) && !text.contains(unprintable);
+            let good = (1..=max).contains(&text.len()) && is_printable(text);
             if good { Ok(text.to_owned()) } else { Err(wrong()) }
         };
         let wrong = |key, found: &str, expected| {
@@ -139,15 +142,9 @@ impl Record {
     }
 }
 
-/// Whether a character does something else in a terminal than stand there: control characters, and those that turn the
-/// direction of the text around.
-fn unprintable(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-fn printable(text: &str) -> String {
-    let kept: String = text.chars().map(|c| if unprintable(c) { ' ' } else { c }).collect();
-    if kept.trim().is_empty() { "unknown".to_owned() } else { kept }
+/// Whether a text holds nothing that acts on a terminal.
+fn is_printable(text: &str) -> bool {
+    matches!(printable(text), Cow::Borrowed(_))
 }
 
 /// At most `max` bytes of a text.
@@ -159,17 +156,10 @@ fn cut(text: &str, max: usize) -> String {
 /// Bytes of anyone, for messages.
 fn shown(bytes: &[u8]) -> String {
     const SHOWN: usize = 40;
-    let text: String =
-        String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN)]).chars().take(SHOWN).collect();
+    let start = String::from_utf8_lossy(&bytes[..bytes.len().min(4 * SHOWN)]);
+    let text: String = start.chars().take(SHOWN).collect();
     let more = if bytes.len() > text.len() { ".." } else { "" };
-    let escaped: String = text
-        .chars()
-        .flat_map(|c| match unprintable(c) {
-            true => c.escape_unicode().collect::<Vec<_>>(),
-            false => c.escape_debug().collect(),
-        })
-        .collect();
-    format!("\"{escaped}\"{more} ({} bytes)", bytes.len())
+    format!("\"{}\"{more} ({} bytes)", printable(&text), bytes.len())
 }
 
 #[cfg(test)]
@@ -206,8 +196,8 @@ mod tests {
         let new = |id: &str, device: &str| Record::new(id, 1 << 30, device, Spoken(Versions::OURS), cluster);
         let long = "é".repeat(200);
         assert_eq!(new("a", &long).unwrap().device, "é".repeat(60));
-        assert_eq!(new("a", "x\u{1b}[31m\ny").unwrap().device, "x [31m y");
-        assert_eq!(new("a", "\n").unwrap().device, "unknown");
+        assert_eq!(new("a", "x\u{1b}[31m").unwrap().device, "x\\u{1b}[31m");
+        assert_eq!(new("a", "").unwrap().device, "unknown");
         for id in ["", "a\nb", &"x".repeat(64)] {
             let error = new(id, "cpu").unwrap_err().to_string();
             assert!(error.starts_with("id is"), "{error}");
@@ -234,7 +224,7 @@ mod tests {
             for value in values {
                 let error = parse_with(key, Some(value)).expect_err(key).to_string();
                 assert!(error.starts_with(&format!("{key} is \"")), "{error}");
-                assert!(error.len() < 400 && !error.contains(unprintable), "{error:?}");
+                assert!(error.len() < 400 && is_printable(&error), "{error:?}");
             }
         }
     }

@@ -6,9 +6,8 @@ use std::time::{Duration, SystemTime};
 use kimi_core::host_memory::HostMemory;
 use kimi_net::{Event, Filling, Fingerprint, Holding, Look, ModelFiles, Status, Worker};
 
-use super::Host;
+use super::{Host, Refusal};
 use crate::capacity::Capacity;
-use crate::models::LookupError;
 
 /// How long an observer may stay without a question.
 const IDLE: Duration = Duration::from_secs(30);
@@ -80,11 +79,9 @@ impl Host {
         };
         match checkpoint {
             Ok(checkpoint) => ModelFiles::Found(Fingerprint(checkpoint.description().fingerprint())),
-            // Where it was looked for concerns nobody else.
-            Err(LookupError::NotFound { .. }) => {
-                ModelFiles::Unusable("it does not have a model of this name".to_owned())
+            Err(error) => {
+                ModelFiles::Unusable(Refusal::lookup(name, &error).told.chars().take(1000).collect())
             }
-            Err(error) => ModelFiles::Unusable(error.to_string().chars().take(1000).collect()),
         }
     }
 }
