@@ -22,9 +22,14 @@ Examples:
   kimi inspect ~/models/Kimi-K2                  bits and bytes of every module
   kimi devices                                   GPUs, and how much of Kimi-K2 they hold
   kimi bench --synthetic kimi-k2                 speed at the real shapes, without a file
+  kimi doctor kimi-k2-4bit                       what keeps it from running here, and what mends it
 
-Two machines, A with the API and B with most of the layers; both have the checkpoint and the same discovery.json:
+Two machines on one network, A with the API and B with most of the layers; both have the checkpoint:
   A$ kimi key new                     once; it prints how to bring the key to B
+  B$ kimi worker
+  A$ kimi serve kimi-k2-4bit          finds B; `kimi nodes` shows who is there
+
+The same with a file that names the machines, discovery.json, on both:
   B$ kimi worker --node-id b --default-model kimi-k2-4bit \\
           --discovery-config-path discovery.json
   A$ kimi plan kimi-k2-4bit --node-id a --discovery-config-path discovery.json

@@ -57,10 +57,11 @@ fn open(args: &DoctorArgs, findings: &mut Vec<Finding>) -> Option<(FoundModel, C
     match super::open(&args.model, args.config.as_deref()) {
         Ok((found, checkpoint)) => {
             let files = format!(
-                "{}: {} in {} shards",
+                "{}: {} in {} shard{}",
                 found.id,
                 HumanBytes(checkpoint.bytes()),
-                checkpoint.shards().len()
+                checkpoint.shards().len(),
+                if checkpoint.shards().len() == 1 { "" } else { "s" }
             );
             findings.push(Finding::ok("model", files));
             for warning in checkpoint.warnings() {
@@ -201,10 +202,10 @@ fn fits(
         Ok(plan) => {
             let least = plan.stages.iter().map(|stage| stage.headroom_bytes).min().unwrap_or(0);
             let (count, room) = (nodes.len(), HumanBytes(least));
-            let noun = if count == 1 { "machine" } else { "machines" };
+            let noun = if count == 1 { "machine holds" } else { "machines hold" };
             Finding::ok(
                 "fit",
-                format!("{count} {noun} hold it with {context} tokens of context, {room} to spare at least"),
+                format!("{count} {noun} it with {context} tokens of context, {room} to spare at least"),
             )
         }
         // One machine reads from its disk what it can't hold.

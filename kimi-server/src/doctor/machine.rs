@@ -1,6 +1,6 @@
 //! This machine: memory, swap, limits, GPU.
 
-use kimi_core::host_memory::HostMemory;
+use kimi_core::host_memory::{HostMemory, Limit};
 use kimi_core::plan::HumanBytes;
 
 use super::Finding;
@@ -38,12 +38,16 @@ fn memory(memory: Option<HostMemory>) -> Finding {
             "the system does not say how much there is; plans can't count it",
         );
     };
+    let by = |limit: Limit| match limit {
+        Limit::Machine => String::new(),
+        other => format!(" by {other}"),
+    };
     let found = format!(
-        "{} by {}, {} free by {}",
+        "{}{}, {} free{}",
         HumanBytes(total.bytes),
-        total.limit,
+        by(total.limit),
         HumanBytes(available.bytes),
-        available.limit
+        by(available.limit)
     );
     match available.bytes < total.bytes / 4 {
         true => Finding::warn("memory", found, "less than a quarter is free: other programs hold the rest")
