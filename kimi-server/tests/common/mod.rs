@@ -1,6 +1,8 @@
 //! What the tests of the program share.
 #![allow(dead_code, unreachable_pub)]
 
+#[cfg(target_os = "linux")]
+pub mod cable;
 pub mod proxy;
 
 use std::io::{BufRead, BufReader, Read, Write};
