@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use common::proxy::Proxy;
 use common::{Running, http, key, wait_until};
-use kimi_net::{Config, Event, Listener, LoadProgress, Ready, StepResult, Trust, Tuning};
+use kimi_net::{
+    Config, ErrorCode, ErrorReport, Event, Listener, LoadProgress, Ready, StepResult, Subject, Trust, Tuning,
+};
 use serde_json::{Value, json};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -48,13 +50,7 @@ impl Server {
     fn start(workers: &[(&str, String)], more: &[&str]) -> Server {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("discovery.json");
-        let peer = |port: &str| {
-            json!({ "address": "127.0.0.1", "port": port.parse::<u16>().unwrap(),
-                "device_capabilities": { "model": "PC", "chip": "x", "memory": 4096 } })
-        };
-        let mut peers = serde_json::Map::from_iter([("me".to_owned(), peer("1"))]);
-        peers.extend(workers.iter().map(|(id, port)| ((*id).to_owned(), peer(port))));
-        std::fs::write(&file, json!({ "peers": peers }).to_string()).unwrap();
+        write_peers(&file, workers);
         let running = Running::spawn(serve(&file, more).stderr(std::process::Stdio::inherit()));
         Server { running, folder }
     }
@@ -83,6 +79,17 @@ impl Server {
     fn ask(&self) -> (u16, String) {
         http(&self.running.address(), "POST", "/v1/chat/completions", &request(8, false))
     }
+}
+
+/// A discovery file with a coordinator and workers at these ports.
+fn write_peers(file: &Path, workers: &[(&str, String)]) {
+    let peer = |port: &str| {
+        json!({ "address": "127.0.0.1", "port": port.parse::<u16>().unwrap(),
+            "device_capabilities": { "model": "PC", "chip": "x", "memory": 4096 } })
+    };
+    let mut peers = serde_json::Map::from_iter([("me".to_owned(), peer("1"))]);
+    peers.extend(workers.iter().map(|(id, port)| ((*id).to_owned(), peer(port))));
+    std::fs::write(file, json!({ "peers": peers }).to_string()).unwrap();
 }
 
 fn serve(discovery: &Path, more: &[&str]) -> Command {
@@ -296,6 +303,95 @@ fn a_coordinator_that_is_started_again_takes_its_worker_over() {
     assert_eq!(Stream::open(&second.address()).end(), expected());
 }
 
+#[test]
+fn twenty_deaths_leave_nothing_behind() {
+    let mut running = worker("0");
+    let at = port(&running.address());
+    let server = Server::start(&[("w", at.clone())], &[]);
+    let expected = expected();
+    let mut before = Footprint::default();
+    for death in 0..=20 {
+        let stream = server.stream();
+        // In the prefill, and somewhere in the answer.
+        let stream = if death % 2 == 0 { stream } else { stream.begin() };
+        drop(running);
+        running = worker(&at);
+        assert_eq!(stream.end(), expected, "after death {death}");
+        let health =
+            server.wait("the end", |status, model| status == 200 && model["sequences"]["running"] == 0);
+        assert_eq!(health["pages"]["used"], 0, "{health:#}");
+        if death == 0 {
+            before = Footprint::of(&server.running);
+        }
+    }
+    let mut after = Footprint::default();
+    let same = wait_until(LONG, || {
+        after = Footprint::of(&server.running);
+        after.descriptors <= before.descriptors && after.threads <= before.threads
+    });
+    assert!(same && after.resident_mb <= before.resident_mb + 16, "{after:?}, before {before:?}");
+}
+
+/// What a process holds.
+#[derive(Debug, Default)]
+struct Footprint {
+    descriptors: usize,
+    threads: usize,
+    resident_mb: usize,
+}
+
+impl Footprint {
+    /// Nothing where the system does not say.
+    fn of(running: &Running) -> Footprint {
+        let folder = Path::new("/proc").join(running.child.id().to_string());
+        let count = |name: &str| std::fs::read_dir(folder.join(name)).map_or(0, Iterator::count);
+        let status = std::fs::read_to_string(folder.join("status")).unwrap_or_default();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        let resident_mb = resident.and_then(|kib| kib.parse::<usize>().ok()).map_or(0, |kib| kib >> 10);
+        Footprint { descriptors: count("fd"), threads: count("task"), resident_mb }
+    }
+}
+
+#[test]
+fn clients_that_leave_while_a_worker_is_lost_leave_nothing_behind() {
+    let first = worker("0");
+    let at = port(&first.address());
+    let server = Server::start(&[("w", at.clone())], &[]);
+    let _answering = server.stream().begin();
+    drop(first);
+    server.wait("the loss", |status, _| status == 503);
+    let _waiting = server.stream();
+    drop((_answering, _waiting));
+    let _second = worker(&at);
+    server.wait("the end", |status, model| {
+        status == 200 && model["sequences"]["running"] == 0 && model["sequences"]["waiting"] == 0
+    });
+    assert_eq!(server.ask().0, 200);
+}
+
+#[test]
+fn a_worker_that_is_lost_while_it_loads_is_asked_again() {
+    let mut times = 0;
+    let at = fake(move |event, sender| {
+        if let Event::Assigned(_) = event {
+            times += 1;
+            match times {
+                1 => sender.fail(ErrorReport::fatal(ErrorCode::Overloaded, "busy")).unwrap(),
+                2 => sender
+                    .fail(ErrorReport::new(ErrorCode::LoadFailed, Subject::Assignment, "no disk"))
+                    .unwrap(),
+                _ => sender.ready(ready()).unwrap(),
+            }
+        }
+    });
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("discovery.json");
+    write_peers(&file, &[("w", port(&at))]);
+    let output = serve(&file, &[]).output().unwrap();
+    let text = common::stderr(&output);
+    assert!(output.status.code() == Some(1) && text.contains("no disk") && !text.contains("busy"), "{text}");
+}
+
 /// A worker of the test's own making, which loads nothing. `more` gets each event and what to answer with.
 fn fake(mut more: impl FnMut(Event, &kimi_net::WorkerSender) + Send + 'static) -> String {
     let (sender, address) = mpsc::channel();
@@ -358,9 +454,7 @@ fn the_api_says_how_far_loading_is() {
     });
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("discovery.json");
-    let peer = |port: &str| json!({ "address": "127.0.0.1", "port": port.parse::<u16>().unwrap(), "device_capabilities": { "memory": 4096 } });
-    let peers = json!({ "peers": { "me": peer("1"), "w": peer(&port(&at)) } });
-    std::fs::write(&file, peers.to_string()).unwrap();
+    write_peers(&file, &[("w", port(&at))]);
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let mut child = serve(&file, &["--port", &free]);
     let mut child = child.stdout(std::process::Stdio::null()).spawn().unwrap();

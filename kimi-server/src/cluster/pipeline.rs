@@ -19,7 +19,7 @@ use super::{
 };
 use crate::bus_error;
 
-/// Pause before a worker that serves another coordinator is asked again.
+/// Pause before a worker is asked again.
 const BUSY_PAUSE: Duration = Duration::from_millis(500);
 
 /// What goes where.
@@ -105,6 +105,19 @@ pub enum AssignError {
     },
 }
 
+impl AssignError {
+    /// Whether it may help to ask again.
+    fn may_pass(&self) -> bool {
+        let (Self::Link(error) | Self::Route(RouteError::Link(error))) = self else { return false };
+        match error {
+            LinkError::Io { .. } | LinkError::Lost { .. } | LinkError::Silent { .. } => true,
+            LinkError::HandshakeTimeout { .. } | LinkError::PeerLeft { .. } => true,
+            LinkError::Peer(report) => report.code == ErrorCode::Overloaded,
+            _ => false,
+        }
+    }
+}
+
 /// Has all stages load at the same time, and connects them. Call it outside of the runtime's own threads.
 ///
 /// # Errors
@@ -127,7 +140,7 @@ pub fn build(
         let remote = placement.remote(worker, stage, &description, checkpoint.config());
         let watch = watch.clone();
         let progress = move |p: LoadProgress| watch(i, p.loaded_bytes, p.total_bytes);
-        loading.push((stage, runtime.spawn(async move { remote.load(Some(link), progress).await })));
+        loading.push((stage, runtime.spawn(async move { remote.load(Some(link), true, progress).await })));
     }
     // What fails here fails at once: workers may take minutes.
     let local = placement.load_local(checkpoint, first.len(), last, watch)?;
@@ -228,32 +241,35 @@ impl LoadedRemote {
 }
 
 impl Remote {
-    /// Has the worker load its layers, over a link that is there or a new one. One that serves another coordinator is asked
-    /// again for a while: that may be one whose end it has not noticed.
+    /// Has the worker load its layers, over a link that is there or a new one. With `again`, one that was lost while it loads
+    /// is asked again for a while, and so is one that serves another coordinator: that may be one whose end it has not noticed.
     pub(super) async fn load(
         self,
         mut link: Option<Coordinator>,
+        again: bool,
         progress: impl Fn(LoadProgress) + Send + Sync + Clone + 'static,
     ) -> Result<LoadedRemote, AssignError> {
         let started = Instant::now();
         loop {
             let found = match link.take() {
-                Some(link) => link,
-                None => self.dialer.link(&self.worker).await?,
+                Some(link) => Ok(link),
+                None => self.dialer.link(&self.worker).await,
             };
-            match self.load_over(&found, progress.clone()).await {
-                Ok(ready) => {
+            let loaded = match found {
+                Ok(link) => self.load_over(&link, progress.clone()).await.map(|ready| (link, ready)),
+                Err(error) => Err(error.into()),
+            };
+            match loaded {
+                Ok((link, ready)) => {
                     return Ok(LoadedRemote {
                         remote: self,
-                        link: found,
+                        link,
                         device: ready.device,
                         weight_bytes: ready.weight_bytes,
                     });
                 }
-                Err(AssignError::Link(LinkError::Peer(report)))
-                    if report.code == ErrorCode::Overloaded && started.elapsed() < self.patience.load =>
-                {
-                    tracing::info!(worker = self.worker.id, "{}; asking again", report.message);
+                Err(error) if again && error.may_pass() && started.elapsed() < self.patience.load => {
+                    tracing::info!(worker = self.worker.id, "{error}; asking again");
                     tokio::time::sleep(BUSY_PAUSE).await;
                 }
                 Err(error) => return Err(error),

@@ -123,6 +123,6 @@ impl Recovery {
     fn ask(&self, stage: usize, worker: Wanted) -> Result<LoadedRemote, String> {
         let planned = &self.placement.plan.stages[stage];
         let remote = self.placement.remote(worker, planned, &self.description, self.checkpoint.config());
-        self.runtime.block_on(remote.load(None, |_| {})).map_err(|error| error.to_string())
+        self.runtime.block_on(remote.load(None, false, |_| {})).map_err(|error| error.to_string())
     }
 }
