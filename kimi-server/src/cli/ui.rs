@@ -114,7 +114,7 @@ pub fn load_bars(stages: &[String]) -> impl Fn(usize, u64, u64) + Send + Sync + 
         ProgressDrawTarget::hidden()
     };
     let group = MultiProgress::with_draw_target(target);
-    let form = "{prefix:20} {bar:30} {bytes:>10} of {total_bytes:10} {binary_bytes_per_sec}";
+    let form = "{prefix:16} {bar:16} {bytes:>10} of {total_bytes:10} {binary_bytes_per_sec:>12} {eta:>4}";
     let style = ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
     let bars: Vec<_> = stages
         .iter()
