@@ -233,6 +233,8 @@ pub struct EngineStats {
     pub steps: u64,
     /// Tokens generated for all requests, those that ended an answer not included.
     pub tokens_generated: u64,
+    /// Tokens of prompts computed for all requests; those computed again, after an eviction or a loss, count again.
+    pub prompt_tokens_computed: u64,
     /// Each stage, in order.
     pub stages: Vec<StageStats>,
     /// How many batches may be in flight at the moment.

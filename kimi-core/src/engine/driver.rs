@@ -418,6 +418,7 @@ impl Driver {
             (self.submitted.remove(&output.step), &output.result)
         {
             self.pace.step(prompt_tokens, at.elapsed(), &output.times);
+            self.state.stats().prompt_tokens_computed += prompt_tokens as u64;
             self.outage = None;
         }
         let events = match output.result {
