@@ -246,8 +246,9 @@ impl Place {
         loop {
             sleep(LOOK).await;
             let traffic = self.traffic();
-            let (Some(oldest), Some(link)) = (traffic.unanswered.front(), &traffic.link) else { continue };
-            let stats = link.stats();
+            let Some(stats) = traffic.link.as_ref().map(Coordinator::stats) else { continue };
+            self.remote.status.set_link(&self.remote.worker.id, stats.clone());
+            let Some(oldest) = traffic.unanswered.front() else { continue };
             let moved = stats.progress.map(|(_, at)| at);
             let since = oldest.since.max(traffic.answered).max(moved.unwrap_or(oldest.since));
             let limit = traffic.times.limit(oldest.batch.tokens(), self.remote.patience.step);

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kimi_net::LinkStats;
+
 /// The state of every node of a cluster; clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct ClusterStatus {
@@ -17,6 +19,8 @@ pub struct NodeStatus {
     pub state: NodeState,
     /// Since when.
     pub since: Instant,
+    /// Its link, at most a second old; the last one while it has none.
+    pub link: LinkStats,
 }
 
 /// What a node does.
@@ -75,7 +79,15 @@ impl ClusterStatus {
         let mut nodes = self.nodes();
         let goes_on = nodes.get(node).filter(|before| before.state.word() == state.word());
         let since = goes_on.map_or_else(Instant::now, |before| before.since);
-        nodes.insert(node.to_owned(), NodeStatus { state, since });
+        let link = nodes.remove(node).map(|before| before.link).unwrap_or_default();
+        nodes.insert(node.to_owned(), NodeStatus { state, since, link });
+    }
+
+    /// Notes the numbers of a node's link.
+    pub fn set_link(&self, node: &str, link: LinkStats) {
+        if let Some(status) = self.nodes().get_mut(node) {
+            status.link = link;
+        }
     }
 
     /// What a node does.
@@ -88,7 +100,7 @@ impl ClusterStatus {
         let nodes = self.nodes();
         let mut sum = Loading::default();
         let mut any = false;
-        for NodeStatus { state, since } in nodes.values() {
+        for NodeStatus { state, since, .. } in nodes.values() {
             if let NodeState::Loading { loaded, total } = state {
                 any = true;
                 sum.loaded += loaded;
