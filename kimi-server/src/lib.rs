@@ -13,6 +13,7 @@
 //! | [`membership`], [`capacity`] | finding machines without a file; what this one offers |
 //! | [`survey`], [`network`] | how each machine is reached, and how fast |
 //! | [`doctor`] | what keeps a model from running |
+//! | [`monitor`] | what the program does at the moment, and why it is slow |
 //! | [`devices`] | what this machine can compute on |
 //! | [`mod@bench`] | how fast a device computes |
 //! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
@@ -38,6 +39,7 @@ pub mod inspect;
 pub mod local;
 pub mod membership;
 pub mod models;
+pub mod monitor;
 pub mod network;
 pub mod placement;
 pub mod serving;

@@ -110,7 +110,13 @@ impl ChatEngine for Slot {
             let device = loaded.get().and_then(|loaded| loaded.devices.get(i));
             let device = device.map_or(String::new(), |device| format!(" on {device}"));
             let holds = format!("{}: layers {}{device}", stage.node, layer_text(&stage.layers()));
-            StageInfo { holds, node: status.get(&stage.node) }
+            StageInfo {
+                holds,
+                name: stage.node.clone(),
+                layers: stage.layers(),
+                bytes: stage.weight_bytes + stage.cache_bytes,
+                node: status.get(&stage.node),
+            }
         };
         stages.iter().enumerate().map(info).collect()
     }

@@ -23,7 +23,7 @@ use super::peer::Peer;
 use super::request::CompletionRequest;
 use super::response::{Answer, Call, Head};
 use super::routes::{App, json_response};
-use super::{Body, json, stream as sse};
+use super::{Body, json, metrics, stream as sse};
 use crate::system;
 
 /// How long a request whose client has closed its half of the connection may still wait for its answer to begin.
@@ -142,8 +142,9 @@ fn start(
     let logprobs = request.chat.logprobs;
     let sink = Box::new(move |event: ChatEvent| sender.send(event));
     let running = model.engine().chat(request.chat, sink)?;
+    let counted = metrics::Request::new(app.metrics.clone(), model.id());
     Ok(Started {
-        events: events.of(running, slot, request.parallel_tool_calls),
+        events: events.of(running, slot, request.parallel_tool_calls, counted),
         head: Head::new(model),
         stream: request.stream,
         include_usage: request.include_usage,

@@ -68,6 +68,13 @@ impl Connections {
         Some(Place(Arc::new(Inner { connections: self.clone(), id, close, asked: AtomicBool::new(false) })))
     }
 
+    /// How many are quiet, sending, and answering.
+    pub(super) fn count(&self) -> [usize; 3] {
+        let all = self.lock();
+        let of = |phase| all.values().filter(|entry| entry.phase == phase).count();
+        [Phase::Quiet, Phase::Sending, Phase::Answering].map(of)
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Entry>> {
         self.all.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -154,6 +161,7 @@ mod tests {
         let places: Vec<_> = (0..3).map(|_| connections.admit(address(1)).unwrap()).collect();
         places[0].set(Phase::Answering);
         places[1].set(Phase::Quiet); // its second wait begins after the third one's first
+        assert_eq!(connections.count(), [2, 0, 1]);
         let new = connections.admit(address(1)).unwrap();
         assert_eq!([0, 1, 2].map(|i| is_lost(&places[i])), [false, false, true]);
         new.set(Phase::Sending);

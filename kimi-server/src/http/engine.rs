@@ -1,15 +1,16 @@
 //! What the API needs of a model.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use kimi_core::engine::EngineStats;
-use kimi_core::stage::StageTime;
 use kimi_core::{ChatError, ChatEvent, ChatGeneration, ChatModel, ChatRequest};
 use serde_json::{Value, json};
 
-use crate::cluster::{Loading, NodeState, NodeStatus};
+use crate::cluster::{Loading, NodeStatus};
+use crate::monitor::{ModelState, Seen};
 
 /// Where a model's events go: called on the model's thread, so it must not block.
 pub type EventSink = Box<dyn FnMut(ChatEvent) + Send>;
@@ -51,6 +52,12 @@ pub trait ChatEngine: Send + Sync + 'static {
 pub struct StageInfo {
     /// For instance `node-2: layers 0-43 on cpu avx2`.
     pub holds: String,
+    /// Name of its node.
+    pub name: String,
+    /// Its layers.
+    pub layers: Range<usize>,
+    /// Stored bytes of their weights, and bytes of their cache.
+    pub bytes: u64,
     /// What its node does.
     pub node: Option<NodeStatus>,
 }
@@ -149,79 +156,12 @@ impl ServedModel {
         })
     }
 
-    /// The model as `/health` shows it.
-    pub(super) fn health(&self) -> Value {
-        let (stats, down, loading) = (self.engine.stats(), self.engine.down(), self.engine.loading());
-        let infos = self.engine.stages();
-        let EngineStats { scheduler, steps, tokens_generated, stages, depth, prompt_tokens, losses } = stats;
-        let lost = stages.iter().find_map(|stage| stage.lost.clone());
-        let stage = |i: usize| {
-            let stage = stages.get(i).cloned().unwrap_or_default();
-            let StageTime { queue, compute, wire } = stage.time;
-            let info = infos.get(i);
-            let node = info.and_then(|info| info.node.as_ref());
-            let state = node.map(|node| &node.state);
-            let status = match (&stage.lost, state) {
-                (None, None) => "ok",
-                // While it is replaced its layers are loaded again.
-                (_, Some(NodeState::Loading { .. })) => "loading",
-                (Some(_), _) => "lost",
-                (None, Some(NodeState::Ready)) => "ok",
-                (None, Some(state)) => state.word(),
-            };
-            let reason = stage.lost.clone().or_else(|| state?.reason().map(str::to_owned));
-            json!({
-                "stage": i,
-                "holds": info.map(|info| &info.holds),
-                "status": status,
-                "status_seconds": node.map(|node| node.since.elapsed().as_secs_f64()),
-                "reason": reason,
-                "loading": state.and_then(|state| match *state {
-                    NodeState::Loading { loaded, total } => {
-                        let time = node.map_or(Duration::ZERO, |node| node.since.elapsed());
-                        Some(loading_json(&Loading { loaded, total, time }))
-                    }
-                    _ => None,
-                }),
-                "steps": stage.steps,
-                "compute_seconds": compute.as_secs_f64(),
-                "queue_seconds": queue.as_secs_f64(),
-                "wire_seconds": wire.as_secs_f64(),
-            })
-        };
-        let stages: Vec<_> = (0..stages.len().max(infos.len())).map(stage).collect();
-        let status = match (&loading, &down, &lost) {
-            (_, Some(_), _) => "unavailable",
-            (Some(_), None, _) => "loading",
-            (None, None, Some(_)) => "recovering",
-            (None, None, None) => "ok",
-        };
-        json!({
-            "id": self.id(),
-            "status": status,
-            "reason": down.or(lost),
-            "loading": loading.as_ref().map(loading_json),
-            "stages": stages,
-            "sequences": {"running": scheduler.running, "waiting": scheduler.waiting},
-            "pages": {"used": scheduler.pages_used, "total": scheduler.pages_total},
-            "evictions": scheduler.evictions,
-            "steps": steps,
-            "losses": losses,
-            "batches": {"in_flight": scheduler.in_flight, "limit": depth},
-            "prompt_tokens_a_step": prompt_tokens,
-            "tokens_generated": tokens_generated,
-        })
+    /// The state of the moment, for `/health` and `/metrics`.
+    pub(super) fn state(&self) -> ModelState {
+        let engine = &self.engine;
+        let seen = Seen { stats: engine.stats(), down: engine.down(), loading: engine.loading() };
+        ModelState::new(self.id(), seen, engine.stages())
     }
-}
-
-/// How far loading is, for programs.
-fn loading_json(loading: &Loading) -> Value {
-    json!({
-        "loaded_bytes": loading.loaded,
-        "total_bytes": loading.total,
-        "seconds": loading.time.as_secs_f64(),
-        "remaining_seconds": loading.remaining().map(|time| time.as_secs_f64()),
-    })
 }
 
 /// Seconds since 1970.

@@ -77,7 +77,7 @@ impl ApiError {
 
     /// 404: nothing is served at a path.
     pub fn no_route(method: &str, path: &str) -> Self {
-        let what = "the API has /v1/chat/completions, /v1/models, /v1/models/{id} and /health";
+        let what = "the API has /v1/chat/completions, /v1/models, /v1/models/{id}, /health and /metrics";
         let message = format!("no such URL: {method} {path}; {what}");
         Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "unknown_url", message)
     }

@@ -11,6 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::engine::Running;
 use super::error::ApiError;
+use super::metrics;
 
 /// Events that a client may leave unread before its answer is paused: some seconds of text.
 const MAX_UNREAD: usize = 256;
@@ -65,11 +66,12 @@ impl PendingEvents {
         running: Box<dyn Running>,
         slot: OwnedSemaphorePermit,
         parallel_calls: bool,
+        counted: metrics::Request,
     ) -> Events {
         let running: Arc<dyn Running> = running.into();
         let _ = self.flow.running.set(Arc::downgrade(&running)); // nobody else sets it
         let Self { receiver, flow } = self;
-        Events { receiver, flow, running, parallel_calls, cut: false, _slot: slot }
+        Events { receiver, flow, running, parallel_calls, cut: false, counted, _slot: slot }
     }
 }
 
@@ -82,6 +84,7 @@ pub(super) struct Events {
     parallel_calls: bool,
     /// Whether a second tool call was cut off.
     cut: bool,
+    counted: metrics::Request,
     /// The answer's place among those that the server gives at a time.
     _slot: OwnedSemaphorePermit,
 }
@@ -102,6 +105,7 @@ impl Events {
     pub(super) async fn next(&mut self) -> Result<Event, ApiError> {
         loop {
             let Some(event) = self.receiver.recv().await else {
+                self.counted.failed();
                 return Err(ApiError::internal("the model stopped without a word; see the server's log"));
             };
             let unread = self.flow.unread.fetch_sub(1, Ordering::SeqCst) - 1;
@@ -109,14 +113,18 @@ impl Events {
                 self.running.set_paused(false);
             }
             match event {
-                ChatEvent::Finished { usage, .. } if self.cut => {
-                    return Ok(Event::Finished(FinishReason::ToolCalls, usage));
+                ChatEvent::Finished { reason, usage } => {
+                    let reason = if self.cut { FinishReason::ToolCalls } else { reason };
+                    self.counted.finished(reason, &usage);
+                    return match reason {
+                        FinishReason::Cancelled => Err(ApiError::shutdown()),
+                        reason => Ok(Event::Finished(reason, usage)),
+                    };
                 }
-                ChatEvent::Finished { reason: FinishReason::Cancelled, .. } => {
-                    return Err(ApiError::shutdown());
+                ChatEvent::Failed(error) => {
+                    self.counted.failed();
+                    return Err(ApiError::from(error));
                 }
-                ChatEvent::Finished { reason, usage } => return Ok(Event::Finished(reason, usage)),
-                ChatEvent::Failed(error) => return Err(ApiError::from(error)),
                 ChatEvent::ToolCallBegin { index, .. } if index > 0 && !self.parallel_calls => {
                     self.cut = true;
                     self.running.cancel();

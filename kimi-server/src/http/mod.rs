@@ -4,7 +4,8 @@
 //! |---|---|
 //! | `POST /v1/chat/completions` | a chat completion, streamed or not |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | the models served |
-//! | `GET /health` | state of each model: stages, sequences, cache pages; 503 if one cannot answer |
+//! | `GET /health` | state of each model: stages, sequences, cache pages; why it is slow; 503 if one cannot answer |
+//! | `GET /metrics` | the same in numbers, and more, for Prometheus |
 //!
 //! Limits are in [`HttpConfig`]: memory of all bodies, connections, chats at a time. Where one is met the status is 503 with
 //! `Retry-After`; a body that is too large alone gets 413, or 400 where its JSON or prompt is.
@@ -28,6 +29,7 @@ mod events;
 mod host;
 mod json;
 mod messages;
+mod metrics;
 mod peer;
 mod request;
 mod response;

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -17,11 +17,13 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::budget::Budget;
 use super::config::HttpConfig;
-use super::connections::{Phase, Place};
+use super::connections::{Connections, Phase, Place};
 use super::engine::ServedModel;
 use super::error::ApiError;
+use super::metrics::Metrics;
 use super::peer::Peer;
 use super::{Body, body, chat, host};
+use crate::monitor::{ModelStatus, ProcessState, Slow, Snapshot};
 
 /// What all requests share.
 #[derive(Debug)]
@@ -33,6 +35,11 @@ pub(super) struct App {
     pub(super) chats: Arc<Semaphore>,
     /// Chats that wait for one of them.
     pub(super) waiting: Arc<Semaphore>,
+    pub(super) connections: Arc<Connections>,
+    pub(super) metrics: Arc<Metrics>,
+    /// What was found last to make the server slow.
+    pub(super) slow: Mutex<Option<Slow>>,
+    pub(super) began: Instant,
     /// Whether only this machine can reach the server.
     pub(super) loopback: bool,
     /// Becomes true when answers under way are cut short.
@@ -90,6 +97,24 @@ impl App {
         }
     }
 
+    /// The state of the moment.
+    pub(super) fn snapshot(&self) -> Snapshot {
+        let models: Vec<_> = self.models.iter().map(ServedModel::state).collect();
+        let ok = models.iter().all(|model| model.status == ModelStatus::Ok);
+        Snapshot {
+            status: if ok { "ok" } else { "unavailable" }.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            slow: self.slow().as_ref().map(|slow| slow.text.clone()),
+            uptime_seconds: self.began.elapsed().as_secs_f64(),
+            models,
+            process: ProcessState::now(),
+        }
+    }
+
+    pub(super) fn slow(&self) -> MutexGuard<'_, Option<Slow>> {
+        self.slow.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn ids(&self) -> Vec<&str> {
         self.models.iter().map(ServedModel::id).collect()
     }
@@ -105,6 +130,7 @@ pub(super) async fn handle(
     let busy = Busy::begin(&client.place);
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
     let response = route(&app, client, request).await.unwrap_or_else(|error| error.response());
+    app.metrics.response(&path, response.status());
     if app.config.log_requests {
         let (status, time) = (response.status().as_u16(), started.elapsed());
         tracing::info!(%method, path, status, ?time, "request");
@@ -175,7 +201,11 @@ async fn route(
         }
         "/health" => {
             check_method(&request, &[Method::GET, Method::HEAD], "GET, HEAD")?;
-            Ok(health(app))
+            Ok(health(&app.snapshot()))
+        }
+        "/metrics" => {
+            check_method(&request, &[Method::GET, Method::HEAD], "GET, HEAD")?;
+            app.metrics.page(app.snapshot(), app.connections.count())
         }
         path => match path.strip_prefix("/v1/models/").filter(|id| !id.is_empty()) {
             Some(id) => {
@@ -196,12 +226,10 @@ fn check_method<B>(request: &Request<B>, methods: &[Method], allow: &'static str
 }
 
 /// State of every model; 503 if one of them cannot answer now.
-fn health(app: &App) -> Response<Body> {
-    let models: Vec<_> = app.models.iter().map(ServedModel::health).collect();
-    let ok = models.iter().all(|model| model["status"] == "ok");
-    let (status, word) =
-        if ok { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "unavailable") };
-    json_response(status, &json!({"status": word, "version": env!("CARGO_PKG_VERSION"), "models": models}))
+fn health(now: &Snapshot) -> Response<Body> {
+    let ok = now.models.iter().all(|model| model.status == ModelStatus::Ok);
+    let status = if ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    json_response(status, &json!(now))
 }
 
 /// A JSON response.

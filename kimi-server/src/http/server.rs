@@ -1,7 +1,7 @@
 //! Connections: accepting, limiting, timing out and shutting down.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -20,10 +20,13 @@ use super::connections::{Connections, Place};
 use super::engine::ServedModel;
 use super::peer::Peer;
 use super::routes::{App, Client, handle};
+use crate::monitor::why_slow;
 
 /// How long to wait after `accept` failed, mostly because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
 
+/// Between two looks at what makes the server slow: some hundred steps.
+const SPEED_WINDOW: Duration = Duration::from_secs(10);
 /// How long the last words of answers that are cut short may take to be sent.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// Largest head of a request, and most bytes that are read ahead of a connection.
@@ -40,9 +43,11 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let (end, ending) = watch::channel(false);
-    let app = Arc::new(App::new(models, config.clone(), is_loopback(&listener), ending));
-    let cors = config.cors.layer();
     let connections = Connections::new(config.max_connections, config.per_address());
+    let loopback = is_loopback(&listener);
+    let app = Arc::new(App::new(models, config.clone(), connections.clone(), loopback, ending));
+    let cors = config.cors.layer();
+    let watch = tokio::spawn(watch_speed(app.clone()));
     let (stop, stopped) = watch::channel(());
     let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -74,12 +79,32 @@ pub async fn serve(
         all_end(&mut tasks, LAST_WORDS).await;
     }
     tasks.shutdown().await;
+    watch.abort();
+}
+
+/// Looks now and then whether the server is slow. Says so in the log when that begins, and when the reason is another one.
+async fn watch_speed(app: Arc<App>) {
+    let mut before = app.snapshot();
+    loop {
+        tokio::time::sleep(SPEED_WINDOW).await;
+        let now = app.snapshot();
+        let slow = why_slow(&before, &now);
+        let known = std::mem::replace(&mut *app.slow(), slow.clone());
+        match slow {
+            Some(slow) if known.is_none_or(|known| known.cause != slow.cause) => {
+                tracing::warn!("slow: {}", slow.text);
+            }
+            _ => {}
+        }
+        before = now;
+    }
 }
 
 impl App {
     fn new(
         models: Vec<ServedModel>,
         config: HttpConfig,
+        connections: Arc<Connections>,
         loopback: bool,
         ending: watch::Receiver<bool>,
     ) -> Self {
@@ -89,6 +114,10 @@ impl App {
             budget: Budget::new(config.max_bodies_memory),
             chats: Arc::new(Semaphore::new(chats)),
             waiting: Arc::new(Semaphore::new(waiting)),
+            metrics: Arc::default(),
+            slow: Mutex::default(),
+            began: Instant::now(),
+            connections,
             models,
             config,
             loopback,

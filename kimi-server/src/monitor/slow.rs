@@ -1,0 +1,330 @@
+//! Says in a sentence why a server is slow, from two snapshots of it.
+
+use indicatif::DecimalBytes;
+
+use super::{ModelState, ModelStatus, ProcessState, Snapshot, StageState};
+
+/// Bytes paged in per second from which it is said. A healthy server reads nothing: its weights stay in memory. A disk reads
+/// 20 to 300 times as much in a second, so that a step waits for it by then.
+const PAGED_BYTES: f64 = 20e6;
+/// Page faults per second from which those bytes are paging, and not files that are read as files.
+const PAGE_FAULTS: f64 = 10.0;
+/// Bytes of one page where nothing else is known of a fault; systems read more at a time.
+const PAGE_BYTES: u64 = 4096;
+/// Steps between the two snapshots from which their mean says something.
+const MIN_STEPS: u64 = 5;
+/// Part of a step on one link from which the link is slow: with Ethernet between two machines it is below a tenth.
+const LINK_PART: f64 = 0.3;
+/// How much a stage computes, against the mean of the others, from which the split is uneven.
+const SPLIT_RATIO: f64 = 2.0;
+/// The same for each of its layers: between equal machines they differ by less, as the last stage has the head too.
+const LAYER_RATIO: f64 = 1.5;
+/// Seconds of a step below which nobody would notice.
+const NOTICEABLE: f64 = 1e-3;
+/// Part of the pages in use from which waiting requests wait for pages, and not for their turn.
+const FULL: f64 = 0.9;
+
+/// Why a server is slow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slow {
+    /// What it is: the same for as long as only the figures change.
+    pub cause: Cause,
+    /// A sentence with figures, and what helps.
+    pub text: String,
+}
+
+/// What makes a server slow.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cause {
+    /// This machine reads its weights from the disk again and again.
+    Paging,
+    /// Requests wait for pages of a model's cache.
+    Cache(String),
+    /// The link to a node.
+    Link(String),
+    /// A node computes for much longer than the others.
+    Split(String),
+}
+
+/// Why a server has been slow between two snapshots; `None` if it has not, has computed too little to tell, or if nothing is
+/// known to be wrong. What costs most is looked at first.
+pub fn why_slow(before: &Snapshot, now: &Snapshot) -> Option<Slow> {
+    let seconds = now.uptime_seconds - before.uptime_seconds;
+    if seconds <= 0.0 {
+        return None;
+    }
+    let pairs: Vec<_> = before.models.iter().zip(&now.models).filter(|pair| worked(*pair)).collect();
+    let first = |find: fn(&ModelState, &ModelState, f64) -> Option<Slow>| {
+        pairs.iter().find_map(|(before, now)| find(before, now, seconds))
+    };
+    // A model that is being loaded reads as much.
+    let loaded = before.models.iter().chain(&now.models).all(|model| model.status == ModelStatus::Ok);
+    let paging = || paging(&before.process, &now.process, seconds);
+    let paging = if loaded && pairs.iter().any(|pair| computed(*pair)) { paging() } else { None };
+    paging
+        .or_else(|| first(evictions))
+        .or_else(|| first(link))
+        .or_else(|| first(split))
+        .or_else(|| first(pages))
+}
+
+/// Whether a model answered all the time, as the same one.
+fn worked((before, now): (&ModelState, &ModelState)) -> bool {
+    let answers = |model: &ModelState| model.status == ModelStatus::Ok;
+    answers(before) && answers(now) && before.id == now.id && before.stages.len() == now.stages.len()
+}
+
+fn computed((before, now): (&ModelState, &ModelState)) -> bool {
+    now.steps > before.steps
+}
+
+fn paging(before: &ProcessState, now: &ProcessState, seconds: f64) -> Option<Slow> {
+    let faults = now.major_page_faults.saturating_sub(before.major_page_faults);
+    let read = now.disk_read_bytes.unwrap_or(0).saturating_sub(before.disk_read_bytes.unwrap_or(0));
+    let bytes = read.max(faults * PAGE_BYTES);
+    if (bytes as f64) < PAGED_BYTES * seconds || (faults as f64) < PAGE_FAULTS * seconds {
+        return None;
+    }
+    let swap = match now.swap_bytes {
+        Some(swap) if swap > 0 => format!(", and {} of its memory are in swap", DecimalBytes(swap)),
+        _ => String::new(),
+    };
+    let text = format!(
+        "{} were paged in during the last {seconds:.0} s ({faults} page faults){swap}: this machine's memory does not hold \
+         its layers; give it fewer (--usable-memory, or its memory in discovery.json) or end other programs",
+        DecimalBytes(bytes)
+    );
+    Some(Slow { cause: Cause::Paging, text })
+}
+
+fn evictions(before: &ModelState, now: &ModelState, seconds: f64) -> Option<Slow> {
+    let evictions = now.evictions.saturating_sub(before.evictions);
+    let text = format!(
+        "conversations lost their pages of the cache {evictions} times during the last {seconds:.0} s and are computed again \
+         ({} pages): raise --cache-tokens",
+        now.pages.total
+    );
+    (evictions > 0).then(|| Slow { cause: Cause::Cache(now.id.clone()), text })
+}
+
+fn pages(before: &ModelState, now: &ModelState, _: f64) -> Option<Slow> {
+    let waiting = before.sequences.waiting.min(now.sequences.waiting);
+    let full = f64::from(now.pages.used) >= FULL * f64::from(now.pages.total);
+    let (noun, waits) = if waiting == 1 { ("request", "waits") } else { ("requests", "wait") };
+    let text = format!(
+        "{waiting} {noun} {waits} for pages of the cache ({} of {} are in use): raise --cache-tokens",
+        now.pages.used, now.pages.total
+    );
+    (waiting > 0 && full).then(|| Slow { cause: Cause::Cache(now.id.clone()), text })
+}
+
+/// The mean step of a stage, in seconds.
+struct Mean<'a> {
+    stage: &'a StageState,
+    compute: f64,
+    queue: f64,
+    wire: f64,
+}
+
+impl Mean<'_> {
+    fn total(&self) -> f64 {
+        self.compute + self.queue + self.wire
+    }
+}
+
+/// The means of all stages; `None` if there are too few steps.
+fn means<'a>(before: &ModelState, now: &'a ModelState) -> Option<Vec<Mean<'a>>> {
+    let mean = |(before, now): (&StageState, &'a StageState)| {
+        let steps = now.steps.checked_sub(before.steps).filter(|steps| *steps >= MIN_STEPS)? as f64;
+        Some(Mean {
+            stage: now,
+            compute: (now.compute_seconds - before.compute_seconds) / steps,
+            queue: (now.queue_seconds - before.queue_seconds) / steps,
+            wire: (now.wire_seconds - before.wire_seconds) / steps,
+        })
+    };
+    before.stages.iter().zip(&now.stages).map(mean).collect()
+}
+
+fn link(before: &ModelState, now: &ModelState, _: f64) -> Option<Slow> {
+    let means = means(before, now)?;
+    let step: f64 = means.iter().map(Mean::total).sum();
+    let slowest = means.iter().max_by(|a, b| a.wire.total_cmp(&b.wire))?;
+    if slowest.wire < NOTICEABLE || slowest.wire < LINK_PART * step {
+        return None;
+    }
+    let round_trip = slowest.stage.link.and_then(|link| link.round_trip_seconds);
+    let round_trip = round_trip.map_or_else(String::new, |time| format!(" (round trip {})", millis(time)));
+    let node = slowest.stage.name();
+    let text = format!(
+        "the link to {node} takes {} of each {} step{round_trip}: use a cable or a faster network; `kimi nodes` measures \
+         each way to it",
+        millis(slowest.wire),
+        millis(step)
+    );
+    Some(Slow { cause: Cause::Link(node), text })
+}
+
+fn split(before: &ModelState, now: &ModelState, _: f64) -> Option<Slow> {
+    let means = means(before, now)?;
+    let step: f64 = means.iter().map(Mean::total).sum();
+    let slowest = means.iter().max_by(|a, b| a.compute.total_cmp(&b.compute))?;
+    let others = || means.iter().filter(|mean| mean.stage.stage != slowest.stage.stage);
+    let count = others().count() as f64;
+    let other = others().map(|mean| mean.compute).sum::<f64>() / count;
+    if count == 0.0 || slowest.compute < NOTICEABLE || slowest.compute < SPLIT_RATIO * other {
+        return None;
+    }
+    // With one batch in flight stages take turns: only a machine that needs longer for a layer than the others is worth
+    // relieving. With several, all wait for the one that computes longest.
+    let layers = |mean: &Mean<'_>| mean.stage.layers.map(|layers| layers as f64);
+    let other_layers = others().map(layers).sum::<Option<f64>>();
+    let slow_layers = match (layers(slowest), other_layers) {
+        (Some(own), Some(all)) if own > 0.0 && all > 0.0 => {
+            slowest.compute / own >= LAYER_RATIO * (other * count) / all
+        }
+        _ => false,
+    };
+    if before.batches.in_flight.min(now.batches.in_flight) < 2 && !slow_layers {
+        return None;
+    }
+    let node = slowest.stage.name();
+    let text = format!(
+        "{node} computes {} of each {} step, {:.1} times as long as the others: the split is uneven; give it fewer layers (by \
+         its memory in discovery.json or --usable-memory; `kimi plan` shows the split)",
+        millis(slowest.compute),
+        millis(step),
+        slowest.compute / other.max(1e-9)
+    );
+    Some(Slow { cause: Cause::Split(node), text })
+}
+
+fn millis(seconds: f64) -> String {
+    format!("{:.1} ms", seconds * 1e3)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::monitor::{LinkState, Pages};
+
+    const MS: f64 = 1e-3;
+
+    /// Two stages of 10 layers, and 100 steps with so much time in each: computing and on the wire.
+    fn steps(times: [(f64, f64); 2]) -> (Snapshot, Snapshot) {
+        let stage = |i: usize, steps: u64, (compute, wire): (f64, f64)| StageState {
+            stage: i,
+            node: Some(["a", "m3"][i].to_owned()),
+            layers: Some(10),
+            steps,
+            compute_seconds: compute * steps as f64,
+            wire_seconds: wire * steps as f64,
+            link: (i == 1).then(|| LinkState { round_trip_seconds: Some(8.0 * MS), ..LinkState::default() }),
+            ..StageState::default()
+        };
+        let at = |uptime_seconds: f64, steps: u64| Snapshot {
+            uptime_seconds,
+            models: vec![ModelState {
+                id: "k2".to_owned(),
+                status: ModelStatus::Ok,
+                steps,
+                stages: (0..2).map(|i| stage(i, steps, times[i])).collect(),
+                pages: Pages { used: 10, total: 100 },
+                ..ModelState::default()
+            }],
+            ..Snapshot::default()
+        };
+        (at(20.0, 1000), at(30.0, 1100))
+    }
+
+    fn healthy() -> (Snapshot, Snapshot) {
+        steps([(10.0 * MS, 0.0), (11.0 * MS, 1.0 * MS)])
+    }
+
+    fn text(pair: &(Snapshot, Snapshot)) -> String {
+        why_slow(&pair.0, &pair.1).map_or_else(String::new, |slow| slow.text)
+    }
+
+    #[test]
+    fn nothing_is_wrong() {
+        assert_eq!(text(&healthy()), "");
+        let (before, now) = healthy();
+        assert_eq!(why_slow(&now, &now), None, "no time has passed");
+        let mut restarted = now.clone();
+        restarted.models[0].id = "another".to_owned();
+        assert_eq!(why_slow(&before, &restarted), None);
+    }
+
+    #[test]
+    fn weights_that_are_paged_in() {
+        let mut pair = healthy();
+        pair.1.process.disk_read_bytes = Some(4_100_000_000);
+        assert_eq!(text(&pair), "", "files may be read");
+        pair.1.process.major_page_faults = 31_500;
+        let said = text(&pair);
+        assert!(
+            said.starts_with("4.10 GB were paged in during the last 10 s (31500 page faults): "),
+            "{said}"
+        );
+        assert!(said.contains("--usable-memory") && !said.contains("swap"), "{said}");
+        pair.1.process.swap_bytes = Some(2_000_000_000);
+        assert!(text(&pair).contains("2.00 GB of its memory are in swap"));
+        // Where the system counts no bytes, pages are counted.
+        (pair.1.process.disk_read_bytes, pair.1.process.major_page_faults) = (None, 100_000);
+        assert!(text(&pair).starts_with("409.60 MB were paged in"), "{}", text(&pair));
+        // Loading reads as much.
+        pair.0.models[0].status = ModelStatus::Loading;
+        assert_eq!(text(&pair), "");
+    }
+
+    #[test]
+    fn a_slow_link() {
+        let pair = steps([(8.0 * MS, 0.0), (7.0 * MS, 9.0 * MS)]);
+        let slow = why_slow(&pair.0, &pair.1).unwrap();
+        assert_eq!(slow.cause, Cause::Link("m3".to_owned()));
+        let begin = "the link to m3 takes 9.0 ms of each 24.0 ms step (round trip 8.0 ms): use a cable";
+        assert!(slow.text.starts_with(begin), "{}", slow.text);
+        assert_eq!(text(&steps([(0.08 * MS, 0.0), (0.07 * MS, 0.09 * MS)])), "", "nobody would notice");
+    }
+
+    #[test]
+    fn an_uneven_split() {
+        let pair = steps([(5.0 * MS, 0.0), (18.0 * MS, 1.0 * MS)]);
+        let slow = why_slow(&pair.0, &pair.1).unwrap();
+        assert_eq!(slow.cause, Cause::Split("m3".to_owned()));
+        let begin = "m3 computes 18.0 ms of each 24.0 ms step, 3.6 times as long as the others";
+        assert!(slow.text.starts_with(begin), "{}", slow.text);
+        // More layers take longer, which costs nothing while stages take turns.
+        let mut pair = pair;
+        pair.1.models[0].stages[1].layers = Some(40);
+        assert_eq!(text(&pair), "");
+        (pair.0.models[0].batches.in_flight, pair.1.models[0].batches.in_flight) = (3, 2);
+        assert!(text(&pair).starts_with(begin));
+    }
+
+    #[test]
+    fn requests_that_wait_for_pages() {
+        let mut pair = healthy();
+        (pair.0.models[0].sequences.waiting, pair.1.models[0].sequences.waiting) = (4, 3);
+        assert_eq!(text(&pair), "", "they wait for their turn");
+        pair.1.models[0].pages.used = 95;
+        let said = text(&pair);
+        assert_eq!(
+            said,
+            "3 requests wait for pages of the cache (95 of 100 are in use): raise --cache-tokens"
+        );
+        pair.0.models[0].sequences.waiting = 0;
+        assert_eq!(text(&pair), "", "a moment is no reason");
+        pair.1.models[0].evictions = 2;
+        assert!(text(&pair).starts_with("conversations lost their pages of the cache 2 times"));
+    }
+
+    #[test]
+    fn too_few_steps_say_nothing() {
+        let (mut before, now) = steps([(5.0 * MS, 0.0), (80.0 * MS, 90.0 * MS)]);
+        for (stage, now) in before.models[0].stages.iter_mut().zip(&now.models[0].stages) {
+            *stage = StageState { steps: now.steps - MIN_STEPS + 1, ..stage.clone() };
+        }
+        assert_eq!(why_slow(&before, &now), None);
+    }
+}
