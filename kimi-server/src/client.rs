@@ -1,18 +1,35 @@
-//! A client of a chat API: enough to stream an answer.
+//! A client of the HTTP API: enough to read a page and to stream an answer.
 
 use std::net::SocketAddr;
 
 use anyhow::Context;
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::Request;
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
+use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::net::TcpStream;
 
 /// Most bytes of one event.
 const MAX_EVENT: usize = 1 << 20;
+
+/// Most bytes of a page.
+const MAX_PAGE: usize = 8 << 20;
+
+/// Status and body of `GET path`; `address` is host and port.
+///
+/// # Errors
+/// If the server can't be reached, or does not answer in HTTP.
+pub async fn get(address: &str, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+    let socket = TcpStream::connect(address).await?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(socket)).await?;
+    tokio::spawn(connection);
+    let request = Request::get(path).header("host", address).body(Full::new(Bytes::new()))?;
+    let (head, body) = sender.send_request(request).await?.into_parts();
+    let body = Limited::new(body, MAX_PAGE).collect().await.map_err(anyhow::Error::from_boxed)?;
+    Ok((head.status, body.to_bytes()))
+}
 
 /// A streamed answer.
 pub struct Stream {

@@ -12,6 +12,7 @@ pub mod plan;
 pub mod run;
 pub mod serve;
 mod stages;
+pub mod top;
 pub mod verify;
 pub mod worker;
 
@@ -54,6 +55,7 @@ pub fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Key(args) => key::run(&args),
         Command::Nodes(args) => nodes::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Top(args) => top::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),

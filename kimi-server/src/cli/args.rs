@@ -1,6 +1,7 @@
 //! The arguments of every command.
 
 mod peers;
+mod top;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
 
 pub use peers::{DoctorArgs, NodesArgs, PeerArgs};
+pub use top::TopArgs;
 
 use super::{defaults, ui};
 use crate::http::HttpConfig;
@@ -73,6 +75,8 @@ pub enum Command {
     Nodes(NodesArgs),
     /// Look for what keeps a model from running here and on the other machines, or makes it slow, and say what mends it.
     Doctor(DoctorArgs),
+    /// Show what a server does, once a second: tokens, requests, pages, where a step's time goes, and why it is slow.
+    Top(TopArgs),
     /// Show which machine would hold which layers. Reads headers only; a build that kimi knows need not be here.
     Plan(PlanArgs),
     /// Show a checkpoint's modules: bits, groups, bytes. Reads headers only.
