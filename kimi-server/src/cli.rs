@@ -2,22 +2,22 @@
 
 pub mod args;
 pub mod defaults;
+pub mod exo;
 pub mod ui;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::{self, Outcome};
 use crate::system;
-use args::{Cli, Command};
+use args::Command;
 
 /// Runs the program. Exit codes: 0 success, 1 failure, 2 wrong arguments.
 pub fn main() -> ExitCode {
     system::keep_little_freed_memory();
-    let cli = Cli::parse();
+    let cli = exo::parse();
     let usual = match &cli.command {
         Command::Worker(args) if !args.exit_with_stdin => defaults::WORKER_LOG,
         _ => defaults::LOG,

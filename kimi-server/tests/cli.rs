@@ -54,6 +54,47 @@ fn wrong_arguments_exit_with_2() {
 }
 
 #[test]
+fn flags_of_exo_are_accepted_or_answered() {
+    let manual = ["--discovery-module", "manual", "--discovery-config-path", "/no/d.json"];
+    for command in [
+        &["serve", "--default-model", "kimi-tiny", "--chatgpt-api-port", "0", "--discovery-timeout", "3"][..],
+        &[
+            "run",
+            "kimi-tiny",
+            "--prompt",
+            "x",
+            "--max-generate-tokens",
+            "1",
+            "--default-temp",
+            "0",
+            "--system-prompt",
+            "y",
+        ],
+        &["worker"],
+    ] {
+        let node = ["--node-id", "a", "--node-host", "0.0.0.0", "--node-port", "0", "--wait-for-peers", "1"];
+        let args = [command, &node, &manual, &["--inference-engine", "mlx", "--disable-tui"]].concat();
+        let output = run(&args);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains("/no/d.json"), "{}", stderr(&output));
+    }
+    for (args, part) in [
+        (&["serve", "kimi-tiny", "--discovery-module", "manual"][..], "--discovery-config-path"),
+        (&["serve", "kimi-tiny", "--discovery-module", "udp"], "multicast DNS"),
+        (&["worker", "--inference-engine=tinygrad"], "--backend"),
+        (&["worker", "--chatgpt-api-port", "52415"], "--port"),
+        (&["serve", "kimi-tiny", "--listen-port=5678"], "--node-port"),
+        (&["serve", "kimi-tiny", "--models-seed-dir", "x"], "path of a checkpoint"),
+        (&["serve", "kimi-tiny", "--prompt", "x"], "kimi run"),
+        (&["--node-id", "a", "--wait-for-peers", "1"], "kimi worker"),
+    ] {
+        let output = run(args);
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(part), "{args:?}: {}", stderr(&output));
+    }
+}
+
+#[test]
 fn failures_exit_with_1_and_say_why() {
     for (args, part) in [
         (&["inspect"][..], "--default-model"),

@@ -13,6 +13,7 @@ use kimi_core::{DeviceChoice, DeviceKind};
 pub use peers::{DoctorArgs, NodesArgs, PeerArgs};
 pub use top::TopArgs;
 
+use super::exo::ExoArgs;
 use super::{defaults, ui};
 use crate::http::HttpConfig;
 
@@ -292,13 +293,13 @@ pub struct RunArgs {
     #[arg(long, short)]
     pub prompt: Option<String>,
     /// System prompt.
-    #[arg(long)]
+    #[arg(long, alias = "system-prompt")]
     pub system: Option<String>,
     /// Most tokens of an answer.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, alias = "max-generate-tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: Option<u32>,
     /// 0 always takes the most likely token.
-    #[arg(long, default_value_t = 0.6)]
+    #[arg(long, alias = "default-temp", default_value_t = 0.6)]
     pub temperature: f32,
     /// Sample only from the most likely tokens with this probability together.
     #[arg(long, default_value_t = 1.0)]
@@ -318,6 +319,9 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub exo: ExoArgs,
 }
 
 /// What the HTTP API may take.
@@ -376,17 +380,11 @@ pub struct ServeArgs {
     #[arg(long, default_value = defaults::HTTP_HOST)]
     pub host: String,
     /// Port to serve on; 0 takes a free one.
-    #[arg(long, default_value_t = defaults::HTTP_PORT)]
+    #[arg(long, alias = "chatgpt-api-port", default_value_t = defaults::HTTP_PORT)]
     pub port: u16,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub peers: PeerArgs,
-    /// Accepted so that all machines can share a command line; the coordinator connects out and listens for no peer.
-    #[arg(long, value_name = "HOST")]
-    pub node_host: Option<String>,
-    /// Like --node-host.
-    #[arg(long, value_name = "PORT")]
-    pub node_port: Option<u16>,
     /// How long answers under way wait for a lost machine or GPU to be replaced; they go on with the same text then.
     #[arg(long, value_name = "SECONDS", default_value_t = defaults::RECOVERY_TIMEOUT,
           value_parser = clap::value_parser!(u64).range(1..))]
@@ -408,6 +406,9 @@ pub struct ServeArgs {
     /// --insecure.
     #[arg(long)]
     pub open_api: bool,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub exo: ExoArgs,
     /// Print one line of JSON when ready: {"event": "listening", "address": .., "model": ..}.
     #[arg(long)]
     pub json: bool,
@@ -450,6 +451,12 @@ pub struct WorkerArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+    /// Accepted so that all machines can share a command line; a worker waits for its coordinator.
+    #[arg(long, value_name = "N")]
+    pub wait_for_peers: Option<usize>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub exo: ExoArgs,
     /// Print one line of JSON when ready: {"event": "listening", "address": .., "node_id": ..}.
     #[arg(long)]
     pub json: bool,

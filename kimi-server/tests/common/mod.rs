@@ -3,6 +3,8 @@
 
 #[cfg(target_os = "linux")]
 pub mod cable;
+#[cfg(target_os = "linux")]
+pub mod hosts;
 pub mod proxy;
 
 use std::io::{BufRead, BufReader, Read, Write};

@@ -18,7 +18,7 @@ pub struct PeerArgs {
     #[arg(long, value_name = "N")]
     pub wait_for_peers: Option<usize>,
     /// How long to wait for them.
-    #[arg(long, value_name = "SECONDS", default_value_t = defaults::PEER_TIMEOUT)]
+    #[arg(long, alias = "discovery-timeout", value_name = "SECONDS", default_value_t = defaults::PEER_TIMEOUT)]
     pub peer_timeout: u64,
     /// Share of each machine's memory that weights and cache may take [default: 0.75].
     #[arg(long, value_name = "0..1", value_parser = share)]
@@ -26,6 +26,12 @@ pub struct PeerArgs {
     /// Do not look for workers that announce themselves on the network.
     #[arg(long)]
     pub no_mdns: bool,
+    /// Accepted so that all machines can share a command line; the coordinator connects out and listens for no peer.
+    #[arg(long, value_name = "HOST")]
+    pub node_host: Option<String>,
+    /// Like --node-host.
+    #[arg(long, value_name = "PORT")]
+    pub node_port: Option<u16>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub trust: TrustArgs,
