@@ -6,9 +6,10 @@
 mod error;
 mod files;
 mod index;
+mod partial;
 mod shard;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,6 +25,7 @@ use crate::text_file;
 
 pub use error::CheckpointError;
 pub use files::{FolderState, folder_state};
+pub use partial::{MANIFEST, Manifest, SMALL_FILES, TensorHeader};
 
 use files::{Files, Mapped, Shard};
 use index::Index;
@@ -45,6 +47,10 @@ pub struct Checkpoint {
     maps: Vec<Mapped>,
     bytes: u64,
     warnings: Vec<String>,
+    /// Tensors whose values are not here.
+    missing: HashSet<String>,
+    /// Of the whole checkpoint, where this is a part of one.
+    manifest: Option<Arc<Manifest>>,
 }
 
 /// A tensor of a checkpoint, as stored.
@@ -107,10 +113,17 @@ impl Checkpoint {
             maps: Vec::new(),
             bytes: 0,
             warnings: Vec::new(),
+            missing: HashSet::new(),
+            manifest: None,
         };
+        let manifest = checkpoint.files.manifest()?;
         match &index {
             Some(index) => checkpoint.add_indexed(index)?,
+            None if manifest.is_some() && !checkpoint.files.has_shards() => {} // all of it is still to come
             None => checkpoint.add_all()?,
+        }
+        if let Some(manifest) = manifest {
+            checkpoint.add_missing(manifest)?;
         }
         for warning in &checkpoint.warnings {
             tracing::warn!("{}: {warning}", checkpoint.name);
@@ -214,7 +227,7 @@ impl Checkpoint {
         self.tensors.get(name)
     }
 
-    /// All tensors, in no order.
+    /// All tensors, in no order; with those that are not here ([`Self::is_here`]).
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &Tensor)> {
         self.tensors.iter().map(|(n, t)| (n.as_str(), t))
     }
@@ -244,7 +257,7 @@ impl Checkpoint {
         self.maps.iter().find_map(Mapped::changed)
     }
 
-    /// Bytes of all tensors.
+    /// Bytes of all tensors that are here.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

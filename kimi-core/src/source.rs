@@ -1,5 +1,7 @@
 //! Where a model's weights come from: a checkpoint, or nowhere at all ([`crate::synthetic`]).
 
+use std::ops::Range;
+
 use kimi_quant::PackedMatrix;
 
 use crate::config::ModelConfig;
@@ -29,6 +31,14 @@ pub trait ModelSource {
     /// As [`ModelSource::embedding`].
     fn head(&self) -> Result<HostHead, WeightError>;
 
+    /// Makes sure that the values of a stage of these layers are here, and not their shapes alone.
+    ///
+    /// # Errors
+    /// [`WeightError::NotHere`].
+    fn check_here(&self, _layers: &Range<usize>) -> Result<(), WeightError> {
+        Ok(())
+    }
+
     /// Whether the weights are pages of files, which the system drops where memory is short.
     fn in_files(&self) -> bool {
         false
@@ -53,6 +63,10 @@ impl ModelSource for Weights<'_> {
 
     fn head(&self) -> Result<HostHead, WeightError> {
         self.head()
+    }
+
+    fn check_here(&self, layers: &Range<usize>) -> Result<(), WeightError> {
+        self.check_here(layers)
     }
 
     fn in_files(&self) -> bool {

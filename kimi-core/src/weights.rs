@@ -14,6 +14,7 @@ mod stored;
 mod unread;
 
 use std::borrow::Cow;
+use std::ops::Range;
 
 use kimi_quant::{Format, LatentProjections, Norm, PackedMatrix, Router};
 
@@ -108,6 +109,14 @@ impl<'a> Weights<'a> {
                 false => FeedForward::Dense(self.mlp(&format!("{path}.mlp"), c.intermediate_size)?),
             },
         })
+    }
+
+    /// Makes sure that the values of a stage of these layers are here: a partial checkpoint has the shapes of all.
+    ///
+    /// # Errors
+    /// [`WeightError::NotHere`] names what is missing, and the command that gets it.
+    pub fn check_here(&self, layers: &Range<usize>) -> Result<(), WeightError> {
+        self.checkpoint.check_here(layers)
     }
 
     /// Gives the memory that tensors were read from back to the system, all those whose names begin so, such as

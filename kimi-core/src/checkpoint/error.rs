@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::INDEX;
+use super::{INDEX, MANIFEST};
 use crate::config::ConfigError;
 use crate::text_file::NotText;
 
@@ -38,6 +38,9 @@ pub enum CheckpointError {
     /// The index is not what it should be.
     #[error("{INDEX} {0}")]
     Index(String),
+    /// `kimi-layers.json` is not what it should be.
+    #[error("{MANIFEST} {0}")]
+    Manifest(String),
     /// Shards are not there.
     #[error(
         "{count} of {of} shards {are} missing: {names} ({named_by} names {them}{with}). The download is not whole{unfinished}: run it \

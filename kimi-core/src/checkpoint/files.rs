@@ -11,7 +11,7 @@ use bytes::Bytes;
 use memmap2::Mmap;
 
 use super::index::Index;
-use super::{CONFIG, CheckpointError, INDEX};
+use super::{CONFIG, CheckpointError, INDEX, MANIFEST, Manifest};
 
 /// Largest text file that is read whole (index, config, tokenizer).
 const MAX_TEXT_BYTES: u64 = 256 << 20;
@@ -86,6 +86,9 @@ pub fn folder_state(folder: &Path) -> FolderState {
         Err(error) => Err(error),
     };
     let partial = |missing: String| FolderState::Partial { missing };
+    if files.has(MANIFEST) {
+        return partial("some of its layers may be on other machines".to_owned());
+    }
     match shards {
         Err(CheckpointError::NotACheckpoint { .. }) => partial("model*.safetensors".to_owned()),
         Err(error) => partial(error.to_string()),
@@ -201,6 +204,16 @@ impl Files {
         self.read(INDEX)?.map(|bytes| Index::parse(&bytes)).transpose()
     }
 
+    /// The whole checkpoint's contents, where this is a part of one.
+    pub(super) fn manifest(&self) -> Result<Option<Manifest>, CheckpointError> {
+        self.read(MANIFEST)?.map(|bytes| Manifest::parse(&bytes)).transpose()
+    }
+
+    /// Whether there is a file with weights.
+    pub(super) fn has_shards(&self) -> bool {
+        self.list().iter().any(|name| is_shard(name))
+    }
+
     /// Names of all files, sorted. Those of a folder that can't be listed are none: whoever opens one gets the reason.
     fn list(&self) -> Vec<String> {
         let mut names: Vec<String> = match self {
@@ -217,7 +230,7 @@ impl Files {
     /// Every `model*.safetensors`, as mlx-lm reads them without an index. Names that say of how many they are must be complete.
     pub(super) fn all_shards(&self) -> Result<Vec<String>, CheckpointError> {
         let mut shards = self.list();
-        shards.retain(|n| n.starts_with("model") && n.ends_with(".safetensors"));
+        shards.retain(|name| is_shard(name));
         if shards.is_empty() {
             let what = "model.safetensors.index.json and no model*.safetensors";
             return Err(CheckpointError::NotACheckpoint { path: self.path(""), what, beside: self.beside() });
@@ -245,9 +258,7 @@ impl Files {
     fn beside(&self) -> String {
         let names = self.list();
         let weights = OTHER_WEIGHTS.iter().find(|(ending, _)| names.iter().any(|n| n.ends_with(ending)));
-        if let Some((_, what)) =
-            weights.filter(|_| !names.iter().any(|n| n.starts_with("model") && n.ends_with(".safetensors")))
-        {
+        if let Some((_, what)) = weights.filter(|_| !self.has_shards()) {
             return format!(". The folder has {what}");
         }
         let Self::Folder(folder) = self else { return String::new() };
@@ -278,6 +289,11 @@ impl Files {
         let modified = metadata.modified().ok();
         Ok(Shard::Mapped(Mapped(Arc::new(OpenShard { name: shard.to_owned(), map, file, modified }))))
     }
+}
+
+/// Whether mlx-lm takes a file of this name for a shard.
+fn is_shard(name: &str) -> bool {
+    name.starts_with("model") && name.ends_with(".safetensors")
 }
 
 /// Of names such as `model-00002-of-00004.safetensors`, those that are missing, and how many there should be.

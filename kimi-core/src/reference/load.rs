@@ -24,6 +24,7 @@ impl Model {
     pub fn load_on(checkpoint: &Checkpoint, device: &Device) -> Result<Self, ReferenceError> {
         let (weights, config) = (Weights::new(checkpoint), checkpoint.config());
         let loader = Loader { config, device };
+        weights.check_here(&(0..config.num_hidden_layers))?;
         let embedding = loader.matrix(&weights.embedding()?);
         let layers = 0..config.num_hidden_layers;
         let layers =

@@ -136,6 +136,7 @@ impl<B: Backend> Stage<B> {
         if layers.is_empty() || layers.end > count {
             return Err(LoadError::Layers { found: layers, layers: count });
         }
+        weights.check_here(&layers)?;
         check_memory(weights, backend.as_ref(), &layers, cache)?;
         let geometry = Geometry::new(&config);
         let span = StageSpan { first: layers.start == 0, last: layers.end == count, layers };

@@ -17,6 +17,23 @@ pub enum WeightError {
         /// How many tensors there are, and some of their names.
         there: String,
     },
+    /// A stage's weights are not in this part of the checkpoint.
+    #[error(
+        "{first}{more} of layers {layers} {are} not in {checkpoint}, which is a part of the model. Get what is missing from a \
+         machine that has it: kimi pull-layers MODEL --from NODE --layers {layers} --to FOLDER",
+        more = match others { 0 => String::new(), n => format!(" and {n} more parts") },
+        are = if *others == 0 { "is" } else { "are" }
+    )]
+    NotHere {
+        /// The checkpoint's name.
+        checkpoint: String,
+        /// The first group of tensors that is missing.
+        first: String,
+        /// How many more are.
+        others: usize,
+        /// The stage's layers, as the command takes them.
+        layers: String,
+    },
     /// A tensor has another shape than the config asks for.
     #[error("{module}: {tensor} has shape {found:?}, expected {expected}")]
     Shape {
