@@ -1,5 +1,6 @@
 //! Links on tokio: one task for each connection, and handles to it.
 
+mod fetch;
 mod look;
 mod pump;
 mod stats;

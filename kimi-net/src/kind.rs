@@ -48,6 +48,10 @@ kinds! {
     Look = 13,
     /// Worker to observer: the answer to its oldest `Look`.
     Status = 14,
+    /// Observer to worker: a range of a part of a model's files.
+    Fetch = 15,
+    /// Worker to observer: the answer to its oldest `Fetch`, as payload.
+    Piece = 16,
 }
 
 impl Kind {
@@ -58,6 +62,6 @@ impl Kind {
 
     /// Whether a frame of this kind may have a payload.
     pub fn carries_payload(self) -> bool {
-        matches!(self, Kind::Forward | Kind::Result)
+        matches!(self, Kind::Forward | Kind::Result | Kind::Piece)
     }
 }

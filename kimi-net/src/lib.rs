@@ -20,10 +20,11 @@
 //!      0      4  magic "KIMI"
 //!      4      2  version of the frame layout: 1
 //!      6      2  kind: Hello 1, Welcome 2, Assign 3, LoadProgress 4, Ready 5, Forward 6, Result 7,
-//!                Activity 8, Ping 9, Pong 10, Error 11, Goodbye 12, Look 13, Status 14
+//!                Activity 8, Ping 9, Pong 10, Error 11, Goodbye 12, Look 13, Status 14,
+//!                Fetch 15, Piece 16
 //!      8      4  h: bytes of the header, at most 1 MiB (64 KiB before the handshake is over)
-//!     12      8  p: bytes of the payload, at most what Assign allows, and 1 GiB; 0 but for
-//!                Forward and Result
+//!     12      8  p: bytes of the payload, at most what Assign or Fetch allows, and 1 GiB; 0 but for
+//!                Forward, Result and Piece
 //!     20      h  header: the message's fields, encoded by postcard
 //! 20 + h      p  payload: a tensor's elements as they are in memory
 //! ```
@@ -48,6 +49,8 @@
 //!             Assign         ──────────▶            with no step in flight: back to Loading
 //!  Idle       Look           ──────────▶            from an observer in a coordinator's place: any number
 //!                            ◀──────────  Status    one for each
+//!             Fetch          ──────────▶            from an observer: up to 4 unanswered
+//!                            ◀──────────  Piece + bytes, in the order of the Fetches
 //!  Closed     Goodbye or a fatal Error, from either side at any time
 //! ```
 //!
@@ -142,9 +145,10 @@ pub use frame::{FrameError, Limits, PAYLOAD_ALIGNMENT};
 pub use key::{ClusterId, ClusterKey, KeyError};
 pub use kind::Kind;
 pub use message::{
-    Activity, Assign, ErrorCode, ErrorReport, Filling, Fingerprint, Forward, Goodbye, Hello, Holding,
-    LayerState, LoadProgress, Look, MAX_FILLING, MAX_LOOKS, Message, MessageError, ModelFiles, Ping, Pong,
-    Ready, Role, SequenceStep, Status, StepBounds, StepResult, Subject, Versions, Welcome, printable,
+    Activity, Assign, ErrorCode, ErrorReport, Fetch, Filling, Fingerprint, Forward, Goodbye, Hello, Holding,
+    Item, LayerState, LoadProgress, Look, MAX_FETCHES, MAX_FILLING, MAX_LOOKS, MAX_PIECE, Message,
+    MessageError, ModelFiles, Piece, Ping, Pong, Ready, Role, SequenceStep, Status, StepBounds, StepResult,
+    Subject, Versions, Welcome, printable,
 };
 pub use protocol::{Config, Event, ProgressCount, Protocol, ProtocolError, State};
 pub use secure::Trust;

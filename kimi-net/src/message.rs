@@ -6,6 +6,7 @@
 //! `MAX_` constants here, on sending and on receiving alike.
 
 mod failure;
+mod fetch;
 mod greeting;
 mod look;
 mod stage;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use self::{
     failure::{ErrorCode, ErrorReport, Subject},
+    fetch::{Fetch, Item, MAX_FETCHES, MAX_PIECE, Piece},
     greeting::{Fingerprint, Hello, Role, Versions, Welcome},
     look::{Filling, Holding, Look, MAX_FILLING, MAX_LOOKS, ModelFiles, Status},
     stage::{Assign, LayerState, LoadProgress, Ready, StepBounds},
@@ -80,6 +82,8 @@ messages! {
     Goodbye(Goodbye),
     Look(Look),
     Status(Box<Status>),
+    Fetch(Fetch),
+    Piece(Piece),
 }
 
 impl Message {
@@ -96,7 +100,13 @@ impl Message {
             Message::Goodbye(goodbye) => at_most("bytes in reason", goodbye.reason.len(), MAX_TEXT),
             Message::Look(look) => look.check(),
             Message::Status(status) => status.check(),
-            Message::LoadProgress(_) | Message::Activity(_) | Message::Ping(_) | Message::Pong(_) => Ok(()),
+            Message::Fetch(fetch) => fetch.check(),
+            // A piece is bounded by what was asked for.
+            Message::Piece(_)
+            | Message::LoadProgress(_)
+            | Message::Activity(_)
+            | Message::Ping(_)
+            | Message::Pong(_) => Ok(()),
         }
     }
 }
@@ -114,6 +124,7 @@ impl Message {
             Message::Error(report) => text::make_printable(&mut report.message),
             Message::Goodbye(goodbye) => text::make_printable(&mut goodbye.reason),
             Message::Look(look) => text::make_printable(&mut look.model),
+            Message::Fetch(fetch) => text::make_printable(&mut fetch.model),
             Message::Status(status) => {
                 text::make_printable(&mut status.device);
                 text::make_printable(&mut status.coordinator);
@@ -121,7 +132,8 @@ impl Message {
                     text::make_printable(reason);
                 }
             }
-            Message::LoadProgress(_)
+            Message::Piece(_)
+            | Message::LoadProgress(_)
             | Message::Forward(_)
             | Message::Result(_)
             | Message::Activity(_)

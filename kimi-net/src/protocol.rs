@@ -20,8 +20,8 @@ use crate::{
     frame::{FrameError, FrameReader, Limits, OutFrame, Prefix, Progress},
     kind::Kind,
     message::{
-        ErrorReport, Forward, Goodbye, Hello, MAX_LOOKS, Message, Ping, Pong, Role, StepBounds, Subject,
-        Versions, Welcome,
+        ErrorReport, Forward, Goodbye, Hello, MAX_FETCHES, MAX_LOOKS, Message, Ping, Pong, Role, StepBounds,
+        Subject, Versions, Welcome,
     },
 };
 
@@ -55,6 +55,8 @@ pub struct Protocol {
     last_step: Option<u64>,
     /// Questions of an observer that are not answered.
     looks: usize,
+    /// Bytes of the pieces that an observer has asked for and not got, oldest first.
+    fetches: VecDeque<u32>,
     /// Of the stage that is assigned; steps without one are out of order.
     bounds: Option<StepBounds>,
     clock: Clock,
@@ -118,6 +120,7 @@ impl Protocol {
             unsent_bytes: 0,
             last_step: None,
             looks: 0,
+            fetches: VecDeque::new(),
             bounds: None,
             clock,
         }
@@ -169,6 +172,7 @@ impl Protocol {
             return Err(ProtocolError::OutOfOrder { kind, from: self.role, state: self.state }.into());
         }
         let frame = OutFrame::new(&message, payload, &self.config.limits)?;
+        self.check_payload(kind, frame.payload.len() as u64)?;
         self.check_step(&message)?;
         self.advance(self.role, &message)?;
         if self.role == Role::Worker {
@@ -287,7 +291,15 @@ impl Protocol {
         if !greeting && !state.admits(from, kind) {
             return Err(ProtocolError::OutOfOrder { kind, from, state }.into());
         }
-        let (claimed, limit) = (prefix.payload_bytes, self.bounds.map_or(0, |bounds| bounds.max_payload()));
+        self.check_payload(kind, prefix.payload_bytes)
+    }
+
+    /// Holds the size of a payload against the assignment, or against what was asked for.
+    fn check_payload(&self, kind: Kind, claimed: u64) -> Result<(), LinkError> {
+        let limit = match kind {
+            Kind::Piece => self.fetches.front().map_or(0, |bytes| u64::from(*bytes)),
+            _ => self.bounds.map_or(0, |bounds| bounds.max_payload()),
+        };
         if claimed > limit {
             return Err(FrameError::PayloadTooLarge { kind, claimed, limit }.into());
         }
@@ -337,11 +349,13 @@ impl Protocol {
             Message::Result(result) => Event::Result(result, payload),
             Message::Activity(activity) => Event::Activity(activity.active),
             // Answers are large.
-            Message::Look(_) if self.outgoing.len() >= 2 * MAX_LOOKS => {
+            Message::Look(_) | Message::Fetch(_) if self.outgoing.len() >= 2 * MAX_LOOKS => {
                 return Err(ProtocolError::PeerNotReading { queued: self.outgoing.len() }.into());
             }
             Message::Look(look) => Event::Looked(look),
             Message::Status(status) => Event::Status(status),
+            Message::Fetch(fetch) => Event::Fetched(fetch),
+            Message::Piece(piece) => Event::Piece(piece, payload),
             Message::Error(report) if report.fatal => return Err(LinkError::Peer(report)),
             Message::Error(report) => Event::Failed(report),
             Message::Goodbye(goodbye) => return Err(LinkError::PeerLeft { reason: goodbye.reason }),
@@ -407,6 +421,13 @@ impl Protocol {
             Message::Look(_) => self.looks += 1,
             Message::Status(_) => {
                 self.looks = self.looks.checked_sub(1).ok_or(ProtocolError::UnaskedStatus)?;
+            }
+            Message::Fetch(_) if self.fetches.len() >= MAX_FETCHES => {
+                return Err(ProtocolError::TooManyFetches { limit: MAX_FETCHES });
+            }
+            Message::Fetch(fetch) => self.fetches.push_back(fetch.bytes),
+            Message::Piece(_) => {
+                self.fetches.pop_front().ok_or(ProtocolError::UnaskedPiece)?;
             }
             Message::Ready(_) => self.state = State::Serving,
             Message::Forward(forward) => self.begin_step(forward)?,

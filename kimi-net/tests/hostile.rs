@@ -166,6 +166,11 @@ fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
                 ..Status::default()
             }))
         }),
+        (".{0,30}", any::<u32>(), any::<u64>(), 1..MAX_PIECE as u32).prop_map(|(model, n, offset, bytes)| {
+            let item = [Item::Manifest, Item::File(n), Item::Tensor(n)][n as usize % 3];
+            Message::Fetch(Fetch { model, item, offset, bytes })
+        }),
+        any::<[u8; 32]>().prop_map(|hash| Message::Piece(Piece { total: 7, hash })),
     ];
     let answer = (any::<u64>(), 0..9u32, 0..99u32).prop_map(|(step, rows, cols)| {
         (Message::Result(result(step, rows, cols)), Bytes::from(vec![3; (rows * cols * 4) as usize]))
@@ -184,6 +189,7 @@ fn shown(mut message: Message) -> Message {
         Message::Error(report) => show(&mut report.message),
         Message::Goodbye(goodbye) => show(&mut goodbye.reason),
         Message::Look(look) => show(&mut look.model),
+        Message::Fetch(fetch) => show(&mut fetch.model),
         Message::Status(status) => {
             show(&mut status.device);
             show(&mut status.coordinator);

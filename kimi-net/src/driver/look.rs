@@ -17,10 +17,10 @@ use crate::{
     tune::Tuned,
 };
 
-/// A link to a worker that asks it for its [`Status`] and for nothing else; the worker goes on with what it does.
+/// A link to a worker that asks it for its [`Status`] and for pieces of its files; the worker goes on with what it does.
 pub struct Observer {
-    link: Link,
-    events: mpsc::Receiver<Event>,
+    pub(super) link: Link,
+    pub(super) events: mpsc::Receiver<Event>,
 }
 
 impl Observer {

@@ -85,6 +85,15 @@ pub enum ProtocolError {
     /// Every status answers a question.
     #[error("a Status that nobody has asked for")]
     UnaskedStatus,
+    /// Too many pieces that are asked for.
+    #[error("Fetch with {limit} unanswered already, the limit")]
+    TooManyFetches {
+        /// The limit.
+        limit: usize,
+    },
+    /// Every piece answers a fetch.
+    #[error("a Piece that nobody has asked for")]
+    UnaskedPiece,
     /// The peer reads too little, or asks for more answers than it takes.
     #[error("{queued} frames wait to be sent; the peer does not read them")]
     PeerNotReading {

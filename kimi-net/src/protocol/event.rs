@@ -6,7 +6,9 @@ use bytes::Bytes;
 
 use crate::{
     error::LinkError,
-    message::{Assign, ErrorReport, Forward, Hello, LoadProgress, Look, Ready, Status, StepResult},
+    message::{
+        Assign, ErrorReport, Fetch, Forward, Hello, LoadProgress, Look, Piece, Ready, Status, StepResult,
+    },
 };
 
 /// What happened on a link.
@@ -37,6 +39,10 @@ pub enum Event {
     Looked(Look),
     /// To an observer: the answer to its oldest question.
     Status(Box<Status>),
+    /// To a worker: an observer asks for a piece of a model's files.
+    Fetched(Fetch),
+    /// To an observer: the answer to its oldest fetch.
+    Piece(Piece, Bytes),
     /// The peer failed at something; the link goes on.
     Failed(ErrorReport),
     /// A ping came back.

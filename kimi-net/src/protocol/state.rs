@@ -28,7 +28,8 @@ impl State {
             | (State::Greeting, Worker, Kind::Welcome) => true,
             (State::Greeting, _, _) => false,
             (_, _, Kind::Ping | Kind::Pong) => true,
-            (State::Idle, Observer, Kind::Look) | (State::Idle, Worker, Kind::Status) => true,
+            (State::Idle, Observer, Kind::Look | Kind::Fetch)
+            | (State::Idle, Worker, Kind::Status | Kind::Piece) => true,
             (State::Idle | State::Serving, Coordinator, Kind::Assign) => true,
             (State::Loading, Worker, Kind::LoadProgress | Kind::Ready) => true,
             (State::Serving, Coordinator, Kind::Forward | Kind::Activity) => true,
