@@ -9,6 +9,7 @@ pub mod key;
 pub mod nodes;
 mod peers;
 pub mod plan;
+pub mod pull_layers;
 pub mod run;
 pub mod serve;
 mod stages;
@@ -57,6 +58,7 @@ pub fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Top(args) => top::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::PullLayers(args) => pull_layers::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Devices(args) => devices::run(&args),

@@ -14,6 +14,7 @@
 //! | [`survey`], [`network`] | how each machine is reached, and how fast |
 //! | [`doctor`] | what keeps a model from running |
 //! | [`monitor`] | what the program does at the moment, and why it is slow |
+//! | [`pull`] | layers from a machine that has them |
 //! | [`devices`] | what this machine can compute on |
 //! | [`mod@bench`] | how fast a device computes |
 //! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
@@ -42,6 +43,7 @@ pub mod models;
 pub mod monitor;
 pub mod network;
 pub mod placement;
+pub mod pull;
 pub mod serving;
 pub mod survey;
 pub mod system;

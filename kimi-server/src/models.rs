@@ -133,6 +133,15 @@ impl Lookup {
         &self.registry
     }
 
+    /// Where a new copy of a model goes: `~/models/NAME`, where [`Self::find`] looks first. `None` for what is no name of a
+    /// model, and without a home.
+    pub fn new_folder(&self, name: &str) -> Option<PathBuf> {
+        let hub = self.registry.get(name).and_then(|entry| entry.hub.as_deref());
+        let name = hub.unwrap_or(name);
+        let known = name != EMBEDDED && places::is_name(name);
+        if known { Some(self.places.folders.first()?.join(name.rsplit('/').next()?)) } else { None }
+    }
+
     /// Finds a model by what a person typed.
     ///
     /// # Errors

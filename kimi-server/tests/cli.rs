@@ -19,7 +19,7 @@ fn help_and_version() {
     {
         assert!(help.contains(part), "{part}");
     }
-    for command in ["demo", "run", "serve", "worker", "plan", "inspect", "verify", "devices"] {
+    for command in ["demo", "run", "serve", "worker", "plan", "pull-layers", "inspect", "verify", "devices"] {
         let output = run(&[command, "--help"]);
         assert!(output.status.success() && stdout(&output).contains("Usage:"), "{command}");
     }

@@ -1,6 +1,7 @@
 //! The arguments of every command.
 
 mod peers;
+mod pull_layers;
 mod top;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
 
 pub use peers::{DoctorArgs, NodesArgs, PeerArgs};
+pub use pull_layers::PullLayersArgs;
 pub use top::TopArgs;
 
 use super::exo::ExoArgs;
@@ -80,6 +82,8 @@ pub enum Command {
     Top(TopArgs),
     /// Show which machine would hold which layers. Reads headers only; a build that kimi knows need not be here.
     Plan(PlanArgs),
+    /// Get just the layers that this machine needs from a machine that has them.
+    PullLayers(PullLayersArgs),
     /// Show a checkpoint's modules: bits, groups, bytes. Reads headers only.
     Inspect(InspectArgs),
     /// Compare logits and greedy tokens with recorded ones.

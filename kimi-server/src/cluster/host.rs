@@ -1,5 +1,6 @@
 //! What a worker holds: layers for one coordinator, and a thread that loads them.
 
+mod share;
 pub(super) mod status;
 
 use std::ops::Range;
@@ -21,6 +22,7 @@ use super::refusal::Refusal;
 use super::wire;
 use crate::bus_error;
 use crate::capacity::Capacity;
+use crate::models::LookupError;
 
 /// Most tokens of a step. A coordinator sends 512; far more would take memory and hours before anyone could stop it. Input
 /// and output of a step of Kimi-K2 are 59 MB together.
@@ -235,14 +237,16 @@ impl Host {
         Ok(())
     }
 
+    /// This worker's files of a model that another machine names.
+    fn open(&self, model: &str) -> Result<Checkpoint, LookupError> {
+        match &self.config.model {
+            Some(checkpoint) => Ok(checkpoint.clone()),
+            None => self.config.lookup.find_remote(model).and_then(|found| found.open()),
+        }
+    }
+
     fn checkpoint(&self, assign: &Assign) -> Result<Checkpoint, Refusal> {
-        let checkpoint = match &self.config.model {
-            Some(checkpoint) => checkpoint.clone(),
-            None => {
-                let found = self.config.lookup.find_remote(&assign.model).and_then(|found| found.open());
-                found.map_err(|e| Refusal::lookup(&assign.model, &e))?
-            }
-        };
+        let checkpoint = self.open(&assign.model).map_err(|e| Refusal::lookup(&assign.model, &e))?;
         let ours = checkpoint.description();
         if Fingerprint(ours.fingerprint()) != assign.fingerprint {
             let difference = wire::difference(&ours, &assign.description);

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
@@ -20,6 +20,9 @@ struct Shared {
     /// Whether a connection that was there when the cable was pulled stays dead.
     generation: Mutex<u64>,
     sockets: Mutex<Vec<TcpStream>>,
+    /// Bytes from the server after which nothing gets through; 0 for no limit.
+    limit: AtomicU64,
+    from_server: AtomicU64,
 }
 
 impl Proxy {
@@ -34,6 +37,16 @@ impl Proxy {
             }
         });
         Proxy { address, shared }
+    }
+
+    /// Lets so many bytes of the server through; then nothing gets through any more, and nobody is told.
+    pub fn limit(&self, bytes: u64) {
+        self.shared.limit.store(bytes, Ordering::SeqCst);
+    }
+
+    /// Whether that limit is reached.
+    pub fn is_at_limit(&self) -> bool {
+        self.shared.from_server.load(Ordering::SeqCst) > self.shared.limit.load(Ordering::SeqCst)
     }
 
     /// Nothing gets through any more, and nobody is told.
@@ -70,17 +83,26 @@ impl Shared {
         let copies = [(client, &server), (&server, client)];
         thread::scope(|scope| {
             for (from, to) in copies {
-                scope.spawn(move || self.copy(from, to, born));
+                let of_server = std::ptr::eq(from, &server);
+                scope.spawn(move || self.copy(from, to, born, of_server));
             }
         });
     }
 
-    fn copy(&self, mut from: &TcpStream, mut to: &TcpStream, born: u64) {
+    fn copy(&self, mut from: &TcpStream, mut to: &TcpStream, born: u64, of_server: bool) {
         let mut buffer = vec![0; 64 << 10];
         while let Ok(count) = from.read(&mut buffer) {
             if *self.generation.lock().unwrap() != born {
                 thread::sleep(Duration::from_secs(60)); // dead, and nobody is told
                 return;
+            }
+            if of_server {
+                let limit = self.limit.load(Ordering::SeqCst);
+                let so_far = self.from_server.fetch_add(count as u64, Ordering::SeqCst) + count as u64;
+                if limit > 0 && so_far > limit {
+                    thread::sleep(Duration::from_secs(60));
+                    return;
+                }
             }
             if count == 0 || to.write_all(&buffer[..count]).is_err() {
                 break;

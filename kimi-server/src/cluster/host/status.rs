@@ -1,10 +1,10 @@
-//! What a worker tells observers of itself, whoever it serves meanwhile.
+//! What a worker tells observers of itself and shares of its files, whoever it serves meanwhile.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use kimi_core::host_memory::HostMemory;
-use kimi_net::{Event, Filling, Fingerprint, Holding, Look, ModelFiles, Status, Worker};
+use kimi_net::{ErrorReport, Event, Filling, Fingerprint, Holding, Look, ModelFiles, Status, Worker};
 
 use super::{Host, Refusal};
 use crate::capacity::Capacity;
@@ -19,8 +19,30 @@ pub(in crate::cluster) async fn answer(
     coordinator: impl Fn() -> Option<String>,
 ) {
     let sender = observer.sender();
+    let mut shared = None;
     while let Ok(Ok(event)) = tokio::time::timeout(IDLE, observer.next()).await {
-        let Event::Looked(look) = event else { continue };
+        let look = match event {
+            Event::Looked(look) => look,
+            Event::Fetched(fetch) => {
+                let (host, opened) = (host.clone(), shared.take());
+                let done = tokio::task::spawn_blocking(move || host.piece(&fetch, opened)).await;
+                let (opened, piece, payload) = match done {
+                    Ok(Ok(found)) => found,
+                    Ok(Err(Refusal { code, text, told })) => {
+                        tracing::warn!(observer = observer.peer().node_id, "can't share: {text}");
+                        // An error means that the observer has gone already.
+                        return drop(sender.fail(ErrorReport::fatal(code, told)));
+                    }
+                    Err(_) => return,
+                };
+                shared = Some(opened);
+                match sender.piece(piece, payload) {
+                    Ok(()) => continue,
+                    Err(_) => return,
+                }
+            }
+            _ => continue,
+        };
         if look.measures_link() {
             let filling = Filling::of(look.reply_bytes as usize);
             let sent = sender.status(Status { clock_micros: clock_micros(), filling, ..Status::default() });
@@ -73,11 +95,7 @@ impl Host {
 
     /// This worker's files of a model.
     fn files(&self, name: &str) -> ModelFiles {
-        let checkpoint = match &self.config.model {
-            Some(checkpoint) => Ok(checkpoint.clone()),
-            None => self.config.lookup.find_remote(name).and_then(|found| found.open()),
-        };
-        match checkpoint {
+        match self.open(name) {
             Ok(checkpoint) => ModelFiles::Found(Fingerprint(checkpoint.description().fingerprint())),
             Err(error) => {
                 ModelFiles::Unusable(Refusal::lookup(name, &error).told.chars().take(1000).collect())
