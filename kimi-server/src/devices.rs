@@ -9,7 +9,7 @@ use kimi_quant::{Backend, BitWidth, Cpu, FloatType, Format, FormatError};
 use serde::Serialize;
 
 use crate::bench::device::cpu_read_bandwidth;
-use crate::cli::ui::Table;
+use crate::table::Table;
 
 /// Layers of Kimi-K2.
 const LAYERS: u64 = 61;

@@ -11,7 +11,7 @@ use kimi_core::weights::{Unread, WeightError, Weights};
 use kimi_quant::{Format, PackedMatrix};
 use serde::Serialize;
 
-use crate::cli::ui::Table;
+use crate::table::Table;
 
 /// A checkpoint, taken apart.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use kimi_core::plan::{HumanBytes, ModelBytes, Node, Plan, PlanError, USABLE_MEMORY};
 
-use crate::cli::ui::Table;
 use crate::discovery::{Discovery, DiscoveryError};
+use crate::table::Table;
 
 /// The machines in pipeline order: workers as they stand in the file, then the coordinator, so that logits stay on it.
 ///

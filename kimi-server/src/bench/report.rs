@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::device::Kernel;
 use super::median::median;
 use super::timed::Call;
-use crate::cli::ui::Table;
+use crate::table::Table;
 
 /// Everything that was measured.
 #[derive(Debug, Clone, PartialEq, Serialize)]

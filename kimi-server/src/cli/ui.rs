@@ -1,4 +1,4 @@
-//! What people see: colours on a terminal, tables, progress.
+//! What people see: colours on a terminal, progress.
 
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
@@ -6,6 +6,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+pub use crate::table::Table;
 
 /// Says something on stderr, with a line feed. What can't be written is dropped: a program that answers others does not
 /// end because nobody reads its notices (`2>&1 | tee` that was ended, a full disk), as it would with `eprintln!`.
@@ -64,44 +66,6 @@ impl Style {
     /// Something beside the point.
     pub fn dim(self, text: &str) -> String {
         self.paint("2", text)
-    }
-}
-
-/// Lines up columns; those named in `right` are numbers.
-#[derive(Debug, Default)]
-pub struct Table {
-    rows: Vec<Vec<String>>,
-    right: Vec<usize>,
-}
-
-impl Table {
-    /// A table with headings.
-    pub fn new(headings: &[&str], right: &[usize]) -> Self {
-        Self { rows: vec![headings.iter().map(|h| (*h).to_owned()).collect()], right: right.to_vec() }
-    }
-
-    /// Adds a row.
-    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.to_vec());
-    }
-}
-
-impl std::fmt::Display for Table {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
-        let width = |c: usize| {
-            self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)
-        };
-        let widths: Vec<_> = (0..columns).map(width).collect();
-        for row in &self.rows {
-            let cells = row.iter().zip(&widths).enumerate();
-            let cells = cells.map(|(c, (text, width))| match self.right.contains(&c) {
-                true => format!("{text:>width$}"),
-                false => format!("{text:<width$}"),
-            });
-            writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
-        }
-        Ok(())
     }
 }
 
