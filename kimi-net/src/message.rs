@@ -201,6 +201,8 @@ pub struct Pong {
     /// How much the sender has computed or loaded, in units of its own. A number that stands still while there is a step to
     /// compute tells a node that is stuck from one that is slow.
     pub progress: u64,
+    /// Bytes that the sender had to read from its disk again because its memory does not hold them, since it was started.
+    pub paged_in_bytes: u64,
 }
 
 /// An orderly end. Steps in flight are dropped.

@@ -5,7 +5,7 @@ pub(crate) mod error;
 mod event;
 mod state;
 
-use std::{collections::VecDeque, time::Instant};
+use std::{collections::VecDeque, sync::atomic::Ordering, time::Instant};
 
 use bytes::{BufMut, Bytes, BytesMut, buf::Limit};
 
@@ -332,13 +332,15 @@ impl Protocol {
             Message::Hello(hello) => return self.on_hello(now, hello),
             Message::Welcome(welcome) => return self.on_welcome(now, welcome),
             Message::Ping(Ping { nonce, timestamp_micros }) => {
-                let pong = Pong { nonce, timestamp_micros, progress: self.config.progress.get() };
+                let Config { progress, paged_in, .. } = &self.config;
+                let (progress, paged_in_bytes) = (progress.get(), paged_in.load(Ordering::Relaxed));
+                let pong = Pong { nonce, timestamp_micros, progress, paged_in_bytes };
                 return self.push(&Message::Pong(pong), Bytes::new());
             }
             Message::Pong(pong) => match self.clock.pinged.take_if(|(nonce, _)| *nonce == pong.nonce) {
                 Some((_, sent)) => {
                     let round_trip = now.saturating_duration_since(sent);
-                    Event::Pong { round_trip, progress: pong.progress }
+                    Event::Pong { round_trip, progress: pong.progress, paged_in_bytes: pong.paged_in_bytes }
                 }
                 None => return Ok(()), // an answer that was overtaken by a newer ping
             },

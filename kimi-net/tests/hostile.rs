@@ -135,9 +135,9 @@ fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
         any::<u64>().prop_map(|weight_bytes| Message::Ready(Ready { weight_bytes, ..ready() })),
         any::<bool>().prop_map(|active| Message::Activity(Activity { active })),
         any::<(u64, u64, bool)>().prop_map(|(nonce, timestamp_micros, back)| {
-            let progress = nonce ^ timestamp_micros;
+            let (progress, paged_in_bytes) = (nonce ^ timestamp_micros, !nonce);
             match back {
-                true => Message::Pong(Pong { nonce, timestamp_micros, progress }),
+                true => Message::Pong(Pong { nonce, timestamp_micros, progress, paged_in_bytes }),
                 false => Message::Ping(Ping { nonce, timestamp_micros }),
             }
         }),

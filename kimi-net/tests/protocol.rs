@@ -363,7 +363,9 @@ fn pings_keep_a_link_alive_and_measure_it() {
     assert!(pair.events.iter().all(Vec::is_empty), "{:?}", pair.events);
     assert!(pair.peers[WORKER].poll_event().is_none());
     // The next ping, by hand.
-    let mut alone = Pair::plain();
+    let worker = Config::new("w");
+    worker.paged_in.store(4096, std::sync::atomic::Ordering::Relaxed);
+    let mut alone = Pair::new(Config::new("c"), worker);
     alone.settle();
     alone.run(2 * SECOND - Duration::from_millis(100));
     let [protocol, worker] = &mut alone.peers;
@@ -373,7 +375,8 @@ fn pings_keep_a_link_alive_and_measure_it() {
     worker.handle_input(alone.now + SECOND, &ping);
     let pong = worker.poll_transmit().unwrap().head;
     protocol.handle_input(alone.now + 2 * SECOND, &pong);
-    assert_eq!(protocol.poll_event(), Some(Event::Pong { round_trip: 2 * SECOND, progress: 0 }));
+    let pong = Event::Pong { round_trip: 2 * SECOND, progress: 0, paged_in_bytes: 4096 };
+    assert_eq!(protocol.poll_event(), Some(pong));
 
     // A cable is pulled: both notice.
     pair.dead = true;

@@ -265,7 +265,9 @@ impl Pump {
                         drop(connected.send(peer));
                     }
                 }
-                Event::Pong { round_trip, progress } => self.shared.stats().pong(round_trip, progress),
+                Event::Pong { round_trip, progress, paged_in_bytes } => {
+                    self.shared.stats().pong(round_trip, progress, paged_in_bytes);
+                }
                 event => self.deliver(event),
             }
         }

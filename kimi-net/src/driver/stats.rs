@@ -35,15 +35,18 @@ pub struct LinkStats {
     pub answered: Option<Instant>,
     /// The peer's [`crate::Pong::progress`], and when another one than before was told.
     pub progress: Option<(u64, Instant)>,
+    /// The peer's last [`crate::Pong::paged_in_bytes`].
+    pub paged_in_bytes: u64,
 }
 
 impl LinkStats {
-    pub(super) fn pong(&mut self, time: Duration, progress: u64) {
+    pub(super) fn pong(&mut self, time: Duration, progress: u64, paged_in_bytes: u64) {
         let now = Instant::now();
         self.answered = Some(now);
         if self.progress.is_none_or(|(before, _)| before != progress) {
             self.progress = Some((progress, now));
         }
+        self.paged_in_bytes = paged_in_bytes;
         self.last_round_trip = Some(time);
         self.min_round_trip = Some(self.min_round_trip.map_or(time, |min| min.min(time)));
         self.mean_round_trip = Some(self.mean_round_trip.map_or(time, |mean| (mean * 7 + time) / 8));

@@ -58,6 +58,8 @@ pub struct Config {
     pub frame_timeout: Duration,
     /// Told to the peer in every answer to a ping.
     pub progress: ProgressCount,
+    /// [`Pong::paged_in_bytes`](crate::Pong::paged_in_bytes) of this node, told likewise; whoever knows it writes it here.
+    pub paged_in: Arc<AtomicU64>,
 }
 
 impl Config {
@@ -74,6 +76,7 @@ impl Config {
             idle_timeout: Duration::from_secs(10),
             frame_timeout: Duration::from_secs(120),
             progress: ProgressCount::default(),
+            paged_in: Arc::default(),
         }
     }
 

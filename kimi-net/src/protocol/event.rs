@@ -51,6 +51,8 @@ pub enum Event {
         round_trip: Duration,
         /// [`Pong::progress`](crate::Pong::progress).
         progress: u64,
+        /// [`Pong::paged_in_bytes`](crate::Pong::paged_in_bytes).
+        paged_in_bytes: u64,
     },
     /// The link is over. Always the last event.
     Closed(LinkError),

@@ -25,6 +25,7 @@ Examples:
   kimi run kimi-tiny --prompt 'Tell me a story'  text in the terminal
   kimi serve ~/models/Kimi-K2                    the HTTP API, port 52415
   kimi inspect ~/models/Kimi-K2                  bits and bytes of every module
+  kimi top                                       what a running `kimi serve` does, and why it is slow
   kimi devices                                   GPUs, and how much of Kimi-K2 they hold
   kimi bench --synthetic kimi-k2                 speed at the real shapes, without a file
   kimi doctor kimi-k2-4bit                       what keeps it from running here, and what mends it

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::host::{Host, status};
+use crate::monitor::ProcessState;
 
 pub use super::config::WorkerConfig;
 
@@ -28,6 +30,8 @@ const MAX_OBSERVERS: usize = 8;
 const GOODBYE_TIME: Duration = Duration::from_secs(2);
 /// Pause after a connection could not be accepted, mostly because too many files are open.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Between two looks at what this machine pages in; coordinators are told with every answer to a ping.
+const PAGING_LOOK: Duration = Duration::from_secs(2);
 
 /// Serves coordinators, one after another, until `stop` is ready; then says goodbye to the one that is connected.
 ///
@@ -41,6 +45,9 @@ pub async fn serve(
     let node_id = config.node_id.clone();
     let (host, jobs) = Host::new(config);
     let link = Config { progress: host.progress(), ..Config::new(node_id) };
+    let paged_in = link.paged_in.clone();
+    let mut process = ProcessState::now();
+    let mut look = tokio::time::interval(PAGING_LOOK);
     let (alive, mut ended) = oneshot::channel::<()>();
     let loader = host.clone();
     let load = move || {
@@ -56,6 +63,12 @@ pub async fn serve(
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            _ = look.tick() => {
+                let now = ProcessState::now();
+                paged_in.fetch_add(now.paged_in_since(&process), Ordering::Relaxed);
+                process = now;
+                continue;
+            }
             _ = &mut ended => return Err(std::io::Error::other("the thread that loads has ended")),
             () = &mut stop => break,
         };

@@ -90,11 +90,8 @@ async fn watch_speed(app: Arc<App>) {
         let now = app.snapshot();
         let slow = why_slow(&before, &now);
         let known = std::mem::replace(&mut *app.slow(), slow.clone());
-        match slow {
-            Some(slow) if known.is_none_or(|known| known.cause != slow.cause) => {
-                tracing::warn!("slow: {}", slow.text);
-            }
-            _ => {}
+        if let Some(slow) = slow.filter(|slow| slow.is_news(known.as_ref())) {
+            tracing::warn!("slow: {}", slow.text);
         }
         before = now;
     }

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Bytes read for one page fault at least.
+const PAGE_BYTES: u64 = 4096;
+
 /// This process at one moment. `None` is what the system does not tell.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -38,6 +41,15 @@ impl ProcessState {
                 .map(|files| (files.count() as u64).saturating_sub(1)),
             ..Self::usage()
         }
+    }
+
+    /// Bytes that were read since another moment because memory did not hold them. Nothing while no page was missing: files
+    /// may be read.
+    pub fn paged_in_since(&self, before: &Self) -> u64 {
+        let faults = self.major_page_faults.saturating_sub(before.major_page_faults);
+        let read = self.disk_read_bytes.unwrap_or(0).saturating_sub(before.disk_read_bytes.unwrap_or(0));
+        // Systems read more than a page at a time, and some do not count it.
+        if faults == 0 { 0 } else { read.max(faults.saturating_mul(PAGE_BYTES)) }
     }
 
     /// What every Unix tells.
@@ -80,6 +92,19 @@ mod tests {
         assert_eq!(number_after("VmSwap:\t     128 kB\n", "VmSwap:"), Some(128));
         assert_eq!(number_after("VmSwap:\tmany\n", "VmSwap:"), None);
         assert_eq!(number_after(io, "bytes:"), None);
+    }
+
+    #[test]
+    fn files_that_are_read_are_not_paged_in() {
+        let state = |major_page_faults, read| ProcessState {
+            major_page_faults,
+            disk_read_bytes: read,
+            ..ProcessState::default()
+        };
+        let before = state(5, Some(1000));
+        assert_eq!(state(5, Some(1_000_000)).paged_in_since(&before), 0);
+        assert_eq!(state(6, Some(1_000_000)).paged_in_since(&before), 999_000);
+        assert_eq!(state(7, None).paged_in_since(&before), 2 * 4096);
     }
 
     #[cfg(unix)]

@@ -2,15 +2,15 @@
 
 use indicatif::DecimalBytes;
 
-use super::{ModelState, ModelStatus, ProcessState, Snapshot, StageState};
+use super::{ModelState, ModelStatus, Snapshot, StageState};
 
 /// Bytes paged in per second from which it is said. A healthy server reads nothing: its weights stay in memory. A disk reads
 /// 20 to 300 times as much in a second, so that a step waits for it by then.
 const PAGED_BYTES: f64 = 20e6;
 /// Page faults per second from which those bytes are paging, and not files that are read as files.
 const PAGE_FAULTS: f64 = 10.0;
-/// Bytes of one page where nothing else is known of a fault; systems read more at a time.
-const PAGE_BYTES: u64 = 4096;
+/// Seconds after which a worker's count has what it read while it loaded: it looks every 2 s, and tells it every 2 s.
+const SETTLED: f64 = 5.0;
 /// Steps between the two snapshots from which their mean says something.
 const MIN_STEPS: u64 = 5;
 /// Part of a step on one link from which the link is slow: with Ethernet between two machines it is below a tenth.
@@ -33,11 +33,18 @@ pub struct Slow {
     pub text: String,
 }
 
+impl Slow {
+    /// Whether it has not been said yet: another cause than the one `known` before, or the same that had gone.
+    pub fn is_news(&self, known: Option<&Self>) -> bool {
+        known.is_none_or(|known| known.cause != self.cause)
+    }
+}
+
 /// What makes a server slow.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Cause {
-    /// This machine reads its weights from the disk again and again.
-    Paging,
+    /// A machine reads its weights from the disk again and again: this one, or a node with its name.
+    Paging(Option<String>),
     /// Requests wait for pages of a model's cache.
     Cache(String),
     /// The link to a node.
@@ -59,8 +66,8 @@ pub fn why_slow(before: &Snapshot, now: &Snapshot) -> Option<Slow> {
     };
     // A model that is being loaded reads as much.
     let loaded = before.models.iter().chain(&now.models).all(|model| model.status == ModelStatus::Ok);
-    let paging = || paging(&before.process, &now.process, seconds);
-    let paging = if loaded && pairs.iter().any(|pair| computed(*pair)) { paging() } else { None };
+    let computed = loaded && pairs.iter().any(|pair| computed(*pair));
+    let paging = if computed { paging(before, now, seconds) } else { None };
     paging
         .or_else(|| first(evictions))
         .or_else(|| first(link))
@@ -78,23 +85,35 @@ fn computed((before, now): (&ModelState, &ModelState)) -> bool {
     now.steps > before.steps
 }
 
-fn paging(before: &ProcessState, now: &ProcessState, seconds: f64) -> Option<Slow> {
-    let faults = now.major_page_faults.saturating_sub(before.major_page_faults);
-    let read = now.disk_read_bytes.unwrap_or(0).saturating_sub(before.disk_read_bytes.unwrap_or(0));
-    let bytes = read.max(faults * PAGE_BYTES);
-    if (bytes as f64) < PAGED_BYTES * seconds || (faults as f64) < PAGE_FAULTS * seconds {
-        return None;
+fn paging(before: &Snapshot, now: &Snapshot, seconds: f64) -> Option<Slow> {
+    let too_much = |bytes: u64| bytes as f64 >= PAGED_BYTES * seconds;
+    let (own, own_now) = (&before.process, &now.process);
+    let faults = own_now.major_page_faults.saturating_sub(own.major_page_faults);
+    let bytes = own_now.paged_in_since(own);
+    if too_much(bytes) && faults as f64 >= PAGE_FAULTS * seconds {
+        let swap = match own_now.swap_bytes {
+            Some(swap) if swap > 0 => format!(", and {} of its memory are in swap", DecimalBytes(swap)),
+            _ => String::new(),
+        };
+        let text = format!(
+            "{} were paged in during the last {seconds:.0} s ({faults} page faults){swap}: this machine's memory does not hold \
+             its layers; give it fewer (--usable-memory, or its memory in discovery.json) or end other programs",
+            DecimalBytes(bytes)
+        );
+        return Some(Slow { cause: Cause::Paging(None), text });
     }
-    let swap = match now.swap_bytes {
-        Some(swap) if swap > 0 => format!(", and {} of its memory are in swap", DecimalBytes(swap)),
-        _ => String::new(),
-    };
-    let text = format!(
-        "{} were paged in during the last {seconds:.0} s ({faults} page faults){swap}: this machine's memory does not hold \
-         its layers; give it fewer (--usable-memory, or its memory in discovery.json) or end other programs",
-        DecimalBytes(bytes)
-    );
-    Some(Slow { cause: Cause::Paging, text })
+    let stages = |of: &Snapshot| of.models.iter().flat_map(|model| model.stages.clone()).collect::<Vec<_>>();
+    stages(before).into_iter().zip(stages(now)).find_map(|(before, now)| {
+        before.status_seconds.filter(|seconds| *seconds >= SETTLED)?;
+        let bytes = now.link?.paged_in_bytes.saturating_sub(before.link?.paged_in_bytes);
+        let node = now.name();
+        let text = format!(
+            "{node}: {} were paged in during the last {seconds:.0} s: its memory does not hold its layers; give it fewer (by its \
+             memory in discovery.json or --usable-memory) or end other programs on it",
+            DecimalBytes(bytes)
+        );
+        too_much(bytes).then_some(Slow { cause: Cause::Paging(Some(node)), text })
+    })
 }
 
 fn evictions(before: &ModelState, now: &ModelState, seconds: f64) -> Option<Slow> {
@@ -272,8 +291,30 @@ mod tests {
         // Where the system counts no bytes, pages are counted.
         (pair.1.process.disk_read_bytes, pair.1.process.major_page_faults) = (None, 100_000);
         assert!(text(&pair).starts_with("409.60 MB were paged in"), "{}", text(&pair));
+        assert_eq!(why_slow(&pair.0, &pair.1).unwrap().cause, Cause::Paging(None));
         // Loading reads as much.
         pair.0.models[0].status = ModelStatus::Loading;
+        assert_eq!(text(&pair), "");
+    }
+
+    #[test]
+    fn a_worker_that_pages() {
+        let mut pair = healthy();
+        for (snapshot, paged_in_bytes) in [(&mut pair.0, 500_000_000_000), (&mut pair.1, 504_100_000_000)] {
+            let stage = &mut snapshot.models[0].stages[1];
+            stage.link = Some(LinkState { paged_in_bytes, ..LinkState::default() });
+            stage.status_seconds = Some(60.0);
+        }
+        let slow = why_slow(&pair.0, &pair.1).unwrap();
+        assert_eq!(slow.cause, Cause::Paging(Some("m3".to_owned())));
+        assert!(slow.text.starts_with("m3: 4.10 GB were paged in during the last 10 s"), "{}", slow.text);
+        // What it read while it loaded is told late.
+        pair.0.models[0].stages[1].status_seconds = Some(2.0);
+        assert_eq!(text(&pair), "");
+        pair.0.models[0].stages[1].status_seconds = Some(60.0);
+        // A worker that was started again counts from 0.
+        let restarted = LinkState { paged_in_bytes: 1000, ..LinkState::default() };
+        pair.1.models[0].stages[1].link = Some(restarted);
         assert_eq!(text(&pair), "");
     }
 
@@ -284,6 +325,11 @@ mod tests {
         assert_eq!(slow.cause, Cause::Link("m3".to_owned()));
         let begin = "the link to m3 takes 9.0 ms of each 24.0 ms step (round trip 8.0 ms): use a cable";
         assert!(slow.text.starts_with(begin), "{}", slow.text);
+        // Other figures are no news; another link is.
+        let worse = why_slow(&pair.0, &steps([(8.0 * MS, 0.0), (7.0 * MS, 9.1 * MS)]).1).unwrap();
+        assert!(worse != slow && !worse.is_news(Some(&slow)) && worse.is_news(None));
+        let other = Slow { cause: Cause::Link("a".to_owned()), ..slow.clone() };
+        assert!(other.is_news(Some(&slow)));
         assert_eq!(text(&steps([(0.08 * MS, 0.0), (0.07 * MS, 0.09 * MS)])), "", "nobody would notice");
     }
 

@@ -184,6 +184,8 @@ pub struct LinkState {
     pub sent_bytes: u64,
     /// Bytes received.
     pub received_bytes: u64,
+    /// Bytes that the other machine had to read again because its memory does not hold them, since its program was started.
+    pub paged_in_bytes: u64,
 }
 
 /// What is seen of a model.
@@ -316,6 +318,7 @@ impl StageState {
                 round_trip_seconds: link.mean_round_trip.as_ref().map(Duration::as_secs_f64),
                 sent_bytes: link.bytes_sent,
                 received_bytes: link.bytes_received,
+                paged_in_bytes: link.paged_in_bytes,
             }),
         }
     }

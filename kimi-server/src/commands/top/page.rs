@@ -127,8 +127,9 @@ fn stage_lines(before: Option<&ModelState>, now: &ModelState) -> Vec<Line<'stati
         "round trip",
         "sent",
         "received",
+        "paged in",
     ];
-    let mut table = Table::new(&headings, &[1, 2, 4, 5, 6, 7, 8, 9]);
+    let mut table = Table::new(&headings, &[1, 2, 4, 5, 6, 7, 8, 9, 10]);
     for stage in &now.stages {
         let earlier = before.and_then(|before| before.stages.get(stage.stage));
         let [compute, queue, wire] = step_times(earlier, stage);
@@ -145,6 +146,7 @@ fn stage_lines(before: Option<&ModelState>, now: &ModelState) -> Vec<Line<'stati
             link.round_trip_seconds.map_or_else(String::new, millis),
             bytes(link.sent_bytes),
             bytes(link.received_bytes),
+            bytes(link.paged_in_bytes),
         ]);
     }
     let text = table.to_string();
@@ -234,6 +236,7 @@ mod tests {
                 round_trip_seconds: Some(0.0005),
                 sent_bytes: 28_000,
                 received_bytes: 64,
+                paged_in_bytes: 9,
             }),
             ..StageState::default()
         };
@@ -269,7 +272,7 @@ mod tests {
         assert_eq!(lines[4], "  requests: 2 running, 1 waiting; batches: 0 of 0 in flight");
         assert_eq!(lines[5], "  pages: █████░░░░░░░░░░░░░░░ 25 of 100; evictions 0, losses 0");
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
-        assert_eq!(words(lines[7]), "b 30 16.00 GB ok 4.00 ms 0.00 ms 1.00 ms 0.50 ms 28.00 kB 64 B");
+        assert_eq!(words(lines[7]), "b 30 16.00 GB ok 4.00 ms 0.00 ms 1.00 ms 0.50 ms 28.00 kB 64 B 9 B");
         assert_eq!(words(lines[8]), "a 31 16.00 GB ok 4.00 ms 0.00 ms 0.00 ms");
         assert!(!text.contains("slow") && !text.contains("lost:"), "{text}");
     }

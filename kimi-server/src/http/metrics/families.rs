@@ -172,7 +172,9 @@ impl Page<'_> {
         let help = "Bytes sent to the node of a stage";
         self.counter("kimi_link_sent_bytes", help, of(|s| Some(s.link?.sent_bytes as f64)))?;
         let help = "Bytes received from the node of a stage";
-        self.counter("kimi_link_received_bytes", help, of(|s| Some(s.link?.received_bytes as f64)))
+        self.counter("kimi_link_received_bytes", help, of(|s| Some(s.link?.received_bytes as f64)))?;
+        let help = "Bytes that the node of a stage read again because its memory does not hold them";
+        self.counter("kimi_node_paged_in_bytes", help, of(|s| Some(s.link?.paged_in_bytes as f64)))
     }
 
     /// Under Prometheus' own names where there are such.
@@ -206,7 +208,12 @@ mod tests {
             status: StageStatus::Ok,
             steps: 7,
             wire_seconds: 0.5,
-            link: Some(LinkState { round_trip_seconds: Some(0.25), sent_bytes: 1 << 40, received_bytes: 3 }),
+            link: Some(LinkState {
+                round_trip_seconds: Some(0.25),
+                sent_bytes: 1 << 40,
+                received_bytes: 3,
+                paged_in_bytes: 4,
+            }),
             ..StageState::default()
         };
         let model = ModelState { id: "k2".to_owned(), stages: vec![stage], ..ModelState::default() };
@@ -224,6 +231,7 @@ mod tests {
             format!("kimi_node_state{{{stage},state=\"lost\"}} 0.0"),
             format!("kimi_link_round_trip_seconds{{{stage}}} 0.25"),
             format!("kimi_link_received_bytes_total{{{stage}}} 3.0"),
+            format!("kimi_node_paged_in_bytes_total{{{stage}}} 4.0"),
             "kimi_http_connections{phase=\"answering\"} 3.0".to_owned(),
             "# HELP process_cpu_seconds_total Time computing, all threads".to_owned(),
             "kimi_slow 0.0".to_owned(),
