@@ -46,6 +46,8 @@ pub struct Report {
     pub chat_template: Option<&'static str>,
     /// What the files hold beside the text model, such as a vision tower.
     pub unread: Option<Unread>,
+    /// Groups of tensors that are not here, of a checkpoint that is a part of one.
+    pub missing: Vec<String>,
     /// What is odd or wrong about the files beside the weights.
     pub warnings: Vec<String>,
     /// What two machines compare to know that they hold the same checkpoint.
@@ -211,6 +213,7 @@ impl Report {
             tokenizer,
             chat_template,
             unread: weights.unread(),
+            missing: checkpoint.missing_groups().iter().map(ToString::to_string).collect(),
             warnings,
             fingerprint: hex(&checkpoint.fingerprint()),
         })
@@ -284,6 +287,13 @@ impl fmt::Display for Report {
             self.eos_ids
         )?;
         writeln!(f, "fingerprint: {}", self.fingerprint)?;
+        if let (Some(first), Some(last)) = (self.missing.first(), self.missing.last()) {
+            let parts = self.missing.len();
+            writeln!(
+                f,
+                "a part of the model: {parts} parts are not here, {first} to {last} (kimi pull-layers)"
+            )?;
+        }
         if let Some(unread) = &self.unread {
             writeln!(f, "beside the text model: {unread}")?;
         }

@@ -115,6 +115,41 @@ fn two_parts_serve_as_the_whole_and_become_it() {
 }
 
 #[test]
+fn a_source_is_found_by_its_name_and_the_part_by_the_models() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = worker("b", &["--default-model", "kimi-tiny"]);
+    let file = folder.path().join("discovery.json");
+    let address: SocketAddr = source.address().parse().unwrap();
+    std::fs::write(&file, peers(address.port())).unwrap();
+    let at_home = |args: &[&str]| {
+        let mut command = with_key(kimi());
+        command.env("HOME", folder.path()).args(args).output().unwrap()
+    };
+    let file = file.to_str().unwrap();
+    let from = |name| {
+        let args = ["pull-layers", "org/a-model", "--layers", "1", "--from", name];
+        at_home(&[&args[..], &["--discovery-config-path", file, "--node-id", "a"]].concat())
+    };
+    let unknown = stderr(&from("c"));
+    assert!(unknown.contains("--from c: found b"), "{unknown}");
+    let output = from("b");
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stdout(&output).contains("a-model"), "{output:?}");
+    let inspected = json(&at_home(&["inspect", "org/a-model", "--json"]));
+    let missing: Vec<_> =
+        inspected["missing"].as_array().unwrap().iter().map(|m| m.as_str().unwrap()).collect();
+    assert_eq!(
+        (missing[0], missing[1], missing[2]),
+        ("model.embed_tokens", "model.layers.0", "model.layers.2")
+    );
+    let text = stdout(&at_home(&["inspect", "org/a-model"]));
+    assert!(text.contains("a part of the model: 8 parts are not here"), "{text}");
+    // No folder goes by the name of the program's own model.
+    let tiny = at_home(&["pull-layers", "kimi-tiny", "--from", &source.address()]);
+    assert!(stderr(&tiny).contains("Give --to FOLDER"), "{}", stderr(&tiny));
+}
+
+#[test]
 fn a_pull_that_is_killed_goes_on_where_it_stopped() {
     let folder = tempfile::tempdir().unwrap();
     let to = folder.path().join("part");
