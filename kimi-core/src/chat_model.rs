@@ -47,6 +47,8 @@ pub struct ModelOptions {
     /// Tokens that the latent cache holds, of all chats together; `None` for several whole contexts, as many as
     /// [`Self::cache_memory`] allows, and one at least.
     pub cache_tokens: Option<usize>,
+    /// Whole contexts that it holds, if `cache_tokens` does not say.
+    pub conversations: Option<usize>,
     /// Bytes that the cache of all layers may take if `cache_tokens` does not say; `None` for 2 GB.
     pub cache_memory: Option<u64>,
     /// How long a step should take at most while answers are written: prompts are cut accordingly. `None` for 100 ms.
@@ -72,6 +74,9 @@ impl ModelOptions {
     pub fn cache(&self, checkpoint: &Checkpoint) -> CacheConfig {
         let tokens = self.cache_tokens.unwrap_or_else(|| {
             let context = self.context(checkpoint);
+            if let Some(conversations) = self.conversations {
+                return context.saturating_mul(conversations);
+            }
             let one = cache_bytes(checkpoint.config(), context).max(1);
             let fitting = self.cache_memory.unwrap_or(Self::CACHE_MEMORY) / one;
             context * fitting.clamp(1, Self::CONTEXTS) as usize

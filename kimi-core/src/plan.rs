@@ -1,37 +1,33 @@
-//! Which node holds which layers: a split by bytes, so that no node is fuller than it must be.
+//! Which node holds which layers: a split by bytes, so that nothing swaps, and by predicted time, where the nodes' rates are
+//! known.
 
+mod bytes;
 mod estimate;
+mod order;
+pub mod predict;
+mod split;
+#[cfg(test)]
+mod tests;
 
-use std::fmt;
 use std::ops::Range;
 
 use serde::Serialize;
 
-use crate::checkpoint::Checkpoint;
-use crate::config::ModelConfig;
-use crate::layer_state::LayerState;
-use crate::source::ModelSource;
-use crate::weights::{WeightError, Weights};
+use crate::weights::WeightError;
+use predict::{Link, Prediction, Rate, StageReads};
 
+pub use bytes::{HumanBytes, ModelBytes, cache_bytes};
 pub use estimate::AverageBits;
 
-/// Share of a machine's memory that weights and cache may take by default. macOS lets a GPU wire about three quarters.
+/// Share of a machine's memory that a stage may take by default; the rest is the system's. macOS lets a GPU wire about three
+/// quarters.
 pub const USABLE_MEMORY: f64 = 0.75;
-
-/// Exact stored bytes of a model's parts.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct ModelBytes {
-    /// Embedding: in the first stage.
-    pub embedding: u64,
-    /// Each layer.
-    pub layers: Vec<u64>,
-    /// What a token reads of each layer: all but the experts that are not chosen.
-    pub token_layers: Vec<u64>,
-    /// Final norm and head: in the last stage.
-    pub head: u64,
-    /// What each layer keeps of the tokens before.
-    pub states: Vec<LayerState>,
-}
+/// Share of a machine's memory that stays free of what is free now, so that nothing swaps.
+const RESERVE: f64 = 1.0 / 32.0;
+/// Scratch of a stage, in thousandths of its weights and cache: what an H100 took above them (docs/performance.md).
+const SCRATCH_PER_MILLE: u64 = 13;
+/// A split may be slower than the fastest one by this factor, if that leaves more memory free.
+const SLACK: f64 = 1.02;
 
 /// A machine that can hold layers.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,8 +36,14 @@ pub struct Node {
     pub id: String,
     /// Its memory in bytes.
     pub memory: u64,
-    /// Share of the memory that weights and cache may take.
+    /// Share of the memory that a stage may take.
     pub usable: f64,
+    /// Bytes of its memory that are free, if that is known: more would swap.
+    pub free: Option<u64>,
+    /// The layers that it must hold, if somebody says so.
+    pub layers: Option<Range<usize>>,
+    /// How fast it is, if that is known.
+    pub rate: Option<Rate>,
 }
 
 /// Where everything goes.
@@ -68,16 +70,30 @@ pub struct PlannedStage {
     pub weight_bytes: u64,
     /// Bytes of its latent cache at the context length.
     pub cache_bytes: u64,
+    /// Bytes for what a step computes with.
+    pub scratch_bytes: u64,
     /// Bytes that it may use.
     pub usable_bytes: u64,
     /// What stays free of those.
     pub headroom_bytes: u64,
+    /// What is missing; 0 where it fits.
+    pub missing_bytes: u64,
+    /// How fast its node is, if that is known.
+    pub rate: Option<Rate>,
 }
 
 impl PlannedStage {
     /// Its layers.
     pub fn layers(&self) -> Range<usize> {
         self.first_layer..self.last_layer + 1
+    }
+
+    fn needed(&self) -> u64 {
+        self.weight_bytes.saturating_add(self.cache_bytes).saturating_add(self.scratch_bytes)
+    }
+
+    fn fill(&self) -> f64 {
+        self.needed() as f64 / self.usable_bytes.max(1) as f64
     }
 }
 
@@ -95,6 +111,9 @@ pub enum PlanError {
         /// Layers of the model.
         layers: usize,
     },
+    /// Layers that were given by hand and are no split.
+    #[error("{0}")]
+    Layers(String),
     /// It does not fit.
     #[error(
         "the model does not fit: node {node} would need {needed} for layers {first}-{last}, but may use {usable}, \
@@ -124,233 +143,182 @@ pub enum PlanError {
     Weights(#[from] WeightError),
 }
 
-/// Bytes in a form for people: decimal units.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct HumanBytes(pub u64);
-
-impl fmt::Display for HumanBytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let units = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")];
-        let bytes = self.0 as f64;
-        match units.into_iter().find(|(size, _)| bytes >= *size) {
-            Some((size, unit)) => write!(f, "{:.1} {unit}", bytes / size),
-            None => write!(f, "{} bytes", self.0),
-        }
-    }
-}
-
-impl ModelBytes {
-    /// Reads a checkpoint's headers.
-    ///
-    /// # Errors
-    /// [`WeightError`] if the tensors do not make the model.
-    pub fn of(checkpoint: &Checkpoint) -> Result<Self, WeightError> {
-        Self::of_source(&Weights::new(checkpoint))
+impl Node {
+    /// A machine of which no more is known.
+    pub fn new(id: impl Into<String>, memory: u64, usable: f64) -> Self {
+        Self { id: id.into(), memory, usable, free: None, layers: None, rate: None }
     }
 
-    /// The same of anything that has a model's weights.
-    ///
-    /// # Errors
-    /// [`WeightError`] if they do not make the model.
-    pub fn of_source(weights: &dyn ModelSource) -> Result<Self, WeightError> {
-        let config = weights.config();
-        let head = weights.head()?;
-        let (mut layers, mut token_layers) = (Vec::new(), Vec::new());
-        for index in 0..config.num_hidden_layers {
-            let layer = weights.layer(index)?;
-            layers.push(layer.bytes());
-            token_layers.push(layer.token_bytes());
-        }
-        Ok(Self {
-            embedding: weights.embedding()?.bytes(),
-            layers,
-            token_layers,
-            head: head.lm_head.bytes() + head.norm.weight.data.len() as u64,
-            states: states(config).collect(),
-        })
+    /// Bytes that a stage may take: a share of the memory, and no more than is free but for a reserve.
+    pub fn usable_bytes(&self) -> u64 {
+        let share = |part: f64| (self.memory as f64 * part.clamp(0.0, 1.0)) as u64;
+        let free = self.free.map_or(u64::MAX, |free| free.saturating_sub(share(RESERVE)));
+        share(self.usable).min(free)
     }
-
-    /// Weight bytes that a token reads of a range of layers, with the head where it belongs. Of the embedding it is a row.
-    pub fn token_weights(&self, layers: &Range<usize>) -> u64 {
-        let head = if layers.end == self.layers.len() { self.head } else { 0 };
-        self.token_layers.get(layers.clone()).map_or(0, |l| l.iter().sum::<u64>()) + head
-    }
-
-    /// Weight bytes of a range of layers, with the embedding or the head where they belong.
-    pub fn weights(&self, layers: &Range<usize>) -> u64 {
-        let ends = if layers.start == 0 { self.embedding } else { 0 }
-            + if layers.end == self.layers.len() { self.head } else { 0 };
-        self.layers.get(layers.clone()).map_or(0, |l| l.iter().sum::<u64>()) + ends
-    }
-
-    /// Cache bytes of a range of layers at a context length.
-    pub fn cache(&self, layers: &Range<usize>, context: usize) -> u64 {
-        let states = self.states.get(layers.clone()).unwrap_or_default();
-        states.iter().fold(0, |sum, state| sum.saturating_add(state.bytes(context)))
-    }
-}
-
-/// The states of all layers.
-fn states(config: &ModelConfig) -> impl Iterator<Item = LayerState> {
-    (0..config.num_hidden_layers).map(|layer| LayerState::of(config, layer))
-}
-
-/// Cache bytes of a whole model for so many tokens.
-pub fn cache_bytes(config: &ModelConfig, tokens: usize) -> u64 {
-    states(config).fold(0, |sum, state| sum.saturating_add(state.bytes(tokens)))
 }
 
 impl Plan {
-    /// Splits the layers over `nodes` in pipeline order; the last node is the coordinator.
-    ///
-    /// Of all splits into consecutive ranges it takes the one whose fullest node is least full, counting weights and
-    /// cache against what the node may use.
+    /// Splits the layers over `nodes`, of which the last is the coordinator, so that they fit.
     ///
     /// # Errors
     /// [`PlanError::DoesNotFit`] says by how much.
     pub fn new(bytes: &ModelBytes, nodes: &[Node], context: usize) -> Result<Self, PlanError> {
+        let plan = Self::regardless(bytes, nodes, context)?;
+        plan.check()?;
+        Ok(plan)
+    }
+
+    /// The same, whether it fits or not.
+    ///
+    /// Workers keep their order, but for what [`Node::layers`] asks. Where all rates are known, it takes of the splits into
+    /// consecutive ranges that fit the one that is predicted to be fastest, or one that is little slower and leaves more memory
+    /// free; else the one whose fullest node is least full.
+    ///
+    /// # Errors
+    /// If there can be no split at all.
+    pub fn regardless(bytes: &ModelBytes, nodes: &[Node], context: usize) -> Result<Self, PlanError> {
         let count = bytes.layers.len();
         match nodes.len() {
             0 => return Err(PlanError::NoNodes),
             n if n > count => return Err(PlanError::TooManyNodes { nodes: n, layers: count }),
             _ => {}
         }
-        let need = |layers: &Range<usize>| bytes.weights(layers) + bytes.cache(layers, context);
-        let fill = |node: &Node, layers: Range<usize>| need(&layers) as f64 / usable(node).max(1) as f64;
-        let ranges = split(nodes, count, fill);
-        let stages: Vec<_> = nodes.iter().zip(&ranges).map(|(n, r)| planned(bytes, n, r, context)).collect();
-        let fullest = (0..nodes.len()).max_by(|&a, &b| {
-            fill(&nodes[a], ranges[a].clone()).total_cmp(&fill(&nodes[b], ranges[b].clone()))
+        let nodes = order::ordered(nodes, count)?;
+        let sums = Sums::new(bytes, context);
+        // How full a node is whose layers are set does not count: nothing is to be chosen there.
+        let fill = |n: usize, layers: &Range<usize>| match &nodes[n].layers {
+            None => sums.needed(layers) as f64 / nodes[n].usable_bytes().max(1) as f64,
+            Some(own) if own == layers => 0.0,
+            Some(_) => f64::INFINITY,
+        };
+        let least_full = split::split(nodes.len(), count, &fill, f64::max).ok_or_else(|| {
+            PlanError::Layers("the layers that were set by hand leave none for some machine".to_owned())
+        })?;
+        let rates: Option<Vec<_>> = nodes.iter().map(|node| node.rate.as_ref()).collect();
+        let by_time = rates.filter(|_| nodes.len() > 1).and_then(|rates| {
+            let time = |n: usize, layers: &Range<usize>| predict::read_seconds(sums.token(layers), rates[n]);
+            split::fast(nodes.len(), count, &fill, &time, SLACK)
         });
-        let fullest = fullest.ok_or(PlanError::NoNodes)?;
-        let (stage, needed) = (&stages[fullest], need(&ranges[fullest]));
-        if needed > stage.usable_bytes {
-            return Err(PlanError::DoesNotFit {
-                node: stage.node.clone(),
-                first: stage.first_layer,
-                last: stage.last_layer,
-                needed,
-                usable: stage.usable_bytes,
-                total_usable: nodes.iter().map(usable).sum(),
-                total_needed: ranges.iter().map(need).sum(),
-            });
-        }
-        let share = 100.0 * needed as f64 / stage.usable_bytes.max(1) as f64;
-        let reason = match nodes.len() {
+        let is_fast = by_time.is_some();
+        let ranges = by_time.unwrap_or(least_full);
+        let stages = nodes.iter().zip(&ranges).map(|(node, layers)| planned(bytes, node, layers, context));
+        let mut plan = Self { stages: stages.collect(), context, reason: String::new() };
+        plan.reason = plan.why(is_fast, nodes.iter().any(|node| node.layers.is_some()));
+        Ok(plan)
+    }
+
+    fn why(&self, is_fast: bool, by_hand: bool) -> String {
+        let Some(fullest) = self.fullest() else { return String::new() };
+        let share = 100.0 * fullest.fill();
+        match self.stages.len() {
             1 => format!("one node holds everything; {share:.0} % of what it may use"),
+            _ if by_hand => {
+                format!("split as set by hand; {} is at {share:.0} % of what it may use", fullest.node)
+            }
+            _ if is_fast => format!(
+                "split by predicted time: no split that fits is over 2 % faster, and of those that are as fast this leaves \
+                 most memory free; {} is at {share:.0} % of what it may use",
+                fullest.node
+            ),
             _ => format!(
                 "split by bytes so that the fullest node is least full: {} is at {share:.0} % of what it may use; \
                  moving a layer either way makes some node fuller",
-                stage.node
+                fullest.node
             ),
-        };
-        Ok(Self { stages, context, reason })
+        }
+    }
+
+    fn fullest(&self) -> Option<&PlannedStage> {
+        self.stages.iter().max_by(|a, b| a.fill().total_cmp(&b.fill()))
+    }
+
+    /// Whether each node holds its share.
+    ///
+    /// # Errors
+    /// [`PlanError::DoesNotFit`] with the fullest node.
+    pub fn check(&self) -> Result<(), PlanError> {
+        let stage = self.fullest().ok_or(PlanError::NoNodes)?;
+        if stage.missing_bytes == 0 {
+            return Ok(());
+        }
+        let total = |of: fn(&PlannedStage) -> u64| self.stages.iter().map(of).fold(0, u64::saturating_add);
+        Err(PlanError::DoesNotFit {
+            node: stage.node.clone(),
+            first: stage.first_layer,
+            last: stage.last_layer,
+            needed: stage.needed(),
+            usable: stage.usable_bytes,
+            total_usable: total(|stage| stage.usable_bytes),
+            total_needed: total(PlannedStage::needed),
+        })
+    }
+
+    /// How fast it would be, if the rates of all nodes are known.
+    pub fn predict(&self, bytes: &ModelBytes, link: Link) -> Option<Prediction> {
+        let sums = Sums::new(bytes, self.context);
+        let reads = |stage: &'_ PlannedStage| (sums.token(&stage.layers()), stage.weight_bytes);
+        let stages: Option<Vec<_>> = self
+            .stages
+            .iter()
+            .map(|stage| {
+                let (token_bytes, weight_bytes) = reads(stage);
+                Some(StageReads { token_bytes, weight_bytes, rate: stage.rate.as_ref()? })
+            })
+            .collect();
+        Some(Prediction::new(&stages?, bytes.hidden, link))
     }
 }
 
-fn usable(node: &Node) -> u64 {
-    (node.memory as f64 * node.usable.clamp(0.0, 1.0)) as u64
+/// Sums over the first layers, so that a range costs two look-ups.
+struct Sums {
+    needed: Vec<u64>,
+    token: Vec<u64>,
+}
+
+impl Sums {
+    fn new(bytes: &ModelBytes, context: usize) -> Self {
+        let (mut needed, mut token) = (vec![0u64], vec![0u64]);
+        for layer in 0..bytes.layers.len() {
+            let one = layer..layer + 1;
+            let whole = bytes.weights(&one).saturating_add(bytes.cache(&one, context));
+            let read = bytes.token_weights(&one) + bytes.cache(&one, context.min(predict::PROMPT));
+            needed.push(needed[layer].saturating_add(whole));
+            token.push(token[layer].saturating_add(read));
+        }
+        Self { needed, token }
+    }
+
+    /// Weights, cache and scratch.
+    fn needed(&self, layers: &Range<usize>) -> u64 {
+        let bytes = self.needed[layers.end] - self.needed[layers.start];
+        bytes.saturating_add(scratch(bytes))
+    }
+
+    /// What a token of a short conversation reads.
+    fn token(&self, layers: &Range<usize>) -> u64 {
+        self.token[layers.end] - self.token[layers.start]
+    }
+}
+
+fn scratch(bytes: u64) -> u64 {
+    bytes.saturating_mul(SCRATCH_PER_MILLE) / 1000
 }
 
 fn planned(bytes: &ModelBytes, node: &Node, layers: &Range<usize>, context: usize) -> PlannedStage {
     let (weight_bytes, cache_bytes) = (bytes.weights(layers), bytes.cache(layers, context));
-    PlannedStage {
+    let mut stage = PlannedStage {
         node: node.id.clone(),
         first_layer: layers.start,
         last_layer: layers.end.saturating_sub(1),
         weight_bytes,
         cache_bytes,
-        usable_bytes: usable(node),
-        headroom_bytes: usable(node).saturating_sub(weight_bytes + cache_bytes),
-    }
-}
-
-/// Dynamic programme over (nodes used, layers placed): the least possible fill of the fullest node.
-fn split(nodes: &[Node], count: usize, fill: impl Fn(&Node, Range<usize>) -> f64) -> Vec<Range<usize>> {
-    let mut best = vec![vec![(f64::INFINITY, 0usize); count + 1]; nodes.len() + 1];
-    best[0][0] = (0.0, 0);
-    for (n, node) in nodes.iter().enumerate() {
-        for end in n + 1..=count {
-            for start in n..end {
-                let before = best[n][start].0;
-                if before.is_finite() {
-                    let worst = before.max(fill(node, start..end));
-                    if worst < best[n + 1][end].0 {
-                        best[n + 1][end] = (worst, start);
-                    }
-                }
-            }
-        }
-    }
-    let mut ranges = Vec::with_capacity(nodes.len());
-    let mut end = count;
-    for n in (1..=nodes.len()).rev() {
-        let start = best[n][end].1;
-        ranges.push(start..end);
-        end = start;
-    }
-    ranges.reverse();
-    ranges
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn node(id: &str, memory: u64) -> Node {
-        Node { id: id.to_owned(), memory, usable: 1.0 }
-    }
-
-    fn bytes(layers: Vec<u64>) -> ModelBytes {
-        // 4 bytes a token and layer.
-        let states = vec![LayerState::LatentPages { width: 1 }; layers.len()];
-        ModelBytes { embedding: 5, token_layers: layers.clone(), layers, head: 7, states }
-    }
-
-    #[test]
-    fn says_by_how_much_it_does_not_fit() {
-        let error = Plan::new(&bytes(vec![100; 4]), &[node("a", 150), node("b", 150)], 0).unwrap_err();
-        let PlanError::DoesNotFit { needed, usable, total_needed, total_usable, .. } = &error else {
-            panic!("{error:?}")
-        };
-        assert_eq!((*needed, *usable, *total_needed, *total_usable), (207, 150, 412, 300));
-        assert!(error.to_string().contains("57 bytes too little"), "{error}");
-    }
-
-    #[test]
-    fn refuses_more_nodes_than_layers() {
-        let nodes = [node("a", 10), node("b", 10)];
-        assert_eq!(
-            Plan::new(&bytes(vec![1]), &nodes, 0),
-            Err(PlanError::TooManyNodes { nodes: 2, layers: 1 })
-        );
-        assert_eq!(Plan::new(&bytes(vec![1]), &[], 0), Err(PlanError::NoNodes));
-    }
-
-    proptest! {
-        /// Against trying every split of three nodes.
-        #[test]
-        fn no_split_is_better(
-            layers in proptest::collection::vec(1u64..1000, 3..12),
-            memory in proptest::array::uniform3(1u64..5000),
-            context in 0usize..50,
-        ) {
-            let b = bytes(layers);
-            let nodes = ["a", "b", "c"].iter().zip(memory).map(|(id, m)| node(id, m)).collect::<Vec<_>>();
-            let fill = |n: &Node, r: Range<usize>| (b.weights(&r) + b.cache(&r, context)) as f64 / usable(n) as f64;
-            let worst = |ranges: &[Range<usize>]| {
-                nodes.iter().zip(ranges).map(|(n, r)| fill(n, r.clone())).fold(0.0, f64::max)
-            };
-            let count = b.layers.len();
-            let found = split(&nodes, count, fill);
-            prop_assert_eq!((found[0].start, found[0].end, found[1].end), (0, found[1].start, found[2].start));
-            prop_assert_eq!(found[2].end, count);
-            for i in 1..count - 1 {
-                for j in i + 1..count {
-                    prop_assert!(worst(&found) <= worst(&[0..i, i..j, j..count]));
-                }
-            }
-        }
-    }
+        scratch_bytes: scratch(weight_bytes.saturating_add(cache_bytes)),
+        usable_bytes: node.usable_bytes(),
+        headroom_bytes: 0,
+        missing_bytes: 0,
+        rate: node.rate.clone(),
+    };
+    stage.headroom_bytes = stage.usable_bytes.saturating_sub(stage.needed());
+    stage.missing_bytes = stage.needed().saturating_sub(stage.usable_bytes);
+    stage
 }

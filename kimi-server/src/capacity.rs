@@ -11,6 +11,8 @@ pub struct Capacity {
     pub device: String,
     /// Bytes of its memory that this process can have; 0 where the system does not say.
     pub memory: u64,
+    /// Whether the device has that memory for itself, and not with the rest of the machine.
+    pub separate: bool,
 }
 
 impl Capacity {
@@ -18,7 +20,16 @@ impl Capacity {
     pub fn of(choice: &DeviceChoice) -> Self {
         let host = HostMemory::total_bytes().unwrap_or(0);
         let gpu = if choice.kind == DeviceKind::Cpu { None } else { gpu(choice, host) };
-        gpu.unwrap_or_else(|| Self { device: Cpu::new().name(), memory: host })
+        gpu.unwrap_or_else(|| Self { device: Cpu::new().name(), memory: host, separate: false })
+    }
+
+    /// Bytes that layers may fill now, those included that `held` bytes of layers take already. `None` where the system does
+    /// not say.
+    pub fn free(&self, held: u64) -> Option<u64> {
+        match self.separate {
+            true => Some(self.memory),
+            false => HostMemory::now().map(|now| now.available.bytes.saturating_add(held)),
+        }
     }
 }
 
@@ -39,5 +50,5 @@ fn gpu(choice: &DeviceChoice, host: u64) -> Option<Capacity> {
     // Where the GPU has no memory of its own, it is the machine's.
     let own = adapter.memory.map(|memory| memory.total).filter(|_| !adapter.unified_memory);
     let memory = own.unwrap_or(host).min(choice.memory.unwrap_or(u64::MAX));
-    Some(Capacity { device: format!("{} ({})", adapter.name, adapter.api), memory })
+    Some(Capacity { device: format!("{} ({})", adapter.name, adapter.api), memory, separate: own.is_some() })
 }

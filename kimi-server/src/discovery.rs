@@ -11,17 +11,20 @@
 //! ```
 //!
 //! Every machine has the same file, with itself in it. `memory` is in MiB. `model`, `chip` and `flops` may be left
-//! out and hold anything: kimi splits by bytes. A machine with several
-//! addresses may list more of them as `addresses`: each is measured, and the best is used.
+//! out and hold anything. `chip` says how fast the machine's memory is, if it is the name of one that kimi knows, and
+//! `memory_bandwidth`, in GB/s, says it for others; `flops` is not used. A machine with several addresses may list more of them
+//! as `addresses`: each is measured, and the best is used.
 
 mod fields;
 
 use std::path::{Path, PathBuf};
 
 use kimi_core::plan::HumanBytes;
+use kimi_core::plan::predict::{Rate, RateSource};
 use kimi_core::text_file::{JsonError, from_json};
 use serde_json::{Map, Value};
 
+use crate::chips;
 use crate::cluster::Wanted;
 use crate::host::{Host, LookupError};
 use fields::{Fields, Unique, shown};
@@ -30,6 +33,8 @@ use fields::{Fields, Unique, shown};
 const MAX_BYTES: u64 = 1 << 20;
 /// More memory than any machine has, in MiB (64 TiB): probably KiB or bytes.
 const IMPOSSIBLE_MIB: u64 = 1 << 26;
+/// More than any machine reads in a second, in GB.
+const IMPOSSIBLE_BANDWIDTH: f64 = 1e6;
 /// Addresses that a machine may have in the file.
 const MAX_ADDRESSES: usize = 16;
 /// Less memory than machines have that run large models, in MiB: probably GB.
@@ -57,6 +62,8 @@ pub struct Peer {
     pub port: u16,
     /// Its memory in MiB.
     pub memory_mib: u64,
+    /// How fast it reads that, if the file says so or names a known chip.
+    pub rate: Option<Rate>,
 }
 
 /// A file that can't be used.
@@ -208,7 +215,14 @@ impl Peer {
         let port = port.ok_or_else(|| format!("port is {}, expected 1 to 65535", shown(&peer["port"])))?;
         let device =
             fields.object("device_capabilities", "an object with the machine's \"memory\" in MiB")?;
-        Ok(Self { id: id.to_owned(), host: first, others, port, memory_mib: memory(device)? })
+        Ok(Self {
+            id: id.to_owned(),
+            host: first,
+            others,
+            port,
+            memory_mib: memory(device)?,
+            rate: rate(device)?,
+        })
     }
 
     fn doubt(&self) -> Option<String> {
@@ -248,6 +262,22 @@ impl Peer {
     pub fn memory_bytes(&self) -> u64 {
         self.memory_mib << 20
     }
+}
+
+/// How fast the machine reads its memory.
+fn rate(device: &Map<String, Value>) -> Result<Option<Rate>, String> {
+    let chip = device.get("chip").and_then(Value::as_str).and_then(chips::rate_of);
+    let Some(value) = device.get("memory_bandwidth") else { return Ok(chip) };
+    let gigabytes = value.as_f64().filter(|rate| *rate > 0.0 && *rate < IMPOSSIBLE_BANDWIDTH);
+    let gigabytes = gigabytes.ok_or_else(|| {
+        format!(
+            "device_capabilities.memory_bandwidth is {}, expected how many GB the machine reads from its memory in a second, a \
+             number such as 819",
+            shown(value)
+        )
+    })?;
+    let flops = chip.and_then(|chip| chip.flops);
+    Ok(Some(Rate { bytes_per_second: gigabytes * 1e9, flops, source: RateSource::File }))
 }
 
 /// The machine's memory in MiB.

@@ -11,6 +11,7 @@
 //! | [`models`] | from a model's name to its folder |
 //! | [`discovery`], [`host`], [`placement`] | the machines, where they are, and which holds what |
 //! | [`membership`], [`capacity`] | finding machines without a file; what this one offers |
+//! | [`chips`] | what is published of chips, for predictions |
 //! | [`survey`], [`network`] | how each machine is reached, and how fast |
 //! | [`doctor`] | what keeps a model from running |
 //! | [`monitor`] | what the program does at the moment, and why it is slow |
@@ -30,6 +31,7 @@
 pub mod bench;
 pub mod bus_error;
 pub mod capacity;
+pub mod chips;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
@@ -53,7 +55,6 @@ pub mod inspect;
 pub mod local;
 pub mod membership;
 pub mod models;
-#[cfg(feature = "cli")]
 pub mod monitor;
 pub mod network;
 pub mod placement;

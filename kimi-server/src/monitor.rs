@@ -2,11 +2,15 @@
 //! of them say about why it is slow.
 
 mod process;
+#[cfg(feature = "cli")]
 mod slow;
+#[cfg(feature = "cli")]
 mod snapshot;
 
 pub use process::ProcessState;
+#[cfg(feature = "cli")]
 pub use slow::{Cause, Slow, why_slow};
+#[cfg(feature = "cli")]
 pub use snapshot::{
     Batches, LinkState, LoadState, ModelState, ModelStatus, Pages, Seen, Sequences, Snapshot, StageState,
     StageStatus,

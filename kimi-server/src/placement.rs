@@ -1,5 +1,10 @@
 //! Which machine holds which layers: the nodes of a cluster or of this machine, in pipeline order.
 
+mod advice;
+#[cfg(feature = "cli")]
+mod flags;
+mod prediction;
+
 use std::fmt;
 use std::ops::Range;
 
@@ -7,6 +12,11 @@ use kimi_core::plan::{HumanBytes, ModelBytes, Node, Plan, PlanError, USABLE_MEMO
 
 use crate::discovery::{Discovery, DiscoveryError};
 use crate::table::Table;
+
+pub use advice::advice;
+#[cfg(feature = "cli")]
+pub use flags::{plan_to_carry_out, set_by_hand};
+pub use prediction::PredictionText;
 
 /// The machines in pipeline order: workers as they stand in the file, then the coordinator, so that logits stay on it.
 ///
@@ -20,7 +30,10 @@ pub fn cluster_nodes(
     let last = discovery.coordinator(coordinator)?;
     let workers = discovery.peers.iter().filter(|p| p.id != last.id);
     let usable = usable.unwrap_or(USABLE_MEMORY);
-    let node = |p: &crate::discovery::Peer| Node { id: p.id.clone(), memory: p.memory_bytes(), usable };
+    let node = |p: &crate::discovery::Peer| Node {
+        rate: p.rate.clone(),
+        ..Node::new(p.id.as_str(), p.memory_bytes(), usable)
+    };
     Ok(workers.chain([last]).map(node).collect())
 }
 
@@ -30,7 +43,7 @@ pub fn cluster_nodes(
 /// [`PlanError::TooManyNodes`].
 pub fn local_plan(bytes: &ModelBytes, names: &[String], context: usize) -> Result<Plan, PlanError> {
     let memory = u64::MAX >> 8; // no limit: the system pages, it is one machine
-    let nodes: Vec<_> = names.iter().map(|id| Node { id: id.clone(), memory, usable: 1.0 }).collect();
+    let nodes: Vec<_> = names.iter().map(|id| Node::new(id.as_str(), memory, 1.0)).collect();
     let mut plan = Plan::new(bytes, &nodes, context)?;
     plan.reason = match names.len() {
         1 => "one process holds everything".to_owned(),
@@ -54,9 +67,9 @@ impl fmt::Display for PlanTable<'_> {
         let context = format!("cache for {} tokens", plan.context);
         let mut headings = vec!["node", "layers", "weights", context.as_str()];
         if *limits {
-            headings.extend(["usable", "headroom"]);
+            headings.extend(["scratch", "usable", "headroom"]);
         }
-        let mut table = Table::new(&headings, &[1, 2, 3, 4, 5]);
+        let mut table = Table::new(&headings, &[1, 2, 3, 4, 5, 6]);
         for (i, s) in plan.stages.iter().enumerate() {
             let role = match (i, i + 1 == plan.stages.len()) {
                 (0, true) => "",
@@ -73,8 +86,12 @@ impl fmt::Display for PlanTable<'_> {
                     layers,
                     bytes(s.weight_bytes),
                     bytes(s.cache_bytes),
+                    bytes(s.scratch_bytes),
                     bytes(s.usable_bytes),
-                    bytes(s.headroom_bytes),
+                    match s.missing_bytes {
+                        0 => bytes(s.headroom_bytes),
+                        missing => format!("{} too little", bytes(missing)),
+                    },
                 ]),
                 false => table.row([name, layers, bytes(s.weight_bytes), bytes(s.cache_bytes)]),
             }

@@ -108,6 +108,7 @@ fn failures_exit_with_1_and_say_why() {
         (&["serve", "kimi-tiny", "--port", "0", "--wait-for-peers", "1"], "kimi key new"),
         (&["run", "kimi-tiny", "--prompt", "x", "--wait-for-peers", "1"], "kimi key new"),
         (&["run", "kimi-tiny", "--prompt", "x", "--wait-for-peers", "1", "--no-mdns"], "--no-mdns forbids"),
+        (&["run", "kimi-tiny", "--prompt", "x", "--no-mdns", "--layers", "b=0-1"], "no other machine"),
         (&["serve", "kimi-tiny", "--host", "0.0.0.0"], "--open-api"),
         (&["run", "kimi-tiny", "--prompt", "x", "--temperature", "9"], "temperature"),
     ] {

@@ -32,6 +32,11 @@ fn a_worker_is_found_and_used_without_a_file() {
     let by_itself = hosts.run(0, &ASK);
     assert!(stderr(&by_itself).contains("found worker b"), "{}", stderr(&by_itself));
     assert_eq!(stdout(&by_itself), stdout(&alone));
+    let by_hand = hosts.run(0, &[&ASK[..], &["--layers", "b=0-1"]].concat());
+    let said = stderr(&by_hand);
+    let row = said.lines().find(|line| line.starts_with("b (embedding)"));
+    assert!(row.is_some_and(|row| row.contains(" 0-1 ")), "{said}");
+    assert_eq!(stdout(&by_hand), stdout(&alone));
     let off = hosts.run(0, &[&ASK[..], &["--no-mdns"]].concat());
     assert!(off.status.success() && !stderr(&off).contains("found worker"), "{}", stderr(&off));
 }

@@ -1,6 +1,7 @@
 //! A model's bytes from its sizes alone, for checkpoints that are not here.
 
-use super::{ModelBytes, states};
+use super::ModelBytes;
+use super::bytes::{hidden, states};
 use crate::config::ModelConfig;
 
 /// Bits of a weight on average, with its share of scales and biases.
@@ -48,6 +49,7 @@ impl ModelBytes {
             layers: all(c.n_routed_experts),
             token_layers: all(c.num_experts_per_tok),
             head: (table + bytes(h as f64, 16.0)) as u64,
+            hidden: hidden(config),
             states: states(config).collect(),
         }
     }

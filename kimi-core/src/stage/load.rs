@@ -346,6 +346,7 @@ mod tests {
             layers: vec![1; 3],
             token_layers: vec![1; 3],
             head: 1,
+            hidden: 1,
             states: vec![LayerState::LatentPages { width: 576 }; 3],
         };
         let cache = CacheConfig { pages: usize::MAX, page_tokens: usize::MAX };

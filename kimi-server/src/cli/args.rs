@@ -1,6 +1,7 @@
 //! The arguments of every command.
 
 mod peers;
+mod placement;
 mod pull_layers;
 mod top;
 
@@ -12,6 +13,7 @@ use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
 
 pub use peers::{DoctorArgs, NodesArgs, PeerArgs};
+pub use placement::{LinkArgs, NodeBandwidth, NodeLayers, PlacementArgs, PlanArgs};
 pub use pull_layers::PullLayersArgs;
 pub use top::TopArgs;
 
@@ -130,6 +132,7 @@ impl CacheArgs {
         kimi_core::ModelOptions {
             context_tokens: self.context,
             cache_tokens: self.cache_tokens,
+            conversations: self.conversations,
             // A thirty-second part of this machine's memory holds several contexts of any model that the machine runs.
             cache_memory: kimi_core::host_memory::HostMemory::total_bytes().map(|bytes| bytes / 32),
             recovery: RECOVERY,
@@ -155,6 +158,9 @@ pub struct CacheArgs {
     /// thirty-second part of this machine's memory holds].
     #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
     pub cache_tokens: Option<usize>,
+    /// The same as a number of whole conversations of --context tokens.
+    #[arg(long, value_name = "N", value_parser = at_least_one, conflicts_with = "cache_tokens")]
+    pub conversations: Option<usize>,
 }
 
 /// What computes.
@@ -471,32 +477,6 @@ pub struct WorkerArgs {
     /// End when standard input does, so that a worker never outlives the process that started it.
     #[arg(long, hide = true)]
     pub exit_with_stdin: bool,
-}
-
-/// Arguments of `kimi plan`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Example:
-  kimi plan kimi-k2-4bit --discovery-config-path discovery.json --context 32768")]
-pub struct PlanArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub model: ModelArgs,
-    /// discovery.json with all machines and their memory.
-    #[arg(long, value_name = "FILE")]
-    pub discovery_config_path: PathBuf,
-    /// The coordinator, which holds the last layers [default: the machine with the least memory].
-    #[arg(long, value_name = "ID")]
-    pub node_id: Option<String>,
-    /// Tokens of context to leave room for [default: the model's, at most 32768].
-    #[arg(long, value_name = "TOKENS", value_parser = at_least_one)]
-    pub context: Option<usize>,
-    /// Share of each machine's memory that weights and cache may take [default: 0.75].
-    #[arg(long, value_name = "0..1", value_parser = share)]
-    pub usable_memory: Option<f64>,
-    /// Print JSON.
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Arguments of `kimi inspect`.

@@ -194,7 +194,7 @@ fn fits(
             let reached = found.iter().filter_map(|node| Some((&node.id, &node.routes.first()?.seen.status)));
             let workers = reached.map(|(id, status)| (id.clone(), status.memory_bytes));
             let all = workers.chain([("this machine".to_owned(), own)]);
-            all.map(|(id, memory)| Node { id, memory, usable }).collect()
+            all.map(|(id, memory)| Node::new(id, memory, usable)).collect()
         }
     };
     let context = options.context(checkpoint);

@@ -34,6 +34,14 @@ impl fmt::Display for Peer {
 }
 
 impl Peer {
+    /// Bytes that its layers may fill: what is free, and what it holds, if it says. What it holds is replaced.
+    pub(super) fn free(&self) -> Option<u64> {
+        let held = self.status.holding.as_ref();
+        let held = held.map_or(0, |held| held.weight_bytes.saturating_add(held.cache_bytes));
+        let free = Some(self.status.available_bytes).filter(|free| *free > 0);
+        free.map(|free| free.saturating_add(held))
+    }
+
     /// Whether it serves nobody else than `coordinator`; says so if it does.
     pub(super) fn is_free_for(&self, coordinator: &str) -> bool {
         let served = &self.status.coordinator;

@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 
 use super::peers::{self, Peer};
 use crate::capacity::Capacity;
+use crate::chips;
 use crate::cli::args::PeerArgs;
 use crate::cli::ui;
 use crate::cluster::{self, Built, ClusterStatus, Dialer, Placement, Recovery, Wanted};
@@ -70,12 +71,18 @@ impl Model<'_> {
 pub(super) fn start(args: &PeerArgs, model: &Model<'_>, runtime: &Handle) -> anyhow::Result<Stages> {
     let bytes = ModelBytes::of(model.checkpoint)?;
     let team = match &args.node.discovery_config_path {
-        Some(path) => Some(listed(args, &Discovery::read(path)?)?),
+        Some(path) => Some(listed(args, &Discovery::read(path)?, model.device)?),
         None => announced(args, &bytes, model, runtime)?,
     };
     match team {
         Some(team) => with_workers(args, team, &bytes, model, runtime),
-        None => alone(&bytes, model, runtime),
+        None => {
+            anyhow::ensure!(
+                args.placement.layers.is_empty(),
+                "--layers says which machine holds which layers, but there is no other machine; `kimi nodes` shows who is there"
+            );
+            alone(&bytes, model, runtime)
+        }
     }
 }
 
@@ -100,13 +107,14 @@ fn with_workers(
     runtime: &Handle,
 ) -> anyhow::Result<Stages> {
     let Team { mut nodes, wanted, enough, me, trust } = team;
+    placement::set_by_hand(&mut nodes, &args.placement)?; // before anybody is waited for
     let all = wanted.len();
     ui::notice(format_args!("waiting for {enough} of {all} workers, at most {} s", args.peer_timeout));
     let within = Duration::from_secs(args.peer_timeout);
     let dialer = Dialer::new(me.as_str(), trust);
     let workers = runtime.block_on(cluster::connect(&wanted, enough, within, &dialer))?;
     nodes.retain(|node| node.id == me || workers.iter().any(|w| w.worker.id == node.id));
-    let plan = Plan::new(bytes, &nodes, model.tokens())?;
+    let plan = placement::plan_to_carry_out(bytes, &nodes, model.tokens(), args.placement.force)?;
     (model.planned)(&plan, true);
     let watch = load_bars(&plan);
     let Model { found, checkpoint, cache, device, status, .. } = *model;
@@ -122,11 +130,14 @@ fn with_workers(
 }
 
 /// The machines of a file.
-fn listed(args: &PeerArgs, discovery: &Discovery) -> anyhow::Result<Team> {
+fn listed(args: &PeerArgs, discovery: &Discovery, device: &DeviceChoice) -> anyhow::Result<Team> {
     let Some(me) = args.node.node_id.as_deref() else {
         anyhow::bail!("which of the machines in the discovery file is this one? Give --node-id")
     };
-    let nodes = placement::cluster_nodes(discovery, Some(me), args.usable_memory)?;
+    let mut nodes = placement::cluster_nodes(discovery, Some(me), args.placement.usable_memory)?;
+    if let Some(own) = nodes.last_mut() {
+        own.free = Capacity::of(device).free(0);
+    }
     let others = discovery.peers.iter().filter(|p| p.id != me);
     let wanted = others.map(discovery::Peer::wanted).collect::<Result<Vec<_>, LookupError>>()?;
     let enough = args.wait_for_peers.unwrap_or(wanted.len());
@@ -160,16 +171,25 @@ fn announced(
         };
     };
     let mut me = args.node.node_id.clone().unwrap_or_else(crate::system::host_name);
-    let usable = args.usable_memory.unwrap_or(USABLE_MEMORY);
+    let usable = args.placement.usable_memory.unwrap_or(USABLE_MEMORY);
     let memory = |bytes| if bytes == 0 { u64::MAX >> 8 } else { bytes }; // 0 where the system does not say
-    let own = Node { id: me.clone(), memory: memory(Capacity::of(model.device).memory), usable };
-    let plan = |workers: &[(&str, u64)]| {
-        let node = |(id, bytes): &(&str, u64)| Node { id: (*id).to_owned(), memory: memory(*bytes), usable };
-        let nodes: Vec<_> = workers.iter().map(node).chain([own.clone()]).collect();
+    let here = Capacity::of(model.device);
+    let own = Node {
+        free: here.free(0),
+        rate: chips::rate_of(&here.device),
+        ..Node::new(me.as_str(), memory(here.memory), usable)
+    };
+    let plan = |workers: Vec<Node>| {
+        let nodes: Vec<_> = workers.into_iter().chain([own.clone()]).collect();
         Plan::new(bytes, &nodes, model.tokens())
     };
-    let fits_here = plan(&[]);
+    let fits_here = plan(Vec::new());
+    let named = |members: &[Member]| {
+        let mut ids = args.placement.layers.iter().map(|set| &set.node).filter(|id| **id != me);
+        ids.all(|id| members.iter().any(|member| member.record.node_id == *id))
+    };
     let within = match (asked, &fits_here) {
+        (None, Ok(_)) if !named(&[]) => PATIENT_LOOK,
         (Some(_), _) => Duration::from_secs(args.peer_timeout),
         (None, Ok(_)) => LOOK,
         (None, Err(reason)) => {
@@ -181,8 +201,8 @@ fn announced(
     let enough = |members: &[Member]| match asked {
         Some(n) => members.len() >= n,
         None => {
-            let claims: Vec<_> = members.iter().map(|m| (&*m.record.node_id, m.record.memory)).collect();
-            plan(&claims).is_ok()
+            let claim = |m: &Member| Node::new(m.record.node_id.as_str(), memory(m.record.memory), usable);
+            named(members) && plan(members.iter().map(claim).collect()).is_ok()
         }
     };
     let trust = super::trust(&args.trust)?;
@@ -199,8 +219,13 @@ fn announced(
     if workers.is_empty() {
         return Ok(None);
     }
-    let offered: Vec<_> = workers.iter().map(|w| (&*w.wanted.id, w.status.memory_bytes)).collect();
-    if let (Err(reason @ PlanError::DoesNotFit { .. }), Ok(_)) = (plan(&offered), &fits_here) {
+    let node = |w: &Peer| Node {
+        free: w.free(),
+        rate: chips::rate_of(&w.status.device),
+        ..Node::new(w.wanted.id.as_str(), memory(w.status.memory_bytes), usable)
+    };
+    let offered: Vec<_> = workers.iter().map(node).collect();
+    if let (Err(reason @ PlanError::DoesNotFit { .. }), Ok(_)) = (plan(offered.clone()), &fits_here) {
         ui::notice(format_args!("with the workers that were found, {reason}\nUsing this machine alone"));
         return Ok(None);
     }
@@ -210,8 +235,7 @@ fn announced(
     if workers.iter().any(|worker| worker.wanted.id == me) {
         me += "-coordinator"; // a worker on this machine has its name
     }
-    let node = |w: &Peer| Node { id: w.wanted.id.clone(), memory: memory(w.status.memory_bytes), usable };
-    let nodes = workers.iter().map(node).chain([Node { id: me.clone(), ..own.clone() }]).collect();
+    let nodes = offered.into_iter().chain([Node { id: me.clone(), ..own.clone() }]).collect();
     let enough = workers.len();
     Ok(Some(Team { nodes, wanted: workers.into_iter().map(|w| w.wanted).collect(), enough, me, trust }))
 }

@@ -78,7 +78,7 @@ fn announce(node_id: &str, addr: SocketAddr, device: &DeviceChoice, trust: &Trus
     if addr.ip().is_loopback() {
         return None; // nobody else can reach it
     }
-    let Capacity { device, memory } = Capacity::of(device);
+    let Capacity { device, memory, .. } = Capacity::of(device);
     let record = Record::new(node_id, memory.max(1), &device, Spoken(Versions::OURS), key.id());
     let announced =
         record.map_err(MembershipError::from).and_then(|record| membership::announce(&record, addr));

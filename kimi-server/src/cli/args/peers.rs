@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{ModelArgs, NodeArgs, TrustArgs, share};
+use super::{ModelArgs, NodeArgs, PlacementArgs, TrustArgs, share};
 use crate::cli::defaults;
 
 /// With which machines a model is held.
@@ -20,9 +20,9 @@ pub struct PeerArgs {
     /// How long to wait for them.
     #[arg(long, alias = "discovery-timeout", value_name = "SECONDS", default_value_t = defaults::PEER_TIMEOUT)]
     pub peer_timeout: u64,
-    /// Share of each machine's memory that weights and cache may take [default: 0.75].
-    #[arg(long, value_name = "0..1", value_parser = share)]
-    pub usable_memory: Option<f64>,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub placement: PlacementArgs,
     /// Do not look for workers that announce themselves on the network.
     #[arg(long)]
     pub no_mdns: bool,

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use kimi_core::host_memory::HostMemory;
 use kimi_net::{ErrorReport, Event, Filling, Fingerprint, Holding, Look, ModelFiles, Status, Worker};
 
 use super::{Host, Refusal};
@@ -69,7 +68,6 @@ fn clock_micros() -> u64 {
 
 impl Host {
     fn status(&self, look: &Look, coordinator: String) -> Status {
-        let memory = HostMemory::now();
         let capacity = self.capacity.get_or_init(|| Capacity::of(&self.config.device));
         let loaded = self.loaded();
         let holding = loaded.as_ref().map(|loaded| Holding {
@@ -79,12 +77,16 @@ impl Host {
             weight_bytes: loaded.weight_bytes,
             cache_bytes: loaded.cache_bytes,
         });
+        let held = holding.as_ref().map_or(0, |held| held.weight_bytes + held.cache_bytes);
         let device = loaded.as_ref().map(|loaded| loaded.stage.device.clone());
         drop(loaded);
         Status {
             device: device.unwrap_or_else(|| capacity.device.clone()),
             memory_bytes: capacity.memory,
-            available_bytes: memory.map_or(0, |memory| memory.available.bytes),
+            available_bytes: capacity.free(0).unwrap_or(0).saturating_sub(match capacity.separate {
+                true => held,
+                false => 0, // the system has taken it off
+            }),
             clock_micros: clock_micros(),
             coordinator,
             holding,
