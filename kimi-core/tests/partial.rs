@@ -92,12 +92,13 @@ fn manifests_that_promise_what_cannot_be_are_refused() {
     let whole = Checkpoint::kimi_tiny().unwrap();
     let manifest = || whole.manifest().unwrap();
     type Change = fn(&mut Manifest);
-    let cases: [(Change, &str); 5] = [
+    let cases: [(Change, &str); 6] = [
         (|m| m.files.push("../../.ssh/authorized_keys".into()), "which is none that kimi reads"),
         (|m| m.files.clear(), "does not name config.json"),
         (|m| m.files.push("config.json".into()), "twice"),
         (|m| m.tensors.swap(0, 1), "do not rise"),
         (|m| m.tensors[0].shape = vec![usize::MAX, 2], "too large"),
+        (|m| m.tensors[0].name = "\x1b[2J".into(), "has a tensor of the name \"\\u{1b}[2J\""),
     ];
     for (change, part) in cases {
         let mut bad = manifest();

@@ -107,7 +107,9 @@ impl PullError {
     }
 
     fn source(what: &str, reason: impl ToString) -> Self {
-        Self::Source { what: what.to_owned(), reason: reason.to_string() }
+        // The reason may quote what the source sent.
+        let reason = kimi_net::printable(&reason.to_string()).into_owned();
+        Self::Source { what: what.to_owned(), reason }
     }
 
     /// Whether another link may do better.

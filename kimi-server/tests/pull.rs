@@ -209,6 +209,14 @@ impl Liar {
     where
         F: Fn(&mut Piece, &mut Vec<u8>) + Send + Sync + 'static,
     {
+        Liar::serve(move |item| self::item(&checkpoint, &manifest, item), change)
+    }
+
+    fn serve<I, F>(item: I, change: F) -> Liar
+    where
+        I: Fn(Item) -> Bytes + Send + Sync + 'static,
+        F: Fn(&mut Piece, &mut Vec<u8>) + Send + Sync + 'static,
+    {
         let mut builder = tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(2).enable_all().build().unwrap();
         let trust = Trust::Key(common::key());
@@ -221,7 +229,7 @@ impl Liar {
                 let sender = worker.sender();
                 while let Ok(event) = worker.next().await {
                     let Event::Fetched(fetch) = event else { continue };
-                    let whole = item(&checkpoint, &manifest, fetch.item);
+                    let whole = item(fetch.item);
                     let start = (fetch.offset as usize).min(whole.len());
                     let end = (start + fetch.bytes as usize).min(whole.len());
                     let mut payload = whole[start..end].to_vec();
@@ -344,6 +352,16 @@ fn a_manifest_that_does_not_make_the_model_is_refused_before_anything_is_written
         assert!(error.to_string().contains(part), "{error}");
         assert!(!liar.to().exists());
     }
+}
+
+#[test]
+fn what_a_source_writes_does_not_act_on_a_terminal() {
+    let tiny = Checkpoint::kimi_tiny().unwrap();
+    let json = String::from_utf8(tiny.manifest().unwrap().to_json().unwrap()).unwrap();
+    let json = Bytes::from(json.replacen("\"BF16\"", "\"\\u001b[2J\"", 1));
+    let liar = Liar::serve(move |_| json.clone(), |_, _| {});
+    let error = liar.pull(0..1).unwrap_err().to_string();
+    assert!(error.contains("\\u{1b}[2J") && !error.contains('\u{1b}'), "{error:?}");
 }
 
 #[test]

@@ -83,6 +83,11 @@ impl Manifest {
         if files.len() != manifest.files.len() || !rising {
             return Err(wrong("names a file twice, or its tensors' names do not rise".to_owned()));
         }
+        // It may come from another machine, and names are shown.
+        let odd = |t: &&TensorHeader| t.name.is_empty() || !t.name.bytes().all(|b| b.is_ascii_graphic());
+        if let Some(tensor) = manifest.tensors.iter().find(odd) {
+            return Err(wrong(format!("has a tensor of the name {:?}", tensor.name)));
+        }
         match manifest.tensors.iter().find(|tensor| tensor.bytes().is_none()) {
             Some(TensorHeader { name, dtype, shape }) => Err(wrong(format!(
                 "gives tensor {name:?} the shape {shape:?} of {dtype}, which is too large"
