@@ -209,8 +209,8 @@ fn split(before: &ModelState, now: &ModelState, _: f64) -> Option<Slow> {
     }
     let node = slowest.stage.name();
     let text = format!(
-        "{node} computes {} of each {} step, {:.1} times as long as the others: the split is uneven; give it fewer layers (by \
-         its memory in discovery.json or --usable-memory; `kimi plan` shows the split)",
+        "{node} computes {} of each {} step, {:.1} times as long as the others: the split is uneven; give it fewer layers \
+         (--layers NODE=A-B; `kimi plan` shows the split)",
         millis(slowest.compute),
         millis(step),
         slowest.compute / other.max(1e-9)
