@@ -96,7 +96,7 @@ fn check_plan(json: &Value, total: u64) {
     assert_eq!(number(0, "last_layer") + 1, number(1, "first_layer"));
     assert!((43..=46).contains(&number(1, "first_layer")), "{json:#}");
     assert_eq!(number(0, "weight_bytes") + number(1, "weight_bytes"), total);
-    assert!(json["reason"].as_str().unwrap().contains("split by bytes"));
+    assert!(json["reason"].as_str().unwrap().contains("split by predicted time"), "{json:#}");
     for stage in 0..2 {
         assert!(
             number(stage, "weight_bytes") + number(stage, "cache_bytes") <= number(stage, "usable_bytes")

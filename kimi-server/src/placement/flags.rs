@@ -39,7 +39,7 @@ fn named<'a>(nodes: &'a mut [Node], flag: &str, id: &str) -> anyhow::Result<&'a 
 /// The plan to carry out: one that fits, or with `force` any.
 ///
 /// # Errors
-/// [`PlanError`], with what would help.
+/// [`kimi_core::plan::PlanError`], with what would help.
 pub fn plan_to_carry_out(
     bytes: &ModelBytes,
     nodes: &[Node],
