@@ -13,7 +13,7 @@ use kimi_net::{ClusterKey, Trust};
 use tokio::runtime::Handle;
 
 use crate::cluster::child::{WorkerCommand, WorkerProcess};
-use crate::cluster::{self, Built, Dialer, LoadWatch, Placement, Recovery, Wanted};
+use crate::cluster::{self, Built, Dialer, LoadWatch, Placement};
 use crate::models::FoundModel;
 use crate::placement;
 
@@ -81,26 +81,17 @@ impl LocalCluster {
         watch: &LoadWatch,
         runtime: &Handle,
     ) -> anyhow::Result<Built> {
-        let wanted = self.wanted();
+        let wanted: Vec<_> = self.workers.iter().map(WorkerProcess::wanted).collect();
         let placement = self.placement(cache);
         let connecting = cluster::connect(&wanted, wanted.len(), CONNECT_WAIT, &placement.dialer);
         let workers = runtime.block_on(connecting)?;
         Ok(cluster::build(checkpoint, &placement, workers, runtime, watch)?)
     }
 
-    /// The same layers again, where a stage is lost.
-    pub fn recovery(&self, checkpoint: &Checkpoint, cache: CacheConfig, runtime: &Handle) -> Recovery {
-        Recovery::new(checkpoint, self.placement(cache), self.wanted(), Vec::new(), runtime.clone())
-    }
-
     /// What goes where.
     pub fn placement(&self, cache: CacheConfig) -> Placement {
         let dialer = Dialer::new(COORDINATOR, Trust::Key(self.key.clone()));
         Placement::new(self.plan.clone(), cache, &self.model, self.device.clone(), dialer)
-    }
-
-    fn wanted(&self) -> Vec<Wanted> {
-        self.workers.iter().map(WorkerProcess::wanted).collect()
     }
 }
 

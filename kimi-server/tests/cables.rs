@@ -6,10 +6,10 @@
 mod common;
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use common::cable::{Cable, Hosts};
+use common::hosts::kimi_in;
 use common::{Running, key, shared, with_key};
 use kimi_core::engine::{Engine, EngineConfig, Request, TokenEvent};
 use kimi_core::plan::ModelBytes;
@@ -59,15 +59,7 @@ fn alone(checkpoint: &Checkpoint) -> Vec<Vec<u32>> {
 
 /// A worker on a host, with this model.
 fn worker(hosts: &Hosts, host: usize, model: &str) -> Running {
-    let plain = with_key(common::kimi());
-    let mut command = Command::new("ip");
-    command.args(["netns", "exec", &hosts.name(host)]).arg(plain.get_program());
-    for (name, value) in plain.get_envs() {
-        match value {
-            Some(value) => command.env(name, value),
-            None => command.env_remove(name),
-        };
-    }
+    let mut command = with_key(kimi_in(&hosts.name(host)));
     let (id, address) = (format!("w{host}"), Hosts::address(host));
     command.args(["worker", "--node-id", &id, "--node-host", &address, "--node-port", "5000", "--json"]);
     Running::spawn(command.args(["--no-mdns", "--backend", "cpu", "--default-model", model]))

@@ -7,10 +7,11 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::process::Command;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use super::hosts::ip;
 
 /// What a cable does to packets, in each direction.
 #[derive(Debug, Clone, Copy, Default)]
@@ -28,11 +29,6 @@ pub struct Cable {
 pub struct Hosts {
     id: String,
     workers: usize,
-}
-
-fn ip(args: &str) -> bool {
-    let output = Command::new("ip").args(args.split(' ')).output();
-    output.is_ok_and(|output| output.status.success())
 }
 
 impl Hosts {

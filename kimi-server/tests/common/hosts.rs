@@ -16,9 +16,30 @@ pub struct TwoHosts {
     pub key: ClusterKey,
 }
 
-fn ip(args: &str) -> bool {
+/// Whether `ip ARGS` did it.
+pub fn ip(args: &str) -> bool {
     let output = Command::new("ip").args(args.split(' ')).output();
     output.is_ok_and(|output| output.status.success())
+}
+
+/// A program in a network namespace.
+fn command_in(namespace: &str, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(program);
+    command
+}
+
+/// `kimi` in a network namespace, with nothing of the user's around it.
+pub fn kimi_in(namespace: &str) -> Command {
+    let plain = super::kimi();
+    let mut command = command_in(namespace, plain.get_program());
+    for (name, value) in plain.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command
 }
 
 impl TwoHosts {
@@ -44,26 +65,26 @@ impl TwoHosts {
             println!("skipped: network namespaces can't be made here");
             return None;
         }
+        // An interface whose addresses are still being checked takes no multicast, and whoever starts meanwhile does not try again.
+        let settled = |name: &String| {
+            let output = Command::new("ip").args(["-n", name, "-6", "addr", "show", "tentative"]).output();
+            output.is_ok_and(|output| output.stdout.is_empty())
+        };
+        assert!(
+            wait_until(Duration::from_secs(20), || hosts.names.iter().all(settled)),
+            "no address settles"
+        );
         Some(hosts)
     }
 
     /// A program on a host.
     pub fn command(&self, host: usize, program: impl AsRef<OsStr>) -> Command {
-        let mut command = Command::new("ip");
-        command.args(["netns", "exec", &self.names[host]]).arg(program);
-        command
+        command_in(&self.names[host], program)
     }
 
     /// `kimi` on a host, with the cluster's key.
     pub fn kimi(&self, host: usize) -> Command {
-        let plain = super::kimi();
-        let mut command = self.command(host, plain.get_program());
-        for (name, value) in plain.get_envs() {
-            match value {
-                Some(value) => command.env(name, value),
-                None => command.env_remove(name),
-            };
-        }
+        let mut command = kimi_in(&self.names[host]);
         command.env("KIMI_CLUSTER_KEY", self.key.to_text().as_str()).env("KIMI_BACKEND", "cpu");
         command
     }
