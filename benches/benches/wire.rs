@@ -115,7 +115,8 @@ async fn echo(mut worker: Worker) -> Result<(), LinkError> {
             }
             Event::Forward(forward, payload) => {
                 let Forward { step, rows, cols, .. } = forward;
-                let header = StepResult { step, rows, cols, compute_micros: 0, queue_micros: 0 };
+                let header =
+                    StepResult { step, rows, cols, compute_micros: 0, device_micros: 0, queue_micros: 0 };
                 sender.result(header, payload)?;
             }
             _ => {}

@@ -252,8 +252,26 @@ pub struct StageStats {
     pub steps: u64,
     /// Where their time went.
     pub time: StageTime,
+    /// Those of them that computed one token of one answer and nothing else.
+    pub single: SingleSteps,
     /// Why it is lost; `None` while it works.
     pub lost: Option<String>,
+}
+
+/// Steps of one token: how fast a stage is for one conversation.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct SingleSteps {
+    /// How many there were.
+    pub steps: u64,
+    /// The time that the stage worked on them, see [`StageTime::busy`].
+    pub busy: Duration,
+}
+
+impl SingleSteps {
+    /// Time of one; `None` before the first.
+    pub fn mean(&self) -> Option<Duration> {
+        (self.steps > 0).then(|| self.busy.div_f64(self.steps as f64))
+    }
 }
 
 /// A stage that is lost.

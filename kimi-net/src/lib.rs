@@ -86,7 +86,7 @@
 //!             }
 //!             Event::Forward(f, x) => {
 //!                 let Forward { step, rows, cols, .. } = f;
-//!                 let header = StepResult { step, rows, cols, compute_micros: 0, queue_micros: 0 };
+//!                 let header = StepResult { step, rows, cols, compute_micros: 0, device_micros: 0, queue_micros: 0 };
 //!                 sender.result(header, x)?; // a stage without layers: the output is the input
 //!             }
 //!             _ => {}

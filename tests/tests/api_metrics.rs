@@ -67,9 +67,14 @@ fn chats_are_counted_as_health_counts_them() {
     assert_eq!(of("kimi_steps_total"), health["steps"].as_f64().unwrap());
     assert_eq!(of("kimi_cache_pages"), health["pages"]["total"].as_f64().unwrap());
     let stage = "model=\"kimi-tiny\",stage=\"0\",node=\"stage 0\"";
-    let seconds = now[&format!("kimi_stage_seconds_total{{{stage},part=\"compute\"}}")];
-    assert_eq!(seconds, health["stages"][0]["compute_seconds"].as_f64().unwrap());
-    assert!(seconds > 0.0);
+    for part in ["compute", "device", "sampling", "queue", "wire"] {
+        let seconds = now[&format!("kimi_stage_seconds_total{{{stage},part=\"{part}\"}}")];
+        let shown = &health["stages"][0][format!("{part}_seconds")];
+        assert_eq!(seconds, shown.as_f64().unwrap(), "{part}");
+        // One process on the CPU: it computes and chooses, and waits for nothing but its turn.
+        assert_eq!(seconds > 0.0, !["device", "wire"].contains(&part), "{part}: {seconds}");
+    }
+    assert!(health["stages"][0]["token_seconds"].as_f64().unwrap() > 0.0);
     assert_eq!(now["kimi_requests_total{model=\"kimi-tiny\",outcome=\"length\"}"], 2.0);
     assert_eq!(of("kimi_time_to_first_token_seconds_count"), 2.0);
     assert_eq!(of("kimi_time_per_token_seconds_count"), 2.0);

@@ -160,6 +160,8 @@ struct Outage {
 struct Submitted {
     at: Instant,
     prompt_tokens: usize,
+    /// Whether it is one token of one answer.
+    single: bool,
 }
 
 impl Driver {
@@ -284,7 +286,8 @@ impl Driver {
                     request.started.get_or_insert(at);
                 }
             }
-            self.submitted.insert(batch.step, Submitted { at, prompt_tokens });
+            let single = prompt_tokens == 0 && batch.tokens() == 1;
+            self.submitted.insert(batch.step, Submitted { at, prompt_tokens, single });
             self.compute_masks(&batch);
             self.pipeline.submit(batch);
         }
@@ -414,11 +417,19 @@ impl Driver {
             stage.time += *time;
         }
         drop(stats);
-        if let (Some(Submitted { at, prompt_tokens }), Ok(_)) =
+        if let (Some(Submitted { at, prompt_tokens, single }), Ok(_)) =
             (self.submitted.remove(&output.step), &output.result)
         {
             self.pace.step(prompt_tokens, at.elapsed(), &output.times);
-            self.state.stats().prompt_tokens_computed += prompt_tokens as u64;
+            let mut stats = self.state.stats();
+            stats.prompt_tokens_computed += prompt_tokens as u64;
+            if single {
+                for (stage, time) in stats.stages.iter_mut().zip(&output.times) {
+                    stage.single.steps += 1;
+                    stage.single.busy += time.busy();
+                }
+            }
+            drop(stats);
             self.outage = None;
         }
         let events = match output.result {

@@ -58,7 +58,7 @@ impl Pace {
         }
         self.plain = if self.plain == 0.0 { seconds } else { self.plain * 0.75 + seconds * 0.25 };
         for (stage, time) in self.stages.iter_mut().zip(times) {
-            let (compute, wire) = (time.compute.as_secs_f64(), time.wire.as_secs_f64());
+            let (compute, wire) = (time.busy().as_secs_f64(), time.wire.as_secs_f64());
             let first = stage.compute == 0.0;
             stage.compute = if first { compute } else { stage.compute * 0.875 + compute * 0.125 };
             stage.wire = if first { wire } else { wire.min(stage.wire * FORGET) };

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kimi_quant::{Backend, PackedMatrix};
 
@@ -151,6 +152,7 @@ impl<B: Backend> Stage<B> {
             caches: Vec::with_capacity(span.layers.len()),
             head: None,
             chosen: None,
+            sampling: Duration::ZERO,
             progress: Arc::default(),
             cache,
             geometry,

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kimi_quant::Backend;
@@ -25,6 +26,7 @@ pub struct Stage<B: Backend> {
     pub(super) head: Option<DeviceHead<B>>,  // last stage
     pub(super) chosen: Option<Chosen<B>>,    // where it runs ahead
     pub(super) progress: Arc<AtomicU64>,     // layers begun
+    pub(super) sampling: Duration,           // of the last batch, where the device does not queue
 }
 
 impl<B: Backend> std::fmt::Debug for Stage<B> {
@@ -183,10 +185,13 @@ impl<B: Backend> Stage<B> {
                 }
             }
         }
+        let begun = Instant::now();
         let tokens = match requests.as_slice() {
             [] => None,
             requests => Some(Arc::new(self.backend.start_sample(&logits, requests)?)),
         };
+        // A device that queues has only been asked to.
+        self.sampling = if self.backend.queues() { Duration::ZERO } else { begun.elapsed() };
         if let (Some(tokens), true) = (&tokens, self.chains()) {
             self.chosen = Some(Chosen { step: batch.step, sequences, tokens: tokens.clone() });
         }
@@ -229,6 +234,7 @@ impl<B: Backend> Compute for Stage<B> {
 
     fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
         let backend = self.backend.clone();
+        self.sampling = Duration::ZERO;
         let started = backend.enter(|| self.begin(batch, input, None))?;
         if backend.queues() {
             return Ok(Box::new(move || started.finish(&backend)));
@@ -239,6 +245,10 @@ impl<B: Backend> Compute for Stage<B> {
 
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> StageResult {
         self.forward(batch, input, None)
+    }
+
+    fn sampling_time(&self) -> Duration {
+        self.sampling
     }
 
     fn nudge(&mut self) {

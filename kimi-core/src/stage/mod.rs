@@ -79,8 +79,12 @@ pub struct SequenceOutput {
 pub struct StageTime {
     /// Behind the steps before it, where the stage is.
     pub queue: Duration,
-    /// Computing, time behind the step before it on the same device not counted.
+    /// Computing in this process, or handing work to a device; time behind the step before it on the same device not counted.
     pub compute: Duration,
+    /// Waiting for a device that has all of the step's work; 0 where the CPU computes.
+    pub device: Duration,
+    /// Choosing tokens; 0 where the device does that too.
+    pub sampling: Duration,
     /// Between this process and the stage's machine, both ways; 0 where the stage is in this process.
     pub wire: Duration,
 }
@@ -88,7 +92,12 @@ pub struct StageTime {
 impl StageTime {
     /// All of it.
     pub fn total(&self) -> Duration {
-        self.queue + self.compute + self.wire
+        self.queue + self.busy() + self.wire
+    }
+
+    /// What the stage and its device work on the step.
+    pub fn busy(&self) -> Duration {
+        self.compute + self.device + self.sampling
     }
 }
 
@@ -96,6 +105,8 @@ impl std::ops::AddAssign for StageTime {
     fn add_assign(&mut self, other: Self) {
         self.queue += other.queue;
         self.compute += other.compute;
+        self.device += other.device;
+        self.sampling += other.sampling;
         self.wire += other.wire;
     }
 }
@@ -201,6 +212,11 @@ pub trait Compute: Send {
     /// [`StageError`].
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> StageResult {
         self.start(batch, input)?()
+    }
+
+    /// How much of the last [`Self::start`] went into choosing tokens.
+    fn sampling_time(&self) -> Duration {
+        Duration::ZERO
     }
 
     /// Gives an idle device a moment of work, so that its clock stays up. Errors show at the next batch.

@@ -49,6 +49,9 @@ struct Started {
     done: Done,
     submitted: Instant,
     begun: Instant,
+    /// When the device had all of its work.
+    given: Instant,
+    sampling: Duration,
 }
 
 impl StageThread {
@@ -63,11 +66,13 @@ impl StageThread {
         let (span, queues, chains) = (stage.span(), stage.queues(), stage.chains());
         let in_flight = Arc::new(AtomicUsize::new(0));
         let results = match queues {
-            false => Results::Here(Finisher { last: Instant::now(), in_flight: in_flight.clone() }),
+            false => {
+                Results::Here(Finisher { last: Instant::now(), in_flight: in_flight.clone(), waits: false })
+            }
             true => {
                 let (sender, started) = mpsc::channel();
                 let (alive, in_flight) = (alive.clone(), in_flight.clone());
-                let mut finisher = Finisher { last: Instant::now(), in_flight };
+                let mut finisher = Finisher { last: Instant::now(), in_flight, waits: true };
                 let wait = move || {
                     started.into_iter().for_each(|started| finisher.finish(started));
                     drop(alive);
@@ -178,7 +183,8 @@ impl Worker {
         let begun = Instant::now();
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let finish = self.stage.start(&batch, input);
-        let started = Started { finish, done, submitted, begun };
+        let (given, sampling) = (Instant::now(), self.stage.sampling_time());
+        let started = Started { finish, done, submitted, begun, given, sampling };
         match &mut self.results {
             Results::Here(finisher) => finisher.finish(started),
             // Fails only if that thread has died; the step then reports that the stage has stopped.
@@ -192,15 +198,24 @@ struct Finisher {
     /// When the last result was there.
     last: Instant,
     in_flight: Arc<AtomicUsize>,
+    /// Whether a device computes meanwhile.
+    waits: bool,
 }
 
 impl Finisher {
-    fn finish(&mut self, Started { finish, done, submitted, begun }: Started) {
+    fn finish(&mut self, Started { finish, done, submitted, begun, given, sampling }: Started) {
         let result = finish.and_then(|finish| finish());
         let now = Instant::now();
         // The time behind the batch before it is that batch's.
         let alone = begun.max(self.last);
-        let time = StageTime { queue: alone - submitted, compute: now - alone, wire: Duration::ZERO };
+        let given = if self.waits { given.max(alone) } else { now };
+        let time = StageTime {
+            queue: alone - submitted,
+            compute: (given - alone).saturating_sub(sampling),
+            device: now - given,
+            sampling,
+            wire: Duration::ZERO,
+        };
         self.last = now;
         self.in_flight.fetch_sub(1, Ordering::Relaxed);
         done.finish(result, time);

@@ -85,8 +85,10 @@ pub struct StepResult {
     pub rows: u32,
     /// Width of the hidden state.
     pub cols: u32,
-    /// Time in the worker's stage, in microseconds.
+    /// Time in the worker's stage, in microseconds, but for the wait for its device.
     pub compute_micros: u64,
+    /// Time that the stage waited for its device, in microseconds.
+    pub device_micros: u64,
     /// Time in the worker's queue before that, in microseconds.
     pub queue_micros: u64,
 }

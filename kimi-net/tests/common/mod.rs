@@ -51,7 +51,7 @@ pub fn forward(step: u64, rows: u32, cols: u32) -> Forward {
 }
 
 pub fn result(step: u64, rows: u32, cols: u32) -> StepResult {
-    StepResult { step, rows, cols, compute_micros: 1, queue_micros: 2 }
+    StepResult { step, rows, cols, compute_micros: 1, device_micros: 3, queue_micros: 2 }
 }
 
 pub fn prefix(version: u16, kind: u16, header: u32, payload: u64) -> Vec<u8> {

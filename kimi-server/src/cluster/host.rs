@@ -268,6 +268,7 @@ fn outcome(step: u64, result: StageResult, time: StageTime) -> Outcome {
                 rows: hidden.rows as u32,
                 cols: hidden.cols as u32,
                 compute_micros: time.compute.as_micros() as u64,
+                device_micros: time.device.as_micros() as u64,
                 queue_micros: time.queue.as_micros() as u64,
             };
             Ok((header, hidden.data))

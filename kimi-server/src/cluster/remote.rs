@@ -147,7 +147,7 @@ impl Place {
         let Some(Pending { batch, done, .. }) = traffic.unanswered.remove(at) else { return };
         traffic.answered = Instant::now();
         if let Ok(reply) = &answer {
-            traffic.times.note(batch.tokens(), Duration::from_micros(reply.header.compute_micros));
+            traffic.times.note(batch.tokens(), time(reply).busy());
         }
         drop(traffic);
         match answer {
@@ -338,10 +338,20 @@ impl Traffic {
 /// Where the time of an answered step went: what the worker did not spend was spent on the way.
 fn time(reply: &Reply) -> StageTime {
     let total = reply.timing.send_micros.saturating_add(reply.timing.wait_micros);
-    let (queue, compute) = (reply.header.queue_micros, reply.header.compute_micros);
-    let wire = total.saturating_sub(queue.saturating_add(compute));
-    let [queue, compute, wire] = [queue.min(total), compute.min(total), wire].map(Duration::from_micros);
-    StageTime { queue, compute, wire }
+    let header = &reply.header;
+    let mut left = total;
+    let mut share = |micros: u64| {
+        let micros = micros.min(left);
+        left -= micros;
+        Duration::from_micros(micros)
+    };
+    StageTime {
+        queue: share(header.queue_micros),
+        compute: share(header.compute_micros),
+        device: share(header.device_micros),
+        sampling: Duration::ZERO, // only the last stage has tokens to choose
+        wire: Duration::from_micros(left),
+    }
 }
 
 impl StageRunner for RemoteStage {

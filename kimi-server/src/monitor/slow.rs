@@ -157,7 +157,7 @@ fn means<'a>(before: &ModelState, now: &'a ModelState) -> Option<Vec<Mean<'a>>> 
         let steps = now.steps.checked_sub(before.steps).filter(|steps| *steps >= MIN_STEPS)? as f64;
         Some(Mean {
             stage: now,
-            compute: (now.compute_seconds - before.compute_seconds) / steps,
+            compute: (now.busy_seconds() - before.busy_seconds()) / steps,
             queue: (now.queue_seconds - before.queue_seconds) / steps,
             wire: (now.wire_seconds - before.wire_seconds) / steps,
         })

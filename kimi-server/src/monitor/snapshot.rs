@@ -164,12 +164,18 @@ pub struct StageState {
     pub loading: Option<LoadState>,
     /// Batches that it has computed.
     pub steps: u64,
-    /// Time computing.
+    /// Time computing, or handing work to a device.
     pub compute_seconds: f64,
+    /// Time waiting for the device.
+    pub device_seconds: f64,
+    /// Time choosing tokens, where the device does not do that too.
+    pub sampling_seconds: f64,
     /// Time that batches waited behind others, where the stage is.
     pub queue_seconds: f64,
     /// Time between the two machines, both ways.
     pub wire_seconds: f64,
+    /// Mean time that it works on one token of one answer, while nothing else is computed.
+    pub token_seconds: Option<f64>,
     /// Its link, where it is on another machine.
     pub link: Option<LinkState>,
 }
@@ -290,7 +296,8 @@ impl ModelState {
 
 impl StageState {
     fn new(stage: usize, stats: StageStats, info: Option<StageInfo>) -> Self {
-        let StageStats { steps, time: StageTime { queue, compute, wire }, lost } = stats;
+        let StageStats { steps, time, single, lost } = stats;
+        let StageTime { queue, compute, device, sampling, wire } = time;
         let node = info.as_ref().and_then(|info| info.node.as_ref());
         let state = node.map(|node| &node.state);
         let loading = match (node, state) {
@@ -311,6 +318,9 @@ impl StageState {
             loading,
             steps,
             compute_seconds: compute.as_secs_f64(),
+            device_seconds: device.as_secs_f64(),
+            sampling_seconds: sampling.as_secs_f64(),
+            token_seconds: single.mean().map(|time| time.as_secs_f64()),
             queue_seconds: queue.as_secs_f64(),
             wire_seconds: wire.as_secs_f64(),
             // This machine's own stage has a state too, and no link.
@@ -321,6 +331,11 @@ impl StageState {
                 paged_in_bytes: link.paged_in_bytes,
             }),
         }
+    }
+
+    /// Time that the stage and its device have worked.
+    pub fn busy_seconds(&self) -> f64 {
+        self.compute_seconds + self.device_seconds + self.sampling_seconds
     }
 
     /// What to call it: its node, else its number.

@@ -122,6 +122,8 @@ fn stage_lines(before: Option<&ModelState>, now: &ModelState) -> Vec<Line<'stati
         "bytes",
         "state",
         "computing",
+        "device",
+        "sampling",
         "queue",
         "wire",
         "round trip",
@@ -129,10 +131,10 @@ fn stage_lines(before: Option<&ModelState>, now: &ModelState) -> Vec<Line<'stati
         "received",
         "paged in",
     ];
-    let mut table = Table::new(&headings, &[1, 2, 4, 5, 6, 7, 8, 9, 10]);
+    let mut table = Table::new(&headings, &[1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
     for stage in &now.stages {
         let earlier = before.and_then(|before| before.stages.get(stage.stage));
-        let [compute, queue, wire] = step_times(earlier, stage);
+        let [compute, device, sampling, queue, wire] = step_times(earlier, stage);
         let link = stage.link.unwrap_or_default();
         let bytes = |bytes: u64| stage.link.map_or_else(String::new, |_| DecimalBytes(bytes).to_string());
         table.row([
@@ -141,6 +143,8 @@ fn stage_lines(before: Option<&ModelState>, now: &ModelState) -> Vec<Line<'stati
             stage.bytes.map_or_else(String::new, |bytes| DecimalBytes(bytes).to_string()),
             stage.status.word().to_owned(),
             compute,
+            device,
+            sampling,
             queue,
             wire,
             link.round_trip_seconds.map_or_else(String::new, millis),
@@ -163,7 +167,7 @@ fn stage_lines(before: Option<&ModelState>, now: &ModelState) -> Vec<Line<'stati
 }
 
 /// Mean times of a step: of those since the moment before, else of all. Nothing before the first step.
-fn step_times(before: Option<&StageState>, now: &StageState) -> [String; 3] {
+fn step_times(before: Option<&StageState>, now: &StageState) -> [String; 5] {
     let zero = StageState::default();
     let before = before.filter(|before| before.steps < now.steps).unwrap_or(&zero);
     if now.steps == 0 {
@@ -171,7 +175,13 @@ fn step_times(before: Option<&StageState>, now: &StageState) -> [String; 3] {
     }
     let steps = (now.steps - before.steps) as f64;
     let mean = |value: fn(&StageState) -> f64| millis((value(now) - value(before)) / steps);
-    [mean(|s| s.compute_seconds), mean(|s| s.queue_seconds), mean(|s| s.wire_seconds)]
+    [
+        mean(|s| s.compute_seconds),
+        mean(|s| s.device_seconds),
+        mean(|s| s.sampling_seconds),
+        mean(|s| s.queue_seconds),
+        mean(|s| s.wire_seconds),
+    ]
 }
 
 fn process_line(before: Option<&ProcessState>, now: &ProcessState, rates: &Rates) -> Line<'static> {

@@ -150,6 +150,8 @@ impl Page<'_> {
         let times = stages().flat_map(|(model, stage)| {
             let parts = [
                 ("compute", stage.compute_seconds),
+                ("device", stage.device_seconds),
+                ("sampling", stage.sampling_seconds),
                 ("queue", stage.queue_seconds),
                 ("wire", stage.wire_seconds),
             ];
@@ -157,8 +159,8 @@ impl Page<'_> {
                 ([stage_labels(model, stage), vec![("part", part.to_owned())]].concat(), seconds)
             })
         });
-        let help =
-            "Where a stage's steps spent their time: computing, behind other steps, between the machines";
+        let help = "Where a stage's steps spent their time: computing, waiting for the device, choosing tokens, behind other \
+                    steps, between the machines";
         self.counter("kimi_stage_seconds", help, times)
     }
 
