@@ -78,6 +78,8 @@ pub struct PlannedStage {
     pub headroom_bytes: u64,
     /// What is missing; 0 where it fits.
     pub missing_bytes: u64,
+    /// Bytes of weights and cache that a token of a short conversation reads.
+    pub token_bytes: u64,
     /// How fast its node is, if that is known.
     pub rate: Option<Rate>,
 }
@@ -201,7 +203,7 @@ impl Plan {
         });
         let is_fast = by_time.is_some();
         let ranges = by_time.unwrap_or(least_full);
-        let stages = nodes.iter().zip(&ranges).map(|(node, layers)| planned(bytes, node, layers, context));
+        let stages = nodes.iter().zip(&ranges).map(|(node, layers)| planned(bytes, &sums, node, layers));
         let mut plan = Self { stages: stages.collect(), context, reason: String::new() };
         plan.reason = plan.why(is_fast, nodes.iter().any(|node| node.layers.is_some()));
         Ok(plan)
@@ -255,14 +257,16 @@ impl Plan {
 
     /// How fast it would be, if the rates of all nodes are known.
     pub fn predict(&self, bytes: &ModelBytes, link: Link) -> Option<Prediction> {
-        let sums = Sums::new(bytes, self.context);
-        let reads = |stage: &'_ PlannedStage| (sums.token(&stage.layers()), stage.weight_bytes);
         let stages: Option<Vec<_>> = self
             .stages
             .iter()
             .map(|stage| {
-                let (token_bytes, weight_bytes) = reads(stage);
-                Some(StageReads { token_bytes, weight_bytes, rate: stage.rate.as_ref()? })
+                let PlannedStage { token_bytes, weight_bytes, rate, .. } = stage;
+                Some(StageReads {
+                    token_bytes: *token_bytes,
+                    weight_bytes: *weight_bytes,
+                    rate: rate.as_ref()?,
+                })
             })
             .collect();
         Some(Prediction::new(&stages?, bytes.hidden, link))
@@ -271,6 +275,7 @@ impl Plan {
 
 /// Sums over the first layers, so that a range costs two look-ups.
 struct Sums {
+    context: usize,
     needed: Vec<u64>,
     token: Vec<u64>,
 }
@@ -285,7 +290,7 @@ impl Sums {
             needed.push(needed[layer].saturating_add(whole));
             token.push(token[layer].saturating_add(read));
         }
-        Self { needed, token }
+        Self { context, needed, token }
     }
 
     /// Weights, cache and scratch.
@@ -304,8 +309,8 @@ fn scratch(bytes: u64) -> u64 {
     bytes.saturating_mul(SCRATCH_PER_MILLE) / 1000
 }
 
-fn planned(bytes: &ModelBytes, node: &Node, layers: &Range<usize>, context: usize) -> PlannedStage {
-    let (weight_bytes, cache_bytes) = (bytes.weights(layers), bytes.cache(layers, context));
+fn planned(bytes: &ModelBytes, sums: &Sums, node: &Node, layers: &Range<usize>) -> PlannedStage {
+    let (weight_bytes, cache_bytes) = (bytes.weights(layers), bytes.cache(layers, sums.context));
     let mut stage = PlannedStage {
         node: node.id.clone(),
         first_layer: layers.start,
@@ -316,6 +321,7 @@ fn planned(bytes: &ModelBytes, node: &Node, layers: &Range<usize>, context: usiz
         usable_bytes: node.usable_bytes(),
         headroom_bytes: 0,
         missing_bytes: 0,
+        token_bytes: sums.token(layers),
         rate: node.rate.clone(),
     };
     stage.headroom_bytes = stage.usable_bytes.saturating_sub(stage.needed());

@@ -60,6 +60,8 @@ pub mod network;
 pub mod placement;
 pub mod pull;
 #[cfg(feature = "cli")]
+pub mod rates;
+#[cfg(feature = "cli")]
 pub mod serving;
 pub mod survey;
 pub mod system;

@@ -7,12 +7,13 @@ use std::sync::{Arc, OnceLock};
 use anyhow::Context;
 use kimi_core::chat_model::{ChatError, ChatModel, ChatRequest};
 use kimi_core::checkpoint::Checkpoint;
-use kimi_core::engine::{EngineError, EngineStats};
+use kimi_core::engine::{EngineError, EngineStats, StageStats};
 use kimi_core::plan::Plan;
 
 use crate::cluster::{ClusterStatus, Loading};
 use crate::http::{self, ChatEngine, EventSink, HttpConfig, Running, ServedModel, StageInfo};
 use crate::placement::layer_text;
+use crate::rates::{self, Split};
 
 /// The place of a model in the API, under the name that people gave it, which need not be its folder's. Until the model is
 /// there the API says how far loading is. Clones share it.
@@ -66,6 +67,14 @@ impl Slot {
     /// The model, when it is there.
     pub fn model(&self) -> Option<&ChatModel> {
         Some(&self.0.loaded.get()?.model)
+    }
+
+    /// How fast its nodes are, once enough answers have shown it; `None` where there is one node.
+    pub fn measured(&self) -> Option<Split> {
+        let stats = self.model()?.stats();
+        let single =
+            |stage: &StageStats| (stage.single.steps, stage.single.mean().unwrap_or_default().as_secs_f64());
+        rates::measured(self.0.plan.get()?, &stats.stages.iter().map(single).collect::<Vec<_>>())
     }
 
     /// The model for the API.

@@ -33,6 +33,8 @@ pub enum RateSource {
     File,
     /// What is published of a chip.
     Chip(String),
+    /// Earlier answers of the same model on this node. The bandwidth is the one that would explain them.
+    Measured,
 }
 
 /// How fast a node is.

@@ -11,6 +11,7 @@ use crate::cli::ui::{self, Table};
 use crate::discovery::Discovery;
 use crate::models::{Build, Lookup, LookupError, Registry, Size};
 use crate::placement::{self, PlanTable, PredictionText};
+use crate::rates::{self, Split};
 
 /// Prints which machine would hold which layers.
 ///
@@ -22,7 +23,9 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     let mut nodes = placement::cluster_nodes(&discovery, args.node_id.as_deref(), usable)?;
     placement::set_by_hand(&mut nodes, &args.placement)?;
     let subject = Subject::find(args)?;
-    let plan = Plan::regardless(&subject.bytes, &nodes, subject.tokens)?;
+    let last = subject.last.as_ref();
+    last.iter().for_each(|last| rates::apply(last, &mut nodes));
+    let plan = rates::plan(&subject.bytes, &nodes, subject.tokens, last)?;
     let planned = plan.check();
     let advice = match &planned {
         Ok(()) => Vec::new(),
@@ -129,6 +132,8 @@ struct Subject {
     /// Tokens to leave room for.
     tokens: usize,
     warnings: Vec<String>,
+    /// How it was served the last time.
+    last: Option<Split>,
     /// Where it is not on this machine: the build that the registry knows.
     build: Option<(&'static Build, Size)>,
 }
@@ -149,6 +154,7 @@ impl Subject {
                     bytes: ModelBytes::of(&checkpoint)?,
                     tokens,
                     warnings: warnings(&checkpoint),
+                    last: rates::recall(&checkpoint),
                     build: None,
                 });
             }
@@ -159,7 +165,7 @@ impl Subject {
                 let bytes = build.bytes()?.context("the build has a size")?;
                 let tokens = build_tokens(build, &args.cache);
                 let (build, id) = (Some((build, size)), name.to_owned());
-                Ok(Self { name: id.clone(), id, bytes, tokens, warnings: Vec::new(), build })
+                Ok(Self { name: id.clone(), id, bytes, tokens, warnings: Vec::new(), last: None, build })
             }
             None => Err(not_here.into()),
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kimi_core::plan::Plan;
-use kimi_core::{ChatFiles, ChatModel, ModelOptions};
+use kimi_core::{ChatFiles, ChatModel, Checkpoint, ModelOptions};
 use serde_json::json;
 
 use super::Outcome;
@@ -14,6 +14,7 @@ use crate::cli::args::ServeArgs;
 use crate::cli::ui;
 use crate::cluster::ClusterStatus;
 use crate::host::Host;
+use crate::rates;
 use crate::serving::{self, Slot};
 
 /// Serves the API until Ctrl-C.
@@ -57,8 +58,24 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     args.cache.note_limit(model.context_tokens());
     slot.loaded(model, built.devices, built.mapped);
     announce(args, addr, &found.id, options.context(&checkpoint))?;
+    let noting = runtime.spawn(note_rates(slot.clone(), checkpoint.clone()));
     runtime.block_on(server)??;
+    noting.abort();
+    slot.measured().into_iter().for_each(|split| rates::remember(&checkpoint, split));
     Ok(Outcome::Success)
+}
+
+/// Writes down now and then how fast the nodes are, for the next plan.
+async fn note_rates(slot: Slot, checkpoint: Checkpoint) {
+    const EVERY: Duration = Duration::from_secs(300);
+    loop {
+        tokio::time::sleep(EVERY).await;
+        if let Some(split) = slot.measured() {
+            let checkpoint = checkpoint.clone();
+            // A disk may be slow; whether it was written is of no interest here.
+            let _ = tokio::task::spawn_blocking(move || rates::remember(&checkpoint, split)).await;
+        }
+    }
 }
 
 /// Waits for Ctrl-C. Answers under way may end after it; a second Ctrl-C ends the program at once, as the first does while

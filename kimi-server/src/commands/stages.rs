@@ -22,6 +22,7 @@ use crate::local::LocalCluster;
 use crate::membership::{Member, Wait};
 use crate::models::FoundModel;
 use crate::placement::{self, PlanTable};
+use crate::rates;
 
 /// How long to look for workers that announce themselves, where the model fits this machine alone.
 const LOOK: Duration = Duration::from_millis(1500);
@@ -114,7 +115,10 @@ fn with_workers(
     let dialer = Dialer::new(me.as_str(), trust);
     let workers = runtime.block_on(cluster::connect(&wanted, enough, within, &dialer))?;
     nodes.retain(|node| node.id == me || workers.iter().any(|w| w.worker.id == node.id));
-    let plan = placement::plan_to_carry_out(bytes, &nodes, model.tokens(), args.placement.force)?;
+    let last = rates::recall(model.checkpoint);
+    last.iter().for_each(|last| rates::apply(last, &mut nodes));
+    let force = args.placement.force;
+    let plan = placement::plan_to_carry_out(bytes, &nodes, model.tokens(), force, last.as_ref())?;
     (model.planned)(&plan, true);
     let watch = load_bars(&plan);
     let Model { found, checkpoint, cache, device, status, .. } = *model;

@@ -6,6 +6,7 @@ use kimi_core::plan::{ModelBytes, Node, Plan};
 use super::{PlanTable, advice};
 use crate::cli::args::PlacementArgs;
 use crate::cli::ui;
+use crate::rates::{self, Split};
 
 /// Notes on the nodes what the user says of them.
 ///
@@ -36,7 +37,7 @@ fn named<'a>(nodes: &'a mut [Node], flag: &str, id: &str) -> anyhow::Result<&'a 
     found.ok_or_else(|| anyhow::anyhow!("{flag} {id}=..: there is no machine {id:?}; there are {known}"))
 }
 
-/// The plan to carry out: one that fits, or with `force` any.
+/// The plan to carry out: one that fits, or with `force` any. `last` is the split that the model was served with before.
 ///
 /// # Errors
 /// [`kimi_core::plan::PlanError`], with what would help.
@@ -45,8 +46,9 @@ pub fn plan_to_carry_out(
     nodes: &[Node],
     tokens: usize,
     force: bool,
+    last: Option<&Split>,
 ) -> anyhow::Result<Plan> {
-    let plan = Plan::regardless(bytes, nodes, tokens)?;
+    let plan = rates::plan(bytes, nodes, tokens, last)?;
     match plan.check() {
         Err(error) if force => ui::notice(format_args!("--force: going on, though {error}")),
         Err(error) => {

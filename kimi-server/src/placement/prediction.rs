@@ -28,6 +28,16 @@ impl fmt::Display for PredictionText<'_> {
             let source = match &rate.source {
                 RateSource::Flag => "--bandwidth".to_owned(),
                 RateSource::File => "memory_bandwidth in the discovery file".to_owned(),
+                RateSource::Measured => {
+                    let effective = rate.bytes_per_second * EFFICIENCY / 1e9;
+                    let ms = seconds * 1e3;
+                    writeln!(
+                        f,
+                        "  {}: {ms:.2} ms a token, {effective:.1} GB/s (measured in its last answers)",
+                        stage.node
+                    )?;
+                    continue;
+                }
                 RateSource::Chip(chip) => format!("published of {chip}, not measured"),
             };
             let (ms, gigabytes) = (seconds * 1e3, rate.bytes_per_second / 1e9);
