@@ -209,3 +209,31 @@ fn what_does_not_fit_runs_only_by_force() {
     let forced = answer(&listed.path, &[&tight[..], &["--force"]].concat());
     assert!(forced.status.success() && stderr(&forced).contains("--force: going on"), "{}", stderr(&forced));
 }
+
+#[test]
+fn what_was_measured_while_serving_is_known_to_the_next_plan() {
+    use common::coordinator::{Server, port, worker};
+    let state = tempfile::tempdir().unwrap();
+    let worker = worker("0");
+    let ports = [("w", port(&worker.address()))];
+    let mut server = Server::start_in(&ports, &[], |command| {
+        command.env("XDG_STATE_HOME", state.path());
+    });
+    let plan = |folder: &tempfile::TempDir| {
+        let file = folder.path().join("discovery.json");
+        let args = ["plan", "kimi-tiny", "--node-id", "me", "--context", "1024", "--discovery-config-path"];
+        let output =
+            common::kimi().args(args).arg(file).env("XDG_STATE_HOME", state.path()).output().unwrap();
+        common::stdout(&output)
+    };
+    assert!(plan(&server.folder).contains("no speed is predicted"));
+    server.stream().end();
+    common::coordinator::signal(&server.running, "-INT");
+    server.running.child.wait().unwrap();
+    let text = plan(&server.folder);
+    assert!(
+        text.contains("the split of the last time") && text.contains("(measured in its last answers)"),
+        "{text}"
+    );
+    assert!(text.contains("estimated: "), "{text}");
+}

@@ -3,193 +3,21 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
-use std::process::Command;
-use std::sync::mpsc::{self, Receiver};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
+use common::coordinator::{
+    LONG, Server, Stream, expected, health, named_worker, port, request, serve, signal, worker, write_peers,
+};
 use common::proxy::Proxy;
 use common::{Running, http, key, wait_until};
 use kimi_net::{
     Config, ErrorCode, ErrorReport, Event, Listener, LoadProgress, Ready, StepResult, Subject, Trust, Tuning,
 };
-use serde_json::{Value, json};
-
-const LONG: Duration = Duration::from_secs(60);
-const TOKENS: u32 = 400;
-
-/// The program with the key of the tests' cluster.
-fn kimi() -> Command {
-    common::with_key(common::kimi())
-}
-
-/// A worker, on a port of its own choice or the one it had before.
-fn worker(port: &str) -> Running {
-    named_worker("w", port)
-}
-
-fn named_worker(id: &str, port: &str) -> Running {
-    Running::spawn(kimi().args(["worker", "--node-id", id, "--node-port", port, "--json"]))
-}
-
-fn port(address: &str) -> String {
-    address.rsplit(':').next().unwrap().to_owned()
-}
-
-/// A coordinator and its folder.
-struct Server {
-    running: Running,
-    folder: tempfile::TempDir,
-}
-
-impl Server {
-    /// Serves kimi-tiny with workers at these ports.
-    fn start(workers: &[(&str, String)], more: &[&str]) -> Server {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("discovery.json");
-        write_peers(&file, workers);
-        let running = Running::spawn(serve(&file, more).stderr(std::process::Stdio::inherit()));
-        Server { running, folder }
-    }
-
-    fn health(&self) -> (u16, Value) {
-        health(&self.running.address())
-    }
-
-    /// Waits until `/health` shows something.
-    fn wait(&self, what: &str, mut holds: impl FnMut(u16, &Value) -> bool) -> Value {
-        let mut seen = Value::Null;
-        let holds = wait_until(LONG, || {
-            let (status, health) = self.health();
-            seen = health;
-            holds(status, &seen["models"][0])
-        });
-        assert!(holds, "{what}: {seen:#}");
-        seen["models"][0].clone()
-    }
-
-    /// Begins a streamed answer.
-    fn stream(&self) -> Stream {
-        Stream::open(&self.running.address())
-    }
-
-    fn ask(&self) -> (u16, String) {
-        http(&self.running.address(), "POST", "/v1/chat/completions", &request(8, false))
-    }
-}
-
-/// A discovery file with a coordinator and workers at these ports.
-fn write_peers(file: &Path, workers: &[(&str, String)]) {
-    let peer = |port: &str| {
-        json!({ "address": "127.0.0.1", "port": port.parse::<u16>().unwrap(),
-            "device_capabilities": { "model": "PC", "chip": "x", "memory": 4096 } })
-    };
-    let mut peers = serde_json::Map::from_iter([("me".to_owned(), peer("1"))]);
-    peers.extend(workers.iter().map(|(id, port)| ((*id).to_owned(), peer(port))));
-    std::fs::write(file, json!({ "peers": peers }).to_string()).unwrap();
-}
-
-fn serve(discovery: &Path, more: &[&str]) -> Command {
-    let mut command = kimi();
-    command.args(["serve", "--default-model", "kimi-tiny", "--context", "1024", "--json"]);
-    if !more.contains(&"--port") {
-        command.args(["--port", "0"]);
-    }
-    command.args(["--node-id", "me", "--wait-for-peers", "1", "--discovery-config-path"]).arg(discovery);
-    command.args(more);
-    command
-}
-
-fn health(address: &str) -> (u16, Value) {
-    let (status, body) = http(address, "GET", "/health", "");
-    (status, serde_json::from_str(&body).unwrap())
-}
-
-fn request(tokens: u32, stream: bool) -> String {
-    json!({ "model": "kimi-tiny", "max_tokens": tokens, "temperature": 1, "seed": 7, "ignore_eos": true,
-        "stream": stream, "messages": [{ "role": "user", "content": "Hello" }] })
-    .to_string()
-}
-
-/// A streamed answer under way.
-struct Stream {
-    events: Receiver<Value>,
-    text: String,
-}
-
-impl Stream {
-    fn open(address: &str) -> Stream {
-        let mut socket = TcpStream::connect(address).unwrap();
-        let body = request(TOKENS, true);
-        let length = body.len();
-        let head = format!(
-            "POST /v1/chat/completions HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\
-             content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
-        );
-        socket.write_all(head.as_bytes()).unwrap();
-        let (sender, events) = mpsc::channel();
-        thread::spawn(move || {
-            for line in BufReader::new(socket).lines().map_while(Result::ok) {
-                let Some(data) = line.strip_prefix("data: ").filter(|data| *data != "[DONE]") else {
-                    continue;
-                };
-                if sender.send(serde_json::from_str(data).unwrap()).is_err() {
-                    return;
-                }
-            }
-        });
-        Stream { events, text: String::new() }
-    }
-
-    /// The next event that is there in time.
-    fn next(&mut self) -> Option<Value> {
-        let event = self.events.recv_timeout(LONG).ok()?;
-        self.text += event["choices"][0]["delta"]["content"].as_str().unwrap_or_default();
-        Some(event)
-    }
-
-    /// Reads until some of the answer is there.
-    fn begin(mut self) -> Stream {
-        while self.text.len() < 40 {
-            self.next().expect("an answer begins");
-        }
-        self
-    }
-
-    /// The whole text.
-    fn end(mut self) -> String {
-        let mut last = Value::Null;
-        while let Some(event) = self.next() {
-            last = event;
-        }
-        assert_eq!(last["choices"][0]["finish_reason"], "length", "{last}");
-        self.text
-    }
-
-    /// The error that ends it.
-    fn error(mut self) -> String {
-        let mut last = Value::Null;
-        while let Some(event) = self.next() {
-            last = event;
-        }
-        last["error"]["message"].as_str().unwrap_or_else(|| panic!("no error: {last}")).to_owned()
-    }
-}
-
-/// The text of an answer in one process.
-fn expected() -> String {
-    let alone = ["serve", "kimi-tiny", "--port", "0", "--context", "1024", "--json"];
-    let alone = Running::start(&alone);
-    Stream::open(&alone.address()).end()
-}
-
-fn signal(running: &Running, name: &str) {
-    let id = running.child.id().to_string();
-    assert!(Command::new("kill").args([name, &id]).status().unwrap().success());
-}
+use serde_json::Value;
 
 #[test]
 fn a_killed_worker_comes_back_in_the_middle_of_an_answer() {
@@ -432,6 +260,7 @@ fn a_stuck_worker_is_noticed_although_it_answers_pings() {
                 rows: forward.rows,
                 cols: forward.cols,
                 compute_micros: 1000,
+                device_micros: 0,
                 queue_micros: 0,
             };
             sender.result(header, zeros.into()).unwrap();

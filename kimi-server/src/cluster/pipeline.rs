@@ -135,6 +135,10 @@ pub fn build(
         return Err(BuildError::Workers { planned: plan.stages.len(), workers: workers.len() });
     };
     let description = checkpoint.description();
+    for stage in &plan.stages {
+        // Before a node says how far it is, so that the total is there from the start.
+        placement.status.set(&stage.node, NodeState::Loading { loaded: 0, total: stage.weight_bytes });
+    }
     let mut loading = Vec::with_capacity(workers.len());
     for (i, (stage, Connected { worker, link })) in first.iter().zip(workers).enumerate() {
         let remote = placement.remote(worker, stage, &description, checkpoint.config());

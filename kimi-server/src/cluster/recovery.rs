@@ -99,10 +99,15 @@ impl Recovery {
         loaded.map(|loaded| loaded.runner).map_err(|e| format!("its layers can't be loaded again: {e}"))
     }
 
-    /// Asks the stage's own worker, then the spare ones.
+    /// Asks the stage's own worker, then the spare ones; one that is stuck last, as it takes its time to say so.
     fn ask_all(&mut self, stage: usize) -> Result<Box<dyn StageRunner>, String> {
         let own = self.workers[stage].clone();
-        let candidates: Vec<_> = std::iter::once(own).chain(self.spares.iter().cloned()).collect();
+        let mut candidates: Vec<_> = std::iter::once(own).chain(self.spares.iter().cloned()).collect();
+        let stuck = |worker: &Wanted| {
+            let known = self.placement.status.get(&worker.id).map(|known| known.state);
+            matches!(known, Some(NodeState::Stuck { .. }))
+        };
+        candidates.sort_by_key(stuck);
         let mut reasons = Vec::new();
         for worker in candidates {
             match self.ask(stage, worker.clone()) {

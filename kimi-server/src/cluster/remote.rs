@@ -218,11 +218,13 @@ impl Place {
         let reason = tokio::select! {
             reason = closed => reason,
             time = self.stuck() => {
-                return End::Lost(format!(
+                let reason = format!(
                     "it answers, but its computing has stood still for {:.1} s in the middle of a step; start `kimi worker` \
                      on it again",
                     time.as_secs_f64()
-                ));
+                );
+                self.set_state(NodeState::Stuck { reason: reason.clone() });
+                return End::Lost(reason);
             }
             () = self.dropped.notified() => return End::Dropped,
         };
@@ -315,7 +317,8 @@ impl Place {
 
     fn lose(&self, reason: String, lost: LossWatch) {
         let error = self.lost(reason.clone());
-        if self.remote.status.get(&self.remote.worker.id).is_none_or(|node| node.state.word() != "taken") {
+        let known = self.remote.status.get(&self.remote.worker.id).map(|node| node.state);
+        if !matches!(known, Some(NodeState::Taken { .. } | NodeState::Stuck { .. })) {
             self.set_state(NodeState::Lost { reason });
         }
         let unanswered = self.traffic().end(error.clone());

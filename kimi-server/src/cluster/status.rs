@@ -45,6 +45,11 @@ pub enum NodeState {
         /// What was seen.
         reason: String,
     },
+    /// It answers, but computes no more. Its layers are wanted from others first.
+    Stuck {
+        /// What was seen.
+        reason: String,
+    },
     /// Another coordinator has it now.
     Taken {
         /// Its words.
@@ -60,6 +65,7 @@ impl NodeState {
             Self::Ready => "ready",
             Self::Reconnecting { .. } => "reconnecting",
             Self::Lost { .. } => "lost",
+            Self::Stuck { .. } => "stuck",
             Self::Taken { .. } => "taken",
         }
     }
@@ -68,7 +74,10 @@ impl NodeState {
     pub fn reason(&self) -> Option<&str> {
         match self {
             Self::Loading { .. } | Self::Ready => None,
-            Self::Reconnecting { reason } | Self::Lost { reason } | Self::Taken { reason } => Some(reason),
+            Self::Reconnecting { reason }
+            | Self::Lost { reason }
+            | Self::Stuck { reason }
+            | Self::Taken { reason } => Some(reason),
         }
     }
 }

@@ -239,7 +239,7 @@ impl StageStatus {
         match (lost, state) {
             // While it is replaced its layers are loaded again.
             (_, Some(NodeState::Loading { .. })) => Self::Loading,
-            (true, _) | (false, Some(NodeState::Lost { .. })) => Self::Lost,
+            (true, _) | (false, Some(NodeState::Lost { .. } | NodeState::Stuck { .. })) => Self::Lost,
             (false, None | Some(NodeState::Ready)) => Self::Ok,
             (false, Some(NodeState::Reconnecting { .. })) => Self::Reconnecting,
             (false, Some(NodeState::Taken { .. })) => Self::Taken,

@@ -3,6 +3,7 @@
 
 #[cfg(target_os = "linux")]
 pub mod cable;
+pub mod coordinator;
 #[cfg(target_os = "linux")]
 pub mod hosts;
 pub mod proxy;
@@ -28,6 +29,7 @@ pub fn kimi() -> Command {
         "KIMI_GPU_MEMORY",
         "KIMI_CLUSTER_KEY",
         "XDG_CONFIG_HOME",
+        "XDG_STATE_HOME",
     ]) {
         command.env_remove(name);
     }
