@@ -13,6 +13,7 @@
 mod event;
 mod files;
 mod generation;
+mod output;
 mod reply;
 
 use std::path::Path;
@@ -32,6 +33,7 @@ pub use event::{ChatEvent, ChatRequest, FinishReason, LikelyToken, TokenLogprob}
 pub use files::ChatFiles;
 use generation::Slot;
 pub use generation::{ChatEvents, ChatGeneration};
+pub use output::{GrammarError, GrammarFault, GrammarPlace, OutputFormat, ToolChoice};
 use reply::ReplyStream;
 
 /// Tokens in a page of the latent cache.
@@ -164,6 +166,9 @@ pub enum ChatError {
     /// A stop string is out of bounds.
     #[error(transparent)]
     Stop(#[from] StopError),
+    /// The form that the answer must have can't be enforced.
+    #[error(transparent)]
+    Grammar(#[from] GrammarError),
     /// The request is at fault.
     #[error(transparent)]
     Request(#[from] RequestError),

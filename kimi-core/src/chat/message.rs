@@ -169,6 +169,11 @@ impl Tool {
         self.function("parameters")
     }
 
+    /// Whether its arguments must follow the parameters in every call: `function.strict`.
+    pub fn strict(&self) -> bool {
+        self.function("strict").and_then(Value::as_bool).unwrap_or(false)
+    }
+
     /// The whole declaration.
     pub fn json(&self) -> &Arc<Value> {
         &self.0

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::output::{OutputFormat, ToolChoice};
 use crate::cancel::CancelFlag;
 use crate::chat::{Message, Tool};
 use crate::engine::{EngineError, Usage};
@@ -14,6 +15,12 @@ pub struct ChatRequest {
     pub messages: Vec<Message>,
     /// Tools that the model may call.
     pub tools: Vec<Tool>,
+    /// Which of them it may call, and whether it must.
+    pub tool_choice: ToolChoice,
+    /// Whether one answer may hold several calls.
+    pub parallel_tool_calls: bool,
+    /// What the answer's text must look like.
+    pub output: OutputFormat,
     /// Further variables of the chat template, such as `thinking`.
     pub template_kwargs: Map<String, Value>,
     /// How tokens are chosen.
@@ -40,6 +47,9 @@ impl Default for ChatRequest {
         Self {
             messages: Vec::new(),
             tools: Vec::new(),
+            tool_choice: ToolChoice::Auto,
+            parallel_tool_calls: true,
+            output: OutputFormat::Text,
             template_kwargs: Map::new(),
             params: SamplingParams::default(),
             max_tokens: None,

@@ -5,6 +5,7 @@ use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use kimi_core::ChatError;
 use kimi_core::chat::TemplateError;
+use kimi_core::chat_model::{GrammarError, GrammarPlace};
 use kimi_core::engine::{EngineError, RequestError};
 use kimi_core::plan::HumanBytes;
 use kimi_core::sampler::{ParamError, StopError};
@@ -243,6 +244,7 @@ impl From<ChatError> for ApiError {
             ChatError::Request(error) => error.into(),
             ChatError::Engine(error) => error.into(),
             ChatError::Stop(error) => error.into(),
+            ChatError::Grammar(error) => error.into(),
             ChatError::Template(error) => error.into(),
             ChatError::Tokenizer(
                 error @ (TokenizerError::TooLarge { .. } | TokenizerError::LongText { .. }),
@@ -252,6 +254,17 @@ impl From<ChatError> for ApiError {
             }
             ChatError::Tokenizer(error) => Self::internal(error.to_string()),
         }
+    }
+}
+
+impl From<GrammarError> for ApiError {
+    fn from(error: GrammarError) -> Self {
+        let param = match error.place {
+            GrammarPlace::Output => "response_format".to_owned(),
+            GrammarPlace::Tool { index } => format!("tools[{index}].function.parameters"),
+            GrammarPlace::ToolChoice => "tool_choice".to_owned(),
+        };
+        Self { param: Some(param), ..Self::invalid("invalid_value", error.fault.to_string()) }
     }
 }
 

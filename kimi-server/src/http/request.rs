@@ -51,6 +51,7 @@ impl CompletionRequest {
                 ignore_eos: flag(fields, "ignore_eos")?.unwrap_or(false),
                 parse_tools: use_tools,
                 cancel,
+                ..ChatRequest::default()
             },
             stream: flag(fields, "stream")?.unwrap_or(false),
             include_usage: include_usage(fields)?,
