@@ -5,7 +5,7 @@ use kimi_core::plan::predict::{Rate, RateSource};
 /// Name, memory bandwidth in GB/s and peak f32 TFLOP/s, as their makers publish them; of variants with one name the slower.
 /// Apple publishes no arithmetic rate since the M3: that of the M3 Ultra is 80 cores x 128 lanes x 2 x 1.4 GHz, others are left
 /// out.
-const CHIPS: [(&str, f64, Option<f64>); 26] = [
+const CHIPS: [(&str, f64, Option<f64>); 29] = [
     ("Apple M1", 68.0, Some(2.6)),
     ("Apple M1 Pro", 200.0, Some(5.2)),
     ("Apple M1 Max", 400.0, Some(10.4)),
@@ -21,6 +21,9 @@ const CHIPS: [(&str, f64, Option<f64>); 26] = [
     ("Apple M4", 120.0, None),
     ("Apple M4 Pro", 273.0, None),
     ("Apple M4 Max", 410.0, None),
+    ("Apple M5", 153.0, None),
+    ("Apple M5 Pro", 307.0, None),
+    ("Apple M5 Max", 460.0, None),
     ("H100 PCIe", 2000.0, Some(51.0)),
     ("H100 NVL", 3900.0, Some(60.0)),
     ("H100 80GB HBM3", 3350.0, Some(67.0)),
