@@ -67,7 +67,7 @@ fn fields_out_of_their_types_and_ranges() {
         ("model", json!(5), "invalid_type", "model"),
         ("stream", json!("yes"), "invalid_type", "stream"),
         ("stream_options", json!({"include_usage": 1}), "invalid_type", "stream_options.include_usage"),
-        ("n", json!(2), "unsupported_value", "n"),
+        ("n", json!(129), "integer_above_max_value", "n"),
         ("n", json!(0), "integer_below_min_value", "n"),
         ("stop", json!([5]), "invalid_type", "stop[0]"),
         ("stop", json!({}), "invalid_type", "stop"),
@@ -81,9 +81,9 @@ fn fields_out_of_their_types_and_ranges() {
         ("top_k", json!(-2), "invalid_value", "top_k"),
         ("top_k", json!(0.5), "invalid_type", "top_k"),
         ("logit_bias", json!([]), "invalid_type", "logit_bias"),
-        ("logit_bias", json!({"x": 1}), "invalid_value", "logit_bias[\"x\"]"),
-        ("logit_bias", json!({"-1": 1}), "invalid_value", "logit_bias[\"-1\"]"),
-        ("logit_bias", json!({"1": "1"}), "invalid_type", "logit_bias[\"1\"]"),
+        ("logit_bias", json!({"x": 1}), "invalid_value", "logit_bias.x"),
+        ("logit_bias", json!({"-1": 1}), "invalid_value", "logit_bias.-1"),
+        ("logit_bias", json!({"1": "1"}), "invalid_type", "logit_bias.1"),
         ("logit_bias", json!({"1": 101}), "invalid_value", "logit_bias"),
         ("tools", json!({}), "invalid_type", "tools"),
         ("tools", json!([{"function": {"name": "f"}}]), "missing_required_parameter", "tools[0].type"),
@@ -104,6 +104,22 @@ fn fields_out_of_their_types_and_ranges() {
         ("response_format", json!({"type": "json_schema"}), "unsupported_value", "response_format.type"),
         ("response_format", json!("text"), "invalid_type", "response_format"),
         ("functions", json!([]), "unsupported_parameter", "functions"),
+        ("guided_json", json!({"type": "object"}), "unsupported_parameter", "guided_json"),
+        ("mirostat", json!(2), "unsupported_parameter", "mirostat"),
+        ("web_search_options", json!({}), "unsupported_parameter", "web_search_options"),
+        ("messages", message(json!([])), "invalid_type", "messages[0]"),
+        (
+            "messages",
+            json!([{"role": "user", "content": "hi"}, {"role": "user", "content": [{"type": "text", "text": 5}]}]),
+            "invalid_type",
+            "messages[1].content[0].text",
+        ),
+        (
+            "tools",
+            json!([{"type": "builtin_function", "function": {"name": "$web_search"}}]),
+            "unsupported_value",
+            "tools[0].type",
+        ),
         ("modalities", json!(["audio"]), "unsupported_value", "modalities[0]"),
         ("chat_template_kwargs", json!([]), "invalid_type", "chat_template_kwargs"),
         ("ignore_eos", json!(0), "invalid_type", "ignore_eos"),
@@ -121,7 +137,7 @@ fn fields_out_of_their_types_and_ranges() {
     }
     for key in ["max_tokens", "max_completion_tokens"] {
         cases.push((key, json!(0), "integer_below_min_value", key));
-        cases.push((key, json!(-1), "integer_below_min_value", key));
+        cases.push((key, json!(-2), "integer_below_min_value", key));
         cases.push((key, json!(1e30), "integer_above_max_value", key));
         cases.push((key, json!("9"), "invalid_type", key));
     }

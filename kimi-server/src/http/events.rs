@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
+use std::task::{Context, Poll, ready};
 
 use kimi_core::ChatEvent;
 use kimi_core::chat_model::FinishReason;
 use kimi_core::engine::Usage;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::engine::Running;
@@ -64,14 +64,13 @@ impl PendingEvents {
     pub(super) fn of(
         self,
         running: Box<dyn Running>,
-        slot: OwnedSemaphorePermit,
         parallel_calls: bool,
         counted: metrics::Request,
     ) -> Events {
         let running: Arc<dyn Running> = running.into();
         let _ = self.flow.running.set(Arc::downgrade(&running)); // nobody else sets it
         let Self { receiver, flow } = self;
-        Events { receiver, flow, running, parallel_calls, cut: false, counted, _slot: slot }
+        Events { receiver, flow, running, parallel_calls, cut: false, counted }
     }
 }
 
@@ -85,8 +84,6 @@ pub(super) struct Events {
     /// Whether a second tool call was cut off.
     cut: bool,
     counted: metrics::Request,
-    /// The answer's place among those that the server gives at a time.
-    _slot: OwnedSemaphorePermit,
 }
 
 /// What can still happen once failures are taken out.
@@ -98,15 +95,16 @@ pub(super) enum Event {
 }
 
 impl Events {
-    /// The next event. May be dropped while it waits; nothing is lost.
+    /// The next event, if there is one yet.
     ///
     /// # Errors
     /// If the model failed or was stopped.
-    pub(super) async fn next(&mut self) -> Result<Event, ApiError> {
+    pub(super) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Result<Event, ApiError>> {
         loop {
-            let Some(event) = self.receiver.recv().await else {
+            let Some(event) = ready!(self.receiver.poll_recv(cx)) else {
                 self.counted.failed();
-                return Err(ApiError::internal("the model stopped without a word; see the server's log"));
+                let message = "the model stopped without a word; see the server's log";
+                return Poll::Ready(Err(ApiError::internal(message)));
             };
             let unread = self.flow.unread.fetch_sub(1, Ordering::SeqCst) - 1;
             if unread <= RESUME_AT && self.flow.paused.swap(false, Ordering::SeqCst) {
@@ -116,21 +114,21 @@ impl Events {
                 ChatEvent::Finished { reason, usage } => {
                     let reason = if self.cut { FinishReason::ToolCalls } else { reason };
                     self.counted.finished(reason, &usage);
-                    return match reason {
+                    return Poll::Ready(match reason {
                         FinishReason::Cancelled => Err(ApiError::shutdown()),
                         reason => Ok(Event::Finished(reason, usage)),
-                    };
+                    });
                 }
                 ChatEvent::Failed(error) => {
                     self.counted.failed();
-                    return Err(ApiError::from(error));
+                    return Poll::Ready(Err(ApiError::from(error)));
                 }
                 ChatEvent::ToolCallBegin { index, .. } if index > 0 && !self.parallel_calls => {
                     self.cut = true;
                     self.running.cancel();
                 }
                 _ if self.cut => {}
-                part => return Ok(Event::Part(part)),
+                part => return Poll::Ready(Ok(Event::Part(part))),
             }
         }
     }

@@ -1,154 +1,291 @@
 //! The messages and tools of a request.
 
+use std::fmt;
+
 use kimi_core::chat::{Content, FunctionCall, Message, Tool, ToolCall};
+use serde::Deserialize;
+use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::json::{Field, Fields};
+use super::read::{self, Object, Refusal};
 
 /// Most tools of a request.
 const MAX_TOOLS: usize = 512;
 /// Most characters of a tool's name.
 const MAX_NAME_CHARS: usize = 256;
 
-/// Reads `messages`, at least one.
-pub(super) fn messages(field: Field) -> Result<Vec<Message>, ApiError> {
-    let path = field.path().to_owned();
-    let messages = field.array()?;
-    if messages.is_empty() {
-        return Err(ApiError::field(&path, "empty_array", "expected at least one message, found none"));
-    }
-    messages.into_iter().map(message).collect()
+/// A message of a request.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Object<RawMessage>")]
+pub(super) struct ChatMessage(pub(super) Message);
+
+#[derive(Deserialize)]
+struct RawMessage {
+    role: Role,
+    content: Option<Text>,
+    name: Option<String>,
+    reasoning_content: Option<String>,
+    reasoning: Option<String>,
+    tool_calls: Option<Vec<Call>>,
+    tool_call_id: Option<String>,
+    function_call: Option<Value>,
 }
 
-fn message(field: Field) -> Result<Message, ApiError> {
-    let path = field.path().to_owned();
-    let mut fields = field.object()?;
-    let role = fields.require("role")?;
-    let role = match role.value().as_str() {
-        // What OpenAI calls "developer" since its reasoning models is what templates know as "system".
-        Some("system" | "developer") => "system",
-        Some("user") => "user",
-        Some("assistant") => "assistant",
-        Some("tool") => "tool",
-        Some(other) => {
-            let expected = "expected \"system\", \"developer\", \"user\", \"assistant\" or \"tool\"";
-            return Err(role.error("invalid_value", format!("{expected}, found {other:?}")));
+impl TryFrom<Object<RawMessage>> for ChatMessage {
+    type Error = Refusal;
+
+    fn try_from(Object(raw): Object<RawMessage>) -> Result<Self, Refusal> {
+        let role = raw.role.0;
+        let mut message = Message { role: role.to_owned(), name: raw.name, ..Message::default() };
+        message.content = raw.content.map(|text| Content::Text(text.0));
+        match role {
+            "assistant" => {
+                if raw.function_call.is_some() {
+                    let what = "is not supported; use tool_calls";
+                    return Err(Refusal::at("function_call", "unsupported_parameter", what));
+                }
+                message.reasoning_content = raw.reasoning_content.or(raw.reasoning);
+                message.tool_calls = raw.tool_calls.into_iter().flatten().map(|call| call.0).collect();
+            }
+            "tool" => {
+                let id = raw.tool_call_id.ok_or_else(|| Refusal::missing("tool_call_id"))?;
+                message.tool_call_id = Some(id);
+            }
+            _ => {}
         }
-        None => return Err(role.wrong_type("a string")),
-    };
-    let mut message = Message { role: role.to_owned(), ..Message::default() };
-    message.content = fields.take("content").map(content).transpose()?.map(Content::Text);
-    message.name = fields.take("name").map(Field::string).transpose()?;
-    match role {
-        "assistant" => assistant(&mut fields, &mut message)?,
-        "tool" => message.tool_call_id = Some(fields.require("tool_call_id")?.string()?),
-        _ => {}
+        // Reasoning alone is what a model's answer was whose limit came before its text.
+        if message.content.is_none() && message.tool_calls.is_empty() && message.reasoning_content.is_none() {
+            let what = match role {
+                "assistant" => "is missing, and so are tool_calls and reasoning_content",
+                _ => "is missing",
+            };
+            return Err(Refusal::at("content", "missing_required_parameter", what));
+        }
+        Ok(Self(message))
     }
-    if message.content.is_none() && message.tool_calls.is_empty() {
-        let what = if role == "assistant" { "is missing, and so are tool_calls" } else { "is missing" };
-        return Err(ApiError::field(&format!("{path}.content"), "missing_required_parameter", what));
-    }
-    Ok(message)
 }
 
-/// Fields that only an assistant's message has.
-fn assistant(fields: &mut Fields, message: &mut Message) -> Result<(), ApiError> {
-    let reasoning = fields.take("reasoning_content").or_else(|| fields.take("reasoning"));
-    message.reasoning_content = reasoning.map(Field::string).transpose()?;
-    if let Some(calls) = fields.take("tool_calls") {
-        message.tool_calls = calls.array()?.into_iter().map(tool_call).collect::<Result<_, _>>()?;
-    }
-    match fields.take("function_call") {
-        Some(call) => Err(call.error("unsupported_parameter", "is not supported; use tool_calls")),
-        None => Ok(()),
+/// A role, as templates call it.
+struct Role(&'static str);
+
+impl<'de> Deserialize<'de> for Role {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let found = String::deserialize(from)?;
+        match found.as_str() {
+            // What OpenAI calls "developer" since its reasoning models is what templates know as "system".
+            "system" | "developer" => Ok(Self("system")),
+            "user" => Ok(Self("user")),
+            "assistant" => Ok(Self("assistant")),
+            "tool" => Ok(Self("tool")),
+            other => {
+                let expected = "expected \"system\", \"developer\", \"user\", \"assistant\" or \"tool\"";
+                let found = read::describe(&Value::from(other));
+                Err(Refusal::new("invalid_value", format!("{expected}, found {found}")).into_serde())
+            }
+        }
     }
 }
 
 /// A content's text: of a string, or of text parts one after another.
-fn content(field: Field) -> Result<String, ApiError> {
-    match field.value() {
-        Value::String(_) => field.string(),
-        Value::Array(parts) if parts.is_empty() => {
-            Err(field.error("empty_array", "expected at least one part, found none"))
+#[derive(Debug)]
+pub(super) struct Text(pub(super) String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Parts;
+        impl<'de> Visitor<'de> for Parts {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or an array of text parts")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(text.to_owned()))
+            }
+
+            fn visit_string<E: de::Error>(self, text: String) -> Result<Text, E> {
+                Ok(Text(text))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Text, A::Error> {
+                let none = || Refusal::new("empty_array", "expected at least one part, found none");
+                let Part(mut text) = parts.next_element()?.ok_or_else(|| none().into_serde())?;
+                while let Some(Part(more)) = parts.next_element()? {
+                    text.push_str(&more);
+                }
+                Ok(Text(text))
+            }
         }
-        Value::Array(_) => field.array()?.into_iter().map(text_part).collect(),
-        _ => Err(field.wrong_type("a string or an array of text parts")),
+        from.deserialize_any(Parts)
     }
 }
 
-fn text_part(field: Field) -> Result<String, ApiError> {
-    let mut fields = field.object()?;
-    let kind = fields.require("type")?;
-    match kind.value().as_str() {
-        Some("text") => fields.require("text")?.string(),
-        Some("refusal") => fields.require("refusal")?.string(),
-        Some(other @ ("image_url" | "input_audio" | "file" | "video_url")) => {
-            let message = format!("{other:?} parts are not supported: this model takes text only");
-            Err(kind.error("unsupported_value", message))
+#[derive(Deserialize)]
+#[serde(try_from = "Object<RawPart>")]
+struct Part(String);
+
+#[derive(Deserialize)]
+struct RawPart {
+    r#type: String,
+    text: Option<String>,
+    refusal: Option<String>,
+}
+
+impl TryFrom<Object<RawPart>> for Part {
+    type Error = Refusal;
+
+    fn try_from(Object(raw): Object<RawPart>) -> Result<Self, Refusal> {
+        match raw.r#type.as_str() {
+            "text" => raw.text.ok_or_else(|| Refusal::missing("text")),
+            "refusal" => raw.refusal.ok_or_else(|| Refusal::missing("refusal")),
+            other @ ("image_url" | "input_audio" | "file" | "video_url") => {
+                let message = format!("{other:?} parts are not supported: this model takes text only");
+                Err(Refusal::at("type", "unsupported_value", message))
+            }
+            other => {
+                let found = read::describe(&Value::from(other));
+                Err(Refusal::at("type", "invalid_value", format!("expected \"text\", found {found}")))
+            }
         }
-        Some(other) => Err(kind.error("invalid_value", format!("expected \"text\", found {other:?}"))),
-        None => Err(kind.wrong_type("a string")),
+        .map(Self)
     }
 }
 
-fn tool_call(field: Field) -> Result<ToolCall, ApiError> {
-    let mut fields = field.object()?;
-    let id = fields.require("id")?.string()?;
-    check_function_type(fields.take("type"))?;
-    let mut function = fields.require("function")?.object()?;
-    let name = name(function.require("name")?)?;
-    let arguments = function.require("arguments")?.string()?;
-    Ok(ToolCall { id, kind: "function".to_owned(), function: FunctionCall { name, arguments } })
+/// A call in an assistant's message.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Object<RawCall>")]
+struct Call(ToolCall);
+
+#[derive(Deserialize)]
+struct RawCall {
+    id: String,
+    r#type: Option<String>,
+    function: Object<RawFunction>,
 }
 
-/// Reads `tools`. A declaration is kept whole, because templates print all of it.
-pub(super) fn tools(field: Field) -> Result<Vec<Tool>, ApiError> {
-    let path = field.path().to_owned();
-    let tools = field.array()?;
-    if tools.len() > MAX_TOOLS {
-        let message = format!("expected at most {MAX_TOOLS} tools, found {}", tools.len());
-        return Err(ApiError::field(&path, "array_above_max_length", message));
-    }
-    tools.into_iter().map(tool).collect()
+#[derive(Deserialize)]
+struct RawFunction {
+    name: String,
+    arguments: String,
 }
 
-/// Checks a tool where it is: a schema takes many times the memory of its text.
-fn tool(field: Field) -> Result<Tool, ApiError> {
-    let path = field.path().to_owned();
-    let mut fields = field.object()?;
-    check_function_type(Some(fields.look_for("type")?))?;
-    let function = fields.require("function")?.object()?;
-    name(function.look_for("name")?)?;
-    function.look("description").map(Field::string).transpose()?;
-    function.check_object("parameters")?;
-    function.look("strict").map(Field::boolean).transpose()?;
-    let mut whole = fields.into_map();
-    whole.insert("function".to_owned(), Value::Object(function.into_map()));
-    let tool = Tool::try_from(Value::Object(whole));
-    tool.map_err(|error| ApiError::field(&path, "invalid_value", error.to_string()))
-}
+impl TryFrom<Object<RawCall>> for Call {
+    type Error = Refusal;
 
-fn check_function_type(kind: Option<Field>) -> Result<(), ApiError> {
-    let Some(kind) = kind else { return Ok(()) };
-    match kind.value().as_str() {
-        Some("function") => Ok(()),
-        Some(other) => {
-            Err(kind.error("unsupported_value", format!("expected \"function\", found {other:?}")))
+    fn try_from(Object(raw): Object<RawCall>) -> Result<Self, Refusal> {
+        check_function(raw.r#type.as_deref().unwrap_or("function"))?;
+        let Object(RawFunction { name, arguments }) = raw.function;
+        // A model may have made up any name, and the server has passed it on: so it is taken back.
+        if name.is_empty() {
+            return Err(Refusal::at("function.name", "invalid_value", "expected a name, found \"\""));
         }
-        None => Err(kind.wrong_type("a string")),
+        Ok(Self(ToolCall {
+            id: raw.id,
+            kind: "function".to_owned(),
+            function: FunctionCall { name, arguments },
+        }))
+    }
+}
+
+/// Checks the type of a tool or of a call.
+fn check_function(found: &str) -> Result<(), Refusal> {
+    let message = match found {
+        "function" => return Ok(()),
+        "builtin_function" => {
+            "\"builtin_function\" (such as $web_search) runs on Moonshot's own servers and is not supported here; declare a \
+             \"function\" of yours"
+                .to_owned()
+        }
+        found => format!("expected \"function\", found {}", read::describe(&Value::from(found))),
+    };
+    Err(Refusal::at("type", "unsupported_value", message))
+}
+
+/// The declared tools.
+#[derive(Debug, Default, Deserialize)]
+#[serde(try_from = "Vec<Declared>")]
+pub(super) struct Tools(pub(super) Vec<Tool>);
+
+impl TryFrom<Vec<Declared>> for Tools {
+    type Error = Refusal;
+
+    fn try_from(tools: Vec<Declared>) -> Result<Self, Refusal> {
+        if tools.len() > MAX_TOOLS {
+            let message = format!("expected at most {MAX_TOOLS} tools, found {}", tools.len());
+            return Err(Refusal::new("array_above_max_length", message));
+        }
+        Ok(Self(tools.into_iter().map(|tool| tool.0).collect()))
+    }
+}
+
+/// A tool. The declaration is kept whole, because templates print all of it.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "Value")]
+struct Declared(Tool);
+
+impl TryFrom<Value> for Declared {
+    type Error = Refusal;
+
+    fn try_from(value: Value) -> Result<Self, Refusal> {
+        let fields = object(&value, "")?;
+        check_function(string(fields.get("type"), "type")?.ok_or_else(|| Refusal::missing("type"))?)?;
+        let function = present(fields.get("function")).ok_or_else(|| Refusal::missing("function"))?;
+        let function = object(function, "function")?;
+        let name = string(function.get("name"), "function.name")?;
+        check_name(name.ok_or_else(|| Refusal::missing("function.name"))?)?;
+        string(function.get("description"), "function.description")?;
+        if let Some(parameters) = present(function.get("parameters")) {
+            object(parameters, "function.parameters")?;
+        }
+        match present(function.get("strict")) {
+            None | Some(Value::Bool(_)) => {}
+            Some(other) => return Err(wrong("function.strict", "true or false", other)),
+        }
+        Tool::try_from(value).map(Self).map_err(|error| Refusal::new("invalid_value", error.to_string()))
+    }
+}
+
+fn present(value: Option<&Value>) -> Option<&Value> {
+    value.filter(|value| !value.is_null())
+}
+
+fn wrong(path: &str, expected: &str, found: &Value) -> Refusal {
+    Refusal::at(path, "invalid_type", format!("expected {expected}, found {}", read::describe(found)))
+}
+
+fn object<'v>(value: &'v Value, path: &str) -> Result<&'v serde_json::Map<String, Value>, Refusal> {
+    value.as_object().ok_or_else(|| wrong(path, "an object", value))
+}
+
+fn string<'v>(value: Option<&'v Value>, path: &str) -> Result<Option<&'v str>, Refusal> {
+    match present(value) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(wrong(path, "a string", other)),
     }
 }
 
 /// A function's name. Dots are not in OpenAI's alphabet, but tool servers use them.
-fn name(field: Field) -> Result<String, ApiError> {
-    let path = field.path().to_owned();
-    let name = field.string()?;
+fn check_name(name: &str) -> Result<(), Refusal> {
     let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if (1..=MAX_NAME_CHARS).contains(&name.len()) && name.chars().all(known) {
-        return Ok(name);
+        return Ok(());
     }
     let found: String = name.chars().take(MAX_NAME_CHARS).collect();
     let message = format!("expected 1 to {MAX_NAME_CHARS} letters, digits, '_', '-' or '.', found {found:?}");
-    Err(ApiError::field(&path, "invalid_value", message))
+    Err(Refusal::at("function.name", "invalid_value", message))
+}
+
+/// The messages, at least one.
+///
+/// # Errors
+/// 400 if there is none.
+pub(super) fn not_empty(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
+    if messages.is_empty() {
+        let message = "expected at least one message, found none";
+        return Err(ApiError::field("messages", "empty_array", message));
+    }
+    Ok(messages.into_iter().map(|message| message.0).collect())
 }

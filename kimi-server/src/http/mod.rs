@@ -18,20 +18,24 @@
 //! Fields without a meaning here (`user`, `metadata`, `store`, ...) are ignored; those with a meaning that is not
 //! implemented (`n` > 1, `response_format` other than text, images, forced tool calls) are refused with status 400.
 
+mod answer;
 mod body;
 mod budget;
 mod chat;
+mod chat_writer;
 mod config;
 mod connections;
 mod engine;
 pub mod error;
 mod events;
+mod foreign;
 mod host;
 mod json;
 mod messages;
 mod metrics;
+mod options;
 mod peer;
-mod request;
+mod read;
 mod response;
 mod routes;
 mod server;

@@ -22,7 +22,7 @@ use super::engine::ServedModel;
 use super::error::ApiError;
 use super::metrics::Metrics;
 use super::peer::Peer;
-use super::{Body, body, chat, host};
+use super::{Body, answer, body, chat, host};
 use crate::monitor::{ModelStatus, ProcessState, Slow, Snapshot};
 
 /// What all requests share.
@@ -192,7 +192,7 @@ async fn route(
             check_method(&request, &[Method::POST], "POST")?;
             let body = app.until_end(body::read(request, &app.config, &app.budget)).await?;
             client.place.set(Phase::Answering);
-            chat::complete(app.clone(), client.peer, body).await
+            answer::respond(app.clone(), client.peer, body, chat::prepare).await
         }
         "/v1/models" => {
             check_method(&request, &[Method::GET, Method::HEAD], "GET, HEAD")?;

@@ -1,0 +1,137 @@
+//! The fields that all front doors of OpenAI's shape share: which model, how tokens are chosen, when the answer ends.
+
+use std::collections::BTreeMap;
+
+use kimi_core::sampler::{RawSamplingParams, SamplingParams};
+use serde::Deserialize;
+
+use super::error::ApiError;
+use super::read::{Object, Strings, Whole};
+
+/// `temperature` of a request that has none: what Moonshot recommends for K2-Instruct.
+const DEFAULT_TEMPERATURE: f32 = 0.6;
+/// Most answers of one request.
+const MAX_CHOICES: i64 = 128;
+
+/// The fields as they come.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Options {
+    /// Which model, if the request says so.
+    pub(super) model: Option<String>,
+    stream: Option<bool>,
+    stream_options: Option<Object<StreamOptions>>,
+    n: Option<Whole>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<Whole>,
+    min_p: Option<f64>,
+    #[serde(alias = "repeat_penalty")]
+    repetition_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    logit_bias: Option<BTreeMap<String, f64>>,
+    seed: Option<Whole>,
+    max_completion_tokens: Option<Whole>,
+    max_tokens: Option<Whole>,
+    stop: Option<Strings>,
+    ignore_eos: Option<bool>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+impl Options {
+    /// Whether the answer comes as a stream of events.
+    pub(super) fn stream(&self) -> bool {
+        self.stream.unwrap_or(false)
+    }
+
+    /// Whether a stream ends with what it took.
+    pub(super) fn include_usage(&self) -> bool {
+        self.stream_options.as_ref().and_then(|options| options.0.include_usage).unwrap_or(false)
+    }
+
+    /// How many answers are wanted.
+    ///
+    /// # Errors
+    /// 400 for none or too many.
+    pub(super) fn choices(&self) -> Result<usize, ApiError> {
+        Ok(self.n.map_or(Ok(1), |n| n.within("n", 1..=MAX_CHOICES))? as usize)
+    }
+
+    /// How tokens are chosen.
+    ///
+    /// # Errors
+    /// 400 for a value out of its range.
+    pub(super) fn sampling(&self) -> Result<SamplingParams, ApiError> {
+        let mut raw = RawSamplingParams { temperature: DEFAULT_TEMPERATURE, ..RawSamplingParams::default() };
+        let fields = [
+            (self.temperature, &mut raw.temperature),
+            (self.top_p, &mut raw.top_p),
+            (self.min_p, &mut raw.min_p),
+            (self.repetition_penalty, &mut raw.repetition_penalty),
+            (self.presence_penalty, &mut raw.presence_penalty),
+            (self.frequency_penalty, &mut raw.frequency_penalty),
+        ];
+        for (found, field) in fields {
+            *field = found.map_or(*field, |value| value as f32);
+        }
+        if let Some(top_k) = self.top_k {
+            raw.top_k = top_k.within("top_k", i64::MIN..=i64::MAX)?;
+        }
+        if let Some(seed) = self.seed {
+            raw.seed = Some(seed.within("seed", i64::MIN..=i64::MAX)?.cast_unsigned());
+        }
+        raw.logit_bias = self.logit_bias.iter().flatten().map(token_bias).collect::<Result<_, _>>()?;
+        Ok(SamplingParams::new(raw)?)
+    }
+
+    /// Most tokens of the answer: `max_completion_tokens`, or `max_tokens` as it was called before. -1 is no limit.
+    ///
+    /// # Errors
+    /// 400 for a number out of range, or two that differ.
+    pub(super) fn max_tokens(&self) -> Result<Option<u32>, ApiError> {
+        let new = limit("max_completion_tokens", self.max_completion_tokens)?;
+        let old = limit("max_tokens", self.max_tokens)?;
+        match (new, old) {
+            (Some(new), Some(old)) if new != old => {
+                let message = format!("is {old}, but max_completion_tokens is {new}; give one of them");
+                Err(ApiError::field("max_tokens", "invalid_value", message))
+            }
+            (new, old) => Ok(new.or(old).filter(|&limit| limit >= 0).map(|limit| limit as u32)),
+        }
+    }
+
+    /// Stop strings. How many and how long they may be is checked by the model.
+    pub(super) fn stop(&self) -> Vec<String> {
+        self.stop.clone().unwrap_or_default().0
+    }
+
+    /// Whether the answer goes on after the model's own end.
+    pub(super) fn ignore_eos(&self) -> bool {
+        self.ignore_eos.unwrap_or(false)
+    }
+}
+
+fn limit(name: &str, found: Option<Whole>) -> Result<Option<i64>, ApiError> {
+    let Some(found) = found else { return Ok(None) };
+    match found.within(name, -1..=i64::from(u32::MAX))? {
+        0 => {
+            let message = "expected a whole number from 1, or -1 for no limit; found 0";
+            Err(ApiError::field(name, "integer_below_min_value", message))
+        }
+        limit => Ok(Some(limit)),
+    }
+}
+
+fn token_bias((key, &bias): (&String, &f64)) -> Result<(u32, f32), ApiError> {
+    let token = key.parse().map_err(|_| {
+        let message = format!("expected a token id as the name, found {key:?}");
+        ApiError::field(&format!("logit_bias.{key}"), "invalid_value", message)
+    })?;
+    Ok((token, bias as f32))
+}
