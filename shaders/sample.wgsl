@@ -12,14 +12,12 @@ struct Params {
 
 struct Request {
     row: u32,
-    changes: u32, // where its changes begin in `lists`: token, bias, times it occurs in the history
+    changes: u32, // where its changes begin in `lists`: token, bias, 1 if the repetition penalty counts it, what to subtract
     change_count: u32,
     mask: u32, // where its mask begins in `lists`
     mask_words: u32, // NO_MASK for none
     repetition: f32,
     repetition_inverse: f32,
-    presence: f32,
-    frequency: f32,
     sharpness: f32, // 1 / temperature; 0 for greedy
     top_p: f32,
     log_min_p: f32, // above 0 for none

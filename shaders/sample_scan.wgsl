@@ -41,7 +41,7 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     }
     workgroupBarrier();
     for (var change = thread; change < r.change_count; change += WORKGROUP) {
-        let at = r.changes + 3u * change;
+        let at = r.changes + 4u * change;
         let i = lists[at] - first;
         if (i < count) {
             var value = bitcast<f32>(cells[i]) + bitcast<f32>(lists[at + 1u]);
@@ -54,15 +54,10 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     // Apart from the products, so that a product and a difference are not rounded as one.
     workgroupBarrier();
     for (var change = thread; change < r.change_count; change += WORKGROUP) {
-        let at = r.changes + 3u * change;
+        let at = r.changes + 4u * change;
         let i = lists[at] - first;
-        let times = lists[at + 2u];
-        if (i < count && times > 0u) {
-            var value = bitcast<f32>(cells[i]) - r.presence;
-            for (var t = 0u; t < times; t++) {
-                value -= r.frequency;
-            }
-            cells[i] = bitcast<u32>(value);
+        if (i < count) {
+            cells[i] = bitcast<u32>(bitcast<f32>(cells[i]) - bitcast<f32>(lists[at + 3u]));
         }
     }
     workgroupBarrier();

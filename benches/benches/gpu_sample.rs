@@ -7,7 +7,7 @@
 use std::time::Instant;
 
 use kimi_quant::gpu::GpuOptions;
-use kimi_quant::{Backend, Gpu, SampleRequest, TokenMask};
+use kimi_quant::{Backend, Gpu, SampleRequest, TokenCount, TokenMask};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -18,7 +18,7 @@ fn main() -> Outcome<()> {
     println!("{}; {vocabulary} tokens", gpu.name());
     println!("{:<42} {:>9} {:>10} {:>10}", "", "sequences", "us", "host us");
     let mask = vec![0xffff_fff0; vocabulary.div_ceil(32)];
-    let history: Vec<u32> = (0..64).map(|i| i * 37).collect();
+    let counts: Vec<_> = (0..64).map(|i| TokenCount { token: i * 37, in_answer: i % 3 }).collect();
     let greedy = SampleRequest::greedy(0);
     let hot = SampleRequest { temperature: 0.8, uniform: 0.6, ..greedy };
     let filtered = SampleRequest { top_p: 0.95, top_k: 50, ..hot };
@@ -26,7 +26,7 @@ fn main() -> Outcome<()> {
         repetition_penalty: 1.1,
         presence_penalty: 0.2,
         frequency_penalty: 0.1,
-        history: &history,
+        counts: &counts,
         ..filtered
     };
     let kinds = [

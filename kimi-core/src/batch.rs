@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kimi_quant::{BackendError, TokenLayout};
 
 use crate::constraint::Mask;
-use crate::sampler::{Draw, SamplingParams, TokenMask};
+use crate::sampler::{Draw, SamplingParams, TokenCounts, TokenMask};
 
 /// Names a sequence (one running request) for the life of the engine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,8 +61,8 @@ pub enum Output {
 pub struct Sampling {
     /// The request's parameters.
     pub params: Arc<SamplingParams>,
-    /// Tokens that the penalties count, oldest first.
-    pub history: Vec<u32>,
+    /// Tokens that the penalties count.
+    pub counts: Arc<TokenCounts>,
     /// A random number in `[0, 1)`, drawn by the coordinator.
     pub uniform: f32,
     /// How many most likely tokens to report beside the sampled one.
@@ -74,9 +74,9 @@ pub struct Sampling {
 impl Sampling {
     /// What the sampler takes besides logits and parameters. Waits for the mask.
     pub fn draw(&self) -> Draw<'_> {
-        let (history, top_logprobs) = (self.history.as_slice(), self.top_logprobs.into());
+        let (counts, top_logprobs) = (self.counts.as_slice(), self.top_logprobs.into());
         let allowed = self.allowed.as_ref().and_then(Mask::words).map(TokenMask);
-        Draw { history, uniform: self.uniform, top_logprobs, allowed }
+        Draw { counts, uniform: self.uniform, top_logprobs, allowed }
     }
 }
 

@@ -326,7 +326,8 @@ impl ChatModel {
             prompt,
             params: request.params,
             max_tokens: request.max_tokens,
-            stop_ids: Vec::new(),
+            min_tokens: request.min_tokens,
+            stop_ids: request.stop_token_ids,
             ignore_eos: request.ignore_eos,
             top_logprobs: if request.logprobs { request.top_logprobs } else { 0 },
             ..Request::default()

@@ -37,8 +37,51 @@ impl Constrained {
 
     /// The mask after the accepted tokens and `ahead`, to be computed when it is asked for.
     pub fn mask(&self, ahead: &[u32]) -> Mask {
-        let (constraint, ahead) = (self.clone(), ahead.to_vec());
-        Mask(Arc::new(PendingMask { constraint, ahead, words: OnceLock::new() }))
+        self.mask_within(ahead, None)
+    }
+
+    /// The same without the tokens that `within` does not allow, as long as others are left.
+    fn mask_within(&self, ahead: &[u32], within: Option<Arc<[u32]>>) -> Mask {
+        let (constraint, ahead) = (Some(self.clone()), ahead.to_vec());
+        Mask(Arc::new(PendingMask { constraint, within, ahead, words: OnceLock::new() }))
+    }
+}
+
+/// A least length: the tokens that end an answer can't be chosen before.
+#[derive(Debug, Clone)]
+pub struct MinLength {
+    tokens: usize,
+    /// All tokens but those that end the answer.
+    going_on: Arc<[u32]>,
+}
+
+impl MinLength {
+    /// `tokens` tokens before one of `stop_ids` may be chosen, of a vocabulary of so many ids. `None` if that changes
+    /// nothing.
+    pub fn new(tokens: usize, stop_ids: &[u32], vocabulary: usize) -> Option<Self> {
+        if tokens == 0 || stop_ids.is_empty() {
+            return None;
+        }
+        let mut words = vec![u32::MAX; vocabulary.div_ceil(32)];
+        for &id in stop_ids {
+            if let Some(word) = words.get_mut(id as usize / 32) {
+                *word &= !(1 << (id % 32));
+            }
+        }
+        Some(Self { tokens, going_on: words.into() })
+    }
+
+    /// The mask for the token after `generated` others, of which `ahead` are guesses, within that of the constraint. If
+    /// the constraint leaves nothing but an end, the answer ends.
+    pub fn mask(&self, generated: usize, constraint: Option<&Constrained>, ahead: &[u32]) -> Option<Mask> {
+        match constraint {
+            _ if generated >= self.tokens => constraint.map(|constraint| constraint.mask(ahead)),
+            Some(constraint) => Some(constraint.mask_within(ahead, Some(self.going_on.clone()))),
+            None => {
+                let (within, ahead) = (Some(self.going_on.clone()), Vec::new());
+                Some(Mask(Arc::new(PendingMask { constraint: None, within, ahead, words: OnceLock::new() })))
+            }
+        }
     }
 }
 
@@ -48,7 +91,8 @@ pub struct Mask(Arc<PendingMask>);
 
 #[derive(Debug)]
 struct PendingMask {
-    constraint: Constrained,
+    constraint: Option<Constrained>,
+    within: Option<Arc<[u32]>>,
     ahead: Vec<u32>,
     words: OnceLock<Option<Arc<[u32]>>>,
 }
@@ -56,9 +100,17 @@ struct PendingMask {
 impl Mask {
     /// The words of the mask, `None` for all tokens. Computes them, or waits for the thread that does.
     pub fn words(&self) -> Option<&[u32]> {
-        let PendingMask { constraint, ahead, words } = &*self.0;
-        let compute = || constraint.0.lock().unwrap_or_else(PoisonError::into_inner).mask(ahead);
-        words.get_or_init(compute).as_deref()
+        self.0.words.get_or_init(|| self.0.compute()).as_deref()
+    }
+}
+
+impl PendingMask {
+    fn compute(&self) -> Option<Arc<[u32]>> {
+        let Some(constraint) = &self.constraint else { return self.within.clone() };
+        let own = constraint.0.lock().unwrap_or_else(PoisonError::into_inner).mask(&self.ahead);
+        let (Some(own), Some(within)) = (&own, &self.within) else { return own.or(self.within.clone()) };
+        let both: Arc<[u32]> = own.iter().zip(within.iter()).map(|(a, b)| a & b).collect();
+        Some(if both.iter().all(|&word| word == 0) { own.clone() } else { both })
     }
 }
 

@@ -18,7 +18,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::constraint::{Constrained, Drafter};
+use crate::constraint::{Constrained, Drafter, MinLength};
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::sampler::SamplingParams;
 use crate::scheduler::{NewSequence, SchedulerConfig, SchedulerStats, SequenceError};
@@ -109,6 +109,8 @@ pub struct Request {
     pub params: SamplingParams,
     /// Most tokens to generate; `None` for as many as the context holds.
     pub max_tokens: Option<u32>,
+    /// Tokens of the answer before it may end on a stop token; until then none can be chosen.
+    pub min_tokens: u32,
     /// Tokens that end the answer, beside the model's own.
     pub stop_ids: Vec<u32>,
     /// Go on after the model's own end-of-sequence tokens.
@@ -463,6 +465,14 @@ impl Engine {
             let (token, last) = (request.prompt[position], config.vocab_size - 1);
             return Err(RequestError::Token { position, token, last }.into());
         }
+        if let Some(max) = request.max_tokens.filter(|&max| max < request.min_tokens) {
+            return Err(RequestError::MinTokens { min: request.min_tokens, max }.into());
+        }
+        let biased = request.params.logit_bias().iter().map(|&(token, _)| ("logit_bias", token));
+        let mut named = biased.chain(request.stop_ids.iter().map(|&token| ("stop_token_ids", token)));
+        if let Some((field, token)) = named.find(|&(_, token)| token >= config.vocab_size) {
+            return Err(RequestError::NoSuchToken { field, token, last: config.vocab_size - 1 }.into());
+        }
         Ok(())
     }
 
@@ -471,8 +481,10 @@ impl Engine {
         if !request.ignore_eos {
             stop_ids.extend(&self.inner.config.eos_ids);
         }
+        let vocabulary = self.inner.config.vocab_size as usize;
         NewSequence {
             prompt: request.prompt,
+            min_length: MinLength::new(request.min_tokens as usize, &stop_ids, vocabulary),
             seed: request.params.seed().unwrap_or_else(|| RandomState::new().hash_one(())),
             params: Arc::new(request.params),
             max_tokens: request.max_tokens,

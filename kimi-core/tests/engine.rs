@@ -696,3 +696,39 @@ fn errors_of_a_stage_come_out_in_order() {
         assert!(error.contains(&format!("stage 0-0: step {step}")), "{error}");
     }
 }
+
+#[test]
+fn an_answer_does_not_stop_before_its_least_length() {
+    let engine = engine(row(1));
+    let (tokens, _) = collect(engine.generate(request(&[1, 2, 3], 40)).unwrap());
+    let stop_ids = vec![tokens[0], tokens[5]];
+    let short = Request { stop_ids: stop_ids.clone(), ..request(&[1, 2, 3], 40) };
+    let (answer, end) = collect(engine.generate(short.clone()).unwrap());
+    assert_eq!((answer.len(), finished(&end).0), (0, FinishReason::Stop));
+    let (answer, _) = collect(engine.generate(Request { min_tokens: 40, ..short.clone() }).unwrap());
+    assert_eq!(answer.len(), 40);
+    assert!(answer.iter().all(|token| !stop_ids.contains(token)), "{answer:?}");
+    // Once it is long enough any token may end it.
+    let all: Vec<u32> = (0..VOCAB).filter(|&token| token != 7).collect();
+    let (answer, end) =
+        collect(engine.generate(Request { min_tokens: 3, stop_ids: all, ..short.clone() }).unwrap());
+    assert!(answer.starts_with(&[7, 7, 7]), "{answer:?}");
+    assert!(answer.len() == 40 || finished(&end).0 == FinishReason::Stop);
+    let error = engine.generate(Request { min_tokens: 41, ..short }).unwrap_err();
+    assert_eq!(error.to_string(), "min_tokens is 41, but max_tokens is 40; give a min_tokens of at most 40");
+}
+
+#[test]
+fn parameters_that_name_tokens_outside_the_vocabulary_are_refused() {
+    let engine = engine(row(1));
+    let biased = |token| {
+        let raw = RawSamplingParams { logit_bias: vec![(1, 1.0), (token, -100.0)], ..Default::default() };
+        Request { params: SamplingParams::new(raw).unwrap(), ..request(&[1], 2) }
+    };
+    engine.generate(biased(VOCAB - 1)).unwrap();
+    let error = engine.generate(biased(VOCAB)).unwrap_err().to_string();
+    assert!(error.starts_with("logit_bias: there is no token 97, the model's ids end at 96;"), "{error}");
+    let stopped = Request { stop_ids: vec![3, u32::MAX], ..request(&[1], 2) };
+    let error = engine.generate(stopped).unwrap_err().to_string();
+    assert!(error.starts_with("stop_token_ids: there is no token 4294967295,"), "{error}");
+}

@@ -5,11 +5,11 @@ mod common;
 
 use common::shared;
 use kimi_core::sampler::filters::{
-    argmax, frequency_penalty, log_softmax, min_p, most_likely, presence_penalty, repetition_penalty, top_k,
-    top_p,
+    answer_penalties, argmax, log_softmax, min_p, most_likely, repetition_penalty, top_k, top_p,
 };
 use kimi_core::sampler::{
-    Draw, RawSamplingParams, SampleError, SamplingParams, StopStrings, TokenMask, sample, uniform,
+    Draw, RawSamplingParams, SampleError, SamplingParams, StopStrings, TokenCounts, TokenMask, sample,
+    uniform,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -29,7 +29,10 @@ fn filters_and_penalties_equal_mlx_lm() {
     let tokens: Vec<u32> =
         tokens.data().chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
     type Step<'a> = Box<dyn Fn(&mut [f32]) + 'a>;
-    let history = tokens.as_slice();
+    // mlx-lm's penalties don't tell prompt from answer.
+    let mut counts = TokenCounts::default();
+    tokens.iter().for_each(|&token| counts.add(token));
+    let counts = counts.as_slice();
     let steps: Vec<(&str, Step<'_>)> = vec![
         ("top_p_0.1", Box::new(|l| top_p(l, 0.1))),
         ("top_p_0.5", Box::new(|l| top_p(l, 0.5))),
@@ -39,9 +42,9 @@ fn filters_and_penalties_equal_mlx_lm() {
         ("top_k_1", Box::new(|l| top_k(l, 1))),
         ("top_k_5", Box::new(|l| top_k(l, 5))),
         ("top_k_40", Box::new(|l| top_k(l, 40))),
-        ("rep_penalty_1.3", Box::new(move |l| repetition_penalty(l, history, 1.3))),
-        ("presence_0.5", Box::new(move |l| presence_penalty(l, history, 0.5))),
-        ("frequency_0.5", Box::new(move |l| frequency_penalty(l, history, 0.5))),
+        ("rep_penalty_1.3", Box::new(move |l| repetition_penalty(l, counts, 1.3))),
+        ("presence_0.5", Box::new(move |l| answer_penalties(l, counts, 0.5, 0.0))),
+        ("frequency_0.5", Box::new(move |l| answer_penalties(l, counts, 0.0, 0.5))),
         ("logprobs", Box::new(log_softmax)),
     ];
     for (name, step) in steps {
@@ -118,20 +121,31 @@ fn filters_look_at_the_distribution_before_the_temperature() {
 }
 
 #[test]
-fn penalties_look_back_as_far_as_told() {
+fn penalties_count_the_answer_and_repetition_the_prompt_too() {
     let logits = [3.0f32, 2.9, 2.8];
-    let token = |params: &SamplingParams, history: &[u32]| {
-        sample(&mut logits.to_vec(), params, &Draw { history, ..Draw::default() }).unwrap().token
+    let token = |params: &SamplingParams, prompt: &[u32], answer: &[u32]| {
+        let mut counts = TokenCounts::new(prompt, params);
+        answer.iter().for_each(|&token| counts.add(token));
+        let draw = Draw { counts: counts.as_slice(), ..Draw::default() };
+        sample(&mut logits.to_vec(), params, &draw).unwrap().token
     };
-    let presence = params(|p| p.presence_penalty = 0.5);
-    assert_eq!((presence.history_needed(), SamplingParams::greedy().history_needed()), (20, 0));
-    assert_eq!(token(&presence, &[]), 0);
-    assert_eq!(token(&presence, &[0, 500]), 1);
-    assert_eq!(token(&presence, &[0, 1]), 2);
-    assert_eq!(token(&params(|p| (p.presence_penalty, p.repetition_context) = (0.5, 1)), &[0, 1]), 0);
-    assert_eq!(token(&params(|p| p.frequency_penalty = 0.08), &[0]), 0);
-    assert_eq!(token(&params(|p| p.frequency_penalty = 0.08), &[0, 0]), 1);
-    assert_eq!(token(&params(|p| p.repetition_penalty = 1.1), &[0]), 1);
+    let presence = params(|p| p.presence_penalty = 0.15);
+    assert!(presence.has_penalties() && !SamplingParams::greedy().has_penalties());
+    assert_eq!(token(&presence, &[0, 0, 0], &[]), 0);
+    assert_eq!(token(&presence, &[], &[0, 500]), 1);
+    assert_eq!(token(&presence, &[], &[0, 0, 0, 1]), 0);
+    let frequency = params(|p| p.frequency_penalty = 0.08);
+    assert_eq!(token(&frequency, &[0, 0, 0], &[0]), 0);
+    assert_eq!(token(&frequency, &[], &[0, 0]), 1);
+    let far_back: Vec<u32> = [0, 0].into_iter().chain(100..200_000).collect();
+    assert_eq!(token(&frequency, &[], &far_back), 1);
+    let repetition = params(|p| p.repetition_penalty = 1.1);
+    assert_eq!((token(&repetition, &[0], &[]), token(&repetition, &[], &[0, 0])), (1, 1));
+    let far_back: Vec<u32> = [0, 1].into_iter().chain(100..200_000).collect();
+    assert_eq!(token(&repetition, &far_back, &[0]), 2);
+    // With both, a token of the prompt alone is not taken for one of the answer.
+    let both = params(|p| (p.repetition_penalty, p.presence_penalty) = (1.01, 0.5));
+    assert_eq!(token(&both, &[0], &[1]), 0);
 }
 
 #[test]
@@ -176,7 +190,6 @@ fn parameters_out_of_range_name_their_field() {
         ("presence_penalty", |p| p.presence_penalty = 2.5),
         ("frequency_penalty", |p| p.frequency_penalty = -2.5),
         ("frequency_penalty", |p| p.frequency_penalty = f32::NAN),
-        ("repetition_context", |p| p.repetition_context = usize::MAX),
         ("logit_bias", |p| p.logit_bias = vec![(1, 101.0)]),
         ("logit_bias", |p| p.logit_bias = vec![(1, f32::NAN)]),
         ("logit_bias", |p| p.logit_bias = vec![(1, 0.0); 1 << 17]),

@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use kimi_core::batch::{Batch, Output, SequenceId};
-use kimi_core::constraint::{Constrained, Constraint, Drafter};
-use kimi_core::sampler::{RawSamplingParams, SamplingParams, uniform};
+use kimi_core::constraint::{Constrained, Constraint, Drafter, MinLength};
+use kimi_core::sampler::{RawSamplingParams, SamplingParams, TokenCount, uniform};
 use kimi_core::scheduler::{
     FinishReason, NewSequence, Phase, RequestError, Scheduler, SchedulerConfig, SequenceEvent,
 };
@@ -24,6 +24,7 @@ struct Arrival {
     prompt: Vec<u32>,
     max_tokens: Option<u32>,
     stop_ids: Vec<u32>,
+    min_tokens: usize,
     seed: u64,
     cancel_after: Option<u64>,
     /// Whether it has a grammar.
@@ -81,14 +82,15 @@ impl Drafter for Guesser {
 }
 
 impl Arrival {
-    fn sequence(&self, repetition_context: usize, text: &[u32]) -> NewSequence {
+    fn sequence(&self, penalties: Penalties, text: &[u32]) -> NewSequence {
         let text = [&self.prompt, text].concat();
         NewSequence {
             prompt: self.prompt.clone(),
-            params: Arc::new(params(repetition_context)),
+            params: Arc::new(penalties.params()),
             seed: self.seed,
             max_tokens: self.max_tokens,
             stop_ids: self.stop_ids.clone(),
+            min_length: MinLength::new(self.min_tokens, &self.stop_ids, VOCAB as usize),
             top_logprobs: 0,
             constraint: self.constrained.then(|| Constrained::new(Grammar::default())),
             drafter: self.guessed.map(|right| Arc::new(Guesser { text, right }) as _),
@@ -96,14 +98,17 @@ impl Arrival {
     }
 
     /// The tokens and the end that it gets if it runs alone.
-    fn alone(&self, stages: usize, limit: usize, context: usize) -> (Vec<u32>, FinishReason) {
+    fn alone(&self, stages: usize, limit: usize, penalties: Penalties) -> (Vec<u32>, FinishReason) {
         let mut model = Alone::new(stages, &self.prompt);
         let mut tokens = self.prompt.clone();
         loop {
-            let history = &tokens[tokens.len().saturating_sub(context)..];
+            let counts = penalties.counts(&tokens, self.prompt.len());
             let grammar = Grammar::default().after(&tokens[self.prompt.len()..]);
-            let token = model.next(uniform(self.seed, tokens.len() as u64), history);
-            let token = constrain(token, |token| !self.constrained || grammar.allows(token));
+            let token = model.next(uniform(self.seed, tokens.len() as u64), &counts);
+            let goes_on = tokens.len() - self.prompt.len() < self.min_tokens;
+            let token = constrain(token, |token| {
+                (!self.constrained || grammar.allows(token)) && !(goes_on && self.stop_ids.contains(&token))
+            });
             let answer = |tokens: &[u32]| tokens[self.prompt.len()..].to_vec();
             if self.stop_ids.contains(&token) {
                 return (answer(&tokens), FinishReason::Stop);
@@ -118,9 +123,35 @@ impl Arrival {
     }
 }
 
-fn params(repetition_context: usize) -> SamplingParams {
-    let raw = RawSamplingParams { repetition_penalty: 1.1, repetition_context, ..Default::default() };
-    SamplingParams::new(raw).unwrap()
+/// Which tokens a sequence's penalties count.
+#[derive(Debug, Clone, Copy)]
+enum Penalties {
+    None,
+    OfAnswer,
+    OfPromptAndAnswer,
+}
+
+impl Penalties {
+    fn params(self) -> SamplingParams {
+        let (presence_penalty, repetition_penalty) = match self {
+            Self::None => (0.0, 1.0),
+            Self::OfAnswer => (0.5, 1.0),
+            Self::OfPromptAndAnswer => (0.0, 1.1),
+        };
+        let raw = RawSamplingParams { presence_penalty, repetition_penalty, ..Default::default() };
+        SamplingParams::new(raw).unwrap()
+    }
+
+    fn counts(self, tokens: &[u32], prompt: usize) -> Vec<TokenCount> {
+        let counted = match self {
+            Self::None => &[],
+            Self::OfAnswer => &tokens[prompt..],
+            Self::OfPromptAndAnswer => tokens,
+        };
+        let in_answer = |token| tokens[prompt..].iter().filter(|&&t| t == token).count() as u32;
+        let distinct: BTreeSet<u32> = counted.iter().copied().collect();
+        distinct.into_iter().map(|token| TokenCount { token, in_answer: in_answer(token) }).collect()
+    }
 }
 
 /// What a sequence has got so far.
@@ -296,7 +327,7 @@ fn arrival() -> impl Strategy<Value = Arrival> {
         0..60u64,
         prop::collection::vec(0..VOCAB, 1..40),
         prop::option::of(1..20u32),
-        prop::collection::vec(0..VOCAB, 0..6),
+        (prop::collection::vec(0..VOCAB, 0..6), 0..12usize),
         any::<u64>(),
     );
     let events = (
@@ -306,11 +337,15 @@ fn arrival() -> impl Strategy<Value = Arrival> {
         prop::option::weighted(0.2, (0..40u64, 1..60u64)),
     );
     (request, events).prop_map(
-        |((at, prompt, max_tokens, stop_ids, seed), (cancel_after, constrained, guessed, pause))| Arrival {
+        |(
+            (at, prompt, max_tokens, (stop_ids, min_tokens), seed),
+            (cancel_after, constrained, guessed, pause),
+        )| Arrival {
             at,
             prompt,
             max_tokens,
             stop_ids,
+            min_tokens,
             seed,
             cancel_after,
             constrained,
@@ -345,8 +380,7 @@ fn config() -> impl Strategy<Value = SchedulerConfig> {
 /// What becomes of one schedule besides its arrivals.
 #[derive(Debug, Clone)]
 struct Events {
-    /// Tokens back that penalties look.
-    context: usize,
+    penalties: Penalties,
     /// About every so many batches one fails.
     failure_in: Option<u64>,
     /// About every so many ticks a stage is lost.
@@ -356,13 +390,13 @@ struct Events {
 
 fn events() -> impl Strategy<Value = Events> {
     (
-        prop_oneof![Just(0), 0..30usize],
+        prop::sample::select(vec![Penalties::None, Penalties::OfAnswer, Penalties::OfPromptAndAnswer]),
         prop::option::weighted(0.2, 5..50u64),
         prop::option::weighted(0.4, 4..60u64),
         any::<u64>(),
     )
-        .prop_map(|(context, failure_in, loss_in, chance)| Events {
-            context,
+        .prop_map(|(penalties, failure_in, loss_in, chance)| Events {
+            penalties,
             failure_in,
             loss_in,
             chance,
@@ -383,10 +417,10 @@ fn simulate(
         for arrival in arrivals.iter().filter(|a| a.at == tick) {
             let fits = arrival.prompt.len() < config.limit();
             let alone = match fits {
-                true => arrival.alone(config.stages, config.limit(), events.context),
+                true => arrival.alone(config.stages, config.limit(), events.penalties),
                 false => (Vec::new(), FinishReason::Length),
             };
-            let added = simulator.add(arrival.sequence(events.context, &alone.0));
+            let added = simulator.add(arrival.sequence(events.penalties, &alone.0));
             assert_eq!(added.is_ok(), fits, "{added:?}");
             if let Ok(id) = added {
                 expected.insert(id, alone);
@@ -463,10 +497,11 @@ const DEFAULTS: SchedulerConfig = SchedulerConfig {
 fn prompt(tokens: usize, max_tokens: u32) -> NewSequence {
     NewSequence {
         prompt: (0..tokens as u32).map(|i| i % VOCAB).collect(),
-        params: Arc::new(params(20)),
+        params: Arc::new(Penalties::OfPromptAndAnswer.params()),
         seed: 1,
         max_tokens: Some(max_tokens),
         stop_ids: vec![],
+        min_length: None,
         top_logprobs: 0,
         constraint: None,
         drafter: None,
@@ -587,13 +622,14 @@ fn the_youngest_gives_up_its_pages_and_loses_nothing() {
         prompt: vec![0, 1, 2, 3],
         max_tokens: Some(12),
         stop_ids: vec![],
+        min_tokens: 0,
         seed: 1,
         cancel_after: None,
         constrained: false,
         guessed: None,
         pause: None,
     };
-    let (tokens, _) = alone.alone(2, 16, 20);
+    let (tokens, _) = alone.alone(2, 16, Penalties::OfPromptAndAnswer);
     assert!(simulator.answers.values().all(|answer| answer.tokens == tokens));
 }
 
@@ -782,13 +818,14 @@ fn guesses_that_come_true_save_steps() {
             prompt: vec![3, 1, 4],
             max_tokens: Some(60),
             stop_ids: vec![],
+            min_tokens: 0,
             seed: 9,
             cancel_after: None,
             constrained: true,
             guessed,
             pause: None,
         };
-        let events = Events { context: 5, failure_in: None, loss_in: None, chance: 1 };
+        let events = Events { penalties: Penalties::OfAnswer, failure_in: None, loss_in: None, chance: 1 };
         let (simulator, expected) = simulate(&config, &[arrival], &events);
         let (id, answer) = simulator.answers.iter().next().unwrap();
         assert_eq!(answer.tokens, expected[id].0);

@@ -10,7 +10,7 @@ use checkpoints::random::{fixed, write};
 use kimi_core::batch::{Batch, Output, Sampling, SequenceId, SequenceSlice};
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::constraint::{Constrained, Constraint};
-use kimi_core::sampler::{RawSamplingParams, SampleError, SamplingParams};
+use kimi_core::sampler::{RawSamplingParams, SampleError, SamplingParams, TokenCounts};
 use kimi_core::stage::{CacheConfig, Hidden, SequenceOutput, Stage, StageOutput};
 use kimi_quant::{Backend, Cpu};
 
@@ -31,7 +31,10 @@ impl Constraint for Only {
 fn choice(raw: RawSamplingParams, uniform: f32, allowed: Option<&[u32]>) -> Sampling {
     let params = Arc::new(SamplingParams::new(raw).unwrap());
     let allowed = allowed.map(|words| Constrained::new(Only(Arc::from(words))).mask(&[]));
-    Sampling { params, history: vec![1, 2], uniform, top_logprobs: 3, allowed }
+    let mut counts = TokenCounts::new(&[], &params);
+    counts.add(1);
+    counts.add(2);
+    Sampling { params, counts: Arc::new(counts), uniform, top_logprobs: 3, allowed }
 }
 
 fn sampling(raw: RawSamplingParams, uniform: f32, allowed: Option<&[u32]>) -> Output {

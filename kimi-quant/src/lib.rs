@@ -37,4 +37,4 @@ pub use gpu::Gpu;
 pub use layout::TokenLayout;
 pub use matrix::PackedMatrix;
 pub use random::RandomWeights;
-pub use sample::{SampleError, SampleRequest, Sampled, TokenMask};
+pub use sample::{SampleError, SampleRequest, Sampled, TokenCount, TokenMask};

@@ -12,7 +12,8 @@ use common::device::{gpu, open, spoil};
 use kimi_quant::gpu::GpuOptions;
 use kimi_quant::sample::filters;
 use kimi_quant::{
-    Backend, Cpu, FloatType, Format, Gpu, PackedMatrix, SampleError, SampleRequest, Sampled, TokenMask,
+    Backend, Cpu, FloatType, Format, Gpu, PackedMatrix, SampleError, SampleRequest, Sampled, TokenCount,
+    TokenMask,
 };
 
 /// A request that owns its lists.
@@ -20,14 +21,14 @@ use kimi_quant::{
 struct Case {
     request: SampleRequest<'static>,
     bias: Vec<(u32, f32)>,
-    history: Vec<u32>,
+    counts: Vec<TokenCount>,
     mask: Option<Vec<u32>>,
 }
 
 impl Case {
     fn greedy(row: usize) -> Self {
         let request = SampleRequest::greedy(row as u32);
-        Self { request, bias: Vec::new(), history: Vec::new(), mask: None }
+        Self { request, bias: Vec::new(), counts: Vec::new(), mask: None }
     }
 
     /// Any parameters, each of them off half the time.
@@ -68,8 +69,13 @@ impl Case {
         // Some ids are not in the vocabulary, some come twice.
         let ids = vocabulary + vocabulary / 8 + 1;
         if repeat || presence || frequency {
-            case.history = (0..random.below(64)).map(|_| random.below(ids) as u32).collect();
-            case.history.extend_from_within(..case.history.len() / 2);
+            let count = |random: &mut Random| {
+                let in_answer = [0, 1, random.below(5000)][random.below(3)] as u32;
+                TokenCount { token: random.below(ids) as u32, in_answer }
+            };
+            case.counts = (0..[64, 3000][random.below(2)]).map(|_| count(random)).collect();
+            case.counts.sort_by_key(|count| count.token);
+            case.counts.dedup_by_key(|count| count.token);
         }
         if biased {
             let bias = |random: &mut Random| (random.below(ids) as u32, (20.0 * random.f32()).round() / 4.0);
@@ -94,7 +100,7 @@ impl Case {
     fn request(&self) -> SampleRequest<'_> {
         SampleRequest {
             logit_bias: &self.bias,
-            history: &self.history,
+            counts: &self.counts,
             allowed: self.mask.as_deref().map(TokenMask),
             ..self.request
         }
@@ -132,9 +138,9 @@ fn plausible(logits: &[f32], request: &SampleRequest<'_>, token: u32) -> bool {
     const SLACK: f64 = 4e-6;
     let mut changed = logits.to_vec();
     filters::logit_bias(&mut changed, request.logit_bias);
-    filters::repetition_penalty(&mut changed, request.history, request.repetition_penalty);
-    filters::presence_penalty(&mut changed, request.history, request.presence_penalty);
-    filters::frequency_penalty(&mut changed, request.history, request.frequency_penalty);
+    filters::repetition_penalty(&mut changed, request.counts, request.repetition_penalty);
+    let (presence, frequency) = (request.presence_penalty, request.frequency_penalty);
+    filters::answer_penalties(&mut changed, request.counts, presence, frequency);
     if let Some(mask) = request.allowed {
         filters::allow(&mut changed, mask);
     }

@@ -27,8 +27,12 @@ pub struct ChatRequest {
     pub params: SamplingParams,
     /// Most tokens to generate; `None` for as many as the context holds.
     pub max_tokens: Option<u32>,
+    /// Tokens of the answer before it may end by itself, on a stop token or a stop string.
+    pub min_tokens: u32,
     /// Strings that end the answer's text.
     pub stop: Vec<String>,
+    /// Tokens that end the answer, beside the model's own; they are not part of the text.
+    pub stop_token_ids: Vec<u32>,
     /// Whether to report each token's log-probability.
     pub logprobs: bool,
     /// How many likely alternatives to report beside each.
@@ -53,7 +57,9 @@ impl Default for ChatRequest {
             template_kwargs: Map::new(),
             params: SamplingParams::default(),
             max_tokens: None,
+            min_tokens: 0,
             stop: Vec::new(),
+            stop_token_ids: Vec::new(),
             logprobs: false,
             top_logprobs: 0,
             ignore_eos: false,

@@ -14,6 +14,8 @@ pub(super) struct ReplyStream {
     detokenizer: Detokenizer,
     parser: ReplyParser,
     stop: StopStrings,
+    /// Stop strings in fewer tokens don't count.
+    min_tokens: u32,
     logprobs: bool,
     /// A stop string was found; the number of tokens it took.
     stopped_at: Option<u32>,
@@ -38,7 +40,8 @@ impl ReplyStream {
             ..ParserOptions::default()
         });
         let detokenizer = Detokenizer::new(true);
-        Self { shared, detokenizer, parser, stop, logprobs: request.logprobs, stopped_at: None }
+        let (min_tokens, logprobs) = (request.min_tokens, request.logprobs);
+        Self { shared, detokenizer, parser, stop, min_tokens, logprobs, stopped_at: None }
     }
 
     /// Whether the text itself ended the answer, so that no more tokens are needed.
@@ -79,6 +82,7 @@ impl ReplyStream {
     fn emit(&mut self, events: Vec<ReplyEvent>, index: u32, sink: &mut dyn FnMut(ChatEvent)) {
         for event in events {
             let event = match event {
+                ReplyEvent::Content(text) if index < self.min_tokens => ChatEvent::Content(text),
                 ReplyEvent::Content(text) => {
                     let out = self.stop.push(&text);
                     if !out.text.is_empty() {

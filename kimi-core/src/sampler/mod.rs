@@ -4,11 +4,15 @@
 //! can sample for any sequence. The arithmetic is [`kimi_quant::sample`], on the CPU and on the GPU alike; here are a
 //! request's parameters with their checks, random numbers, and stop strings.
 
+mod counts;
 mod params;
 mod rng;
 mod stop;
 
-pub use kimi_quant::sample::{MAX_TOP_LOGPROBS, SampleError, SampleRequest, Sampled, TokenMask, filters};
+pub use counts::TokenCounts;
+pub use kimi_quant::sample::{
+    MAX_TOP_LOGPROBS, SampleError, SampleRequest, Sampled, TokenCount, TokenMask, filters,
+};
 pub use params::{ParamError, RawSamplingParams, SamplingParams};
 pub use rng::uniform;
 pub use stop::{StopError, StopOutput, StopStrings};
@@ -16,8 +20,8 @@ pub use stop::{StopError, StopOutput, StopStrings};
 /// What one draw needs besides the logits and the parameters.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Draw<'a> {
-    /// The sequence's tokens, oldest first; the last [`SamplingParams::history_needed`] are looked at.
-    pub history: &'a [u32],
+    /// The tokens that penalties count, each once.
+    pub counts: &'a [TokenCount],
     /// A number in `[0, 1)`, for instance from [`uniform`]; not used at temperature 0.
     pub uniform: f32,
     /// How many of the most likely tokens to report, at most [`MAX_TOP_LOGPROBS`].
@@ -29,7 +33,6 @@ pub struct Draw<'a> {
 impl SamplingParams {
     /// What to ask a backend for, on row `row` of the logits.
     pub fn request<'a>(&'a self, row: u32, draw: &Draw<'a>) -> SampleRequest<'a> {
-        let first = draw.history.len().saturating_sub(self.history_needed());
         SampleRequest {
             row,
             temperature: self.temperature(),
@@ -40,7 +43,7 @@ impl SamplingParams {
             presence_penalty: self.presence_penalty(),
             frequency_penalty: self.frequency_penalty(),
             logit_bias: self.logit_bias(),
-            history: &draw.history[first..],
+            counts: draw.counts,
             uniform: draw.uniform,
             top_logprobs: draw.top_logprobs,
             allowed: draw.allowed,

@@ -3,9 +3,6 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// How many tokens back penalties look unless told otherwise, as in mlx-lm.
-const DEFAULT_CONTEXT: usize = 20;
-const MAX_CONTEXT: usize = 1 << 16;
 const MAX_BIASES: usize = 1 << 16;
 
 /// Parameters as a request gives them; [`SamplingParams::new`] checks them. The default is greedy and plain.
@@ -20,13 +17,11 @@ pub struct RawSamplingParams {
     pub top_k: i64,
     /// Least probability of a candidate as a share of the likeliest's, 0 to 1. 0 is off.
     pub min_p: f32,
-    /// Above 1 makes recent tokens less likely; above 0, at most 10. 1 is off.
+    /// Above 1 makes the tokens of prompt and answer less likely; above 0, at most 10. 1 is off.
     pub repetition_penalty: f32,
-    /// How many tokens back the three penalties look.
-    pub repetition_context: usize,
-    /// Subtracted from the logits of recent tokens, -2 to 2.
+    /// Subtracted from the logits of the answer's tokens, -2 to 2.
     pub presence_penalty: f32,
-    /// Subtracted from the logits of recent tokens for each occurrence, -2 to 2.
+    /// Subtracted from the logits of the answer's tokens for each occurrence, -2 to 2.
     pub frequency_penalty: f32,
     /// Token ids and what to add to their logits, -100 to 100.
     pub logit_bias: Vec<(u32, f32)>,
@@ -42,7 +37,6 @@ impl Default for RawSamplingParams {
             top_k: 0,
             min_p: 0.0,
             repetition_penalty: 1.0,
-            repetition_context: DEFAULT_CONTEXT,
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: Vec::new(),
@@ -83,13 +77,6 @@ impl SamplingParams {
         in_range("frequency_penalty", raw.frequency_penalty, -2.0, 2.0)?;
         if !(-1..=i64::from(u32::MAX)).contains(&raw.top_k) {
             return fail("top_k", "a whole number from 0, or -1 for off", raw.top_k);
-        }
-        if raw.repetition_context > MAX_CONTEXT {
-            return fail(
-                "repetition_context",
-                format!("at most {MAX_CONTEXT} tokens"),
-                raw.repetition_context,
-            );
         }
         if raw.logit_bias.len() > MAX_BIASES {
             return fail("logit_bias", format!("at most {MAX_BIASES} entries"), raw.logit_bias.len());
@@ -155,12 +142,10 @@ impl SamplingParams {
         self.0.seed
     }
 
-    /// How many of a sequence's last tokens sampling must see: 0 if no penalty is set.
-    pub fn history_needed(&self) -> usize {
+    /// Whether a penalty is set, so that the tokens chosen so far must be counted.
+    pub fn has_penalties(&self) -> bool {
         let raw = &self.0;
-        let off =
-            raw.repetition_penalty == 1.0 && raw.presence_penalty == 0.0 && raw.frequency_penalty == 0.0;
-        if off { 0 } else { raw.repetition_context }
+        raw.repetition_penalty != 1.0 || raw.presence_penalty != 0.0 || raw.frequency_penalty != 0.0
     }
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::batch::{Output, PageId, Sampling, SequenceId, SequenceSlice};
-use crate::constraint::{Constrained, Drafter};
-use crate::sampler::{SampleError, Sampled, SamplingParams, uniform};
+use crate::constraint::{Constrained, Drafter, MinLength};
+use crate::sampler::{SampleError, Sampled, SamplingParams, TokenCounts, uniform};
 use crate::stage::StageError;
 
 /// A sequence to be generated.
@@ -20,6 +20,8 @@ pub struct NewSequence {
     pub max_tokens: Option<u32>,
     /// Tokens that end the sequence.
     pub stop_ids: Vec<u32>,
+    /// Keeps them from being chosen too early.
+    pub min_length: Option<MinLength>,
     /// How many most likely tokens to report beside each sampled one.
     pub top_logprobs: u8,
     /// Limits the tokens that may be chosen; its own for each sequence.
@@ -73,6 +75,26 @@ pub enum RequestError {
     /// No token is asked for.
     #[error("max_tokens is 0; ask for at least 1, or leave it out to generate until the model stops")]
     MaxTokens,
+    /// An answer that should be longer than it may be.
+    #[error("min_tokens is {min}, but max_tokens is {max}; give a min_tokens of at most {max}")]
+    MinTokens {
+        /// Tokens at least.
+        min: u32,
+        /// Tokens at most.
+        max: u32,
+    },
+    /// A parameter that names a token which the model does not have.
+    #[error(
+        "{field}: there is no token {token}, the model's ids end at {last}; use the model's own tokenizer"
+    )]
+    NoSuchToken {
+        /// The request's field.
+        field: &'static str,
+        /// The id found.
+        token: u32,
+        /// The largest id.
+        last: u32,
+    },
 }
 
 /// How a sequence ended.
@@ -170,6 +192,8 @@ pub(super) struct Sequence {
     pub(super) paused: bool,
     /// The prompt, then what was generated.
     pub(super) tokens: Vec<u32>,
+    /// What penalties count of `tokens`. Batches in flight share it; they are nearly always done when it changes.
+    counts: Arc<TokenCounts>,
     /// Guesses that the batch in flight verifies.
     drafts: Vec<u32>,
     pub(super) pages: Vec<PageId>,
@@ -186,6 +210,7 @@ pub(super) struct Sequence {
     end: usize,
     prompt: usize,
     stop_ids: Vec<u32>,
+    min_length: Option<MinLength>,
     pub(super) params: Arc<SamplingParams>,
     seed: u64,
     top_logprobs: u8,
@@ -202,6 +227,7 @@ impl Sequence {
             state: State::Live,
             phase: Phase::Prompt,
             paused: false,
+            counts: Arc::new(TokenCounts::new(&new.prompt, &new.params)),
             tokens: new.prompt,
             drafts: Vec::new(),
             pages: Vec::new(),
@@ -212,6 +238,7 @@ impl Sequence {
             end,
             prompt,
             stop_ids: new.stop_ids,
+            min_length: new.min_length,
             params: new.params,
             seed: new.seed,
             top_logprobs: new.top_logprobs,
@@ -246,7 +273,7 @@ impl Sequence {
 
     /// Whether the next choice needs to know the last token: for a penalty that counts it, a constraint, or a draft.
     pub(super) fn needs_last_token(&self) -> bool {
-        self.params.history_needed() > 0 || self.constraint.is_some() || self.drafter.is_some()
+        self.params.has_penalties() || self.constraint.is_some() || self.drafter.is_some()
     }
 
     pub(super) fn generated(&self) -> u32 {
@@ -347,6 +374,9 @@ impl Sequence {
         if let Some(constraint) = &self.constraint {
             constraint.accept(sampled.token);
         }
+        if self.params.has_penalties() {
+            Arc::make_mut(&mut self.counts).add(sampled.token);
+        }
         self.tokens.push(sampled.token);
         events.push(SequenceEvent::Token { id, index, sampled });
         if self.tokens.len() >= self.end {
@@ -360,26 +390,30 @@ impl Sequence {
         events.push(SequenceEvent::Failed { id: self.id, error, generated: self.generated() });
     }
 
-    /// What chooses the token at `position`, after `drafts` guesses. Where no history is needed the token before it need
-    /// not be known.
+    /// What chooses the token at `position`, after `drafts` guesses. Where nothing is counted the token before it need not
+    /// be known.
     fn sampling(&self, position: usize, drafts: usize) -> Sampling {
         let ahead = &self.drafts[..drafts];
+        let constraint = self.constraint.as_ref();
+        let allowed = match &self.min_length {
+            Some(min_length) => min_length.mask(position - self.prompt, constraint, ahead),
+            None => constraint.map(|constraint| constraint.mask(ahead)),
+        };
         Sampling {
             params: self.params.clone(),
-            history: self.history(ahead),
+            counts: self.counts_after(ahead),
             uniform: uniform(self.seed, position as u64),
             top_logprobs: self.top_logprobs,
-            allowed: self.constraint.as_ref().map(|constraint| constraint.mask(ahead)),
+            allowed,
         }
     }
 
-    /// The last `repetition_context` tokens of prompt, answer and guesses, as mlx-lm counts them for all three penalties;
-    /// none if no penalty is set.
-    fn history(&self, ahead: &[u32]) -> Vec<u32> {
-        let needed = self.params.history_needed();
-        let own = needed.saturating_sub(ahead.len());
-        let mut history = self.tokens[self.tokens.len().saturating_sub(own)..].to_vec();
-        history.extend(&ahead[ahead.len().saturating_sub(needed)..]);
-        history
+    fn counts_after(&self, ahead: &[u32]) -> Arc<TokenCounts> {
+        if ahead.is_empty() || !self.params.has_penalties() {
+            return self.counts.clone();
+        }
+        let mut counts = TokenCounts::clone(&self.counts);
+        ahead.iter().for_each(|&token| counts.add(token));
+        Arc::new(counts)
     }
 }

@@ -23,7 +23,7 @@ impl<B: Backend> Stage<B> {
         for tokens in [1, PROMPT.min(pages.saturating_mul(page_tokens))] {
             let sampling = Sampling {
                 params: Arc::default(),
-                history: Vec::new(),
+                counts: Arc::default(),
                 uniform: 0.0,
                 top_logprobs: 0,
                 allowed: None,

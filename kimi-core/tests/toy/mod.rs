@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use kimi_core::batch::{Batch, Output, Sampling, SequenceId};
-use kimi_core::sampler::{Sampled, TokenMask};
+use kimi_core::sampler::{Sampled, TokenCount, TokenMask};
 use kimi_core::stage::{
     Compute, Finish, Hidden, SequenceOutput, StageError, StageOutput, StageResult, StageRunner, StageSpan,
     StageThread,
@@ -24,15 +24,15 @@ fn attend(cells: impl Iterator<Item = u64>) -> u64 {
     cells.fold(1, mix)
 }
 
-fn pick(hidden: u64, uniform: f32, history: &[u32]) -> u32 {
-    let history = history.iter().fold(2, |h, &token| mix(h, token.into()));
-    (mix(mix(hidden, uniform.to_bits().into()), history) % u64::from(VOCAB)) as u32
+fn pick(hidden: u64, uniform: f32, counts: &[TokenCount]) -> u32 {
+    let counted = |h, count: &TokenCount| mix(mix(h, count.token.into()), count.in_answer.into());
+    (mix(mix(hidden, uniform.to_bits().into()), counts.iter().fold(2, counted)) % u64::from(VOCAB)) as u32
 }
 
 /// The same within the mask of the choice, if it has one.
 fn choose(hidden: u64, choice: &Sampling) -> u32 {
     let words = choice.allowed.as_ref().and_then(|mask| mask.words());
-    constrain(pick(hidden, choice.uniform, &choice.history), |token| {
+    constrain(pick(hidden, choice.uniform, choice.counts.as_slice()), |token| {
         words.is_none_or(|words| TokenMask(words).allows(token as usize))
     })
 }
@@ -156,7 +156,7 @@ impl Alone {
         self.hidden = x;
     }
 
-    pub(crate) fn next(&self, uniform: f32, history: &[u32]) -> u32 {
-        pick(self.hidden, uniform, history)
+    pub(crate) fn next(&self, uniform: f32, counts: &[TokenCount]) -> u32 {
+        pick(self.hidden, uniform, counts)
     }
 }

@@ -29,6 +29,8 @@ const SEARCHES: usize = 2 + 6 * (DIGITS as usize + 1);
 const HISTOGRAM: usize = 3 * 256;
 const BAD_ID: usize = 1;
 const NO_MASK: u32 = u32::MAX;
+/// Words of a changed logit.
+const CHANGE: usize = 4;
 /// Words of a result before its likeliest tokens, and which of them is the token.
 const RESULT: usize = 6;
 const TOKEN: u32 = 2;
@@ -160,17 +162,14 @@ impl Kind {
 
 impl Packed {
     fn new(requests: &[SampleRequest<'_>], vocabulary: usize) -> Self {
-        let mut packed = Self { requests: Vec::with_capacity(14 * requests.len()), lists: Vec::new() };
+        let mut packed = Self { requests: Vec::with_capacity(12 * requests.len()), lists: Vec::new() };
         requests.iter().for_each(|r| packed.push(r, vocabulary));
         packed
     }
 
     fn push(&mut self, r: &SampleRequest<'_>, vocabulary: usize) {
         let changes = self.lists.len() as u32;
-        let changed = changes_of(r, vocabulary);
-        let count = changed.len() as u32;
-        self.lists
-            .extend(changed.into_iter().flat_map(|(token, (bias, times))| [token, bias.to_bits(), times]));
+        let count = self.push_changes(r, vocabulary);
         let mask = self.lists.len() as u32;
         let words = r.allowed.map_or(&[][..], |m| &m.0[..m.0.len().min(vocabulary.div_ceil(32))]);
         self.lists.extend_from_slice(words);
@@ -179,8 +178,6 @@ impl Packed {
         let floats = [
             r.repetition_penalty,
             1.0 / r.repetition_penalty,
-            r.presence_penalty,
-            r.frequency_penalty,
             sharpness,
             r.top_p,
             if r.min_p > 0.0 { r.min_p.ln() } else { 1.0 },
@@ -190,18 +187,23 @@ impl Packed {
         self.requests.extend(floats.map(f32::to_bits));
         self.requests.extend([u32::try_from(r.top_k).unwrap_or(u32::MAX), r.uniform.to_bits()]);
     }
-}
 
-/// Of each token that a request changes: what to add to its logit, and how often the penalties count it.
-fn changes_of(r: &SampleRequest<'_>, vocabulary: usize) -> BTreeMap<u32, (f32, u32)> {
-    let mut changes = BTreeMap::<u32, (f32, u32)>::new();
-    for &(token, bias) in r.logit_bias.iter().filter(|(token, _)| (*token as usize) < vocabulary) {
-        changes.entry(token).or_default().0 += bias;
+    /// Of each token that a request changes, each once: what to add to its logit, whether the repetition penalty counts it,
+    /// what to subtract then. Returns how many there are.
+    fn push_changes(&mut self, r: &SampleRequest<'_>, vocabulary: usize) -> u32 {
+        let mut biases = BTreeMap::<u32, f32>::new();
+        for &(token, bias) in r.logit_bias.iter().filter(|(token, _)| (*token as usize) < vocabulary) {
+            *biases.entry(token).or_default() += bias;
+        }
+        let first = self.lists.len();
+        for count in r.counts.iter().filter(|count| (count.token as usize) < vocabulary) {
+            let bias = biases.remove(&count.token).unwrap_or_default();
+            let penalty = count.penalty(r.presence_penalty, r.frequency_penalty);
+            self.lists.extend([count.token, bias.to_bits(), 1, penalty.to_bits()]);
+        }
+        self.lists.extend(biases.into_iter().flat_map(|(token, bias)| [token, bias.to_bits(), 0, 0]));
+        ((self.lists.len() - first) / CHANGE) as u32
     }
-    for &token in r.history.iter().filter(|token| (**token as usize) < vocabulary) {
-        changes.entry(token).or_default().1 += 1;
-    }
-    changes
 }
 
 fn initial_state(requests: usize, kind: Kind) -> Vec<u32> {

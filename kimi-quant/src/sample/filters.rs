@@ -2,7 +2,7 @@
 //! a constant, which no step looks at. A token that is ruled out has the value minus infinity. The formulas are
 //! those of mlx-lm's sample_utils.
 
-use super::TokenMask;
+use super::{TokenCount, TokenMask};
 
 /// Adds a bias to some logits; ids outside the vocabulary are passed over.
 pub fn logit_bias(logits: &mut [f32], bias: &[(u32, f32)]) {
@@ -13,43 +13,25 @@ pub fn logit_bias(logits: &mut [f32], bias: &[(u32, f32)]) {
     }
 }
 
-/// Makes the tokens of `recent` less likely: a negative logit is multiplied by the penalty, another by its inverse;
-/// each token once, however often it occurs. 1 changes nothing.
-pub fn repetition_penalty(logits: &mut [f32], recent: &[u32], penalty: f32) {
+/// Makes the counted tokens less likely: a negative logit is multiplied by the penalty, another by its inverse; each token
+/// once, however often it occurs. 1 changes nothing.
+pub fn repetition_penalty(logits: &mut [f32], counts: &[TokenCount], penalty: f32) {
     if penalty != 1.0 {
         // No division: a GPU's need not be exact.
         let inverse = 1.0 / penalty;
-        for_each_distinct(logits, recent, |logit| {
-            *logit *= if *logit < 0.0 { penalty } else { inverse };
-        });
-    }
-}
-
-/// Subtracts the penalty from the logit of every token of `recent`, once for each.
-pub fn presence_penalty(logits: &mut [f32], recent: &[u32], penalty: f32) {
-    if penalty != 0.0 {
-        for_each_distinct(logits, recent, |logit| *logit -= penalty);
-    }
-}
-
-/// Subtracts the penalty from the logit of a token of `recent` once for each time that it occurs.
-pub fn frequency_penalty(logits: &mut [f32], recent: &[u32], penalty: f32) {
-    if penalty != 0.0 {
-        for &token in recent {
-            if let Some(logit) = logits.get_mut(token as usize) {
-                *logit -= penalty;
+        for count in counts {
+            if let Some(logit) = logits.get_mut(count.token as usize) {
+                *logit *= if *logit < 0.0 { penalty } else { inverse };
             }
         }
     }
 }
 
-fn for_each_distinct(logits: &mut [f32], tokens: &[u32], change: impl Fn(&mut f32)) {
-    let mut tokens = tokens.to_vec();
-    tokens.sort_unstable();
-    tokens.dedup();
-    for token in tokens {
-        if let Some(logit) = logits.get_mut(token as usize) {
-            change(logit);
+/// Subtracts from the logit of every token of the answer `presence` once and `frequency` for each time that it occurs.
+pub fn answer_penalties(logits: &mut [f32], counts: &[TokenCount], presence: f32, frequency: f32) {
+    for count in counts {
+        if let Some(logit) = logits.get_mut(count.token as usize) {
+            *logit -= count.penalty(presence, frequency);
         }
     }
 }

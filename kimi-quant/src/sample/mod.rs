@@ -1,6 +1,7 @@
 //! From a step's logits to the next token: what is asked for and what comes out, and the truth of how.
 //!
-//! Formulas and their order are mlx-lm's: logit bias, repetition, presence and frequency penalties, the token mask;
+//! Formulas and their order are mlx-lm's, what penalties count is as in OpenAI's API and in vLLM: logit bias, repetition
+//! penalty (prompt and answer), presence and frequency penalties (the answer), the token mask;
 //! top-p, min-p, top-k on the distribution as it is; then a draw at the temperature. Filters compare logits, which
 //! order as log-probabilities do and are not rounded a second time, so that devices agree on ties.
 
@@ -10,6 +11,23 @@ use thiserror::Error;
 
 /// Most tokens whose log-probabilities are reported beside a chosen one.
 pub const MAX_TOP_LOGPROBS: usize = 20;
+
+/// A token that penalties count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenCount {
+    /// The token's id.
+    pub token: u32,
+    /// How often the answer has it; 0 if only the prompt does.
+    pub in_answer: u32,
+}
+
+impl TokenCount {
+    /// What the presence and the frequency penalty take off the token's logit together.
+    pub fn penalty(&self, presence: f32, frequency: f32) -> f32 {
+        // One number, so that devices which round a product and a difference as one agree with others.
+        if self.in_answer == 0 { 0.0 } else { presence + frequency * self.in_answer as f32 }
+    }
+}
 
 /// How to choose one token. Numbers outside the ranges given have no meaning, but do no harm.
 #[derive(Debug, Clone, Copy)]
@@ -26,14 +44,14 @@ pub struct SampleRequest<'a> {
     pub min_p: f32,
     /// See [`filters::repetition_penalty`]. 1 is off.
     pub repetition_penalty: f32,
-    /// See [`filters::presence_penalty`]. 0 is off.
+    /// Subtracted from the logits of tokens of the answer. 0 is off.
     pub presence_penalty: f32,
-    /// See [`filters::frequency_penalty`]. 0 is off.
+    /// Subtracted from the logits of tokens of the answer for each occurrence. 0 is off.
     pub frequency_penalty: f32,
     /// Token ids and what is added to their logits.
     pub logit_bias: &'a [(u32, f32)],
-    /// The tokens that the three penalties count.
-    pub history: &'a [u32],
+    /// The tokens that the three penalties count, each once.
+    pub counts: &'a [TokenCount],
     /// A random number in `[0, 1)`; not used at temperature 0.
     pub uniform: f32,
     /// How many of the most likely tokens to report, at most [`MAX_TOP_LOGPROBS`].
@@ -55,7 +73,7 @@ impl SampleRequest<'_> {
             presence_penalty: 0.0,
             frequency_penalty: 0.0,
             logit_bias: &[],
-            history: &[],
+            counts: &[],
             uniform: 0.0,
             top_logprobs: 0,
             allowed: None,
@@ -146,7 +164,6 @@ pub fn sample(logits: &mut [f32], request: &SampleRequest<'_>) -> Result<Sampled
 
 fn penalize(logits: &mut [f32], request: &SampleRequest<'_>) {
     filters::logit_bias(logits, request.logit_bias);
-    filters::repetition_penalty(logits, request.history, request.repetition_penalty);
-    filters::presence_penalty(logits, request.history, request.presence_penalty);
-    filters::frequency_penalty(logits, request.history, request.frequency_penalty);
+    filters::repetition_penalty(logits, request.counts, request.repetition_penalty);
+    filters::answer_penalties(logits, request.counts, request.presence_penalty, request.frequency_penalty);
 }

@@ -266,7 +266,7 @@ fn greedy() -> Output {
     let params = Arc::new(SamplingParams::greedy());
     Output::Sample(vec![Sampling {
         params,
-        history: Vec::new(),
+        counts: Arc::default(),
         uniform: 0.0,
         top_logprobs: 0,
         allowed: None,

@@ -213,6 +213,8 @@ impl From<RequestError> for ApiError {
             }
             RequestError::EmptyPrompt | RequestError::Token { .. } => ("invalid_value", "messages"),
             RequestError::MaxTokens => ("integer_below_min_value", "max_tokens"),
+            RequestError::MinTokens { .. } => ("integer_above_max_value", "min_tokens"),
+            RequestError::NoSuchToken { field, .. } => ("invalid_value", *field),
         };
         Self { param: Some(param.to_owned()), ..Self::invalid(code, error.to_string()) }
     }
