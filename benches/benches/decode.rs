@@ -11,8 +11,12 @@ const PROMPT: usize = 256;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let quick = std::env::args().any(|a| a == "--quick");
     let tokens = if quick { 16 } else { 256 };
-    let options =
-        ModelOptions { context_tokens: Some(1024), cache_tokens: Some(8 * 1024), ..ModelOptions::default() };
+    let options = ModelOptions {
+        context_tokens: Some(1024),
+        cache_tokens: Some(8 * 1024),
+        prefix_cache: Some(false), // every prompt is to be computed
+        ..ModelOptions::default()
+    };
     let model = ChatModel::on_cpu(&Checkpoint::kimi_tiny()?, &options)?;
     println!("kimi-tiny on the CPU, {} threads, f32 activations", std::thread::available_parallelism()?);
     println!("{:>9} {:>16} {:>16}", "sequences", "prefill tok/s", "decode tok/s");

@@ -55,6 +55,8 @@ pub struct ModelOptions {
     pub cache_memory: Option<u64>,
     /// How long a step should take at most while answers are written: prompts are cut accordingly. `None` for 100 ms.
     pub prompt_time: Option<Duration>,
+    /// Whether chats begin with what others have computed of the same text; `None` for yes. See [`crate::prefix_cache`].
+    pub prefix_cache: Option<bool>,
     /// How long answers wait for a lost stage to be replaced; see [`EngineConfig::recovery`].
     pub recovery: Duration,
 }
@@ -230,6 +232,7 @@ impl ChatModel {
     ) -> Result<Self, ModelError> {
         let engine = EngineConfig {
             prompt_time: options.prompt_time.unwrap_or(EngineConfig::PROMPT_TIME),
+            prefix_cache: options.prefix_cache.unwrap_or(true),
             recovery: options.recovery,
             eos_ids: files.stop_ids,
             ..EngineConfig::new(

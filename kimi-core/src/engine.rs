@@ -48,6 +48,8 @@ pub struct EngineConfig {
     pub prompt_time: Duration,
     /// Most guesses that a step verifies for one request; see [`Request::drafter`].
     pub max_drafts: usize,
+    /// Whether requests begin with what others have computed of the same text; see [`crate::prefix_cache`].
+    pub prefix_cache: bool,
     /// How long running requests wait for a lost stage to be replaced, and for a step to go through all stages again. They
     /// fail after it; the engine goes on when the stage is there again. 0 takes the engine down at once.
     pub recovery: Duration,
@@ -58,7 +60,7 @@ impl EngineConfig {
     pub const PROMPT_TIME: Duration = Duration::from_millis(100);
 
     /// Batches of [`TOKEN_BUDGET`](crate::stage::TOKEN_BUDGET) tokens, 32 running sequences, 1024 requests, prompts cut to
-    /// 100 ms, no end-of-sequence ids, no recovery.
+    /// 100 ms, shared prefixes, no end-of-sequence ids, no recovery.
     pub fn new(vocab_size: u32, context_tokens: usize, cache: CacheConfig) -> Self {
         Self {
             vocab_size,
@@ -70,6 +72,7 @@ impl EngineConfig {
             max_requests: 1024,
             prompt_time: Self::PROMPT_TIME,
             max_drafts: 8,
+            prefix_cache: true,
             recovery: Duration::ZERO,
         }
     }
@@ -96,6 +99,7 @@ impl EngineConfig {
             queues: pipeline.queues(),
             chains: pipeline.chains(),
             max_drafts: self.max_drafts,
+            prefix_cache: self.prefix_cache,
         })
     }
 }
@@ -156,6 +160,8 @@ pub enum TokenEvent {
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that were not computed for this request, since another one had.
+    pub cached_tokens: usize,
     /// Tokens generated, the one that ended the answer included.
     pub completion_tokens: u32,
     /// From submission to the first batch.

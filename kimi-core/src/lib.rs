@@ -28,6 +28,7 @@ pub mod model;
 pub mod pages;
 pub mod pipeline;
 pub mod plan;
+pub mod prefix_cache;
 #[cfg(feature = "reference")]
 pub mod reference;
 pub mod rope;

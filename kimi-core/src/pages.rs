@@ -1,12 +1,14 @@
 //! The pages of the latent cache: who holds which.
 
 use crate::batch::PageId;
+use crate::prefix_cache::{PageHash, PrefixCache};
 use crate::stage::CacheConfig;
 
 /// A fixed number of cache pages, handed out and taken back by reference count.
 ///
-/// A page is an index that is the same in every layer of every stage; the pool knows nothing of its contents.
-/// Counts above one are for prefixes that several sequences share.
+/// A page is an index that is the same in every layer of every stage. Counts above one are for prefixes that several
+/// sequences share. A page whose tokens were [noted](Self::note) is kept when nobody holds it any more, and may be
+/// [shared](Self::share_known) again until its place is needed.
 #[derive(Debug, Clone)]
 pub struct PagePool {
     pages: u32,
@@ -15,6 +17,8 @@ pub struct PagePool {
     holders: Vec<u32>,
     /// Pages handed out before and free again.
     free: Vec<PageId>,
+    /// Pages whose tokens are known.
+    known: PrefixCache,
 }
 
 /// A page that is released or shared without being held: a mistake of the caller, never of a request.
@@ -34,18 +38,63 @@ impl PagePool {
     /// use.
     pub fn new(cache: CacheConfig) -> Self {
         let pages = u32::try_from(cache.pages).unwrap_or(u32::MAX);
-        Self { pages, page_tokens: cache.page_tokens.max(1), holders: Vec::new(), free: Vec::new() }
+        let page_tokens = cache.page_tokens.max(1);
+        Self { pages, page_tokens, holders: Vec::new(), free: Vec::new(), known: PrefixCache::default() }
     }
 
-    /// A free page, now held once; `None` if all are held.
+    /// A page that nobody holds, now held once; `None` if all are held. Pages whose tokens are known are taken last, those
+    /// first that were unused for longest.
     pub fn allocate(&mut self) -> Option<PageId> {
         if let Some(page) = self.free.pop() {
             self.holders[page as usize] = 1;
             return Some(page);
         }
-        let page = PageId::try_from(self.holders.len()).ok().filter(|&page| page < self.pages)?;
-        self.holders.push(1);
+        if let Some(page) = PageId::try_from(self.holders.len()).ok().filter(|&page| page < self.pages) {
+            self.holders.push(1);
+            return Some(page);
+        }
+        let page = self.known.give_up()?;
+        self.holders[page as usize] = 1;
         Some(page)
+    }
+
+    /// Notes what a held page holds, as the `place`-th page of a text, from 0. It is full and is not written again. Of two
+    /// pages with the same content the first is known.
+    ///
+    /// # Errors
+    /// [`PageError`] if nobody holds it.
+    pub fn note(&mut self, page: PageId, hash: PageHash, place: usize) -> Result<(), PageError> {
+        self.holders_of(page)?;
+        self.known.insert(page, hash, place);
+        Ok(())
+    }
+
+    /// The page that holds what `hash` names, if there is one, with one holder more.
+    pub fn share_known(&mut self, hash: &PageHash) -> Option<PageId> {
+        let page = self.known.find(hash)?;
+        self.known.hold(page);
+        *self.holders.get_mut(page as usize)? += 1;
+        Some(page)
+    }
+
+    /// The page that holds what `hash` names.
+    pub fn find(&self, hash: &PageHash) -> Option<PageId> {
+        self.known.find(hash)
+    }
+
+    /// Says that the pages of these hashes were used just now, and together.
+    pub fn touch(&mut self, hashes: &[PageHash]) {
+        self.known.touch(hashes);
+    }
+
+    /// Forgets what the pages of these hashes hold: nobody will share them any more.
+    pub fn forget(&mut self, hashes: &[PageHash]) {
+        self.free.extend(hashes.iter().filter_map(|hash| self.known.forget(hash)));
+    }
+
+    /// Pages whose tokens are known, whether somebody holds them or not.
+    pub fn known(&self) -> u32 {
+        self.known.len() as u32
     }
 
     /// Adds a holder to a held page.
@@ -57,7 +106,7 @@ impl PagePool {
         Ok(())
     }
 
-    /// Takes one holder away; says whether the page is free now.
+    /// Takes one holder away; says whether nobody holds the page now.
     ///
     /// # Errors
     /// [`PageError`] if nobody holds it; the pool is unchanged.
@@ -65,13 +114,13 @@ impl PagePool {
         let holders = self.holders_of(page)?;
         *holders -= 1;
         let freed = *holders == 0;
-        if freed {
+        if freed && !self.known.leave(page) {
             self.free.push(page);
         }
         Ok(freed)
     }
 
-    /// How many hold `page`: 0 if it is free or does not exist.
+    /// How many hold `page`: 0 if nobody does or it does not exist.
     pub fn holders(&self, page: PageId) -> u32 {
         self.holders.get(page as usize).copied().unwrap_or(0)
     }
@@ -83,7 +132,7 @@ impl PagePool {
 
     /// Pages that somebody holds.
     pub fn used(&self) -> u32 {
-        (self.holders.len() - self.free.len()) as u32
+        (self.holders.len() - self.free.len() - self.known.idle()) as u32
     }
 
     /// Pages that nobody holds.
@@ -145,5 +194,69 @@ mod tests {
         assert_eq!(pool.share(page), Err(error));
         assert_eq!(pool.release(7), Err(PageError { page: 7, pages: 2 }));
         assert_eq!(pool.used(), 0);
+    }
+
+    /// A pool with the pages of some texts, of 2 tokens each, which nobody holds any more.
+    fn with_texts(pages: usize, texts: &[&[u32]]) -> PagePool {
+        let mut pool = PagePool::new(CacheConfig { pages, page_tokens: 2 });
+        for text in texts {
+            let hashes = PageHash::of_pages(text, 2);
+            let held: Vec<_> = hashes.iter().map(|_| pool.allocate().unwrap()).collect();
+            held.iter().zip(&hashes).enumerate().for_each(|(i, (&page, hash))| {
+                pool.note(page, *hash, i).unwrap();
+            });
+            pool.touch(&hashes);
+            held.iter().for_each(|&page| assert!(pool.release(page).unwrap()));
+        }
+        pool
+    }
+
+    fn found(pool: &PagePool, text: &[u32]) -> usize {
+        PageHash::of_pages(text, 2).iter().filter(|hash| pool.find(hash).is_some()).count()
+    }
+
+    #[test]
+    fn known_pages_are_kept_and_the_longest_unused_go_last_page_first() {
+        let (a, b) = ([1, 2, 3, 4, 5, 6], [7, 8, 9, 10]);
+        let mut pool = with_texts(5, &[&a, &b]);
+        assert_eq!((pool.used(), pool.available(), pool.known()), (0, 5, 5));
+        let first = pool.share_known(&PageHash::of_pages(&a, 2)[0]).unwrap();
+        assert_eq!((pool.holders(first), pool.used()), (1, 1));
+        pool.allocate().unwrap();
+        assert_eq!((found(&pool, &a), found(&pool, &b)), (2, 2), "the last page of the older text");
+        pool.allocate().unwrap();
+        assert_eq!((found(&pool, &a), found(&pool, &b)), (1, 2), "one that is held is not taken");
+        pool.allocate().unwrap();
+        pool.allocate().unwrap();
+        assert_eq!((found(&pool, &a), found(&pool, &b), pool.allocate()), (1, 0, None));
+        pool.release(first).unwrap();
+        assert_eq!(pool.allocate(), Some(first));
+    }
+
+    #[test]
+    fn of_two_pages_with_the_same_content_one_is_known() {
+        let mut pool = PagePool::new(CacheConfig { pages: 2, page_tokens: 2 });
+        let hash = PageHash::of_pages(&[1, 2], 2)[0];
+        let (a, b) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+        pool.note(a, hash, 0).unwrap();
+        pool.note(b, hash, 0).unwrap();
+        assert_eq!((pool.find(&hash), pool.known()), (Some(a), 1));
+        pool.release(a).unwrap();
+        pool.release(b).unwrap();
+        assert_eq!((pool.allocate(), pool.known()), (Some(b), 1), "the other one is free");
+        assert_eq!((pool.allocate(), pool.known()), (Some(a), 0));
+    }
+
+    #[test]
+    fn a_forgotten_page_is_free_once_nobody_holds_it() {
+        let text = [1, 2, 3, 4];
+        let hashes = PageHash::of_pages(&text, 2);
+        let mut pool = with_texts(2, &[&text]);
+        let held = pool.share_known(&hashes[0]).unwrap();
+        pool.forget(&hashes);
+        assert_eq!((pool.known(), pool.used(), pool.share_known(&hashes[0])), (0, 1, None));
+        pool.release(held).unwrap();
+        assert_eq!(pool.available(), 2);
+        assert!(pool.allocate() != pool.allocate());
     }
 }

@@ -31,7 +31,16 @@
 //! before all others. Later its prompt and what it has generated are prefilled again. As only a younger or a paused sequence is
 //! ever evicted, the oldest that runs always goes on, so every sequence ends. A lost stage is the same for all sequences at
 //! once ([`Scheduler::forget_cache`]).
+//!
+//! # Shared pages
+//! A page that is full, and whose tokens were computed by batches that came back, becomes known by the hash of all tokens up
+//! to its end ([`PageHash`](crate::prefix_cache::PageHash)), whether they are a prompt's or an answer's. A sequence begins
+//! with the known pages of its tokens; at least its last token is computed. If the next page is one that an older sequence is
+//! about to compute, it waits for that: a text that many begin with is computed once. Nobody waits for a younger sequence, or
+//! for a paused one. Known pages that nobody holds are kept until pages are needed. What a sequence has computed that failed
+//! is forgotten, and after the loss of a stage all is.
 
+mod prefix;
 mod sequence;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -40,6 +49,7 @@ use crate::batch::{Batch, Output, SequenceId, SequenceSlice};
 use crate::pages::PagePool;
 use crate::stage::{CacheConfig, SequenceOutput, StageError};
 
+pub use prefix::PrefixStats;
 pub use sequence::{FinishReason, NewSequence, Phase, RequestError, SequenceError, SequenceEvent};
 use sequence::{Sequence, State};
 
@@ -62,6 +72,8 @@ pub struct SchedulerConfig {
     pub chains: bool,
     /// Most guesses that a step verifies for one sequence.
     pub max_drafts: usize,
+    /// Whether sequences share pages.
+    pub prefix_cache: bool,
 }
 
 impl SchedulerConfig {
@@ -103,13 +115,35 @@ pub struct SchedulerStats {
     pub evictions: u64,
     /// Batches in flight.
     pub in_flight: usize,
+    /// Shared pages.
+    pub prefix: PrefixStats,
 }
 
-/// A batch that was handed out: its step, its sequences, and whether each of them samples.
+/// A sequence's share of a batch that was handed out.
+#[derive(Debug, Clone, Copy)]
+struct Share {
+    id: SequenceId,
+    /// Whether a token is sampled for it.
+    samples: bool,
+    /// Position of its first token in the batch.
+    start: usize,
+    /// The position after its last one, drafts included.
+    end: usize,
+}
+
+impl From<&SequenceSlice> for Share {
+    fn from(slice: &SequenceSlice) -> Self {
+        let start = slice.start as usize;
+        let samples = matches!(slice.output, Output::Sample(_));
+        Self { id: slice.id, samples, start, end: start + slice.tokens.len() }
+    }
+}
+
+/// A batch that was handed out.
 #[derive(Debug)]
 struct InFlight {
     step: u64,
-    sequences: Vec<(SequenceId, bool)>,
+    sequences: Vec<Share>,
     /// Whether each sequence is in [`Phase::Decode`].
     decodes: bool,
     /// Whether none is past its prompt.
@@ -130,6 +164,7 @@ pub struct Scheduler {
     next_id: u64,
     next_step: u64,
     evictions: u64,
+    prefix: PrefixStats,
 }
 
 impl Scheduler {
@@ -155,6 +190,7 @@ impl Scheduler {
             next_id: 0,
             next_step: 0,
             evictions: 0,
+            prefix: PrefixStats::default(),
         }
     }
 
@@ -166,24 +202,25 @@ impl Scheduler {
         self.config.check(new.prompt.len(), new.max_tokens)?;
         let id = SequenceId(self.next_id);
         self.next_id += 1;
-        self.waiting.insert(id, Sequence::new(id, new, self.config.limit()));
+        let mut sequence = Sequence::new(id, new, self.config.limit());
+        if self.config.prefix_cache {
+            sequence.hash_pages(self.config.cache.page_tokens);
+        }
+        self.waiting.insert(id, sequence);
         Ok(id)
     }
 
     /// Ends a sequence; its pages are free as soon as no batch in flight uses them. `None` if it has ended before.
     pub fn cancel(&mut self, id: SequenceId) -> Option<SequenceEvent> {
-        let waiting = self.waiting.remove(&id);
-        let generated = match &waiting {
-            Some(sequence) => sequence.generated(),
-            None => {
-                let sequence = self.running.get_mut(&id).filter(|s| s.state != State::Ended)?;
-                sequence.state = State::Ended;
-                let generated = sequence.generated();
-                self.settle(id);
-                generated
-            }
-        };
-        Some(SequenceEvent::Finished { id, reason: FinishReason::Cancelled, generated })
+        let event = |sequence: &Sequence| sequence.finished(FinishReason::Cancelled, sequence.generated());
+        if let Some(waiting) = self.waiting.remove(&id) {
+            return Some(event(&waiting));
+        }
+        let sequence = self.running.get_mut(&id).filter(|s| s.state != State::Ended)?;
+        sequence.state = State::Ended;
+        let event = event(sequence);
+        self.settle(id);
+        Some(event)
     }
 
     /// Lets a sequence rest while its caller takes no more tokens, or go on. It keeps its pages as long as nobody else needs
@@ -228,7 +265,10 @@ impl Scheduler {
         if self.in_flight.len() >= self.depth + usize::from(self.config.queues || self.config.chains) {
             return None;
         }
-        self.admit();
+        self.share_pages();
+        if self.admit() {
+            self.share_pages();
+        }
         let step = self.next_step;
         let mut sequences = Vec::new();
         let follows = if extra { self.follow(step, &mut sequences) } else { None };
@@ -248,7 +288,7 @@ impl Scheduler {
             sequences.iter().all(is)
         };
         let (decodes, prompts) = (phases(Phase::Decode), phases(Phase::Prompt));
-        let used = sequences.iter().map(|s| (s.id, matches!(s.output, Output::Sample(_)))).collect();
+        let used = sequences.iter().map(Share::from).collect();
         self.in_flight.push_back(InFlight { step, sequences: used, decodes, prompts });
         Some(Batch { step, sequences, follows })
     }
@@ -257,10 +297,18 @@ impl Scheduler {
     pub fn complete(&mut self, step: u64, outputs: Vec<SequenceOutput>) -> Vec<SequenceEvent> {
         let mut events = Vec::new();
         let mut outputs: BTreeMap<_, _> = outputs.into_iter().map(|o| (o.id, o.sampled)).collect();
-        for (id, samples) in self.land(step) {
+        for Share { id, samples, start, end } in self.land(step) {
             let Some(sequence) = self.running.get_mut(&id) else { continue };
-            if samples && sequence.state != State::Ended {
-                sequence.accept(step, outputs.remove(&id).unwrap_or_default(), &mut events);
+            if sequence.state != State::Ended {
+                sequence.land(start, end);
+                if samples {
+                    sequence.accept(step, outputs.remove(&id).unwrap_or_default(), &mut events);
+                }
+                if matches!(events.last(), Some(SequenceEvent::Failed { id: failed, .. }) if *failed == id) {
+                    self.forget_pages(id);
+                } else {
+                    self.note_pages(id);
+                }
             }
             self.settle(id);
         }
@@ -271,10 +319,11 @@ impl Scheduler {
     /// nothing.
     pub fn failed(&mut self, step: u64, error: &StageError) -> Vec<SequenceEvent> {
         let mut events = Vec::new();
-        for (id, _) in self.land(step) {
+        for Share { id, .. } in self.land(step) {
             let Some(sequence) = self.running.get_mut(&id) else { continue };
             if sequence.state != State::Ended {
                 sequence.fail(error.clone().into(), &mut events);
+                self.forget_pages(id);
             }
             self.settle(id);
         }
@@ -290,6 +339,7 @@ impl Scheduler {
             pages_total: self.pool.total(),
             evictions: self.evictions,
             in_flight: self.in_flight.len(),
+            prefix: self.prefix_stats(),
         }
     }
 
@@ -305,40 +355,55 @@ impl Scheduler {
 
     /// Lets waiting sequences run, oldest first, if their tokens fit beside what the running ones still need and
     /// one page of growth for each: otherwise they would soon be evicted again. Those that do not fit may be passed. Pages of
-    /// paused sequences count as free.
-    fn admit(&mut self) {
-        while self.live().filter(|s| s.runs()).count() < self.config.max_sequences {
-            let running = || self.live().filter(|s| s.runs());
-            let promised: usize = running()
-                .map(|s| 1 + self.pool.pages_for(s.tokens.len()).saturating_sub(s.pages.len()))
-                .sum();
+    /// paused sequences count as free, and pages that others share with it do not count. Says whether there is a new one.
+    fn admit(&mut self) -> bool {
+        if self.waiting.is_empty() {
+            return false;
+        }
+        let running = || self.live().filter(|s| s.runs());
+        let still_needed =
+            |s: &Sequence| self.pages_for(s).saturating_sub(s.pages.len().max(self.pages_to_come(s)));
+        let mut promised: usize = running().map(|s| 1 + still_needed(s)).sum();
+        let before = running().count();
+        let mut count = before;
+        while count < self.config.max_sequences {
             let paused: usize = self.live().filter(|s| s.paused).map(|s| s.pages.len()).sum();
             let room = (self.pool.available() as usize + paused).saturating_sub(promised);
-            let alone = running().next().is_none();
             let mut may_pass = usize::MAX;
             let mut found = None;
-            for (id, sequence) in self.waiting.iter().filter(|(_, s)| s.runs()) {
-                let needed = self.pool.pages_for(sequence.tokens.len());
-                if (needed <= room || alone) && needed <= may_pass {
+            for (place, (id, sequence)) in self.waiting.iter().filter(|(_, s)| s.runs()).enumerate() {
+                let mut needed = self.pages_for(sequence);
+                if needed > room.min(may_pass) {
+                    needed -= self.shared_pages(place, sequence);
+                }
+                if (needed <= room || count == 0) && needed <= may_pass {
                     found = Some((*id, needed));
                     break;
                 }
                 may_pass = may_pass.min(needed.saturating_sub(sequence.passed_by));
             }
-            let Some((id, needed)) = found else { return };
+            let Some((id, needed)) = found else { break };
             self.waiting.range_mut(..id).for_each(|(_, passed)| passed.passed_by += needed);
             if let Some(mut sequence) = self.waiting.remove(&id) {
                 sequence.passed_by = 0;
                 self.running.insert(id, sequence);
             }
+            promised += 1 + needed;
+            count += 1;
         }
+        count > before
+    }
+
+    /// Pages that a sequence's tokens fill.
+    fn pages_for(&self, sequence: &Sequence) -> usize {
+        self.pool.pages_for(sequence.tokens.len())
     }
 
     /// The sequences of the batch in flight once more, each with the token that is being chosen for it. Returns that
     /// batch's step; `None` if this can't be done or something else should come first.
     fn follow(&mut self, step: u64, batch: &mut Vec<SequenceSlice>) -> Option<u64> {
         let last = self.in_flight.back().filter(|last| self.config.chains && last.decodes)?;
-        let samples = |id| last.sequences.contains(&(id, true));
+        let samples = |id| last.sequences.iter().any(|share| share.id == id && share.samples);
         let running = || self.live().filter(|s| s.runs());
         if running().any(|s| s.pending() > 0 || !samples(s.id) || s.needs_last_token()) {
             return None;
@@ -415,6 +480,7 @@ impl Scheduler {
             return;
         }
         let prompts = self.live().filter(|s| s.phase == Phase::Prompt && s.pending() > 0);
+        let prompts = prompts.filter(|s| !self.waits_for_page(s));
         let mut ready: Vec<_> = prompts.map(|s| (s.pending(), s.id)).collect();
         let Some(&(_, oldest)) = ready.iter().min_by_key(|(_, id)| *id) else { return };
         ready.sort_unstable();
@@ -433,7 +499,9 @@ impl Scheduler {
         if count > 0
             && let Some(sequence) = self.running.get_mut(&id)
         {
+            let first = (!sequence.started).then_some(sequence.cached);
             batch.push(sequence.slice(count, step));
+            first.into_iter().for_each(|cached| self.count_prefix(cached));
         }
         count
     }
@@ -475,23 +543,24 @@ impl Scheduler {
     }
 
     /// Forgets a batch in flight; its sequences no longer count it.
-    fn land(&mut self, step: u64) -> Vec<(SequenceId, bool)> {
+    fn land(&mut self, step: u64) -> Vec<Share> {
         let found = self.in_flight.iter().position(|batch| batch.step == step);
         let landed = found.and_then(|i| self.in_flight.remove(i)).map_or_else(Vec::new, |b| b.sequences);
-        for (id, _) in &landed {
-            if let Some(sequence) = self.running.get_mut(id) {
+        for share in &landed {
+            if let Some(sequence) = self.running.get_mut(&share.id) {
                 sequence.in_flight = sequence.in_flight.saturating_sub(1);
             }
         }
         landed
     }
 
-    /// Frees the pages of a sequence that has ended or is evicted, unless a batch in flight uses them.
+    /// Gives back the pages of a sequence that has ended or is evicted, unless a batch in flight uses them.
     fn settle(&mut self, id: SequenceId) -> bool {
         if self.running.get(&id).is_none_or(|s| s.is_live() || s.in_flight > 0) {
             return false;
         }
         let Some(mut sequence) = self.running.remove(&id) else { return false };
+        self.pool.touch(&sequence.hashes[..sequence.noted]);
         for page in sequence.pages.drain(..) {
             if let Err(error) = self.pool.release(page) {
                 tracing::error!(%error, ?id, "a cache page was released twice");

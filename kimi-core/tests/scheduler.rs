@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use kimi_core::batch::{Batch, Output, SequenceId};
 use kimi_core::constraint::{Constrained, Constraint, Drafter, MinLength};
+use kimi_core::prefix_cache::PageHash;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams, TokenCount, uniform};
 use kimi_core::scheduler::{
     FinishReason, NewSequence, Phase, RequestError, Scheduler, SchedulerConfig, SequenceEvent,
@@ -21,6 +22,8 @@ use toy::{Alone, ToyStage, VOCAB, constrain, mix, sampled};
 #[derive(Debug, Clone)]
 struct Arrival {
     at: u64,
+    /// The arrival whose text comes before its prompt: a chat that goes on.
+    continues: Option<usize>,
     prompt: Vec<u32>,
     max_tokens: Option<u32>,
     stop_ids: Vec<u32>,
@@ -157,6 +160,7 @@ impl Penalties {
 /// What a sequence has got so far.
 #[derive(Default)]
 struct Answer {
+    prompt: Vec<u32>,
     tokens: Vec<u32>,
     end: Option<SequenceEvent>,
 }
@@ -185,8 +189,9 @@ impl Simulator {
     }
 
     fn add(&mut self, sequence: NewSequence) -> Result<SequenceId, RequestError> {
+        let answer = Answer { prompt: sequence.prompt.clone(), ..Answer::default() };
         let id = self.scheduler.add(sequence)?;
-        assert!(self.answers.insert(id, Answer::default()).is_none(), "an id was given out twice");
+        assert!(self.answers.insert(id, answer).is_none(), "an id was given out twice");
         Ok(id)
     }
 
@@ -211,9 +216,13 @@ impl Simulator {
         }
         let stage = busy[choice as usize % busy.len()];
         let (batch, input) = self.queues[stage].pop_front().unwrap();
+        if stage == 0 {
+            self.check_tokens(&batch);
+        }
         match self.stages[stage].run(&batch, input).unwrap() {
             StageOutput::Hidden(hidden) => self.queues[stage + 1].push_back((batch, Some(hidden))),
             StageOutput::Sequences(_) if fail => {
+                self.stages.iter_mut().for_each(|stage| stage.spoil(&batch));
                 let events = self.scheduler.failed(batch.step, &device_error());
                 self.take(events);
             }
@@ -288,9 +297,14 @@ impl Simulator {
             let ids: BTreeSet<_> = batch.sequences.iter().map(|s| s.id).collect();
             assert_eq!(ids.len(), batch.sequences.len(), "a sequence is in a batch twice");
             for slice in &batch.sequences {
-                for &page in &slice.pages {
-                    assert!(self.scheduler.pool().holders(page) == 1, "a batch in flight uses a freed page");
-                    assert_eq!(*owners.entry(page).or_insert(slice.id), slice.id, "a page is used twice");
+                let written = slice.start as usize / self.config.cache.page_tokens;
+                for (i, &page) in slice.pages.iter().enumerate() {
+                    let holders = self.scheduler.pool().holders(page);
+                    assert!(holders > 0, "a batch in flight uses a freed page");
+                    assert!(i < written || holders == 1, "a page is written that others read");
+                    let may_share = i < written && self.config.prefix_cache;
+                    let owner = *owners.entry(page).or_insert(slice.id);
+                    assert!(may_share || owner == slice.id, "a page is used twice");
                 }
                 let samples = matches!(slice.output, Output::Sample(_));
                 let end = (slice.start + slice.tokens.len() as u32, samples, batch.step);
@@ -303,6 +317,51 @@ impl Simulator {
         }
     }
 
+    /// The pages of a sequence hold its tokens.
+    fn check_tokens(&self, batch: &Batch) {
+        for slice in &batch.sequences {
+            let answer = &self.answers[&slice.id];
+            if answer.end.is_some() {
+                continue; // what else was in flight for it is worth nothing if it failed
+            }
+            let tokens = answer.prompt.iter().chain(&answer.tokens).map(|&token| u64::from(token));
+            let cells = slice.pages.iter().flat_map(|&page| self.stages[0].page(page));
+            for (i, (token, &cell)) in tokens.zip(cells).take(slice.start as usize).enumerate() {
+                assert_eq!(
+                    token,
+                    cell,
+                    "token {i} of {:?}, page {}",
+                    slice.id,
+                    i / self.config.cache.page_tokens
+                );
+            }
+        }
+    }
+
+    /// Every known page holds in every stage what its text would leave there alone; says how many pages there are.
+    fn check_known_pages(&self) -> usize {
+        let page_tokens = self.config.cache.page_tokens;
+        let mut seen = BTreeSet::new();
+        for answer in self.answers.values() {
+            let tokens = [answer.prompt.as_slice(), &answer.tokens].concat();
+            let hashes = PageHash::of_pages(&tokens, page_tokens);
+            let known = hashes.iter().map(|hash| self.scheduler.pool().find(hash));
+            let known: Vec<_> = known.enumerate().filter_map(|(i, page)| Some((i, page?))).collect();
+            if known.iter().all(|(_, page)| seen.contains(page)) {
+                continue;
+            }
+            let alone = Alone::new(self.config.stages, &tokens);
+            for (i, page) in known {
+                seen.insert(page);
+                for (stage, cells) in self.stages.iter().zip(alone.cells()) {
+                    assert_eq!(stage.page(page), &cells[i * page_tokens..][..page_tokens]);
+                }
+            }
+        }
+        assert_eq!(seen.len(), self.scheduler.pool().known() as usize, "a known page is of no text");
+        seen.len()
+    }
+
     /// Runs until nothing is left to do.
     fn finish(&mut self) {
         let mut turns = 0;
@@ -312,6 +371,7 @@ impl Simulator {
         }
         let stats = self.scheduler.stats();
         assert_eq!((stats.running, stats.waiting, stats.pages_used), (0, 0, 0));
+        self.check_known_pages();
     }
 }
 
@@ -322,10 +382,21 @@ fn device_error() -> StageError {
 /// Most batches in flight in the simulations.
 const MAX_DEPTH: usize = 7;
 
+/// Prompts of which many begin alike.
+fn any_prompt() -> impl Strategy<Value = Vec<u32>> {
+    let tail = |min| prop::collection::vec(0..VOCAB, min..12);
+    let alike = (0..3u32, 0..40u32, tail(1)).prop_map(|(text, count, tail)| {
+        let begin = (0..count).map(|i| (mix(text.into(), i.into()) % u64::from(VOCAB)) as u32);
+        begin.chain(tail).collect()
+    });
+    prop_oneof![prop::collection::vec(0..VOCAB, 1..40), alike]
+}
+
 fn arrival() -> impl Strategy<Value = Arrival> {
     let request = (
         0..60u64,
-        prop::collection::vec(0..VOCAB, 1..40),
+        prop::option::weighted(0.3, 0..14usize),
+        any_prompt(),
         prop::option::of(1..20u32),
         (prop::collection::vec(0..VOCAB, 0..6), 0..12usize),
         any::<u64>(),
@@ -338,19 +409,22 @@ fn arrival() -> impl Strategy<Value = Arrival> {
     );
     (request, events).prop_map(
         |(
-            (at, prompt, max_tokens, (stop_ids, min_tokens), seed),
+            (at, continues, prompt, max_tokens, (stop_ids, min_tokens), seed),
             (cancel_after, constrained, guessed, pause),
-        )| Arrival {
-            at,
-            prompt,
-            max_tokens,
-            stop_ids,
-            min_tokens,
-            seed,
-            cancel_after,
-            constrained,
-            guessed,
-            pause,
+        )| {
+            Arrival {
+                at,
+                continues,
+                prompt,
+                max_tokens,
+                stop_ids,
+                min_tokens,
+                seed,
+                cancel_after,
+                constrained,
+                guessed,
+                pause,
+            }
         },
     )
 }
@@ -360,9 +434,11 @@ fn config() -> impl Strategy<Value = SchedulerConfig> {
         (1..5usize, any::<bool>()).prop_map(|(stages, queues)| (stages, queues, false)),
         any::<bool>().prop_map(|queues| (1, queues, true))
     ];
-    (2..64usize, 1..16usize, 1..9usize, 1..40usize, 1..8usize, stages, 0..9usize).prop_map(
-        |(context_tokens, pages, page_tokens, token_budget, max_sequences, stages, max_drafts)| {
+    let features = (0..9usize, prop::bool::weighted(0.8));
+    (2..100usize, 1..24usize, 1..9usize, 1..40usize, 1..8usize, stages, features).prop_map(
+        |(context_tokens, pages, page_tokens, token_budget, max_sequences, stages, features)| {
             let (stages, queues, chains) = stages;
+            let (max_drafts, prefix_cache) = features;
             SchedulerConfig {
                 context_tokens,
                 cache: CacheConfig { pages, page_tokens },
@@ -372,6 +448,7 @@ fn config() -> impl Strategy<Value = SchedulerConfig> {
                 queues,
                 chains,
                 max_drafts,
+                prefix_cache,
             }
         },
     )
@@ -412,8 +489,19 @@ fn simulate(
     let mut simulator = Simulator::new(config.clone());
     let mut expected = BTreeMap::new();
     let (mut cancels, mut pauses) = (Vec::new(), Vec::new());
+    let mut arrivals = arrivals.to_vec();
+    for i in 0..arrivals.len() {
+        let before = arrivals[i].continues.and_then(|before| arrivals[..i].get(before));
+        let Some(before) = before.filter(|before| before.prompt.len() < config.limit()) else { continue };
+        let answer = before.alone(config.stages, config.limit(), events.context).0;
+        arrivals[i].prompt =
+            [&before.prompt, &answer, &arrivals[i].prompt].into_iter().flatten().copied().collect();
+    }
     for tick in 0..200 {
         let chance = mix(events.chance, tick);
+        if tick % 64 == 63 {
+            simulator.check_known_pages();
+        }
         for arrival in arrivals.iter().filter(|a| a.at == tick) {
             let fits = arrival.prompt.len() < config.limit();
             let alone = match fits {
@@ -492,6 +580,8 @@ const DEFAULTS: SchedulerConfig = SchedulerConfig {
     queues: false,
     chains: false,
     max_drafts: 8,
+    // Most tests count what each of several equal prompts takes.
+    prefix_cache: false,
 };
 
 fn prompt(tokens: usize, max_tokens: u32) -> NewSequence {
@@ -619,6 +709,7 @@ fn the_youngest_gives_up_its_pages_and_loses_nothing() {
     assert!(simulator.scheduler.stats().evictions > 0);
     let alone = Arrival {
         at: 0,
+        continues: None,
         prompt: vec![0, 1, 2, 3],
         max_tokens: Some(12),
         stop_ids: vec![],
@@ -815,6 +906,7 @@ fn guesses_that_come_true_save_steps() {
         let config = SchedulerConfig { stages: 2, ..DEFAULTS };
         let arrival = Arrival {
             at: 0,
+            continues: None,
             prompt: vec![3, 1, 4],
             max_tokens: Some(60),
             stop_ids: vec![],

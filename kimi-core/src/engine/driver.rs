@@ -107,12 +107,13 @@ struct Running {
 }
 
 impl Running {
-    fn usage(&self, completion_tokens: u32) -> Usage {
+    fn usage(&self, completion_tokens: u32, cached: u32) -> Usage {
         let now = Instant::now();
         let started = self.started.unwrap_or(now);
         let first = self.first_token.unwrap_or(now);
         Usage {
             prompt_tokens: self.prompt_tokens,
+            cached_tokens: cached as usize,
             completion_tokens,
             queue: started - self.submitted,
             prefill: first - started,
@@ -452,12 +453,12 @@ impl Driver {
                     let (id, logprob, top) = (sampled.token, sampled.logprob, sampled.top);
                     (request.sink.deliver)(TokenEvent::Token { id, logprob, top, index });
                 }
-                SequenceEvent::Finished { id, reason, generated } => {
+                SequenceEvent::Finished { id, reason, generated, cached } => {
                     let Some(mut request) = self.requests.remove(&id) else { continue };
                     if generated > 0 {
                         request.first_token.get_or_insert_with(Instant::now);
                     }
-                    let usage = request.usage(generated);
+                    let usage = request.usage(generated, cached);
                     request.sink.end(TokenEvent::Finished { reason, usage });
                 }
                 SequenceEvent::Failed { id, error, .. } => {

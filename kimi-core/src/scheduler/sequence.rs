@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::batch::{Output, PageId, Sampling, SequenceId, SequenceSlice};
 use crate::constraint::{Constrained, Drafter, MinLength};
+use crate::prefix_cache::PageHash;
 use crate::sampler::{SampleError, Sampled, SamplingParams, TokenCounts, uniform};
 use crate::stage::StageError;
 
@@ -150,6 +151,8 @@ pub enum SequenceEvent {
         reason: FinishReason,
         /// Tokens generated, a stop token included.
         generated: u32,
+        /// Tokens of the prompt that were not computed for it, since others had.
+        cached: u32,
     },
     /// The sequence's last event, if it failed.
     Failed {
@@ -200,6 +203,18 @@ pub(super) struct Sequence {
     /// Tokens whose latents are in the pages or on the way there: a prefix of `tokens`, and the one that comes next if its
     /// batch was made before it is known, and drafts.
     pub(super) scheduled: usize,
+    /// Tokens whose latents are in the pages: their batches came back. A prefix of `tokens`.
+    pub(super) computed: usize,
+    /// What the full pages of `tokens` hold, as far as it was needed yet.
+    pub(super) hashes: Vec<PageHash>,
+    /// Pages that others may share, from the first on.
+    pub(super) noted: usize,
+    /// Tokens of the prompt that were not computed for it.
+    pub(super) cached: u32,
+    /// Whether it has lost what was computed for it: what it finds afterwards is not counted.
+    evicted: bool,
+    /// Whether it was part of a batch.
+    pub(super) started: bool,
     /// Batches in flight that use the pages.
     pub(super) in_flight: usize,
     /// Step of the last batch it was part of.
@@ -232,6 +247,12 @@ impl Sequence {
             drafts: Vec::new(),
             pages: Vec::new(),
             scheduled: 0,
+            computed: 0,
+            hashes: Vec::new(),
+            noted: 0,
+            cached: 0,
+            evicted: false,
+            started: false,
             in_flight: 0,
             last_step: 0,
             passed_by: 0,
@@ -280,6 +301,50 @@ impl Sequence {
         (self.tokens.len() - self.prompt) as u32
     }
 
+    /// Hashes the pages that its tokens fill.
+    pub(super) fn hash_pages(&mut self, page_tokens: usize) {
+        PageHash::extend(&mut self.hashes, &self.tokens, page_tokens);
+    }
+
+    /// What the pages hold that it may take from others: not the one with its last token, which has to be computed for the
+    /// token after it.
+    pub(super) fn shareable(&self, page_tokens: usize) -> &[PageHash] {
+        let pages = self.tokens.len().saturating_sub(1) / page_tokens;
+        &self.hashes[..pages.min(self.hashes.len())]
+    }
+
+    /// What its next page is to hold, if that is one it may take from others: its pages are full, and nothing of it is on
+    /// the way.
+    pub(super) fn next_page(&self, page_tokens: usize) -> Option<PageHash> {
+        let place = self.pages.len();
+        let begins = self.phase == Phase::Prompt && place * page_tokens == self.computed;
+        self.shareable(page_tokens).get(place).filter(|_| begins).copied()
+    }
+
+    /// Takes a page that holds its next tokens.
+    pub(super) fn adopt(&mut self, page: PageId, page_tokens: usize) {
+        self.pages.push(page);
+        self.noted = self.pages.len();
+        self.computed += page_tokens;
+        self.scheduled = self.computed;
+        if !self.evicted {
+            self.cached += page_tokens as u32;
+        }
+    }
+
+    /// Takes notice that a batch with its tokens up to `end` came back.
+    pub(super) fn land(&mut self, start: usize, end: usize) {
+        // What follows tokens that were not computed is worth nothing. Drafts are not among its tokens yet.
+        if start <= self.computed {
+            self.computed = self.computed.max(end.min(self.tokens.len()));
+        }
+    }
+
+    /// How it ended.
+    pub(super) fn finished(&self, reason: FinishReason, generated: u32) -> SequenceEvent {
+        SequenceEvent::Finished { id: self.id, reason, generated, cached: self.cached }
+    }
+
     /// Forgets the cache: everything is to be computed again.
     pub(super) fn rewind(&mut self) {
         self.state = State::Live;
@@ -287,6 +352,12 @@ impl Sequence {
         self.drafts.clear();
         self.pages.clear();
         self.scheduled = 0;
+        self.computed = 0;
+        self.noted = 0;
+        self.evicted = self.started;
+        if !self.started {
+            self.cached = 0;
+        }
         self.in_flight = 0;
     }
 
@@ -312,6 +383,7 @@ impl Sequence {
     /// is being sampled, and the drafts after it. Their pages are there.
     pub(super) fn slice(&mut self, count: usize, step: u64) -> SequenceSlice {
         let start = self.scheduled;
+        self.started = true;
         self.in_flight += 1;
         self.last_step = step;
         let end = start + count;
@@ -353,6 +425,7 @@ impl Sequence {
                     if !as_guessed {
                         break;
                     }
+                    self.computed += 1;
                 }
                 Err(error) => return self.fail(error.into(), events),
             }
@@ -368,7 +441,7 @@ impl Sequence {
         let (id, index) = (self.id, self.generated());
         if self.stop_ids.contains(&sampled.token) {
             self.state = State::Ended;
-            events.push(SequenceEvent::Finished { id, reason: FinishReason::Stop, generated: index + 1 });
+            events.push(self.finished(FinishReason::Stop, index + 1));
             return;
         }
         if let Some(constraint) = &self.constraint {
@@ -381,7 +454,7 @@ impl Sequence {
         events.push(SequenceEvent::Token { id, index, sampled });
         if self.tokens.len() >= self.end {
             self.state = State::Ended;
-            events.push(SequenceEvent::Finished { id, reason: FinishReason::Length, generated: index + 1 });
+            events.push(self.finished(FinishReason::Length, index + 1));
         }
     }
 

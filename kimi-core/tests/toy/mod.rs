@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use kimi_core::batch::{Batch, Output, Sampling, SequenceId};
+use kimi_core::batch::{Batch, Output, PageId, Sampling, SequenceId};
 use kimi_core::sampler::{Sampled, TokenCount, TokenMask};
 use kimi_core::stage::{
     Compute, Finish, Hidden, SequenceOutput, StageError, StageOutput, StageResult, StageRunner, StageSpan,
@@ -65,6 +65,21 @@ impl ToyStage {
 
     pub(crate) fn row(stages: usize, pages: u32, page_tokens: usize) -> Vec<Self> {
         (0..stages).map(|stage| Self::new(stage, stages, pages, page_tokens)).collect()
+    }
+
+    /// What is in a page. In the first stage those are its tokens.
+    pub(crate) fn page(&self, page: PageId) -> &[u64] {
+        &self.cells[page as usize * self.page_tokens..][..self.page_tokens]
+    }
+
+    /// Spoils what a batch has written.
+    pub(crate) fn spoil(&mut self, batch: &Batch) {
+        for slice in &batch.sequences {
+            for position in (slice.start as usize..).take(slice.tokens.len()) {
+                let page = slice.pages[position / self.page_tokens] as usize;
+                self.cells[page * self.page_tokens + position % self.page_tokens] ^= 1 << 40;
+            }
+        }
     }
 }
 
@@ -154,6 +169,11 @@ impl Alone {
             x = attend(cells.iter().copied());
         }
         self.hidden = x;
+    }
+
+    /// What each stage remembers of each token.
+    pub(crate) fn cells(&self) -> &[Vec<u64>] {
+        &self.cells
     }
 
     pub(crate) fn next(&self, uniform: f32, counts: &[TokenCount]) -> u32 {
