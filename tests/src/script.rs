@@ -83,7 +83,8 @@ impl ChatEngine for Script {
                 (false, true) => FinishReason::ToolCalls,
                 (false, false) => FinishReason::Stop,
             };
-            let usage = Usage { prompt_tokens: 3, completion_tokens: 4, ..Usage::default() };
+            let usage =
+                Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 4, ..Usage::default() };
             sink(ChatEvent::Finished { reason, usage });
         });
         Ok(Box::new(Cancel(cancelled)))

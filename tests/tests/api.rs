@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may
 
 use kimi_core::ChatRequest;
+use kimi_core::chat_model::PAGE_TOKENS;
 use kimi_server::http::{HttpConfig, ServedModel};
 use kimi_tests::api::{Server, Streamed, request, tiny};
 use serde_json::{Value, json};
@@ -62,8 +63,42 @@ fn usage_counts_tokens() {
     let messages = serde_json::from_value(body["messages"].clone()).unwrap();
     let prompt = model.prompt(&ChatRequest { messages, ..ChatRequest::default() }).unwrap().len();
     let server = Server::start(vec![ServedModel::new(model)], HttpConfig::default());
-    let usage = &server.chat(&body).ok()["usage"];
-    assert_eq!(*usage, json!({"prompt_tokens": prompt, "completion_tokens": 5, "total_tokens": prompt + 5}));
+    let usage = |cached: usize| {
+        json!({
+            "prompt_tokens": prompt,
+            "completion_tokens": 5,
+            "total_tokens": prompt + 5,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        })
+    };
+    assert_eq!(server.chat(&body).ok()["usage"], usage(0));
+    let shared = (prompt - 1) / PAGE_TOKENS * PAGE_TOKENS;
+    assert_eq!(server.chat(&body).ok()["usage"], usage(shared), "the last token is always computed");
+}
+
+#[test]
+fn a_second_turn_begins_with_the_first_ones_pages() {
+    let server = Server::tiny();
+    let mut messages = vec![
+        json!({"role": "system", "content": "Answer briefly and politely. ".repeat(30)}),
+        json!({"role": "user", "content": "What is kimi?"}),
+    ];
+    let turn = |messages: &[Value]| {
+        server.chat(&json!({"messages": messages, "temperature": 0, "max_tokens": 20})).ok()
+    };
+    let first = turn(&messages);
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
+    let prompt = first["usage"]["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(cached(&first), 0);
+    messages.push(json!({"role": "assistant", "content": content(&first)}));
+    messages.push(json!({"role": "user", "content": "And who made it?"}));
+    let second = turn(&messages);
+    let pages = PAGE_TOKENS as u64;
+    assert!(prompt > 2 * pages && cached(&second) >= prompt / pages * pages - pages, "{second}");
+    // Another user with the same system prompt.
+    messages.truncate(1);
+    messages.push(json!({"role": "user", "content": "Name three animals."}));
+    assert!(cached(&turn(&messages)) >= 2 * pages);
 }
 
 #[test]

@@ -40,7 +40,9 @@ fn tool_calls_and_reasoning() {
         "tool_calls": [call(0, "Oslo"), call(1, "京都")],
     });
     assert_eq!((&choice["message"], &choice["finish_reason"]), (&message, &json!("tool_calls")));
-    assert_eq!(whole["usage"], json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}));
+    let cached = json!({"cached_tokens": 2});
+    let usage = json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "prompt_tokens_details": cached});
+    assert_eq!(whole["usage"], usage);
 
     let stream = Streamed::read(server.stream(&body(json!({}))));
     let deltas: Vec<&Value> = stream.chunks.iter().map(|chunk| &chunk["choices"][0]["delta"]).collect();

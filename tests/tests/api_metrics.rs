@@ -62,7 +62,12 @@ fn chats_are_counted_as_health_counts_them() {
     let of = |name: &str| now[&format!("{name}{{model=\"kimi-tiny\"}}")];
     assert_eq!(of("kimi_generated_tokens_total"), 16.0);
     assert_eq!(health["tokens_generated"], 16);
-    assert_eq!(of("kimi_prompt_tokens_total"), 2.0 * usage["prompt_tokens"].as_f64().unwrap());
+    let (prompts, cached) =
+        (2.0 * usage["prompt_tokens"].as_f64().unwrap(), of("kimi_cached_prompt_tokens_total"));
+    assert_eq!(of("kimi_prompt_tokens_total"), prompts - cached);
+    let hits = now["kimi_prefix_cache_requests_total{model=\"kimi-tiny\",result=\"hit\"}"];
+    let misses = now["kimi_prefix_cache_requests_total{model=\"kimi-tiny\",result=\"miss\"}"];
+    assert_eq!((hits + misses, hits > 0.0), (2.0, cached > 0.0));
     assert_eq!(of("kimi_prompt_tokens_total"), health["prompt_tokens"].as_f64().unwrap());
     assert_eq!(of("kimi_steps_total"), health["steps"].as_f64().unwrap());
     assert_eq!(of("kimi_cache_pages"), health["pages"]["total"].as_f64().unwrap());

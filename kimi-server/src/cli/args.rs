@@ -148,6 +148,16 @@ impl CacheArgs {
     }
 }
 
+/// Whether something is done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// Yes.
+    #[default]
+    On,
+    /// No.
+    Off,
+}
+
 /// How much context.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CacheArgs {
@@ -407,6 +417,10 @@ pub struct ServeArgs {
     /// pieces, so that they do not hold up the others.
     #[arg(long, value_name = "MS", default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub prompt_time: u64,
+    /// Whether a prompt begins with what was computed for another one that begins alike: an earlier turn, or the same system
+    /// prompt. Pages are kept in the cache until their place is needed.
+    #[arg(long, value_enum, default_value_t)]
+    pub prefix_cache: Switch,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub http: HttpArgs,

@@ -10,7 +10,7 @@ use serde_json::json;
 
 use super::Outcome;
 use super::stages::{self, Model, Stages};
-use crate::cli::args::ServeArgs;
+use crate::cli::args::{ServeArgs, Switch};
 use crate::cli::ui;
 use crate::cluster::ClusterStatus;
 use crate::host::Host;
@@ -32,6 +32,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let files = ChatFiles::open(&checkpoint)?;
     let options = ModelOptions {
         prompt_time: Some(Duration::from_millis(args.prompt_time)),
+        prefix_cache: Some(args.prefix_cache == Switch::On),
         recovery: Duration::from_secs(args.recovery_timeout),
         ..args.cache.options()
     };

@@ -57,6 +57,8 @@ pub(super) struct Totals {
     /// Choices that were added.
     pub(super) choices: usize,
     prompt: u64,
+    /// Of those, tokens that were computed for others before.
+    cached: u64,
     completion: u64,
 }
 
@@ -67,13 +69,19 @@ impl Totals {
         self.completion += u64::from(usage.completion_tokens);
         if !same_prompt {
             self.prompt += usage.prompt_tokens as u64;
+            self.cached += usage.cached_tokens as u64;
         }
     }
 
     /// `usage`.
     pub(super) fn json(&self) -> Value {
         let (prompt, completion) = (self.prompt, self.completion);
-        json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
+        json!({
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": self.cached},
+        })
     }
 }
 

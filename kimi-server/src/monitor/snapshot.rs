@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use kimi_core::engine::{EngineStats, StageStats};
+use kimi_core::scheduler::PrefixStats;
 use kimi_core::stage::StageTime;
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +49,8 @@ pub struct ModelState {
     pub pages: Pages,
     /// How often a sequence had to give up its pages.
     pub evictions: u64,
+    /// What prompts shared.
+    pub prefix_cache: PrefixCache,
     /// Batches computed.
     pub steps: u64,
     /// How often a stage was lost.
@@ -114,6 +117,20 @@ pub struct Pages {
     pub used: u32,
     /// All.
     pub total: u32,
+}
+
+/// What prompts shared with others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PrefixCache {
+    /// Pages that prompts may share, in use or kept.
+    pub pages: u32,
+    /// Requests that began with such pages.
+    pub hits: u64,
+    /// Requests that began without.
+    pub misses: u64,
+    /// Tokens of prompts that were not computed.
+    pub tokens: u64,
 }
 
 /// Batches under way.
@@ -247,6 +264,12 @@ impl StageStatus {
     }
 }
 
+impl From<PrefixStats> for PrefixCache {
+    fn from(PrefixStats { pages, hits, misses, tokens }: PrefixStats) -> Self {
+        Self { pages, hits, misses, tokens }
+    }
+}
+
 impl From<&Loading> for LoadState {
     fn from(loading: &Loading) -> Self {
         Self {
@@ -284,6 +307,7 @@ impl ModelState {
             sequences: Sequences { running: scheduler.running, waiting: scheduler.waiting },
             pages: Pages { used: scheduler.pages_used, total: scheduler.pages_total },
             evictions: scheduler.evictions,
+            prefix_cache: PrefixCache::from(scheduler.prefix),
             steps,
             losses: stats.losses,
             batches: Batches { in_flight: scheduler.in_flight, limit: stats.depth },

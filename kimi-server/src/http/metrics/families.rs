@@ -119,6 +119,16 @@ impl Page<'_> {
         self.gauge("kimi_cache_pages_used", "Pages of the cache in use", of(|m| m.pages.used.into()))?;
         let help = "How often a request had to give up its pages, to be computed again";
         self.counter("kimi_evictions", help, of(|m| m.evictions as f64))?;
+        let help = "Pages of the cache that prompts may begin with, in use or kept";
+        self.gauge("kimi_prefix_cache_pages", help, of(|m| m.prefix_cache.pages.into()))?;
+        let requests = models.iter().flat_map(|model| {
+            let series = [("hit", model.prefix_cache.hits), ("miss", model.prefix_cache.misses)];
+            series.map(|(result, n)| (vec![model_label(model), ("result", result.to_owned())], n as f64))
+        });
+        let help = "Requests begun, by whether pages of their prompts were there already";
+        self.counter("kimi_prefix_cache_requests", help, requests)?;
+        let help = "Tokens of prompts that were not computed since their pages were there already";
+        self.counter("kimi_cached_prompt_tokens", help, of(|m| m.prefix_cache.tokens as f64))?;
         self.gauge("kimi_batches_in_flight", "Batches under way", of(|m| m.batches.in_flight as f64))?;
         self.gauge("kimi_batches_limit", "Most batches under way now", of(|m| m.batches.limit as f64))?;
         self.counter("kimi_steps", "Batches computed", of(|m| m.steps as f64))?;
