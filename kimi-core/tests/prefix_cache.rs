@@ -39,6 +39,7 @@ fn chat(who: u32, common: usize, own: usize, max_tokens: u32) -> NewSequence {
         stop_ids: vec![],
         top_logprobs: 0,
         constraint: None,
+        min_length: None,
         drafter: None,
     }
 }

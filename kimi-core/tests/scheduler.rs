@@ -493,7 +493,7 @@ fn simulate(
     for i in 0..arrivals.len() {
         let before = arrivals[i].continues.and_then(|before| arrivals[..i].get(before));
         let Some(before) = before.filter(|before| before.prompt.len() < config.limit()) else { continue };
-        let answer = before.alone(config.stages, config.limit(), events.context).0;
+        let answer = before.alone(config.stages, config.limit(), events.penalties).0;
         arrivals[i].prompt =
             [&before.prompt, &answer, &arrivals[i].prompt].into_iter().flatten().copied().collect();
     }
