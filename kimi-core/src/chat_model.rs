@@ -14,14 +14,16 @@ mod event;
 mod files;
 mod generation;
 mod output;
+mod prompt;
 mod reply;
+mod sampling;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::chat::{ChatTemplate, PromptRequest, RenderLimits, TemplateError, normalize_tool_call_ids};
+use crate::chat::{ChatTemplate, TemplateError, normalize_tool_call_ids};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::device::DeviceChoice;
 use crate::engine::{Engine, EngineConfig, EngineError, EngineStats, Request, RequestError, SubmitError};
@@ -29,17 +31,16 @@ use crate::plan::cache_bytes;
 use crate::sampler::{StopError, StopStrings};
 use crate::stage::{CacheConfig, LoadError, StageRunner};
 use crate::tokenizer::{Tokenizer, TokenizerError};
-pub use event::{ChatEvent, ChatRequest, FinishReason, LikelyToken, TokenLogprob};
+pub use event::{ChatEvent, ChatRequest, FinishReason, LikelyToken, RawPrompt, TokenLogprob};
 pub use files::ChatFiles;
 use generation::Slot;
 pub use generation::{ChatEvents, ChatGeneration};
 pub use output::{GrammarError, GrammarFault, GrammarPlace, OutputFormat, ToolChoice};
 use reply::ReplyStream;
+pub use sampling::{ModelDefaults, SamplingDefaults};
 
 /// Tokens in a page of the latent cache.
 pub const PAGE_TOKENS: usize = 64;
-/// A prompt of more contexts than this is not counted to its end.
-const COUNTED_CONTEXTS: usize = 4;
 
 /// How much context to serve.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -100,6 +101,7 @@ struct Shared {
     id: String,
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    defaults: ModelDefaults,
     engine: Engine,
 }
 
@@ -243,8 +245,8 @@ impl ChatModel {
         };
         let engine = Engine::start(stages, engine)?;
         let id = checkpoint.name().to_owned();
-        let ChatFiles { tokenizer, template, .. } = files;
-        Ok(Self { shared: Arc::new(Shared { id, tokenizer, template, engine }) })
+        let ChatFiles { tokenizer, template, defaults, .. } = files;
+        Ok(Self { shared: Arc::new(Shared { id, tokenizer, template, defaults, engine }) })
     }
 
     /// The checkpoint's name.
@@ -262,6 +264,11 @@ impl ChatModel {
         &self.shared.tokenizer
     }
 
+    /// How tokens are chosen where a request does not say.
+    pub fn defaults(&self) -> ModelDefaults {
+        self.shared.defaults
+    }
+
     /// The engine below, for tokens instead of text.
     pub fn engine(&self) -> &Engine {
         &self.shared.engine
@@ -270,45 +277,6 @@ impl ChatModel {
     /// Counts of the engine.
     pub fn stats(&self) -> EngineStats {
         self.shared.engine.stats()
-    }
-
-    /// The prompt's token ids: the chat through the template, with what users wrote never becoming a control token.
-    ///
-    /// # Errors
-    /// [`ChatError::Template`] or [`ChatError::Tokenizer`].
-    pub fn prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, ChatError> {
-        let mut request = request.clone();
-        normalize_tool_call_ids(&mut request.messages);
-        Ok(self.render(&request)?.0)
-    }
-
-    /// Token ids, and whether the prompt ends inside the model's thinking. What can't fit the context is given up as
-    /// soon as that is certain.
-    fn render(&self, request: &ChatRequest) -> Result<(Vec<u32>, bool), ChatError> {
-        let prompt = PromptRequest {
-            messages: &request.messages,
-            tools: &request.tools,
-            add_generation_prompt: true,
-            variables: &request.template_kwargs,
-        };
-        let (tokenizer, context) = (&self.shared.tokenizer, self.context_tokens());
-        let too_long = |more_than| ChatError::from(RequestError::LongPrompt { more_than, context });
-        let max_bytes = context.saturating_mul(tokenizer.longest_token());
-        let limits = RenderLimits { max_bytes, cancel: request.cancel.clone() };
-        let rendered = self.shared.template.render_within(&prompt, tokenizer.special(), &limits);
-        let rendered = rendered.map_err(|error| match error {
-            TemplateError::TooLong { .. } => too_long(context),
-            error => error.into(),
-        })?;
-        let thinking = rendered.text().trim_end().ends_with("<think>");
-        // Near the limit the error tells how long the prompt is.
-        let max_tokens = context.saturating_mul(COUNTED_CONTEXTS);
-        let ids = tokenizer.encode_within(&rendered, max_tokens, &request.cancel);
-        let ids = ids.map_err(|error| match error {
-            TokenizerError::LongText { limit } => too_long(limit),
-            error => error.into(),
-        })?;
-        Ok((ids, thinking))
     }
 
     /// Begins an answer. `sink` gets its events on the engine's thread and must not block.

@@ -289,15 +289,28 @@ impl Checkpoint {
     /// If `generation_config.json` is not JSON or names no ids there.
     pub fn eos_ids(&self) -> Result<Vec<u32>, CheckpointError> {
         let mut ids = self.config.eos_token_id.clone();
-        if let Some(bytes) = self.file(GENERATION_CONFIG)? {
-            let config = |cause| CheckpointError::Config { path: self.files.path(GENERATION_CONFIG), cause };
-            let json: Map<String, Value> =
-                text_file::from_json(&bytes).map_err(|e| config(ConfigError::Json(e)))?;
-            ids.extend(token_ids(json.get("eos_token_id")).map_err(config)?);
-        }
+        let named = self.generation_config()?;
+        let config = |cause| CheckpointError::Config { path: self.files.path(GENERATION_CONFIG), cause };
+        ids.extend(token_ids(named.get("eos_token_id")).map_err(config)?);
         ids.sort_unstable();
         ids.dedup();
         Ok(ids)
+    }
+
+    /// `temperature` and `top_p` of `generation_config.json`, where it has them.
+    ///
+    /// # Errors
+    /// If the file is not JSON.
+    pub fn sampling(&self) -> Result<[Option<f64>; 2], CheckpointError> {
+        let config = self.generation_config()?;
+        Ok(["temperature", "top_p"].map(|key| config.get(key).and_then(Value::as_f64)))
+    }
+
+    /// The fields of `generation_config.json`; none where there is no such file.
+    fn generation_config(&self) -> Result<Map<String, Value>, CheckpointError> {
+        let Some(bytes) = self.file(GENERATION_CONFIG)? else { return Ok(Map::new()) };
+        let config = |cause| CheckpointError::Config { path: self.files.path(GENERATION_CONFIG), cause };
+        text_file::from_json(&bytes).map_err(|e| config(ConfigError::Json(e)))
     }
 
     /// What decides the checkpoint's computation: config values, and a hash for each group of tensors.

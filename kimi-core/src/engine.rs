@@ -164,6 +164,8 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// Tokens generated, the one that ended the answer included.
     pub completion_tokens: u32,
+    /// Those of them that are a chat's thinking; the engine, which knows no chats, leaves it 0.
+    pub reasoning_tokens: u32,
     /// From submission to the first batch.
     pub queue: Duration,
     /// From the first batch to the first generated token.

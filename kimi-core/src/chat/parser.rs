@@ -230,6 +230,11 @@ impl ReplyParser {
         events
     }
 
+    /// Whether the answer is within its thinking.
+    pub fn is_reasoning(&self) -> bool {
+        self.reasoning
+    }
+
     /// How many calls have begun.
     pub fn calls(&self) -> usize {
         self.calls

@@ -16,6 +16,7 @@ use super::fence::Fence;
 use super::json_node::JsonNode;
 use super::message::{Message, Tool};
 use super::meter::{self, afford};
+use super::partial::Thinking;
 use super::python::float_repr;
 use super::template_file::{self, TemplateSource};
 use super::to_json::to_json;
@@ -113,6 +114,7 @@ pub struct ChatTemplate {
     uses_tools: bool,
     /// Whether it asks for them as TypeScript.
     uses_typescript: bool,
+    thinking: Thinking,
 }
 
 impl std::fmt::Debug for ChatTemplate {
@@ -141,7 +143,13 @@ impl ChatTemplate {
             template.map_err(|e| TemplateError::Compile(explain(&e)))?.undeclared_variables(false);
         let uses = |name: &str| variables.contains(name);
         let (uses_tools, uses_typescript) = (uses("tools"), uses("tools_ts_str"));
-        Ok(Self { source, environment, uses_tools, uses_typescript })
+        let switch = ["thinking", "enable_thinking"].into_iter().find(|by| uses(by));
+        let thinking = match (source.contains("<think>"), switch) {
+            (true, Some(by)) => Thinking::Switched { by },
+            (true, None) => Thinking::Always,
+            (false, _) => Thinking::Never,
+        };
+        Ok(Self { source, environment, uses_tools, uses_typescript, thinking })
     }
 
     /// Finds a checkpoint's template: the bytes of `chat_template.jinja` if there is one, else the one inside
@@ -161,6 +169,11 @@ impl ChatTemplate {
     /// The template's text, with line feeds as line ends.
     pub fn source(&self) -> &str {
         &self.source
+    }
+
+    /// What it knows of thinking.
+    pub fn thinking(&self) -> Thinking {
+        self.thinking
     }
 
     /// Renders a chat.

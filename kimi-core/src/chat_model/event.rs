@@ -21,8 +21,16 @@ pub struct ChatRequest {
     pub parallel_tool_calls: bool,
     /// What the answer's text must look like.
     pub output: OutputFormat,
-    /// Further variables of the chat template, such as `thinking`.
+    /// Further variables of the chat template.
     pub template_kwargs: Map<String, Value>,
+    /// Whether the model thinks before it answers; `None` for what it does by itself. Without a meaning for a model that
+    /// never thinks, or where `template_kwargs` says it.
+    pub thinking: Option<bool>,
+    /// Whether the answer goes on after the last message, which is an assistant's, and is part of it (Moonshot's partial
+    /// mode).
+    pub continue_last: bool,
+    /// A prompt in place of messages, tools and template; the answer is not taken apart then.
+    pub raw: Option<RawPrompt>,
     /// How tokens are chosen.
     pub params: SamplingParams,
     /// Most tokens to generate; `None` for as many as the context holds.
@@ -55,6 +63,9 @@ impl Default for ChatRequest {
             parallel_tool_calls: true,
             output: OutputFormat::Text,
             template_kwargs: Map::new(),
+            thinking: None,
+            continue_last: false,
+            raw: None,
             params: SamplingParams::default(),
             max_tokens: None,
             min_tokens: 0,
@@ -74,6 +85,15 @@ impl ChatRequest {
     pub fn user(text: impl Into<String>) -> Self {
         Self { messages: vec![Message::new("user", text)], ..Self::default() }
     }
+}
+
+/// A prompt that is no chat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RawPrompt {
+    /// A text, in which the names of special tokens are those tokens.
+    Text(String),
+    /// Token ids.
+    Tokens(Vec<u32>),
 }
 
 /// A step of the answer.

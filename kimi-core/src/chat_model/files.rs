@@ -1,7 +1,7 @@
 //! The files that turn text into tokens and back.
 
 use crate::chat::{ChatTemplate, Message, PromptRequest, TemplateSource};
-use crate::chat_model::ModelError;
+use crate::chat_model::{ModelDefaults, ModelError};
 use crate::checkpoint::Checkpoint;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
 
@@ -14,6 +14,7 @@ pub struct ChatFiles {
     pub(super) tokenizer: Tokenizer,
     pub(super) template: ChatTemplate,
     pub(super) stop_ids: Vec<u32>,
+    pub(super) defaults: ModelDefaults,
     template_source: TemplateSource,
     warnings: Vec<String>,
 }
@@ -67,15 +68,27 @@ impl ChatFiles {
         if let Err(error) = try_template(&template, tokenizer.special()) {
             warnings.push(format!("{template_source}: a plain question can't be asked: {error}"));
         }
+        let defaults = ModelDefaults::of(template.thinking(), &checkpoint.sampling()?);
         for warning in &warnings {
             tracing::warn!("{}: {warning}", checkpoint.name());
         }
-        Ok(Self { tokenizer, template, stop_ids, template_source, warnings })
+        Ok(Self { tokenizer, template, stop_ids, defaults, template_source, warnings })
     }
 
     /// The ids on which generation stops, ascending.
     pub fn stop_ids(&self) -> &[u32] {
         &self.stop_ids
+    }
+
+    /// How tokens are chosen where a request does not say.
+    pub fn defaults(&self) -> ModelDefaults {
+        self.defaults
+    }
+
+    /// Replaces them, as a user's configuration may.
+    #[must_use]
+    pub fn with_defaults(self, defaults: ModelDefaults) -> Self {
+        Self { defaults, ..self }
     }
 
     /// Where the chat template was found.

@@ -17,6 +17,9 @@ pub(super) struct ReplyStream {
     /// Stop strings in fewer tokens don't count.
     min_tokens: u32,
     logprobs: bool,
+    /// Whether the text is not taken apart.
+    raw: bool,
+    reasoning_tokens: u32,
     /// A stop string was found; the number of tokens it took.
     stopped_at: Option<u32>,
 }
@@ -41,7 +44,17 @@ impl ReplyStream {
         });
         let detokenizer = Detokenizer::new(true);
         let (min_tokens, logprobs) = (request.min_tokens, request.logprobs);
-        Self { shared, detokenizer, parser, stop, min_tokens, logprobs, stopped_at: None }
+        Self {
+            shared,
+            detokenizer,
+            parser,
+            stop,
+            min_tokens,
+            logprobs,
+            raw: request.raw.is_some(),
+            reasoning_tokens: 0,
+            stopped_at: None,
+        }
     }
 
     /// Whether the text itself ended the answer, so that no more tokens are needed.
@@ -64,6 +77,11 @@ impl ReplyStream {
     }
 
     fn token(&mut self, id: u32, index: u32, sink: &mut dyn FnMut(ChatEvent)) {
+        if self.raw {
+            let text = self.detokenizer.push(&self.shared.tokenizer, id).unwrap_or_default();
+            return self.emit(vec![ReplyEvent::Content(text)], index, sink);
+        }
+        let thought = self.parser.is_reasoning();
         let events = if self.shared.tokenizer.is_control(id) {
             let held = self.detokenizer.flush();
             let mut events = self.parser.push_literal(&held);
@@ -76,6 +94,8 @@ impl ReplyStream {
             let text = self.detokenizer.push(&self.shared.tokenizer, id).unwrap_or_default();
             self.parser.push_literal(&text)
         };
+        // The tokens that open and close it count too.
+        self.reasoning_tokens += u32::from(thought || self.parser.is_reasoning());
         self.emit(events, index, sink);
     }
 
@@ -113,10 +133,16 @@ impl ReplyStream {
     }
 
     fn finish(&mut self, reason: EngineFinish, mut usage: Usage, sink: &mut dyn FnMut(ChatEvent)) {
+        usage.reasoning_tokens = self.reasoning_tokens;
         if self.stopped_at.is_none() {
             let held = self.detokenizer.flush();
-            let mut events = self.parser.push_literal(&held);
-            events.extend(self.parser.finish());
+            let events = if self.raw {
+                vec![ReplyEvent::Content(held)]
+            } else {
+                let mut events = self.parser.push_literal(&held);
+                events.extend(self.parser.finish());
+                events
+            };
             self.emit(events, usage.completion_tokens, sink);
         }
         let rest = self.stop.finish();

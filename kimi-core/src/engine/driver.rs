@@ -115,6 +115,7 @@ impl Running {
             prompt_tokens: self.prompt_tokens,
             cached_tokens: cached as usize,
             completion_tokens,
+            reasoning_tokens: 0,
             queue: started - self.submitted,
             prefill: first - started,
             decode: now - first,

@@ -50,7 +50,7 @@ pub enum RequestError {
         last: u32,
     },
     /// A prompt that leaves no room in the context.
-    #[error("the prompt has {found} tokens, but the context of {context} takes at most {} and one to generate; shorten the prompt or raise the context length", context.saturating_sub(1))]
+    #[error("this model's maximum context length is {context} tokens, but the prompt has {found}; at most {} fit with one to generate: shorten the prompt or raise the context length", context.saturating_sub(1))]
     Context {
         /// Tokens of the prompt.
         found: usize,
@@ -58,7 +58,7 @@ pub enum RequestError {
         context: usize,
     },
     /// A prompt so far over the context that its tokens were not counted to the end.
-    #[error("the prompt has more than {more_than} tokens, but the context of {context} takes at most {} and one to generate; shorten the prompt or raise the context length", context.saturating_sub(1))]
+    #[error("this model's maximum context length is {context} tokens, but the prompt has more than {more_than}; at most {} fit with one to generate: shorten the prompt or raise the context length", context.saturating_sub(1))]
     LongPrompt {
         /// Fewer tokens than the prompt has.
         more_than: usize,

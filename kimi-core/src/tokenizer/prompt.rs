@@ -27,4 +27,19 @@ impl RenderedPrompt {
     pub fn fences(&self) -> &[usize] {
         &self.fences
     }
+
+    /// Cuts off what follows a byte offset, which is no place inside a character.
+    pub(crate) fn truncate(&mut self, at: usize) {
+        self.text.truncate(at);
+        self.fences.retain(|&fence| fence <= at);
+    }
+
+    /// Appends another prompt. No control token spans the place where they meet.
+    pub(crate) fn append(&mut self, other: Self) {
+        let at = self.text.len();
+        self.text.push_str(&other.text);
+        self.fences.push(at);
+        self.fences.extend(other.fences.iter().map(|fence| fence + at));
+        self.fences.dedup();
+    }
 }
