@@ -10,6 +10,7 @@
 //! # Ok(()) }
 //! ```
 
+mod constrain;
 mod event;
 mod files;
 mod generation;
@@ -23,10 +24,11 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::chat::{ChatTemplate, TemplateError, normalize_tool_call_ids};
+use crate::chat::{ChatTemplate, ReasoningMode, TemplateError, normalize_tool_call_ids};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::device::DeviceChoice;
 use crate::engine::{Engine, EngineConfig, EngineError, EngineStats, Request, RequestError, SubmitError};
+use crate::grammar::Grammars;
 use crate::plan::cache_bytes;
 use crate::sampler::{StopError, StopStrings};
 use crate::stage::{CacheConfig, LoadError, StageRunner};
@@ -99,10 +101,25 @@ pub struct ChatModel {
 #[derive(Debug)]
 struct Shared {
     id: String,
-    tokenizer: Tokenizer,
+    tokenizer: Arc<Tokenizer>,
     template: ChatTemplate,
     defaults: ModelDefaults,
     engine: Engine,
+    grammars: Grammars,
+}
+
+impl Shared {
+    /// How thinking is told from the answer, where the prompt ends inside it (`thinking`) or not.
+    fn reasoning_mode(&self, thinking: bool) -> ReasoningMode {
+        // Where `<think>` is no token of its own, or the template knows no thinking, the tags are ordinary text.
+        let knows_thinking =
+            self.tokenizer.id_of("<think>").is_some() && self.template.source().contains("<think>");
+        match (thinking, knows_thinking) {
+            (true, _) => ReasoningMode::Open,
+            (false, true) => ReasoningMode::Tagged,
+            (false, false) => ReasoningMode::Off,
+        }
+    }
 }
 
 /// Why a model can't be loaded.
@@ -236,7 +253,7 @@ impl ChatModel {
             prompt_time: options.prompt_time.unwrap_or(EngineConfig::PROMPT_TIME),
             prefix_cache: options.prefix_cache.unwrap_or(true),
             recovery: options.recovery,
-            eos_ids: files.stop_ids,
+            eos_ids: files.stop_ids.clone(),
             ..EngineConfig::new(
                 checkpoint.config().vocab_size as u32,
                 options.context(checkpoint),
@@ -245,8 +262,10 @@ impl ChatModel {
         };
         let engine = Engine::start(stages, engine)?;
         let id = checkpoint.name().to_owned();
-        let ChatFiles { tokenizer, template, defaults, .. } = files;
-        Ok(Self { shared: Arc::new(Shared { id, tokenizer, template, defaults, engine }) })
+        let ChatFiles { tokenizer, template, defaults, stop_ids, .. } = files;
+        let tokenizer = Arc::new(tokenizer);
+        let grammars = Grammars::new(tokenizer.clone(), stop_ids);
+        Ok(Self { shared: Arc::new(Shared { id, tokenizer, template, defaults, engine, grammars }) })
     }
 
     /// The checkpoint's name.
@@ -292,9 +311,12 @@ impl ChatModel {
         let (prompt, thinking) = self.render(&request)?;
         let stop = StopStrings::new(request.stop.clone())?;
         let slot = Arc::new(Slot::default());
-        let mut stream = ReplyStream::new(self.shared.clone(), &request, stop, thinking);
+        let reasoning = self.shared.reasoning_mode(thinking);
+        let constraint = constrain::constraint(&self.shared, &request, reasoning)?;
+        let mut stream = ReplyStream::new(self.shared.clone(), &request, stop, reasoning);
         let engine_request = Request {
             prompt,
+            constraint,
             params: request.params,
             max_tokens: request.max_tokens,
             min_tokens: request.min_tokens,

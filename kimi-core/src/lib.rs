@@ -22,6 +22,7 @@ pub mod detokenizer;
 pub mod device;
 pub mod engine;
 pub mod fingerprint;
+pub mod grammar;
 pub mod host_memory;
 mod layer_state;
 pub mod model;

@@ -25,16 +25,13 @@ pub(super) struct ReplyStream {
 }
 
 impl ReplyStream {
-    pub(super) fn new(shared: Arc<Shared>, request: &ChatRequest, stop: StopStrings, thinking: bool) -> Self {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        request: &ChatRequest,
+        stop: StopStrings,
+        reasoning: ReasoningMode,
+    ) -> Self {
         let calls_before = request.messages.iter().map(|m| m.tool_calls.len() as u64).sum();
-        // Where `<think>` is no token of its own, or the template knows no thinking, the tags are ordinary text.
-        let knows_thinking =
-            shared.tokenizer.id_of("<think>").is_some() && shared.template.source().contains("<think>");
-        let reasoning = match (thinking, knows_thinking) {
-            (true, _) => ReasoningMode::Open,
-            (false, true) => ReasoningMode::Tagged,
-            (false, false) => ReasoningMode::Off,
-        };
         let parser = ReplyParser::new(ParserOptions {
             reasoning,
             tool_calls: request.parse_tools,
