@@ -12,7 +12,10 @@ const ANSWER: u32 = 32;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let quick = std::env::args().any(|a| a == "--quick");
-    println!("kimi-tiny on the CPU, {} threads; second turn of {TURN} tokens", std::thread::available_parallelism()?);
+    println!(
+        "kimi-tiny on the CPU, {} threads; second turn of {TURN} tokens",
+        std::thread::available_parallelism()?
+    );
     println!("{:>11} {:>10} {:>10} {:>10} {:>8}", "first turn", "cached", "cold ms", "warm ms", "warm is");
     let lengths: &[usize] = if quick { &[1000] } else { &[500, 1000, 2000, 3500] };
     for &length in lengths {
@@ -43,7 +46,8 @@ fn second_turn(length: usize, prefix_cache: bool) -> Result<Usage, Box<dyn std::
 
 fn answer(model: &ChatModel, prompt: Vec<u32>) -> Result<(Vec<u32>, Usage), Box<dyn std::error::Error>> {
     let params = SamplingParams::greedy();
-    let request = Request { prompt, params, max_tokens: Some(ANSWER), ignore_eos: true, ..Request::default() };
+    let request =
+        Request { prompt, params, max_tokens: Some(ANSWER), ignore_eos: true, ..Request::default() };
     let mut tokens = Vec::new();
     for event in model.engine().generate(request)? {
         match event {

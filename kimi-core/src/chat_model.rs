@@ -27,7 +27,9 @@ use std::time::Duration;
 use crate::chat::{ChatTemplate, ReasoningMode, TemplateError, normalize_tool_call_ids};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::device::DeviceChoice;
-use crate::engine::{Engine, EngineConfig, EngineError, EngineStats, Request, RequestError, SubmitError};
+use crate::engine::{
+    Engine, EngineConfig, EngineError, EngineStats, Request, RequestError, Speculation, SubmitError,
+};
 use crate::grammar::Grammars;
 use crate::plan::cache_bytes;
 use crate::sampler::{StopError, StopStrings};
@@ -60,6 +62,8 @@ pub struct ModelOptions {
     pub prompt_time: Option<Duration>,
     /// Whether chats begin with what others have computed of the same text; `None` for yes. See [`crate::prefix_cache`].
     pub prefix_cache: Option<bool>,
+    /// Whether tokens are guessed; the answers do not depend on it.
+    pub speculation: Speculation,
     /// How long answers wait for a lost stage to be replaced; see [`EngineConfig::recovery`].
     pub recovery: Duration,
 }
@@ -252,6 +256,7 @@ impl ChatModel {
         let engine = EngineConfig {
             prompt_time: options.prompt_time.unwrap_or(EngineConfig::PROMPT_TIME),
             prefix_cache: options.prefix_cache.unwrap_or(true),
+            speculation: options.speculation,
             recovery: options.recovery,
             eos_ids: files.stop_ids.clone(),
             ..EngineConfig::new(

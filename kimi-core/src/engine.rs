@@ -8,6 +8,7 @@
 //! and goes on with them; the stages that are there stay loaded. Requests wait for that only so long. Without recovery it goes
 //! down.
 
+mod draft_pace;
 mod driver;
 mod pace;
 
@@ -19,6 +20,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::constraint::{Constrained, Drafter, MinLength};
+use crate::lookup::PromptLookup;
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::sampler::SamplingParams;
 use crate::scheduler::{NewSequence, SchedulerConfig, SchedulerStats, SequenceError};
@@ -26,6 +28,18 @@ use crate::stage::{CacheConfig, StageRunner, StageTime};
 use driver::{Driver, Message, Sink, Submission};
 
 pub use crate::scheduler::{FinishReason, RequestError};
+
+/// Whether tokens are guessed, so that one step can verify several. The answer does not depend on it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Speculation {
+    /// Only where a request brings a [`Drafter`].
+    #[default]
+    Off,
+    /// By [`PromptLookup`] for all requests, where it pays as measured for each.
+    Auto,
+    /// By [`PromptLookup`] for all requests, so many tokens wherever the text repeats itself.
+    Fixed(usize),
+}
 
 /// Sizes of an [`Engine`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +60,10 @@ pub struct EngineConfig {
     pub max_requests: usize,
     /// How long a batch should take at most while sequences decode: prompts are cut accordingly.
     pub prompt_time: Duration,
-    /// Most guesses that a step verifies for one request; see [`Request::drafter`].
+    /// Most guesses that a step verifies for one request, where [`Self::speculation`] names no number.
     pub max_drafts: usize,
+    /// Whether tokens are guessed.
+    pub speculation: Speculation,
     /// Whether requests begin with what others have computed of the same text; see [`crate::prefix_cache`].
     pub prefix_cache: bool,
     /// How long running requests wait for a lost stage to be replaced, and for a step to go through all stages again. They
@@ -72,6 +88,7 @@ impl EngineConfig {
             max_requests: 1024,
             prompt_time: Self::PROMPT_TIME,
             max_drafts: 8,
+            speculation: Speculation::Off,
             prefix_cache: true,
             recovery: Duration::ZERO,
         }
@@ -98,7 +115,10 @@ impl EngineConfig {
             stages: pipeline.spans().len(),
             queues: pipeline.queues(),
             chains: pipeline.chains(),
-            max_drafts: self.max_drafts,
+            max_drafts: match self.speculation {
+                Speculation::Fixed(max) => max,
+                Speculation::Off | Speculation::Auto => self.max_drafts,
+            },
             prefix_cache: self.prefix_cache,
         })
     }
@@ -123,7 +143,8 @@ pub struct Request {
     pub top_logprobs: u8,
     /// Limits the tokens of the answer; a constraint of its own for each request.
     pub constraint: Option<Constrained>,
-    /// Guesses tokens, so that one step can verify several. The answer does not depend on it.
+    /// Guesses tokens, so that one step can verify several, in place of what [`EngineConfig::speculation`] says. The answer does
+    /// not depend on it.
     pub drafter: Option<Arc<dyn Drafter>>,
 }
 
@@ -499,7 +520,10 @@ impl Engine {
             stop_ids,
             top_logprobs: request.top_logprobs,
             constraint: request.constraint,
-            drafter: request.drafter,
+            drafter: request.drafter.or_else(|| match self.inner.config.speculation {
+                Speculation::Off => None,
+                Speculation::Auto | Speculation::Fixed(_) => Some(Arc::new(PromptLookup::default())),
+            }),
         }
     }
 }

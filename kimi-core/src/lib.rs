@@ -25,6 +25,7 @@ pub mod fingerprint;
 pub mod grammar;
 pub mod host_memory;
 mod layer_state;
+pub mod lookup;
 pub mod model;
 pub mod pages;
 pub mod pipeline;

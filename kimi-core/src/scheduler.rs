@@ -40,6 +40,7 @@
 //! for a paused one. Known pages that nobody holds are kept until pages are needed. What a sequence has computed that failed
 //! is forgotten, and after the loss of a stage all is.
 
+mod drafts;
 mod prefix;
 mod sequence;
 
@@ -49,6 +50,8 @@ use crate::batch::{Batch, Output, SequenceId, SequenceSlice};
 use crate::pages::PagePool;
 use crate::stage::{CacheConfig, SequenceOutput, StageError};
 
+use drafts::Guesses;
+pub use drafts::{DraftCosts, DraftStats};
 pub use prefix::PrefixStats;
 pub use sequence::{FinishReason, NewSequence, Phase, RequestError, SequenceError, SequenceEvent};
 use sequence::{Sequence, State};
@@ -117,6 +120,8 @@ pub struct SchedulerStats {
     pub in_flight: usize,
     /// Shared pages.
     pub prefix: PrefixStats,
+    /// Guesses.
+    pub drafts: DraftStats,
 }
 
 /// A sequence's share of a batch that was handed out.
@@ -165,6 +170,9 @@ pub struct Scheduler {
     next_step: u64,
     evictions: u64,
     prefix: PrefixStats,
+    drafts: DraftStats,
+    /// What guesses cost; `None` while all are verified.
+    draft_costs: Option<DraftCosts>,
 }
 
 impl Scheduler {
@@ -191,6 +199,8 @@ impl Scheduler {
             next_step: 0,
             evictions: 0,
             prefix: PrefixStats::default(),
+            drafts: DraftStats::default(),
+            draft_costs: None,
         }
     }
 
@@ -203,6 +213,7 @@ impl Scheduler {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let mut sequence = Sequence::new(id, new, self.config.limit());
+        sequence.guesses = self.draft_costs.map(|_| Guesses::new(0));
         if self.config.prefix_cache {
             sequence.hash_pages(self.config.cache.page_tokens);
         }
@@ -241,6 +252,12 @@ impl Scheduler {
         self.prompt_tokens = tokens.clamp(1, self.config.token_budget);
     }
 
+    /// What guesses cost: sequences that are added from now on verify theirs where that pays. Before it is called all guesses
+    /// are verified.
+    pub fn set_draft_costs(&mut self, costs: DraftCosts) {
+        self.draft_costs = Some(costs);
+    }
+
     /// Whether there is a sequence that is not paused, so that devices should be ready for it.
     pub fn is_active(&self) -> bool {
         !self.in_flight.is_empty() || self.running.values().chain(self.waiting.values()).any(Sequence::runs)
@@ -261,6 +278,7 @@ impl Scheduler {
 
     /// The next batch to compute; `None` while nothing can be computed before a batch in flight is back.
     pub fn next_batch(&mut self) -> Option<Batch> {
+        self.choose_drafts();
         let extra = self.in_flight.len() >= self.depth;
         if self.in_flight.len() >= self.depth + usize::from(self.config.queues || self.config.chains) {
             return None;
@@ -304,6 +322,9 @@ impl Scheduler {
                 if samples {
                     sequence.accept(step, outputs.remove(&id).unwrap_or_default(), &mut events);
                 }
+                let verified = std::mem::take(&mut sequence.verified);
+                self.drafts.drafted += verified.drafted;
+                self.drafts.accepted += verified.accepted;
                 if matches!(events.last(), Some(SequenceEvent::Failed { id: failed, .. }) if *failed == id) {
                     self.forget_pages(id);
                 } else {
@@ -340,6 +361,7 @@ impl Scheduler {
             evictions: self.evictions,
             in_flight: self.in_flight.len(),
             prefix: self.prefix_stats(),
+            drafts: self.drafts,
         }
     }
 
@@ -426,11 +448,27 @@ impl Scheduler {
         (!batch.is_empty()).then_some(follows)
     }
 
-    /// One token each, with drafts, for the sequences that have waited longest, at most a `depth`-th of all that decode.
-    fn place_decodes(&mut self, step: u64, batch: &mut Vec<SequenceSlice>) {
+    /// Has each sequence verify as many guesses as pays.
+    fn choose_drafts(&mut self) {
+        let Some(costs) = self.draft_costs else { return };
+        let together = self.max_decodes();
+        for sequence in self.running.values_mut() {
+            if let Some(guesses) = &mut sequence.guesses {
+                guesses.choose(&costs, together, self.config.max_drafts);
+            }
+        }
+    }
+
+    /// Most sequences that decode in one batch: at most a `depth`-th of all that do.
+    fn max_decodes(&self) -> usize {
         let decoding = self.live().filter(|s| s.decodes()).count();
         // Sequences that were paused may be more than are admitted.
-        let max = decoding.div_ceil(self.depth).min(self.config.max_sequences);
+        decoding.div_ceil(self.depth).min(self.config.max_sequences)
+    }
+
+    /// One token each, with drafts, for the sequences that have waited longest, at most a `depth`-th of all that decode.
+    fn place_decodes(&mut self, step: u64, batch: &mut Vec<SequenceSlice>) {
+        let max = self.max_decodes();
         let mut ready: Vec<_> =
             self.live().filter(|s| s.decodes() && s.pending() == 1).map(|s| (s.last_step, s.id)).collect();
         ready.sort_unstable();

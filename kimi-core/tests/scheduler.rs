@@ -12,7 +12,7 @@ use kimi_core::constraint::{Constrained, Constraint, Drafter, MinLength};
 use kimi_core::prefix_cache::PageHash;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams, TokenCount, uniform};
 use kimi_core::scheduler::{
-    FinishReason, NewSequence, Phase, RequestError, Scheduler, SchedulerConfig, SequenceEvent,
+    DraftCosts, FinishReason, NewSequence, Phase, RequestError, Scheduler, SchedulerConfig, SequenceEvent,
 };
 use kimi_core::stage::{CacheConfig, Compute, Hidden, SequenceOutput, StageError, StageOutput};
 use proptest::prelude::*;
@@ -462,6 +462,8 @@ struct Events {
     failure_in: Option<u64>,
     /// About every so many ticks a stage is lost.
     loss_in: Option<u64>,
+    /// Whether guesses are verified only where that pays, with costs that change.
+    adaptive: bool,
     chance: u64,
 }
 
@@ -470,12 +472,14 @@ fn events() -> impl Strategy<Value = Events> {
         prop::sample::select(vec![Penalties::None, Penalties::OfAnswer, Penalties::OfPromptAndAnswer]),
         prop::option::weighted(0.2, 5..50u64),
         prop::option::weighted(0.4, 4..60u64),
+        any::<bool>(),
         any::<u64>(),
     )
-        .prop_map(|(penalties, failure_in, loss_in, chance)| Events {
+        .prop_map(|(penalties, failure_in, loss_in, adaptive, chance)| Events {
             penalties,
             failure_in,
             loss_in,
+            adaptive,
             chance,
         })
 }
@@ -501,6 +505,11 @@ fn simulate(
         let chance = mix(events.chance, tick);
         if tick % 64 == 63 {
             simulator.check_known_pages();
+        }
+        if events.adaptive && tick % 9 == 0 {
+            let cost = 1 + (chance >> 28) % 8;
+            let per_draft = [cost as f32 / 16.0; DraftCosts::SIZES];
+            simulator.scheduler.set_draft_costs(DraftCosts { per_draft, waiting: 0.0 });
         }
         for arrival in arrivals.iter().filter(|a| a.at == tick) {
             let fits = arrival.prompt.len() < config.limit();
@@ -606,7 +615,10 @@ fn shares(batch: &Batch) -> Vec<(u64, usize)> {
 /// Completes a batch with token 1 for each sequence that asks for one.
 fn complete(scheduler: &mut Scheduler, batch: &Batch) -> Vec<SequenceEvent> {
     let asked = batch.sequences.iter().filter(|s| s.output != Output::None);
-    let outputs = asked.map(|s| SequenceOutput { id: s.id, sampled: vec![Ok(sampled(1))], logits: vec![] });
+    let outputs = asked.map(|s| {
+        let sampled = s.choices().iter().map(|_| Ok(sampled(1))).collect();
+        SequenceOutput { id: s.id, sampled, logits: vec![] }
+    });
     scheduler.complete(batch.step, outputs.collect())
 }
 
@@ -902,7 +914,7 @@ fn a_paused_sequence_rests_and_goes_on() {
 
 #[test]
 fn guesses_that_come_true_save_steps() {
-    let tokens = |guessed| {
+    let tokens = |guessed, adaptive| {
         let config = SchedulerConfig { stages: 2, ..DEFAULTS };
         let arrival = Arrival {
             at: 0,
@@ -917,14 +929,63 @@ fn guesses_that_come_true_save_steps() {
             guessed,
             pause: None,
         };
-        let events = Events { penalties: Penalties::OfAnswer, failure_in: None, loss_in: None, chance: 1 };
+        let events =
+            Events { penalties: Penalties::OfAnswer, failure_in: None, loss_in: None, adaptive, chance: 1 };
         let (simulator, expected) = simulate(&config, &[arrival], &events);
         let (id, answer) = simulator.answers.iter().next().unwrap();
         assert_eq!(answer.tokens, expected[id].0);
         (simulator.verified, simulator.steps)
     };
-    let (plain, some, all) = (tokens(None), tokens(Some(2)), tokens(Some(4)));
+    let (plain, some, all) = (tokens(None, false), tokens(Some(2), false), tokens(Some(4), false));
     assert_eq!(plain, (0, 60));
     assert!(some.0 > 5 && some.1 < 50, "{some:?}");
     assert!(all.0 > 5 && all.1 < 25, "{all:?}");
+    // Those that are always wrong are not verified where that is measured; those that are right are, after a while.
+    assert_eq!(tokens(Some(0), true), (0, 60));
+    let all = tokens(Some(4), true);
+    assert!(all.0 > 3 && all.1 < 45, "{all:?}");
+}
+
+/// Guesses what is always wrong, or always right.
+#[derive(Debug)]
+struct Same(u32);
+
+impl Drafter for Same {
+    fn draft(&self, _: &[u32], max: usize) -> Vec<u32> {
+        vec![self.0; max]
+    }
+}
+
+#[test]
+fn steps_follow_each_other_while_no_guesses_are_verified() {
+    for (guess, right) in [(1, true), (2, false)] {
+        let mut scheduler = Scheduler::new(SchedulerConfig { chains: true, ..DEFAULTS });
+        scheduler.set_draft_costs(DraftCosts { per_draft: [0.1; DraftCosts::SIZES], waiting: 0.1 });
+        let params = Arc::new(SamplingParams::greedy());
+        scheduler
+            .add(NewSequence { params, drafter: Some(Arc::new(Same(guess))), ..prompt(10, 200) })
+            .unwrap();
+        let mut in_flight = VecDeque::new();
+        let (mut followed, mut verified, mut steps) = (0, 0, 0);
+        loop {
+            in_flight.extend(std::iter::from_fn(|| scheduler.next_batch()));
+            let Some(batch) = in_flight.pop_front() else { break };
+            steps += 1;
+            followed += usize::from(batch.follows.is_some());
+            verified += usize::from(batch.sequences[0].choices().len() > 1);
+            complete(&mut scheduler, &batch);
+        }
+        let stats = scheduler.stats().drafts;
+        if right {
+            assert!(verified > 15 && steps < 60, "{verified} of {steps} verified guesses");
+            // The last step, which ends the answer, is not counted.
+            assert!(
+                stats.drafted == stats.accepted && stats.accepted as usize + 9 >= 200 - steps,
+                "{stats:?}"
+            );
+        } else {
+            assert!(verified == 0 && followed > 190, "{followed} of {steps} followed, {verified} verified");
+            assert_eq!(stats.drafted, 0);
+        }
+    }
 }

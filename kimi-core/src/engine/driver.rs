@@ -8,8 +8,9 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::draft_pace::{DecodeStep, DraftPace};
 use super::pace::Pace;
-use super::{EngineConfig, EngineError, LostStage, StageStats, State, TokenEvent, Usage};
+use super::{EngineConfig, EngineError, LostStage, Speculation, StageStats, State, TokenEvent, Usage};
 use crate::batch::{Batch, SequenceId};
 use crate::constraint::Mask;
 use crate::pipeline::{Pipeline, PipelineError, PipelineEvent, StepOutput};
@@ -136,6 +137,10 @@ pub(super) struct Driver {
     pipeline: Pipeline,
     state: Arc<State>,
     pace: Pace,
+    /// What guesses cost, where that decides whether there are any.
+    draft_pace: Option<DraftPace>,
+    /// When the last result came.
+    last_result: Instant,
     token_budget: usize,
     /// Batches in flight.
     submitted: HashMap<u64, Submitted>,
@@ -162,8 +167,20 @@ struct Outage {
 struct Submitted {
     at: Instant,
     prompt_tokens: usize,
+    sequences: usize,
+    drafts: usize,
+    follows: bool,
     /// Whether it is one token of one answer.
     single: bool,
+}
+
+impl Submitted {
+    fn new(batch: &Batch, at: Instant, prompt_tokens: usize) -> Self {
+        let drafts = batch.sequences.iter().map(|slice| slice.choices().len().saturating_sub(1)).sum();
+        let (sequences, follows) = (batch.sequences.len(), batch.follows.is_some());
+        let single = prompt_tokens == 0 && batch.tokens() == 1;
+        Self { at, prompt_tokens, sequences, drafts, follows, single }
+    }
 }
 
 impl Driver {
@@ -184,6 +201,8 @@ impl Driver {
             pipeline,
             state,
             pace: Pace::new(stages, config.prompt_time),
+            draft_pace: (config.speculation == Speculation::Auto).then(|| DraftPace::new(limits.chains)),
+            last_result: Instant::now(),
             token_budget: limits.token_budget,
             submitted: HashMap::new(),
             active: false,
@@ -276,6 +295,9 @@ impl Driver {
         }
         self.scheduler.set_depth(self.pace.depth());
         self.scheduler.set_prompt_tokens(self.pace.prompt_tokens(self.token_budget));
+        if let Some(pace) = &self.draft_pace {
+            self.scheduler.set_draft_costs(pace.costs());
+        }
         while let Some(batch) = self.scheduler.next_batch() {
             self.set_active(true);
             let at = Instant::now();
@@ -288,8 +310,7 @@ impl Driver {
                     request.started.get_or_insert(at);
                 }
             }
-            let single = prompt_tokens == 0 && batch.tokens() == 1;
-            self.submitted.insert(batch.step, Submitted { at, prompt_tokens, single });
+            self.submitted.insert(batch.step, Submitted::new(&batch, at, prompt_tokens));
             self.compute_masks(&batch);
             self.pipeline.submit(batch);
         }
@@ -419,10 +440,14 @@ impl Driver {
             stage.time += *time;
         }
         drop(stats);
-        if let (Some(Submitted { at, prompt_tokens, single }), Ok(_)) =
-            (self.submitted.remove(&output.step), &output.result)
-        {
-            self.pace.step(prompt_tokens, at.elapsed(), &output.times);
+        if let (Some(submitted), Ok(_)) = (self.submitted.remove(&output.step), &output.result) {
+            let Submitted { at, prompt_tokens, sequences, drafts, follows, single } = submitted;
+            let now = Instant::now();
+            let time = now - at.max(std::mem::replace(&mut self.last_result, now));
+            if let Some(pace) = self.draft_pace.as_mut().filter(|_| prompt_tokens == 0) {
+                pace.step(DecodeStep { sequences, drafts, follows, time });
+            }
+            self.pace.step(prompt_tokens, now - at, &output.times);
             let mut stats = self.state.stats();
             stats.prompt_tokens_computed += prompt_tokens as u64;
             if single {

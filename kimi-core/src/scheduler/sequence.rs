@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::drafts::{DraftStats, Guesses};
 use crate::batch::{Output, PageId, Sampling, SequenceId, SequenceSlice};
 use crate::constraint::{Constrained, Drafter, MinLength};
 use crate::prefix_cache::PageHash;
@@ -231,6 +232,10 @@ pub(super) struct Sequence {
     top_logprobs: u8,
     constraint: Option<Constrained>,
     drafter: Option<Arc<dyn Drafter>>,
+    /// What is known of its guesses; `None` if all are verified.
+    pub(super) guesses: Option<Guesses>,
+    /// Guesses verified since this was looked at last.
+    pub(super) verified: DraftStats,
 }
 
 impl Sequence {
@@ -265,6 +270,8 @@ impl Sequence {
             top_logprobs: new.top_logprobs,
             constraint: new.constraint,
             drafter: new.drafter,
+            guesses: None,
+            verified: DraftStats::default(),
         }
     }
 
@@ -294,7 +301,13 @@ impl Sequence {
 
     /// Whether the next choice needs to know the last token: for a penalty that counts it, a constraint, or a draft.
     pub(super) fn needs_last_token(&self) -> bool {
-        self.params.has_penalties() || self.constraint.is_some() || self.drafter.is_some()
+        let drafts = self.drafter.is_some() && self.max_drafts() > 0;
+        self.params.has_penalties() || self.constraint.is_some() || drafts
+    }
+
+    /// Most guesses that a step verifies, if there is a drafter.
+    fn max_drafts(&self) -> usize {
+        self.guesses.map_or(usize::MAX, |guesses| guesses.max)
     }
 
     pub(super) fn generated(&self) -> u32 {
@@ -364,7 +377,7 @@ impl Sequence {
     /// Guesses at most `max` tokens after the pending one, for the next slice to verify; says how many.
     pub(super) fn draft(&mut self, max: usize) -> usize {
         // The choice after the last draft is a token too.
-        let max = max.min(self.end.saturating_sub(self.tokens.len() + 1));
+        let max = max.min(self.max_drafts()).min(self.end.saturating_sub(self.tokens.len() + 1));
         let mut drafts = match &self.drafter {
             Some(drafter) if max > 0 => drafter.draft(&self.tokens, max),
             _ => Vec::new(),
@@ -414,6 +427,10 @@ impl Sequence {
         if sampled.len() != drafts.len() + 1 {
             return self.fail(SequenceError::NoToken { step }, events);
         }
+        if drafts.is_empty() {
+            self.compare_guess(&sampled);
+        }
+        let before = self.computed;
         for (i, sampled) in sampled.into_iter().enumerate() {
             match sampled {
                 Ok(sampled) => {
@@ -430,9 +447,23 @@ impl Sequence {
                 Err(error) => return self.fail(error.into(), events),
             }
         }
+        if !drafts.is_empty() {
+            let accepted = self.computed - before;
+            self.guesses.iter_mut().for_each(|guesses| guesses.note(drafts.len(), accepted));
+            self.verified.drafted += drafts.len() as u64;
+            self.verified.accepted += accepted as u64;
+        }
         if verifies {
             // The last token is not computed yet; slots after it hold rejected drafts, and are written again.
             self.scheduled = self.tokens.len() - 1;
+        }
+    }
+
+    /// Compares what would have been guessed with a token that was chosen without guesses.
+    fn compare_guess(&mut self, sampled: &[Result<Sampled, SampleError>]) {
+        if let (Some(guesses), Some(drafter), [Ok(next)]) = (&mut self.guesses, &self.drafter, sampled) {
+            let guess = drafter.draft(&self.tokens, 1);
+            guesses.note(guess.len().min(1), usize::from(guess.first() == Some(&next.token)));
         }
     }
 
