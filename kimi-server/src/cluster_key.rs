@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use kimi_net::{ClusterKey, KeyError};
 
+use crate::system;
+
 /// The environment's variable for a key, as text.
 pub const VARIABLE: &str = "KIMI_CLUSTER_KEY";
 /// Name of the file in the config folder.
@@ -80,9 +82,7 @@ pub enum KeyFileError {
 /// # Errors
 /// If neither variable is set.
 pub fn default_path() -> Result<PathBuf, KeyFileError> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let config = variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")));
-    Ok(config.ok_or(KeyFileError::NoFolder)?.join("kimi").join(FILE_NAME))
+    Ok(system::config_folder().ok_or(KeyFileError::NoFolder)?.join(FILE_NAME))
 }
 
 /// This machine's key: that of `file` if one is given, else the environment's, else that of the config folder; `None` if

@@ -1,5 +1,7 @@
 //! What this machine is.
 
+use std::path::PathBuf;
+
 /// Name of this machine, for people.
 pub fn host_name() -> String {
     let from_file = || std::fs::read_to_string("/etc/hostname").ok();
@@ -9,6 +11,13 @@ pub fn host_name() -> String {
     };
     let name = from_file().or_else(from_command).map(|name| name.trim().to_owned());
     name.filter(|n| !n.is_empty()).unwrap_or_else(|| "this-machine".to_owned())
+}
+
+/// Where kimi's configuration is: `$XDG_CONFIG_HOME/kimi`, else `~/.config/kimi`; `None` if neither variable is set.
+pub fn config_folder() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let config = variable("XDG_CONFIG_HOME").or_else(|| Some(variable("HOME")?.join(".config")))?;
+    Some(config.join("kimi"))
 }
 
 /// Most bytes that the allocator keeps of what was freed, for each of its arenas.
