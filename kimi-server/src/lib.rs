@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`cli`] | arguments, defaults, exit codes |
 //! | [`commands`] | what each command does |
-//! | [`http`] | the OpenAI-compatible API |
+//! | [`http`], [`api_keys`] | the OpenAI-compatible API, and the keys of those who may use it |
 //! | [`cluster`] | stages on other machines; the worker |
 //! | [`cluster_key`] | where a machine keeps the secret that makes links |
 //! | [`local`] | a cluster of processes on this machine |
@@ -27,6 +27,8 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![warn(missing_docs)]
 
+#[cfg(feature = "cli")]
+pub mod api_keys;
 #[cfg(feature = "cli")]
 pub mod bench;
 pub mod bus_error;
