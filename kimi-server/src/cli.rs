@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::commands::{self, Outcome};
 use crate::system;
-use args::Command;
+use args::{Command, LogFormat};
 
 /// Runs the program. Exit codes: 0 success, 1 failure, 2 wrong arguments.
 pub fn main() -> ExitCode {
@@ -20,9 +20,10 @@ pub fn main() -> ExitCode {
     let cli = exo::parse();
     let usual = match &cli.command {
         Command::Worker(args) if !args.exit_with_stdin => defaults::WORKER_LOG,
+        Command::Serve(_) => defaults::SERVE_LOG,
         _ => defaults::LOG,
     };
-    start_logging(cli.log.as_deref().unwrap_or(usual));
+    start_logging(cli.log.as_deref().unwrap_or(usual), cli.log_format);
     match commands::run(cli.command) {
         Ok(Outcome::Success) => ExitCode::SUCCESS,
         Ok(Outcome::Failure) => ExitCode::from(1),
@@ -35,17 +36,20 @@ pub fn main() -> ExitCode {
 }
 
 /// Logs go to stderr; results go to stdout.
-fn start_logging(level: &str) {
+fn start_logging(level: &str, format: LogFormat) {
     let filter = EnvFilter::try_new(level).unwrap_or_else(|_| EnvFilter::new(defaults::LOG));
     let ansi = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    // Fails only if a logger is there already, as in tests.
-    let _ = tracing_subscriber::fmt()
+    let logger = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(ansi)
+        .with_ansi(ansi && format == LogFormat::Text)
         // Else it would say with `eprintln!` that stderr can't be written to.
-        .log_internal_errors(false)
-        .try_init();
+        .log_internal_errors(false);
+    // Fails only if a logger is there already, as in tests.
+    let _ = match format {
+        LogFormat::Text => logger.try_init(),
+        LogFormat::Json => logger.json().flatten_event(true).try_init(),
+    };
 }
 
 /// `kimi inspect MODEL | head` is no failure.

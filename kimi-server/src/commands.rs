@@ -1,5 +1,6 @@
 //! What each command does.
 
+pub mod api_key;
 pub mod bench;
 pub mod demo;
 pub mod devices;
@@ -54,6 +55,7 @@ pub fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Serve(args) => serve::run(&args),
         Command::Worker(args) => worker::run(&args),
         Command::Key(args) => key::run(&args),
+        Command::ApiKey(args) => api_key::run(&args),
         Command::Nodes(args) => nodes::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Top(args) => top::run(&args),

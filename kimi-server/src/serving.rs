@@ -23,7 +23,7 @@ pub struct Slot(Arc<Place>);
 #[derive(Debug)]
 struct Place {
     id: String,
-    folder: String,
+    aliases: Vec<String>,
     context_tokens: usize,
     status: ClusterStatus,
     plan: OnceLock<Plan>,
@@ -40,12 +40,14 @@ struct Loaded {
 }
 
 impl Slot {
-    /// A place for a model that will be served as `id` and under its folder's name, with a context of so many tokens.
+    /// A place for a model that will be served under `names`, the first of which is its id, with a context of so many tokens.
     /// `status` tells what its nodes do.
-    pub fn new(id: &str, checkpoint: &Checkpoint, context_tokens: usize, status: ClusterStatus) -> Self {
+    pub fn new(names: &[String], context_tokens: usize, status: ClusterStatus) -> Self {
+        let (id, aliases) =
+            names.split_first().map_or_else(Default::default, |(id, rest)| (id.clone(), rest.to_vec()));
         Self(Arc::new(Place {
-            id: id.to_owned(),
-            folder: checkpoint.name().to_owned(),
+            id,
+            aliases,
             context_tokens,
             status,
             plan: OnceLock::new(),
@@ -79,9 +81,7 @@ impl Slot {
 
     /// The model for the API.
     pub fn served(&self) -> ServedModel {
-        let Place { id, folder, .. } = &*self.0;
-        let aliases = if folder == id { Vec::new() } else { vec![folder.clone()] };
-        ServedModel::new(self.clone()).with_aliases(aliases)
+        ServedModel::new(self.clone()).with_aliases(self.0.aliases.iter().cloned())
     }
 
     /// What happened to a file that answers are computed from.
@@ -142,12 +142,12 @@ impl ChatEngine for Slot {
 /// A socket that listens for the API, before a model is loaded: a port in use shows at once.
 ///
 /// # Errors
-/// The system's; or without `open` an address that others can reach.
+/// The system's; or without `open`, which is with keys or by the user's will, an address that others can reach.
 pub fn bind(addr: SocketAddr, open: bool) -> anyhow::Result<std::net::TcpListener> {
     anyhow::ensure!(
         open || addr.ip().to_canonical().is_loopback(),
-        "{addr} is not a loopback address, and the API is not encrypted and asks for no key yet: whoever can reach it \
-         can use it. Use 127.0.0.1 or pass --open-api on a network that you trust"
+        "{addr} is not a loopback address, and there are no API keys: whoever can reach it could use it. Make a key with \
+         `kimi api-key new NAME`, or use 127.0.0.1, or pass --open-api on a network that you trust"
     );
     let listener = std::net::TcpListener::bind(addr)?;
     listener.set_nonblocking(true)?;

@@ -1,5 +1,7 @@
 //! The arguments of every command.
 
+mod http;
+mod manage;
 mod peers;
 mod placement;
 mod pull_layers;
@@ -12,6 +14,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
 
+pub use http::HttpArgs;
+pub use manage::{ApiKeyArgs, ApiKeyCommand, LimitArgs};
 pub use peers::{DoctorArgs, NodesArgs, PeerArgs};
 pub use placement::{LinkArgs, NodeBandwidth, NodeLayers, PlacementArgs, PlanArgs};
 pub use pull_layers::PullLayersArgs;
@@ -19,7 +23,6 @@ pub use top::TopArgs;
 
 use super::exo::ExoArgs;
 use super::{defaults, ui};
-use crate::http::HttpConfig;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -30,6 +33,7 @@ Examples:
   kimi top                                       what a running `kimi serve` does, and why it is slow
   kimi devices                                   GPUs, and how much of Kimi-K2 they hold
   kimi bench --synthetic kimi-k2                 speed at the real shapes, without a file
+  kimi api-key new laptop                        a key of the API, for others than this machine
   kimi doctor kimi-k2-4bit                       what keeps it from running here, and what mends it
 
 Two machines on one network, A with the API and B with most of the layers; both have the checkpoint:
@@ -56,12 +60,25 @@ Exit codes: 0 success; 1 a check failed, the model does not fit, or something we
 #[command(name = "kimi", version, after_help = EXAMPLES, arg_required_else_help = true, propagate_version = true)]
 pub struct Cli {
     /// What is logged to stderr: off, error, warn, info, debug, trace, or filters such as kimi_net=debug [default: warn;
-    /// for a worker also who connects and what is loaded].
+    /// for a worker also who connects and what is loaded, for a server one line a request].
     #[arg(long, global = true, value_name = "LEVEL", env = "KIMI_LOG", hide_env_values = true)]
     pub log: Option<String>,
+    /// How it is logged: text for people, json for programs, one object a line.
+    #[arg(long, global = true, value_enum, default_value_t, hide_possible_values = true)]
+    pub log_format: LogFormat,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// How is logged.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Lines for people.
+    #[default]
+    Text,
+    /// An object a line.
+    Json,
 }
 
 /// The commands.
@@ -77,6 +94,8 @@ pub enum Command {
     Worker(WorkerArgs),
     /// Make or show the key that the machines of a cluster share: `kimi key new`.
     Key(KeyArgs),
+    /// Make, list and revoke keys of the API: `kimi api-key new NAME`.
+    ApiKey(ApiKeyArgs),
     /// Show the machines of the cluster: how each is reached and how fast, its memory, its device, what it holds.
     Nodes(NodesArgs),
     /// Look for what keeps a model from running here and on the other machines, or makes it slow, and say what mends it.
@@ -345,41 +364,6 @@ pub struct RunArgs {
     pub exo: ExoArgs,
 }
 
-/// What the HTTP API may take.
-#[derive(Debug, Clone, Args)]
-pub struct HttpArgs {
-    /// Most connections at a time; when all are taken, a new one gets the place of the idlest.
-    #[arg(long, value_name = "N", env = "KIMI_MAX_CONNECTIONS", value_parser = places)]
-    #[arg(default_value_t = HttpConfig::default().max_connections)]
-    pub max_connections: usize,
-    /// Most connections of one address, or of one IPv6 network [default: nearly all].
-    #[arg(long, value_name = "N", env = "KIMI_MAX_CONNECTIONS_PER_ADDRESS", value_parser = places)]
-    pub max_connections_per_address: Option<usize>,
-    /// Most chats that are answered at a time; further ones wait. Some of the connections are always kept for other
-    /// requests.
-    #[arg(long, value_name = "N", env = "KIMI_MAX_CHATS", value_parser = places)]
-    #[arg(default_value_t = HttpConfig::default().max_chats)]
-    pub max_chats: usize,
-    /// Memory for the bodies of all requests together: half for those that arrive (beyond it: status 503), half for those
-    /// that are being read.
-    #[arg(long, value_name = "MB", env = "KIMI_BODY_MEMORY", value_parser = clap::value_parser!(u32).range(8..=65_536))]
-    #[arg(default_value_t = (HttpConfig::default().max_bodies_memory >> 20) as u32)]
-    pub body_memory: u32,
-}
-
-impl HttpArgs {
-    /// The same for the server.
-    pub fn config(&self) -> HttpConfig {
-        HttpConfig {
-            max_connections: self.max_connections,
-            max_connections_per_address: self.max_connections_per_address,
-            max_chats: self.max_chats,
-            max_bodies_memory: (self.body_memory as usize) << 20,
-            ..HttpConfig::default()
-        }
-    }
-}
-
 /// Arguments of `kimi serve`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -397,7 +381,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub model: ModelArgs,
-    /// Address to serve on. Anything but this machine itself needs --open-api.
+    /// Address to serve on. Anything but this machine itself needs API keys or --open-api.
     #[arg(long, default_value = defaults::HTTP_HOST)]
     pub host: String,
     /// Port to serve on; 0 takes a free one.
@@ -427,8 +411,7 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
-    /// Let others reach the API with --host: it is not encrypted and asks for no key, use it on networks you trust. Implied by
-    /// --insecure.
+    /// Let everybody who reaches --host use the API without a key, on networks that you trust. Implied by --insecure.
     #[arg(long)]
     pub open_api: bool,
     #[command(flatten)]

@@ -20,6 +20,8 @@ pub const LOOK_SECONDS: u64 = 3;
 pub const LOG: &str = "warn";
 /// What a worker logs that a person started.
 pub const WORKER_LOG: &str = "warn,kimi_server=info";
+/// What a server logs: also one line a request.
+pub const SERVE_LOG: &str = "warn,kimi_server::http::record=info";
 /// Largest difference of logits that passes `kimi verify`.
 pub const TOLERANCE: f64 = 1e-3;
 /// Tokens of a prefill chunk in `kimi verify`.

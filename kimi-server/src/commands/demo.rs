@@ -58,7 +58,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
     let watch = Watch { model: model.clone() };
-    let slot = Slot::new(EMBEDDED, &checkpoint, model.context_tokens(), ClusterStatus::default());
+    let slot = Slot::new(&[EMBEDDED.to_owned()], model.context_tokens(), ClusterStatus::default());
     slot.planned(cluster.plan());
     slot.loaded(model, built.devices, built.mapped);
     let (stop, stopped) = oneshot::channel::<()>();

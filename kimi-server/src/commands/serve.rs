@@ -10,10 +10,12 @@ use serde_json::json;
 
 use super::Outcome;
 use super::stages::{self, Model, Stages};
+use crate::api_keys;
 use crate::cli::args::{ServeArgs, Switch};
 use crate::cli::ui;
 use crate::cluster::ClusterStatus;
 use crate::host::Host;
+use crate::http::HttpConfig;
 use crate::rates;
 use crate::serving::{self, Slot};
 
@@ -25,9 +27,12 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let runtime = super::runtime()?;
     let host: Host = args.host.parse().context("--host")?;
     let addr = runtime.block_on(host.lookup(args.port))?;
-    let listener = serving::bind(addr, args.open_api || args.peers.trust.insecure)
-        .map_err(|e| super::listen_error(e, addr, "--port"))?;
+    let config = args.http.config()?;
+    let has_keys = !config.api_keys.is_empty() || config.api_key_file.is_some();
+    let open = has_keys || args.open_api || args.peers.trust.insecure;
+    let listener = serving::bind(addr, open).map_err(|e| super::listen_error(e, addr, "--port"))?;
     let addr = listener.local_addr()?;
+    warn_of_access(addr, &config)?;
     let (found, checkpoint) = super::open(&args.model, None)?;
     let files = ChatFiles::open(&checkpoint)?;
     let options = ModelOptions {
@@ -37,10 +42,10 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         ..args.cache.options()
     };
     let status = ClusterStatus::default();
-    let slot = Slot::new(&found.id, &checkpoint, options.context(&checkpoint), status.clone());
+    let names = names(&args.http.served_model_name, &found.id, checkpoint.name());
+    let slot = Slot::new(&names, options.context(&checkpoint), status.clone());
     // From here on the API says how far loading is.
-    let server =
-        runtime.spawn(serving::serve(listener, slot.served(), args.http.config(), stop(slot.clone())));
+    let server = runtime.spawn(serving::serve(listener, slot.served(), config, stop(slot.clone())));
     let started = Instant::now();
     let planned = |plan: &Plan, limits: bool| {
         slot.planned(plan);
@@ -58,7 +63,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     model.engine().recover_with(move |lost| recovery.replace(lost))?;
     args.cache.note_limit(model.context_tokens());
     slot.loaded(model, built.devices, built.mapped);
-    announce(args, addr, &found.id, options.context(&checkpoint))?;
+    announce(args, addr, &names[0], options.context(&checkpoint))?;
     let noting = runtime.spawn(note_rates(slot.clone(), checkpoint.clone()));
     runtime.block_on(server)??;
     noting.abort();
@@ -77,6 +82,35 @@ async fn note_rates(slot: Slot, checkpoint: Checkpoint) {
             let _ = tokio::task::spawn_blocking(move || rates::remember(&checkpoint, split)).await;
         }
     }
+}
+
+/// What a model is served as: what the user says, else its name and its folder's.
+fn names(given: &[String], id: &str, folder: &str) -> Vec<String> {
+    match given {
+        [] if id == folder => vec![id.to_owned()],
+        [] => vec![id.to_owned(), folder.to_owned()],
+        given => given.to_vec(),
+    }
+}
+
+/// Says who may use the API, where that is everybody or nobody.
+fn warn_of_access(addr: SocketAddr, config: &HttpConfig) -> anyhow::Result<()> {
+    let keys = match &config.api_key_file {
+        Some(file) => api_keys::read(file)?.len() + config.api_keys.len(),
+        None => config.api_keys.len(),
+    };
+    let style = ui::stderr_style();
+    if let (0, Some(file)) = (keys, &config.api_key_file) {
+        let warning = "has no keys, so that nobody may use the API: make one with `kimi api-key new NAME`, or remove the file";
+        ui::notice(style.error(&format!("{} {warning}", file.display())));
+    } else if keys == 0 && !addr.ip().to_canonical().is_loopback() {
+        let warning = format!(
+            "WARNING: the API at {addr} asks for no key: whoever reaches it can use it and read what it says. \
+             `kimi api-key new NAME` makes a key, which it asks for from then on"
+        );
+        ui::notice(style.error(&warning));
+    }
+    Ok(())
 }
 
 /// Waits for Ctrl-C. Answers under way may end after it; a second Ctrl-C ends the program at once, as the first does while
@@ -100,8 +134,7 @@ async fn stop(slot: Slot) {
 fn announce(args: &ServeArgs, addr: SocketAddr, id: &str, context: usize) -> anyhow::Result<()> {
     if args.json {
         return super::print_json(&json!({
-            "event": "listening", "address": addr, "url": format!("http://{addr}/v1"), "model": id,
-            "context_tokens": context,
+            "event": "listening", "address": addr, "url": format!("http://{addr}/v1"), "model": id, "context_tokens": context,
         }));
     }
     ui::tell(format_args!(

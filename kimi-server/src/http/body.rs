@@ -10,6 +10,7 @@ use tokio::time::timeout;
 use super::budget::{BodyShare, Budget};
 use super::config::HttpConfig;
 use super::error::ApiError;
+use super::record;
 
 /// Bytes by which the memory for a body grows, at least and at most; in between by a quarter.
 const GROWTH: std::ops::RangeInclusive<usize> = 16 << 10..=1 << 20;
@@ -36,7 +37,7 @@ pub(super) async fn read(
         return Err(ApiError::too_large(config.max_body_bytes));
     }
     match timeout(config.body_timeout, collect(body, config.max_body_bytes, budget)).await {
-        Ok(body) => body,
+        Ok(body) => body.inspect(|body| record::prompt(&body.bytes)),
         Err(_) => Err(ApiError::slow_body(config.body_timeout.as_secs())),
     }
 }

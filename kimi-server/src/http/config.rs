@@ -1,11 +1,10 @@
 //! Limits and options of the server.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use hyper::header::{HeaderName, HeaderValue};
-use hyper::http::request::Parts;
-use hyper::{Method, Uri};
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use super::cors::Origin;
+use crate::api_keys::ApiKey;
 
 /// Limits and options of the server. The defaults suit one user or a small team on a local network.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,10 +36,18 @@ pub struct HttpConfig {
     pub keepalive: Duration,
     /// How long a shutdown waits for responses under way.
     pub shutdown_grace: Duration,
-    /// Which web pages may use the API.
-    pub cors: Cors,
-    /// Whether each request is logged (`tracing`, level INFO).
-    pub log_requests: bool,
+    /// Which web pages may use the API; none where it is empty.
+    pub cors: Vec<Origin>,
+    /// Names that the server may be called by, beside this machine's, where only this machine can reach it.
+    pub allow_hosts: Vec<String>,
+    /// Keys of those who may use the API. Without these and without a file of them, everybody may.
+    pub api_keys: Vec<ApiKey>,
+    /// A file with more of them, which is read again when it changes.
+    pub api_key_file: Option<PathBuf>,
+    /// Whether `/metrics` needs no key.
+    pub open_metrics: bool,
+    /// Whether the log (`tracing`, level INFO) has what is asked and answered, beside one line a request.
+    pub log_prompts: bool,
 }
 
 /// Most connections that chats leave for other requests.
@@ -81,44 +88,14 @@ impl Default for HttpConfig {
             write_timeout: Duration::from_secs(60),
             keepalive: Duration::from_secs(10),
             shutdown_grace: Duration::from_secs(10),
-            cors: Cors::Off,
-            log_requests: false,
+            cors: Vec::new(),
+            allow_hosts: Vec::new(),
+            api_keys: Vec::new(),
+            api_key_file: None,
+            open_metrics: false,
+            log_prompts: false,
         }
     }
-}
-
-/// Which web pages, by origin, may read the API's answers.
-///
-/// Whatever is chosen, the API takes a body only as `application/json`, so a page of another origin cannot start
-/// work here without a preflight request.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Cors {
-    /// None.
-    #[default]
-    Off,
-    /// Pages of this machine: `localhost`, `127.0.0.1` or `[::1]`, on any port.
-    Loopback,
-    /// All.
-    Any,
-}
-
-impl Cors {
-    pub(super) fn layer(self) -> Option<CorsLayer> {
-        let origin = match self {
-            Self::Off => return None,
-            Self::Loopback => AllowOrigin::predicate(|origin: &HeaderValue, _: &Parts| is_loopback(origin)),
-            Self::Any => AllowOrigin::any(),
-        };
-        let headers = [HeaderName::from_static("content-type"), HeaderName::from_static("authorization")];
-        let methods = [Method::GET, Method::POST];
-        let layer = CorsLayer::new().allow_origin(origin).allow_methods(methods);
-        Some(if self == Self::Any { layer.allow_headers(Any) } else { layer.allow_headers(headers) })
-    }
-}
-
-fn is_loopback(origin: &HeaderValue) -> bool {
-    let uri = origin.to_str().ok().and_then(|text| text.parse::<Uri>().ok());
-    uri.is_some_and(|uri| matches!(uri.host(), Some("localhost" | "127.0.0.1" | "[::1]")))
 }
 
 #[cfg(test)]
@@ -136,12 +113,5 @@ mod tests {
         assert_eq!(of(1, 1), ((1, 0), 1));
         let own = HttpConfig { max_connections_per_address: Some(9), ..HttpConfig::default() };
         assert_eq!(own.per_address(), 9);
-    }
-
-    #[test]
-    fn loopback_origins() {
-        let is = |origin| is_loopback(&HeaderValue::from_static(origin));
-        assert!(is("http://localhost:3000") && is("https://127.0.0.1") && is("http://[::1]:8080"));
-        assert!(!is("http://localhost.example.com") && !is("http://192.168.0.1") && !is("null"));
     }
 }

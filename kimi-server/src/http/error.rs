@@ -1,7 +1,7 @@
 //! Errors as OpenAI's API shows them, and the one place where other errors become HTTP statuses.
 
 use http_body_util::Full;
-use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use hyper::{Response, StatusCode};
 use kimi_core::ChatError;
 use kimi_core::chat::TemplateError;
@@ -59,7 +59,8 @@ impl ApiError {
     /// 403: a request for another host than this machine, as a web page makes whose name was bound to our address.
     pub fn host(found: &str) -> Self {
         let message = format!(
-            "the request is for host {found:?}, but this server answers to this machine only; use localhost"
+            "the request is for host {found:?}, but this server answers to this machine's names only; use localhost, or start \
+             it with --allow-host NAME"
         );
         Self::new(StatusCode::FORBIDDEN, INVALID_REQUEST, "host_not_allowed", message)
     }
@@ -95,6 +96,22 @@ impl ApiError {
         let message = format!("the model {found:?} is not served here; served: {}", served.join(", "));
         let error = Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "model_not_found", message);
         Self { param: Some("model".to_owned()), ..error }
+    }
+
+    /// 401: no key, or one that is not good.
+    pub fn key(given: bool) -> Self {
+        let found = if given { "the API key is not known here" } else { "the request has no API key" };
+        let message = format!(
+            "{found}; send one that `kimi api-key new` made, in Authorization: Bearer KEY or in x-api-key: KEY"
+        );
+        Self::new(StatusCode::UNAUTHORIZED, INVALID_REQUEST, "invalid_api_key", message)
+    }
+
+    /// 429: a key's limit is reached.
+    pub fn rate_limit(message: impl Into<String>, seconds: u32) -> Self {
+        let error =
+            Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "rate_limit_exceeded", message);
+        Self { retry_after: Some(seconds), ..error }
     }
 
     /// 413: a body over the limit.
@@ -175,6 +192,21 @@ impl ApiError {
         json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
     }
 
+    /// The same in the shape of Anthropic's API.
+    pub fn anthropic_body(&self) -> Value {
+        let kind = match self.status {
+            StatusCode::UNAUTHORIZED => "authentication_error",
+            StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::NOT_FOUND => "not_found_error",
+            StatusCode::PAYLOAD_TOO_LARGE => "request_too_large",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
+            StatusCode::SERVICE_UNAVAILABLE => "overloaded_error",
+            status if status.is_client_error() => "invalid_request_error",
+            _ => "api_error",
+        };
+        json!({"type": "error", "error": {"type": kind, "message": self.message}})
+    }
+
     /// The response.
     pub(super) fn response(&self) -> Response<super::Body> {
         let body = Full::from(self.body().to_string());
@@ -185,11 +217,23 @@ impl ApiError {
         if let Some(seconds) = self.retry_after {
             headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"kimi\""));
+        }
         if let Some(methods) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(methods));
         }
         response
     }
+}
+
+/// The response to a request for `path`, in the shape of the API that the path belongs to.
+pub(super) fn response_at(path: &str, error: &ApiError) -> Response<super::Body> {
+    let mut response = error.response();
+    if path.starts_with("/v1/messages") {
+        *response.body_mut() = super::Body::new(Full::from(error.anthropic_body().to_string()));
+    }
+    response
 }
 
 impl From<ParamError> for ApiError {

@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::engine::Running;
 use super::error::ApiError;
-use super::metrics;
+use super::{metrics, record};
 
 /// Events that a client may leave unread before its answer is paused: some seconds of text.
 const MAX_UNREAD: usize = 256;
@@ -128,7 +128,10 @@ impl Events {
                     self.running.cancel();
                 }
                 _ if self.cut => {}
-                part => return Poll::Ready(Ok(Event::Part(part))),
+                part => {
+                    record::part(&part);
+                    return Poll::Ready(Ok(Event::Part(part)));
+                }
             }
         }
     }

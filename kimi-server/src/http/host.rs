@@ -7,13 +7,43 @@ use hyper::http::uri::Authority;
 use hyper::{Method, Request, Version};
 
 use super::error::ApiError;
+use crate::system;
 
-/// Checks that a request names one host, in a proper form; and, if only this machine can reach the server, that it is
-/// this machine. That is against DNS rebinding: a browser sends the page's own name.
+/// Domains that the public DNS has nothing in (RFC 6761, RFC 6762, ICANN's .internal), so that no page of the web is there.
+/// `host.docker.internal` and `host.containers.internal` are what containers call the machine that they run on.
+const LOCAL_DOMAINS: [&str; 3] = [".localhost", ".local", ".internal"];
+
+/// What a server may be called that only this machine can reach, beside the names of every machine.
+#[derive(Debug, Default)]
+pub(super) struct Names(Vec<String>);
+
+impl Names {
+    /// This machine's own names, and others that the user allows.
+    pub(super) fn new(allowed: &[String]) -> Self {
+        let own = system::host_name();
+        let short = own.split('.').next().unwrap_or_default().to_owned();
+        Self(
+            [own, short].into_iter().chain(allowed.iter().cloned()).filter(|name| !name.is_empty()).collect(),
+        )
+    }
+
+    /// Whether a host, without its port, is this machine.
+    fn has(&self, host: &str) -> bool {
+        let host = host.strip_suffix('.').unwrap_or(host).to_ascii_lowercase();
+        let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+        host == "localhost"
+            || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
+            || LOCAL_DOMAINS.iter().any(|domain| host.ends_with(domain))
+            || self.0.iter().any(|name| name.eq_ignore_ascii_case(&host))
+    }
+}
+
+/// Checks that a request names one host, in a proper form; and, if only this machine can reach the server, that it is one of
+/// `names`. That is against DNS rebinding: a browser sends the page's own name.
 ///
 /// # Errors
 /// 400 for a target that is only a host; for no `Host` in HTTP/1.1, several, or a malformed one; 403 for a name that is another machine's.
-pub(super) fn check<B>(request: &Request<B>, loopback: bool) -> Result<(), ApiError> {
+pub(super) fn check<B>(request: &Request<B>, names: Option<&Names>) -> Result<(), ApiError> {
     let uri = request.uri();
     if uri.authority().is_some() && uri.scheme().is_none() && request.method() != Method::CONNECT {
         return Err(ApiError::bad_target(&uri.to_string()));
@@ -33,7 +63,7 @@ pub(super) fn check<B>(request: &Request<B>, loopback: bool) -> Result<(), ApiEr
         let Some(host) = host_of(found) else {
             return Err(ApiError::bad_host(&format!("Host {found:?}, expected HOST or HOST:PORT")));
         };
-        if loopback && !is_here(host) {
+        if names.is_some_and(|names| !names.has(host)) {
             return Err(ApiError::host(found));
         }
     }
@@ -56,14 +86,45 @@ fn host_of(text: &str) -> Option<&str> {
     (good_host && good_port).then_some(host)
 }
 
-fn is_here(host: &str) -> bool {
-    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
-    host.eq_ignore_ascii_case("localhost") || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_this_machine() {
+        let names = Names::new(&["kimi.example.com".to_owned(), "10.1.2.3".to_owned()]);
+        let own = system::host_name();
+        for host in [
+            "localhost",
+            "LocalHost.",
+            "127.0.0.1",
+            "127.1.2.3",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "kimi.localhost",
+            "mymac.local",
+            "mymac.local.",
+            "host.docker.internal",
+            "host.containers.internal",
+            "KIMI.example.com",
+            "10.1.2.3",
+            own.as_str(),
+        ] {
+            assert!(names.has(host), "{host}");
+        }
+        for host in [
+            "example.com",
+            "localhost.example.com",
+            "local",
+            "internal",
+            "mymac.local.evil.com",
+            "evillocal",
+            "10.1.2.4",
+            "[::2]",
+        ] {
+            assert!(!names.has(host), "{host}");
+        }
+    }
 
     #[test]
     fn hosts_are_split_or_refused() {

@@ -18,8 +18,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::Body;
 use super::error::ApiError;
+use super::{Body, record};
 use crate::monitor::Snapshot;
 
 /// Seconds to a first token: from a short prompt on a fast machine to a long one of which the weights are paged in.
@@ -86,6 +86,8 @@ fn route(path: &str) -> &'static str {
     match path {
         "/v1/chat/completions" => "/v1/chat/completions",
         "/v1/models" => "/v1/models",
+        "/" => "/",
+        path if path.starts_with("/page/") => "/page/{file}",
         "/health" => "/health",
         "/metrics" => "/metrics",
         path if path.starts_with("/v1/models/") => "/v1/models/{id}",
@@ -114,7 +116,7 @@ impl Request {
             FinishReason::ToolCalls => "tool_calls",
             FinishReason::Cancelled => "cancelled",
         };
-        self.end(outcome);
+        self.end(outcome, Some(usage));
         let labels = vec![("model", self.model.clone())];
         if let Some(time) = usage.time_to_first_token {
             self.metrics.first_token.get_or_create_owned(&labels).observe(time.as_secs_f64());
@@ -127,11 +129,12 @@ impl Request {
 
     /// The model failed.
     pub(super) fn failed(&mut self) {
-        self.end("failed");
+        self.end("failed", None);
     }
 
-    fn end(&mut self, outcome: &str) {
+    fn end(&mut self, outcome: &str, usage: Option<&Usage>) {
         if !std::mem::replace(&mut self.ended, true) {
+            record::ended(&self.model, usage);
             let labels = vec![("model", self.model.clone()), ("outcome", outcome.to_owned())];
             self.metrics.requests.get_or_create_owned(&labels).inc();
         }
@@ -140,6 +143,6 @@ impl Request {
 
 impl Drop for Request {
     fn drop(&mut self) {
-        self.end("cancelled");
+        self.end("cancelled", None);
     }
 }

@@ -19,16 +19,19 @@
 //! implemented (`n` > 1, `response_format` other than text, images, forced tool calls) are refused with status 400.
 
 mod answer;
+mod auth;
 mod body;
 mod budget;
 mod chat;
 mod chat_writer;
 mod config;
 mod connections;
+mod cors;
 mod engine;
 pub mod error;
 mod events;
 mod foreign;
+mod front;
 mod host;
 mod json;
 mod messages;
@@ -36,12 +39,15 @@ mod metrics;
 mod options;
 mod peer;
 mod read;
+mod record;
+mod request_id;
 mod response;
 mod routes;
 mod server;
 mod stream;
 
-pub use config::{Cors, HttpConfig};
+pub use config::HttpConfig;
+pub use cors::Origin;
 pub use engine::{ChatEngine, EventSink, Running, ServedModel, StageInfo};
 pub(crate) use error::down_text;
 pub use server::serve;

@@ -1,28 +1,27 @@
 //! Which path and method lead where.
 
 use std::convert::Infallible;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
 use http_body_util::Full;
-use hyper::body::{Frame, Incoming, SizeHint};
+use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
+use super::auth::Keys;
 use super::budget::Budget;
 use super::config::HttpConfig;
 use super::connections::{Connections, Phase, Place};
 use super::engine::ServedModel;
-use super::error::ApiError;
+use super::error::{self, ApiError};
+use super::host::Names;
 use super::metrics::Metrics;
 use super::peer::Peer;
-use super::{Body, answer, body, chat, host};
+use super::{Body, answer, body, chat};
 use crate::monitor::{ModelStatus, ProcessState, Slow, Snapshot};
 
 /// What all requests share.
@@ -40,8 +39,11 @@ pub(super) struct App {
     /// What was found last to make the server slow.
     pub(super) slow: Mutex<Option<Slow>>,
     pub(super) began: Instant,
+    pub(super) keys: Keys,
     /// Whether only this machine can reach the server.
     pub(super) loopback: bool,
+    /// What it may be called then.
+    pub(super) names: Names,
     /// Becomes true when answers under way are cut short.
     pub(super) ending: watch::Receiver<bool>,
 }
@@ -115,69 +117,19 @@ impl App {
         self.slow.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ids(&self) -> Vec<&str> {
+    pub(super) fn ids(&self) -> Vec<&str> {
         self.models.iter().map(ServedModel::id).collect()
     }
 }
 
-/// Answers one request.
+/// Answers one request that [`front`](super::front) has let through.
 pub(super) async fn handle(
     app: Arc<App>,
     client: Client,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let started = Instant::now();
-    let busy = Busy::begin(&client.place);
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    let response = route(&app, client, request).await.unwrap_or_else(|error| error.response());
-    app.metrics.response(&path, response.status());
-    if app.config.log_requests {
-        let (status, time) = (response.status().as_u16(), started.elapsed());
-        tracing::info!(%method, path, status, ?time, "request");
-    }
-    Ok(response.map(|body| Body::new(UntilSent { body, _busy: busy })))
-}
-
-/// A response's body, which keeps its connection busy until it is sent.
-struct UntilSent {
-    body: Body,
-    _busy: Busy,
-}
-
-impl hyper::body::Body for UntilSent {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A connection that has a request; quiet again when this is dropped.
-struct Busy(Place);
-
-impl Busy {
-    fn begin(place: &Place) -> Self {
-        place.set(Phase::Sending);
-        Self(place.clone())
-    }
-}
-
-impl Drop for Busy {
-    fn drop(&mut self) {
-        self.0.set(Phase::Quiet);
-    }
+    let path = request.uri().path().to_owned();
+    Ok(route(&app, client, request).await.unwrap_or_else(|error| error::response_at(&path, &error)))
 }
 
 async fn route(
@@ -185,7 +137,6 @@ async fn route(
     client: Client,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
-    host::check(&request, app.loopback)?;
     let path = request.uri().path().to_owned();
     match path.as_str() {
         "/v1/chat/completions" => {

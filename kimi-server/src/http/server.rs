@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use hyper::server::conn::http1;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -14,12 +14,15 @@ use tower::ServiceBuilder;
 use tower::util::option_layer;
 use tower_http::cors::CorsLayer;
 
+use super::auth::Keys;
 use super::budget::Budget;
 use super::config::HttpConfig;
 use super::connections::{Connections, Place};
 use super::engine::ServedModel;
+use super::host::Names;
 use super::peer::Peer;
-use super::routes::{App, Client, handle};
+use super::routes::{App, Client};
+use super::{cors, front};
 use crate::monitor::why_slow;
 
 /// How long to wait after `accept` failed, mostly because too many files are open.
@@ -46,8 +49,11 @@ pub async fn serve(
     let connections = Connections::new(config.max_connections, config.per_address());
     let loopback = is_loopback(&listener);
     let app = Arc::new(App::new(models, config.clone(), connections.clone(), loopback, ending));
-    let cors = config.cors.layer();
-    let watch = tokio::spawn(watch_speed(app.clone()));
+    let cors = cors::layer(&config.cors);
+    let mut watches = JoinSet::new();
+    watches.spawn(watch_speed(app.clone()));
+    let keys = app.clone();
+    watches.spawn(async move { keys.keys.watch().await });
     let (stop, stopped) = watch::channel(());
     let mut tasks = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -79,7 +85,7 @@ pub async fn serve(
         all_end(&mut tasks, LAST_WORDS).await;
     }
     tasks.shutdown().await;
-    watch.abort();
+    watches.shutdown().await;
 }
 
 /// Looks now and then whether the server is slow. Says so in the log when that begins, and when the reason is another one.
@@ -114,6 +120,8 @@ impl App {
             metrics: Arc::default(),
             slow: Mutex::default(),
             began: Instant::now(),
+            keys: Keys::new(&config),
+            names: Names::new(&config.allow_hosts),
             connections,
             models,
             config,
@@ -145,15 +153,20 @@ async fn connection(
     let config = app.config.clone();
     let mut socket = TimeoutStream::new(peer.clone());
     socket.set_write_timeout(Some(config.write_timeout));
-    let service = ServiceBuilder::new()
-        .layer(option_layer(cors))
-        .service_fn(move |request| handle(app.clone(), client.clone(), request));
+    let guarded = {
+        let app = app.clone();
+        let guarded = move |request| front::guarded(app.clone(), client.clone(), request);
+        ServiceBuilder::new().layer(option_layer(cors)).service_fn(guarded)
+    };
+    let answered = place.clone();
+    let service =
+        service_fn(move |request| front::answer(app.clone(), answered.clone(), guarded.clone(), request));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(config.header_timeout)
         .max_buf_size(READ_BUFFER)
         .half_close(true)
-        .serve_connection(TokioIo::new(Box::pin(socket)), TowerToHyperService::new(service));
+        .serve_connection(TokioIo::new(Box::pin(socket)), service);
     let mut connection = std::pin::pin!(connection);
     let useless = async {
         tokio::select! {
