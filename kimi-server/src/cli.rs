@@ -3,6 +3,7 @@
 pub mod args;
 pub mod defaults;
 pub mod exo;
+pub mod settings;
 pub mod ui;
 
 use std::io::IsTerminal;

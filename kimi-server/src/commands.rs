@@ -2,11 +2,14 @@
 
 pub mod api_key;
 pub mod bench;
+pub mod completions;
+pub mod config;
 pub mod demo;
 pub mod devices;
 pub mod doctor;
 pub mod inspect;
 pub mod key;
+pub mod man;
 pub mod nodes;
 mod peers;
 pub mod plan;
@@ -56,6 +59,9 @@ pub fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Worker(args) => worker::run(&args),
         Command::Key(args) => key::run(&args),
         Command::ApiKey(args) => api_key::run(&args),
+        Command::Config(args) => config::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        Command::Man(args) => man::run(&args),
         Command::Nodes(args) => nodes::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Top(args) => top::run(&args),

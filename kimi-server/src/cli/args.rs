@@ -15,7 +15,7 @@ use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
 
 pub use http::HttpArgs;
-pub use manage::{ApiKeyArgs, ApiKeyCommand, LimitArgs};
+pub use manage::{ApiKeyArgs, ApiKeyCommand, CompletionsArgs, ConfigArgs, ConfigCommand, LimitArgs, ManArgs};
 pub use peers::{DoctorArgs, NodesArgs, PeerArgs};
 pub use placement::{LinkArgs, NodeBandwidth, NodeLayers, PlacementArgs, PlanArgs};
 pub use pull_layers::PullLayersArgs;
@@ -34,6 +34,7 @@ Examples:
   kimi devices                                   GPUs, and how much of Kimi-K2 they hold
   kimi bench --synthetic kimi-k2                 speed at the real shapes, without a file
   kimi api-key new laptop                        a key of the API, for others than this machine
+  kimi config                                    every setting, and where it comes from
   kimi doctor kimi-k2-4bit                       what keeps it from running here, and what mends it
 
 Two machines on one network, A with the API and B with most of the layers; both have the checkpoint:
@@ -51,6 +52,9 @@ MODEL is kimi-tiny, a path, a hub id (org/name) that is in ~/models or in Huggin
 kimi-k2-4bit. Own short names go into ~/.config/kimi/models.toml:
   [models.my-k2]
   hub = \"org/name\"       # or path = \"/a/folder\"
+
+Every flag of serve, run and worker may also stand in the environment (--max-chats is KIMI_MAX_CHATS) or in
+~/.config/kimi/config.toml; `kimi config` shows what holds.
 
 Exit codes: 0 success; 1 a check failed, the model does not fit, or something went wrong (the reason is on stderr);
 2 wrong arguments.";
@@ -114,6 +118,12 @@ pub enum Command {
     Devices(DevicesArgs),
     /// Measure decode, prefill and every operation on a device, beside its read bandwidth.
     Bench(BenchArgs),
+    /// Show the settings, and where each comes from: a flag, the environment, config.toml or the default.
+    Config(ConfigArgs),
+    /// Print a script that has a shell complete kimi's commands and flags.
+    Completions(CompletionsArgs),
+    /// Print a man page, or write all of them.
+    Man(ManArgs),
 }
 
 /// Which model.

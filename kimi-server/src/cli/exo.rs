@@ -4,11 +4,13 @@
 use std::ffi::OsString;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use clap::{Args, CommandFactory, Parser};
+use clap::{Args, FromArgMatches};
 
 use super::args::Cli;
+use super::settings;
 
-const HEADING: &str = "Flags of exo that change nothing here";
+/// Heading of these flags in --help.
+pub(super) const HEADING: &str = "Flags of exo that change nothing here";
 
 /// Flags that say what a node does anyway.
 #[derive(Debug, Clone, Default, Args)]
@@ -91,13 +93,15 @@ const TIPS: [(&[&str], &str); 10] = [
 /// Reads the command line. Ends the program with help or an error where it holds no command.
 pub(super) fn parse() -> Cli {
     let args: Vec<OsString> = std::env::args_os().collect();
-    Cli::try_parse_from(&args).unwrap_or_else(|mut error| {
+    let mut command = settings::command(&args).unwrap_or_else(|error| error.exit());
+    let parsed = command.try_get_matches_from_mut(&args);
+    parsed.and_then(|matches| Cli::from_arg_matches(&matches)).unwrap_or_else(|mut error| {
         let has_command = args.get(1).is_some_and(|first| !first.to_string_lossy().starts_with('-'));
         if let Some(tip) = tip(&error, has_command) {
             error.remove(ContextKind::SuggestedArg);
             error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
         }
-        error.with_cmd(&Cli::command()).exit()
+        error.with_cmd(&command).exit()
     })
 }
 

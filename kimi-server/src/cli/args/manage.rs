@@ -1,8 +1,9 @@
-//! Arguments of `kimi api-key`.
+//! Arguments of the commands about kimi itself: keys of the API, configuration, completions, man pages.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use clap_complete::Shell;
 
 use crate::api_keys::Limits;
 
@@ -68,4 +69,62 @@ impl LimitArgs {
     pub fn limits(self) -> Limits {
         Limits { chats: self.chats, requests: self.requests, tokens: self.tokens }
     }
+}
+
+/// Arguments of `kimi config`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+A setting is a flag of serve, run, worker, plan, nodes, doctor or pull-layers. It is taken from the command line, else from the
+environment (--max-chats is KIMI_MAX_CHATS), else from config.toml, else it has its default. In the file it stands at the top,
+for every command that has it, or in the section of one:
+  log-format = \"json\"
+  [serve]
+  port = 8080
+  cors-origin = [\"https://chat.example.com\"]")]
+pub struct ConfigArgs {
+    /// What to show.
+    #[command(subcommand)]
+    pub command: Option<ConfigCommand>,
+}
+
+/// What `kimi config` does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigCommand {
+    /// Show each setting of a command and where it comes from.
+    Show {
+        /// The command.
+        #[arg(default_value = "serve")]
+        command: String,
+        /// Print JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print where config.toml is or would be.
+    Path,
+}
+
+/// Arguments of `kimi completions`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kimi completions bash > ~/.local/share/bash-completion/completions/kimi
+  kimi completions zsh > ~/.zfunc/_kimi
+  kimi completions fish > ~/.config/fish/completions/kimi.fish")]
+pub struct CompletionsArgs {
+    /// The shell.
+    pub shell: Shell,
+}
+
+/// Arguments of `kimi man`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  kimi man serve | man -l -
+  kimi man --dir ~/.local/share/man/man1")]
+pub struct ManArgs {
+    /// The command whose page to print [default: the program's].
+    pub command: Option<String>,
+    /// Write all pages into this folder.
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    pub dir: Option<PathBuf>,
 }
