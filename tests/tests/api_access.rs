@@ -8,7 +8,7 @@ use kimi_server::api_keys::{self, ApiKey, Limits};
 use kimi_server::http::{HttpConfig, Origin, ServedModel};
 use kimi_tests::api::{PATIENCE, Reply, Server, request};
 use kimi_tests::script::Script;
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn serve(config: HttpConfig) -> Server {
     Server::start(vec![ServedModel::new(Script::default())], config)
@@ -220,4 +220,34 @@ fn names_that_this_machine_has() {
     let message =
         send(&server, "GET /health", "Host: example.com\r\n").json()["error"]["message"].to_string();
     assert!(message.contains("--allow-host"), "{message}");
+}
+
+#[test]
+fn the_root_is_a_page_for_browsers_and_json_for_others() {
+    let server = serve(with_key(Limits::default()));
+    let page = send(&server, "GET /", "Accept: text/html,application/xhtml+xml,*/*;q=0.8\r\n");
+    assert_eq!(page.status, 200);
+    assert_eq!(header(&page, "content-type"), Some("text/html; charset=utf-8"));
+    let policy = header(&page, "content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'") && !policy.contains("unsafe"), "{policy}");
+    // All that the page names is there, and nothing else is fetched or runs.
+    let names = page.body.split(['"', '\'']).filter(|word| word.starts_with("/page/"));
+    let names: Vec<&str> = names.collect();
+    assert!(names.len() >= 3, "{names:?}");
+    for name in names {
+        assert_eq!(server.get(name).status, 200, "{name}");
+    }
+    let forbidden = ["http://", "https://", "//cdn", "<script>", "style=", "onclick", "onload"];
+    assert!(forbidden.iter().all(|word| !page.body.contains(word)));
+    // Asked again, it is not sent again.
+    let script = server.get("/page/main.js");
+    let tag = script.head.lines().find_map(|line| line.strip_prefix("etag: ")).unwrap().to_owned();
+    let again = send(&server, "GET /page/main.js", &format!("If-None-Match: {tag}\r\n"));
+    assert_eq!((again.status, again.body.as_str()), (304, ""));
+
+    for accept in ["", "Accept: */*\r\n", "Accept: application/json\r\n"] {
+        let about: Value = send(&server, "GET /", accept).ok();
+        assert_eq!((&about["name"], &about["api"]), (&json!("kimi"), &json!("/v1")));
+    }
+    assert_eq!(send(&server, "HEAD /", "Accept: text/html\r\n").status, 200);
 }

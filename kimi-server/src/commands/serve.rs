@@ -134,13 +134,25 @@ async fn stop(slot: Slot) {
 fn announce(args: &ServeArgs, addr: SocketAddr, id: &str, context: usize) -> anyhow::Result<()> {
     if args.json {
         return super::print_json(&json!({
-            "event": "listening", "address": addr, "url": format!("http://{addr}/v1"), "model": id, "context_tokens": context,
+            "event": "listening", "address": addr, "url": format!("http://{addr}/v1"), "page": page_address(addr),
+            "model": id, "context_tokens": context,
         }));
     }
+    let page = page_address(addr);
     ui::tell(format_args!(
-        "{id} is served at http://{addr}/v1 (context {context} tokens; state at http://{addr}/health). Try\n  \
+        "{id} is served at http://{addr}/v1 (context {context} tokens; state at http://{addr}/health)\n\
+         Chat in a browser: {page}\n\
+         Or try\n  \
          curl http://{addr}/v1/chat/completions -H 'content-type: application/json' \\\n    \
          -d '{{\"model\": \"{id}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Hello\"}}]}}'\nCtrl-C ends it"
     ));
     Ok(())
+}
+
+/// Where a browser on this machine finds the page: an address that stands for all of them is none to go to.
+fn page_address(addr: SocketAddr) -> String {
+    match addr.ip().is_unspecified() {
+        true => format!("http://localhost:{}/", addr.port()),
+        false => format!("http://{addr}/"),
+    }
 }

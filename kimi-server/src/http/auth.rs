@@ -10,6 +10,7 @@ use hyper::{Method, Request};
 
 use super::config::HttpConfig;
 use super::error::ApiError;
+use super::page;
 use crate::api_keys::{self, ApiKey};
 
 /// Between two looks at whether the file of keys has changed.
@@ -100,7 +101,7 @@ impl Keys {
     pub(super) fn admit<B>(&self, request: &Request<B>, now: Instant) -> Result<Option<Admitted>, ApiError> {
         let path = request.uri().path();
         let needs_none =
-            path == "/health" || (self.open_metrics && path == "/metrics");
+            path == "/health" || page::is_page(path) || (self.open_metrics && path == "/metrics");
         if self.is_open() || needs_none {
             return Ok(None);
         }
@@ -267,7 +268,7 @@ mod tests {
         for (header, value) in bad {
             assert_eq!(status(keys.admit(&post(header, value), now)).0, 401, "{header}: {value}");
         }
-        for open in ["/health"] {
+        for open in ["/health", "/", "/page/main.js"] {
             let request = Request::get(open).body(()).unwrap();
             assert!(keys.admit(&request, now).unwrap().is_none(), "{open}");
         }

@@ -1,5 +1,5 @@
 //! What every request passes before its route, from the outside in: its id and its line in the log, browsers' questions about
-//! origins ([`cors`](super::cors)), the host's name, and the key.
+//! origins ([`cors`](super::cors)), the host's name, the page, and the key.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -16,7 +16,7 @@ use tower::{Service, ServiceExt};
 use super::connections::{Phase, Place};
 use super::record::{self, Record};
 use super::routes::{App, Client, handle};
-use super::{Body, error, host, request_id};
+use super::{Body, error, host, page, request_id};
 
 /// Answers one request with `inner`, and gives it an id and a line in the log.
 pub(super) async fn answer<S>(
@@ -52,6 +52,9 @@ pub(super) async fn guarded(
     let path = request.uri().path();
     if let Err(error) = host::check(&request, app.loopback.then_some(&app.names)) {
         return Ok(error::response_at(path, &error));
+    }
+    if let Some(response) = page::response(&request, &app) {
+        return Ok(response);
     }
     match app.keys.admit(&request, Instant::now()) {
         Ok(admitted) => admitted.into_iter().for_each(record::admitted),

@@ -5,6 +5,7 @@
 //! | `POST /v1/chat/completions` | a chat completion, streamed or not |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | the models served |
 //! | `GET /health` | state of each model: stages, sequences, cache pages; why it is slow; 503 if one cannot answer |
+//! | `GET /`, `GET /page/..` | the chat page for browsers; what is served where, for others |
 //! | `GET /metrics` | the same in numbers, and more, for Prometheus |
 //!
 //! Limits are in [`HttpConfig`]: memory of all bodies, connections, chats at a time. Where one is met the status is 503 with
@@ -37,6 +38,7 @@ mod json;
 mod messages;
 mod metrics;
 mod options;
+mod page;
 mod peer;
 mod read;
 mod record;
