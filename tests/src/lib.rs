@@ -2,5 +2,6 @@
 
 pub mod api;
 pub mod binary;
+pub mod browser;
 pub mod full_size;
 pub mod script;
