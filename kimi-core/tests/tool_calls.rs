@@ -5,18 +5,19 @@ mod common;
 
 use common::{k2, shared};
 use kimi_core::chat::{
-    ParsedCall, ParserOptions, ReasoningMode, Reply, ReplyEvent, ReplyParser, ToolSignature, TrailingText,
+    ParsedCall, ParserOptions, ReasoningMode, Reply, ReplyEvent, ReplyParser, ToolMarkup, ToolSignature,
+    TrailingText,
 };
 use kimi_core::detokenizer::Detokenizer;
 use proptest::prelude::*;
 use serde_json::Value;
 
 fn with_tools() -> ParserOptions {
-    ParserOptions { tool_calls: true, ..ParserOptions::default() }
+    ParserOptions { tool_markup: ToolMarkup::Calls, ..ParserOptions::default() }
 }
 
 fn with_both() -> ParserOptions {
-    ParserOptions { tool_calls: true, reasoning: ReasoningMode::Tagged, ..ParserOptions::default() }
+    ParserOptions { reasoning: ReasoningMode::Tagged, ..with_tools() }
 }
 
 fn stream<'a>(deltas: impl IntoIterator<Item = &'a str>, options: ParserOptions) -> Reply {
@@ -148,8 +149,9 @@ fn public_reasoning_vectors() {
         let name = case["name"].as_str().unwrap();
         // Most cases leave the calls' markup in the content, for a parser that follows.
         let tool_calls = case.get("expect_calls").is_some();
+        let tool_markup = if tool_calls { ToolMarkup::Calls } else { ToolMarkup::Text };
         let options =
-            ParserOptions { reasoning: ReasoningMode::Open, tool_calls, ..ParserOptions::default() };
+            ParserOptions { reasoning: ReasoningMode::Open, tool_markup, ..ParserOptions::default() };
         let deltas = deltas_of(case);
         let text = |expected: &Value| match expected {
             Value::Array(parts) => parts.iter().map(|p| p.as_str().unwrap()).collect(),
@@ -222,6 +224,37 @@ fn what_models_get_wrong() {
 }
 
 #[test]
+fn without_tools_markup_is_neither_a_call_nor_text() {
+    let options = |reasoning| ParserOptions { tool_markup: ToolMarkup::Drop, reasoning, ..with_tools() };
+    let parse = |text: &str, reasoning| Reply::parse(text, options(reasoning));
+    let reply = parse(TWO_CALLS, ReasoningMode::Tagged);
+    let expected =
+        Reply { content: "I'll look.".into(), reasoning: "Let me see.".into(), ..Reply::default() };
+    assert_eq!(reply, expected);
+    let call = "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{\"a\": \"b\"}<|tool_call_end|>";
+    let begin = "<|tool_calls_section_begin|>";
+    let end = "<|tool_calls_section_end|>";
+    for (text, content) in [
+        (format!("{begin}{call}{end}"), ""),
+        (format!("a{call}{call}\nb"), "a\nb"),
+        (format!("a{begin}{call}{call}{end}b<|im_end|>"), "ab"),
+        (format!("a{begin}<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{{\"a\""), "a"),
+        (format!("a{begin}<|tool_call_begin|>functions"), "a"),
+    ] {
+        assert_eq!(parse(&text, ReasoningMode::Off).content, content, "{text}");
+        assert_eq!(parse(&text, ReasoningMode::Open).reasoning, content, "{text}");
+    }
+}
+
+#[test]
+fn a_new_call_gets_no_id_of_the_conversation() {
+    let used_ids = ["functions.f:0".to_owned(), "functions.f:2".to_owned()].into();
+    let options = ParserOptions { calls_before: 2, used_ids, ..with_tools() };
+    let text = "<|tool_call_begin|>functions.f:0<|tool_call_argument_begin|>{}<|tool_call_end|>";
+    assert_eq!(Reply::parse(text, options).calls[0].id, "functions.f:3");
+}
+
+#[test]
 fn ids_that_do_not_name_the_function() {
     let weather = signature("get_weather(city,unit)");
     let flight = signature("book_flight(from,to)");
@@ -241,7 +274,12 @@ fn ids_that_do_not_name_the_function() {
     assert_eq!(parse("0", oslo, &[&weather, &weather]), []);
     assert_eq!(parse("0", "{}", &[&weather, &flight]), []);
     assert_eq!(parse("0", "{\"city\"", &[&weather, &flight]), []);
-    assert_eq!(parse("functions.get_weather.0", oslo, &[&weather]), []);
+    assert_eq!(parse("functions.get_weather.0", oslo, &[&weather]), expected("functions.get_weather:0"));
+    // What names another function, or has arguments of another, is not given to the only one.
+    let path = "{\"path\": \"/tmp/x\"}";
+    let deleted = vec![call("functions.delete_file:1", "delete_file", path)];
+    assert_eq!(parse("functions_delete_file_1", path, &[&weather]), deleted);
+    assert_eq!(parse("call_9f", path, &[&weather]), []);
 }
 
 #[test]
@@ -300,15 +338,16 @@ proptest! {
         answer in answer(),
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..10),
         reasoning in prop::sample::select(vec![ReasoningMode::Off, ReasoningMode::Tagged, ReasoningMode::Open]),
-        tool_calls in any::<bool>(),
+        tool_markup in prop::sample::select(vec![ToolMarkup::Text, ToolMarkup::Calls, ToolMarkup::Drop]),
         tools in prop::sample::subsequence(vec!["f(a)", "g(b)", "h(a,c)"], 0..=3),
         drop in any::<bool>(),
     ) {
         let options = ParserOptions {
             reasoning,
-            tool_calls,
+            tool_markup,
             tools: tools.into_iter().map(signature).collect(),
             calls_before: 1,
+            used_ids: ["functions.f:1".to_owned()].into(),
             trailing_text: if drop { TrailingText::Drop } else { TrailingText::Keep },
         };
         let whole = Reply::parse(&answer, options.clone());

@@ -24,9 +24,11 @@ mod typescript;
 pub use bounded::RenderLimits;
 pub use history::normalize_tool_call_ids;
 pub use message::{Content, ContentPart, FunctionCall, Message, Tool, ToolCall, ToolError};
-pub use parser::{ParsedCall, ParserOptions, ReasoningMode, Reply, ReplyEvent, ReplyParser, TrailingText};
+pub use parser::{
+    ParsedCall, ParserOptions, ReasoningMode, Reply, ReplyEvent, ReplyParser, ToolMarkup, TrailingText,
+};
 pub use partial::Thinking;
 pub use template::{ChatTemplate, PromptRequest, TemplateError};
 pub use template_file::TemplateSource;
-pub use tool_id::ToolSignature;
+pub use tool_id::{ToolSignature, is_call_name};
 pub use typescript::{TypeScriptError, tools_to_typescript};

@@ -7,10 +7,7 @@
 use std::collections::HashSet;
 
 use super::scanner::{Lexeme, Marker, Scanner};
-use super::tool_id::{self, CallId, ToolSignature};
-
-/// Longest id of a call, in bytes; a longer one is no id.
-const MAX_ID_BYTES: usize = 1024;
+use super::tool_id::{self, CallId, MAX_ID_BYTES, ToolSignature};
 
 /// How thinking is told from the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -34,17 +31,31 @@ pub enum TrailingText {
     Drop,
 }
 
+/// What becomes of the markup of tool calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ToolMarkup {
+    /// It is ordinary text.
+    #[default]
+    Text,
+    /// It holds calls.
+    Calls,
+    /// It is left out with all that is in it, since no tool may be called.
+    Drop,
+}
+
 /// How an answer is to be read.
 #[derive(Debug, Clone, Default)]
 pub struct ParserOptions {
     /// How thinking is told from the answer.
     pub reasoning: ReasoningMode,
-    /// Whether tool calls are taken out; if not, their markup stays in the content.
-    pub tool_calls: bool,
+    /// What becomes of the markup of tool calls.
+    pub tool_markup: ToolMarkup,
     /// The declared tools, for ids that do not name one.
     pub tools: Vec<ToolSignature>,
     /// How many calls the conversation already holds; ids that must be made up count on from there.
     pub calls_before: u64,
+    /// The ids of these calls, which no other gets.
+    pub used_ids: HashSet<String>,
     /// What becomes of text after a section of calls.
     pub trailing_text: TrailingText,
 }
@@ -183,16 +194,16 @@ pub struct ReplyParser {
 
 impl ReplyParser {
     /// A parser for one answer.
-    pub fn new(options: ParserOptions) -> Self {
+    pub fn new(mut options: ParserOptions) -> Self {
         Self {
             reasoning: options.reasoning == ReasoningMode::Open,
+            ids: std::mem::take(&mut options.used_ids),
             options,
             scanner: Scanner::default(),
             state: State::Text,
             raw_section: false,
             in_section: false,
             calls: 0,
-            ids: HashSet::new(),
         }
     }
 
@@ -245,7 +256,7 @@ impl ReplyParser {
         if is_think && self.options.reasoning == ReasoningMode::Off {
             return self.text(name, events);
         }
-        if !is_think && marker != Marker::EndOfTurn && !self.options.tool_calls {
+        if !is_think && marker != Marker::EndOfTurn && self.options.tool_markup == ToolMarkup::Text {
             return self.raw_marker(marker, name, events);
         }
         let state = std::mem::replace(&mut self.state, State::Text);
@@ -274,7 +285,7 @@ impl ReplyParser {
             (State::Skipped, Marker::CallEnd) => self.after_call(marker),
             (State::Skipped, Marker::ArgumentBegin | Marker::SectionBegin) => State::Skipped,
             (State::Skipped, Marker::ThinkBegin | Marker::ThinkEnd | Marker::EndOfTurn) => State::Skipped,
-            (_, Marker::CallBegin) => State::Id(String::new()),
+            (_, Marker::CallBegin) => self.enter_call(),
             (_, Marker::SectionBegin) => {
                 self.in_section = true;
                 State::Section
@@ -289,6 +300,13 @@ impl ReplyParser {
         };
     }
 
+    fn enter_call(&self) -> State {
+        match self.options.tool_markup {
+            ToolMarkup::Drop => State::Skipped,
+            _ => State::Id(String::new()),
+        }
+    }
+
     fn leave_section(&mut self) -> State {
         self.in_section = false;
         State::Text
@@ -296,7 +314,7 @@ impl ReplyParser {
 
     fn after_call(&mut self, marker: Marker) -> State {
         match marker {
-            Marker::CallBegin => State::Id(String::new()),
+            Marker::CallBegin => self.enter_call(),
             Marker::SectionEnd => self.leave_section(),
             _ if self.in_section => State::Section,
             _ => State::AfterCall(String::new()),
@@ -367,12 +385,14 @@ impl ReplyParser {
             begun: false,
         };
         match tool_id::read(id, &self.options.tools) {
-            CallId::Named { name, id } => arguments.index = Some(self.announce(name, id, None, events)),
-            CallId::Opaque { counter } => match self.options.tools.as_slice() {
-                [] => return State::Skipped,
+            CallId::Named { name, id, counter } => {
+                arguments.index = Some(self.announce(name, id, counter, events));
+            }
+            CallId::Counter(counter) => match self.options.tools.as_slice() {
                 [only] => arguments.index = Some(self.announce(only.name.clone(), None, counter, events)),
                 _ => arguments.counter = counter,
             },
+            CallId::Random => {}
             CallId::Malformed => return State::Skipped,
         }
         State::Arguments(arguments)

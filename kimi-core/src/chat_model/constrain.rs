@@ -35,7 +35,7 @@ pub(super) fn constraint(
 
 /// Whether the answer may hold calls.
 pub(super) fn may_call(request: &ChatRequest) -> bool {
-    request.parse_tools && !request.tools.is_empty() && request.tool_choice != ToolChoice::None
+    !request.tools.is_empty() && request.tool_choice != ToolChoice::None
 }
 
 fn is_required(choice: &ToolChoice) -> bool {

@@ -13,7 +13,7 @@ use crate::sampler::SamplingParams;
 pub struct ChatRequest {
     /// The conversation, oldest message first.
     pub messages: Vec<Message>,
-    /// Tools that the model may call.
+    /// Tools that the model may call. Without any it calls none, and what it writes to call one is not part of the answer.
     pub tools: Vec<Tool>,
     /// Which of them it may call, and whether it must.
     pub tool_choice: ToolChoice,
@@ -47,8 +47,6 @@ pub struct ChatRequest {
     pub top_logprobs: u8,
     /// Go on after the model's own end-of-sequence tokens.
     pub ignore_eos: bool,
-    /// Whether tool calls are taken out of the text.
-    pub parse_tools: bool,
     /// Ends the making of the prompt, which may take long; an answer that has begun has its own end
     /// ([`ChatGeneration::cancel`](super::ChatGeneration::cancel)).
     pub cancel: CancelFlag,
@@ -74,7 +72,6 @@ impl Default for ChatRequest {
             logprobs: false,
             top_logprobs: 0,
             ignore_eos: false,
-            parse_tools: true,
             cancel: CancelFlag::default(),
         }
     }

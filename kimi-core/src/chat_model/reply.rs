@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::chat::{ParserOptions, ReasoningMode, ReplyEvent, ReplyParser, ToolSignature};
+use crate::chat::{ParserOptions, ReasoningMode, ReplyEvent, ReplyParser, ToolMarkup, ToolSignature};
+use crate::chat_model::constrain::may_call;
 use crate::chat_model::{ChatEvent, ChatRequest, FinishReason, LikelyToken, Shared, TokenLogprob};
 use crate::detokenizer::Detokenizer;
 use crate::engine::{FinishReason as EngineFinish, TokenEvent, Usage};
@@ -31,12 +32,13 @@ impl ReplyStream {
         stop: StopStrings,
         reasoning: ReasoningMode,
     ) -> Self {
-        let calls_before = request.messages.iter().map(|m| m.tool_calls.len() as u64).sum();
+        let calls = || request.messages.iter().flat_map(|m| &m.tool_calls);
         let parser = ReplyParser::new(ParserOptions {
             reasoning,
-            tool_calls: request.parse_tools,
+            tool_markup: if may_call(request) { ToolMarkup::Calls } else { ToolMarkup::Drop },
             tools: request.tools.iter().map(ToolSignature::from).collect(),
-            calls_before,
+            calls_before: calls().count() as u64,
+            used_ids: calls().map(|call| call.id.clone()).collect(),
             ..ParserOptions::default()
         });
         let detokenizer = Detokenizer::new(true);

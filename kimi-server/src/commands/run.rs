@@ -125,7 +125,6 @@ impl Chat<'_> {
             messages: self.messages.clone(),
             params: self.params.clone(),
             max_tokens: self.args.max_tokens,
-            parse_tools: false,
             ..ChatRequest::default()
         };
         let style = ui::stdout_style();

@@ -54,7 +54,6 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
         logprobs,
         top_logprobs,
         ignore_eos: options.ignore_eos(),
-        parse_tools: use_tools,
         cancel,
         ..ChatRequest::default()
     };

@@ -1,7 +1,7 @@
 //! An answer of any text, whole and in pieces: both must be read alike, and nothing that is no markup may be lost.
 #![no_main]
 
-use kimi_core::chat::{ParserOptions, ReasoningMode, Reply, ReplyParser, TrailingText};
+use kimi_core::chat::{ParserOptions, ReasoningMode, Reply, ReplyParser, ToolMarkup, TrailingText};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: (u8, u8, String)| {
@@ -12,7 +12,11 @@ fuzz_target!(|input: (u8, u8, String)| {
             1 => ReasoningMode::Tagged,
             _ => ReasoningMode::Open,
         },
-        tool_calls: options & 4 != 0,
+        tool_markup: match options >> 5 & 3 {
+            0 => ToolMarkup::Text,
+            1 => ToolMarkup::Drop,
+            _ => ToolMarkup::Calls,
+        },
         trailing_text: if options & 8 != 0 { TrailingText::Keep } else { TrailingText::Drop },
         ..ParserOptions::default()
     };
