@@ -1,4 +1,4 @@
-"""Talks to a server through OpenAI's own Python package. Called by api_openai.rs with the server's base URL.
+"""Talks to a server through OpenAI's own Python package. Called by api_clients.rs with the server's base URL.
 
 The server has three models: kimi-tiny, `caller` (always answers with two tool calls) and `broken` (fails on the way).
 """
