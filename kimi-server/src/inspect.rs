@@ -4,6 +4,8 @@ use std::fmt;
 use std::ops::RangeInclusive;
 
 use kimi_core::ChatFiles;
+use kimi_core::chat::Thinking;
+use kimi_core::chat_model::{ModelDefaults, SamplingDefaults};
 use kimi_core::checkpoint::{Checkpoint, CheckpointError};
 use kimi_core::model::Part;
 use kimi_core::plan::HumanBytes;
@@ -11,6 +13,7 @@ use kimi_core::weights::{Unread, WeightError, Weights};
 use kimi_quant::{Format, PackedMatrix};
 use serde::Serialize;
 
+use crate::models::OwnSampling;
 use crate::table::Table;
 
 /// A checkpoint, taken apart.
@@ -44,6 +47,8 @@ pub struct Report {
     pub tokenizer: Option<&'static str>,
     /// The file with the chat template.
     pub chat_template: Option<&'static str>,
+    /// How tokens are chosen where a request does not say.
+    pub default_sampling: Option<DefaultSampling>,
     /// What the files hold beside the text model, such as a vision tower.
     pub unread: Option<Unread>,
     /// Groups of tensors that are not here, of a checkpoint that is a part of one.
@@ -66,6 +71,35 @@ pub struct Sizes {
     pub num_experts_per_tok: usize,
     pub n_shared_experts: usize,
     pub max_position_embeddings: usize,
+}
+
+/// How tokens are chosen where a request does not say.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DefaultSampling {
+    /// Without more said.
+    #[serde(flatten)]
+    pub usual: SamplingDefaults,
+    /// Where the request wants no thinking, of a model that can think.
+    pub without_thinking: Option<SamplingDefaults>,
+}
+
+impl DefaultSampling {
+    fn of(defaults: &ModelDefaults) -> Self {
+        let thinks = defaults.thinking != Thinking::Never;
+        Self { usual: defaults.mode(None), without_thinking: thinks.then(|| defaults.mode(Some(false))) }
+    }
+}
+
+impl fmt::Display for DefaultSampling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "temperature {}, top_p {}", self.usual.temperature, self.usual.top_p)?;
+        match &self.without_thinking {
+            Some(SamplingDefaults { temperature, top_p }) => {
+                write!(f, "; without thinking temperature {temperature}, top_p {top_p}")
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// How tensors are named.
@@ -158,11 +192,11 @@ fn shape(list: &[PackedMatrix], first: &PackedMatrix) -> Vec<usize> {
 }
 
 impl Report {
-    /// Reads the headers of a checkpoint.
+    /// Reads the headers of a checkpoint. `own` is what the user says of choosing tokens.
     ///
     /// # Errors
     /// [`InspectError`] names the module or the file.
-    pub fn new(model: &str, checkpoint: &Checkpoint) -> Result<Self, InspectError> {
+    pub fn new(model: &str, checkpoint: &Checkpoint, own: OwnSampling) -> Result<Self, InspectError> {
         let config = checkpoint.config();
         let weights = Weights::new(checkpoint);
         let one = |name: &str, m: &PackedMatrix| Module::new(name, Part::Matrices(std::slice::from_ref(m)));
@@ -178,14 +212,15 @@ impl Report {
         let (bytes, count) = (modules().map(|m| m.bytes).sum(), modules().map(|m| m.weights).sum::<u64>());
         let tokenizer = checkpoint.file("tiktoken.model")?.map(|_| "tiktoken.model");
         let mut warnings = checkpoint.warnings().to_vec();
-        let (eos_ids, chat_template) = match ChatFiles::open(checkpoint) {
+        let (eos_ids, chat_template, default_sampling) = match ChatFiles::open(checkpoint) {
             Ok(files) => {
                 warnings.extend_from_slice(files.warnings());
-                (files.stop_ids().to_vec(), files.template_source().file())
+                let sampling = DefaultSampling::of(&own.apply(files.defaults()));
+                (files.stop_ids().to_vec(), files.template_source().file(), Some(sampling))
             }
             Err(error) => {
                 warnings.push(error.to_string());
-                (checkpoint.eos_ids()?, None)
+                (checkpoint.eos_ids()?, None, None)
             }
         };
         Ok(Self {
@@ -212,6 +247,7 @@ impl Report {
             eos_ids,
             tokenizer,
             chat_template,
+            default_sampling,
             unread: weights.unread(),
             missing: checkpoint.missing_groups().iter().map(ToString::to_string).collect(),
             warnings,
@@ -286,6 +322,9 @@ impl fmt::Display for Report {
             or_missing(self.chat_template),
             self.eos_ids
         )?;
+        if let Some(sampling) = &self.default_sampling {
+            writeln!(f, "sampling by default: {sampling}")?;
+        }
         writeln!(f, "fingerprint: {}", self.fingerprint)?;
         if let (Some(first), Some(last)) = (self.missing.first(), self.missing.last()) {
             let parts = self.missing.len();

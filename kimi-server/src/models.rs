@@ -9,11 +9,12 @@ mod registry;
 
 use std::path::{Path, PathBuf};
 
+use kimi_core::chat_model::{ChatFiles, ModelError};
 use kimi_core::checkpoint::{Checkpoint, CheckpointError};
 
 pub use builds::{Build, Size};
 pub use places::Places;
-pub use registry::{Entry, Registry, RegistryError};
+pub use registry::{Entry, OwnSampling, Registry, RegistryError};
 
 /// Name of the model that is part of the program.
 pub const EMBEDDED: &str = "kimi-tiny";
@@ -26,7 +27,7 @@ pub struct Lookup {
 }
 
 /// A model that was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct FoundModel {
     /// How other machines and clients of the API call it: a registry name, a hub id or a folder's name.
     pub id: String,
@@ -34,6 +35,8 @@ pub struct FoundModel {
     pub source: Source,
     /// How many layers the registry says it has.
     pub layers: Option<usize>,
+    /// What the user's registry says of choosing tokens.
+    pub sampling: OwnSampling,
 }
 
 /// Where a model's files are.
@@ -148,7 +151,7 @@ impl Lookup {
     /// [`LookupError`] lists everything that was looked at and says what to do.
     pub fn find(&self, name: &str) -> Result<FoundModel, LookupError> {
         if name == EMBEDDED {
-            return Ok(FoundModel { id: name.to_owned(), source: Source::Embedded, layers: None });
+            return Ok(FoundModel::embedded());
         }
         if self.registry.get(name).is_none() {
             let path = self.places.expand(name);
@@ -205,7 +208,8 @@ impl Lookup {
         };
         let layers = entry.and_then(|e| e.layers);
         if let Some(folder) = wanted {
-            return Ok(FoundModel { id: name.to_owned(), source: Source::Folder(folder), layers });
+            let sampling = entry.map(Entry::sampling).unwrap_or_default();
+            return Ok(FoundModel { id: name.to_owned(), source: Source::Folder(folder), layers, sampling });
         }
         let hub = match entry {
             Some(entry) => entry.hub.clone(),
@@ -223,10 +227,27 @@ fn in_folder(path: &Path) -> FoundModel {
     let cached =
         parts.iter().rev().find_map(|part| part.strip_prefix("models--")).map(|s| s.replacen("--", "/", 1));
     let id = cached.or_else(|| parts.last().cloned()).unwrap_or_else(|| "model".to_owned());
-    FoundModel { id, source: Source::Folder(path.to_owned()), layers: None }
+    let sampling = OwnSampling::default();
+    FoundModel { id, source: Source::Folder(path.to_owned()), layers: None, sampling }
 }
 
 impl FoundModel {
+    /// The model that is part of the program.
+    pub fn embedded() -> Self {
+        let (id, sampling) = (EMBEDDED.to_owned(), OwnSampling::default());
+        Self { id, source: Source::Embedded, layers: None, sampling }
+    }
+
+    /// The files that chats need, with the user's word on choosing tokens.
+    ///
+    /// # Errors
+    /// Those of [`ChatFiles::open`].
+    pub fn chat_files(&self, checkpoint: &Checkpoint) -> Result<ChatFiles, ModelError> {
+        let files = ChatFiles::open(checkpoint)?;
+        let defaults = self.sampling.apply(files.defaults());
+        Ok(files.with_defaults(defaults))
+    }
+
     /// Opens the checkpoint: reads its headers.
     ///
     /// # Errors

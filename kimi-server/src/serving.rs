@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use anyhow::Context;
-use kimi_core::chat_model::{ChatError, ChatModel, ChatRequest};
+use kimi_core::chat_model::{ChatError, ChatModel, ChatRequest, ModelDefaults};
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::engine::{EngineError, EngineStats, StageStats};
 use kimi_core::plan::Plan;
@@ -25,6 +25,7 @@ struct Place {
     id: String,
     aliases: Vec<String>,
     context_tokens: usize,
+    defaults: ModelDefaults,
     status: ClusterStatus,
     plan: OnceLock<Plan>,
     loaded: OnceLock<Loaded>,
@@ -40,15 +41,21 @@ struct Loaded {
 }
 
 impl Slot {
-    /// A place for a model that will be served under `names`, the first of which is its id, with a context of so many tokens.
-    /// `status` tells what its nodes do.
-    pub fn new(names: &[String], context_tokens: usize, status: ClusterStatus) -> Self {
+    /// A place for a model that will be served under `names`, the first of which is its id, with a context of so many tokens,
+    /// and with tokens chosen by `defaults` where requests don't say. `status` tells what its nodes do.
+    pub fn new(
+        names: &[String],
+        context_tokens: usize,
+        defaults: ModelDefaults,
+        status: ClusterStatus,
+    ) -> Self {
         let (id, aliases) =
             names.split_first().map_or_else(Default::default, |(id, rest)| (id.clone(), rest.to_vec()));
         Self(Arc::new(Place {
             id,
             aliases,
             context_tokens,
+            defaults,
             status,
             plan: OnceLock::new(),
             loaded: OnceLock::new(),
@@ -130,13 +137,29 @@ impl ChatEngine for Slot {
         stages.iter().enumerate().map(info).collect()
     }
 
+    fn defaults(&self) -> ModelDefaults {
+        self.0.defaults
+    }
+
+    fn tokens(&self, request: &ChatRequest) -> Result<Vec<u32>, ChatError> {
+        ChatEngine::tokens(self.model().ok_or_else(not_loaded)?, request)
+    }
+
+    fn text(&self, tokens: &[u32]) -> Result<String, ChatError> {
+        ChatEngine::text(self.model().ok_or_else(not_loaded)?, tokens)
+    }
+
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
         match (self.changed(), self.model()) {
             (Some(reason), _) => Err(EngineError::Down { reason }.into()),
             (None, Some(model)) => ChatEngine::chat(model, request, sink),
-            (None, None) => Err(EngineError::Down { reason: "it is not loaded yet".to_owned() }.into()),
+            (None, None) => Err(not_loaded()),
         }
     }
+}
+
+fn not_loaded() -> ChatError {
+    EngineError::Down { reason: "it is not loaded yet".to_owned() }.into()
 }
 
 /// A socket that listens for the API, before a model is loaded: a port in use shows at once.

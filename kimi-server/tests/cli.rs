@@ -143,8 +143,14 @@ fn inspect_shows_the_embedded_model() {
     let embedding = ends.iter().find(|m| m["name"] == "model.embed_tokens").unwrap();
     assert_eq!((embedding["bits"].as_u64(), embedding["group"].as_u64()), (Some(3), Some(64)));
     let text = stdout(&run(&["inspect", "--default-model", "kimi-tiny"]));
-    for part in ["self_attn.kv_b_proj", "bits a weight", "chat_template.jinja", "eos ids", "layers 2-4, each"]
-    {
+    for part in [
+        "self_attn.kv_b_proj",
+        "bits a weight",
+        "chat_template.jinja",
+        "eos ids",
+        "temperature 0.6, top_p 1",
+        "layers 2-4, each",
+    ] {
         assert!(text.contains(part), "{part} is not in {text}");
     }
 }

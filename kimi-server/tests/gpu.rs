@@ -40,7 +40,7 @@ fn serve() -> Server {
     let model = ChatModel::start(files, &checkpoint, stages, &options).unwrap();
     let bytes = ModelBytes::of(&checkpoint).unwrap();
     let plan = placement::local_plan(&bytes, &["here".to_owned()], 256).unwrap();
-    let slot = Slot::new(&["kimi-tiny".to_owned()], 256, ClusterStatus::default());
+    let slot = Slot::new(&["kimi-tiny".to_owned()], 256, Default::default(), ClusterStatus::default());
     slot.planned(&plan);
     slot.loaded(model, vec![gpu.adapter().to_string()], None);
     let runtime = tokio::runtime::Runtime::new().unwrap();

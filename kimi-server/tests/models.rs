@@ -4,6 +4,7 @@
 use std::fs;
 use std::path::Path;
 
+use kimi_core::chat_model::ModelDefaults;
 use kimi_server::models::{EMBEDDED, Lookup, LookupError, Places, Registry, Source};
 
 fn checkpoint(folder: &Path) {
@@ -163,12 +164,15 @@ fn the_users_registry() {
     let file = home.path().join("models.toml");
     let path = home.path().join("disk/K2");
     checkpoint(&path);
-    let text = "[models.mine]\npath = \"~/disk/K2\"\nlayers = 5\n[models.kimi-k2-4bit]\nhub = \"me/Other\"\n";
+    let text = "[models.mine]\npath = \"~/disk/K2\"\nlayers = 5\ntemperature = 0.25\n[models.kimi-k2-4bit]\nhub = \"me/Other\"\n";
     fs::write(&file, text).unwrap();
     let registry = Registry::builtin().with_file(&file).unwrap();
     assert_eq!(registry.get("kimi-k2-4bit").unwrap().hub.as_deref(), Some("me/Other"));
     let lookup = Lookup::new(registry, Places { home: Some(home.path().to_owned()), ..Places::default() });
     assert_eq!(folder(&lookup, "mine"), path);
+    let own = lookup.find("mine").unwrap().sampling;
+    let defaults = own.apply(ModelDefaults::default()).mode(None);
+    assert_eq!((defaults.temperature, defaults.top_p), (0.25, 1.0));
 
     for (bad, part) in [
         ("[models.x]\n", "none of hub and path"),
@@ -176,6 +180,10 @@ fn the_users_registry() {
         ("[models.x]\nhubb = \"a/b\"\n", "hubb"),
         ("[modules.x]\nhub = \"a/b\"\n", "modules"),
         ("[models.x]\nlayers = \"61\"\nhub = \"a/b\"\n", "line 2"),
+        (
+            "[models.x]\nhub = \"a/b\"\ntemperature = 3\n",
+            "models.x: temperature = 3, expected a number from 0 to 2",
+        ),
         ("models = 5", "models"),
         ("[models", "line 1"),
     ] {

@@ -1,7 +1,7 @@
 //! A model that does as it is told.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kimi_core::chat_model::FinishReason;
@@ -22,11 +22,20 @@ pub struct Script {
     pub refuse: Option<fn() -> EngineError>,
     /// Says that it is down.
     pub down: bool,
+    /// What it was asked, oldest first. Clones of it show it to a test.
+    pub asked: Arc<Mutex<Vec<ChatRequest>>>,
 }
 
 impl Default for Script {
     fn default() -> Self {
-        Self { id: "script", pause: Duration::ZERO, events: Vec::new(), refuse: None, down: false }
+        Self {
+            id: "script",
+            pause: Duration::ZERO,
+            events: Vec::new(),
+            refuse: None,
+            down: false,
+            asked: Arc::default(),
+        }
     }
 }
 
@@ -61,7 +70,8 @@ impl ChatEngine for Script {
         self.down.then(|| "a worker is lost".to_owned())
     }
 
-    fn chat(&self, _: ChatRequest, mut sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
+    fn chat(&self, request: ChatRequest, mut sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(request);
         if let Some(error) = self.refuse {
             return Err(error().into());
         }

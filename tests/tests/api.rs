@@ -69,6 +69,7 @@ fn usage_counts_tokens() {
             "completion_tokens": 5,
             "total_tokens": prompt + 5,
             "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"reasoning_tokens": 0},
         })
     };
     assert_eq!(server.chat(&body).ok()["usage"], usage(0));

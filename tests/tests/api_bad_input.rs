@@ -96,15 +96,56 @@ fn fields_out_of_their_types_and_ranges() {
             "invalid_type",
             "tools[0].function.parameters",
         ),
-        ("tool_choice", json!("required"), "unsupported_value", "tool_choice"),
-        ("tool_choice", json!({"type": "function"}), "unsupported_value", "tool_choice"),
+        ("tool_choice", json!({"type": "function"}), "missing_required_parameter", "tool_choice.function"),
+        ("tool_choice", json!({"type": "web_search"}), "unsupported_value", "tool_choice.type"),
+        (
+            "tool_choice",
+            json!({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": []}}),
+            "invalid_value",
+            "tool_choice.allowed_tools.tools",
+        ),
         ("tool_choice", json!("maybe"), "invalid_value", "tool_choice"),
         ("tool_choice", json!(1), "invalid_type", "tool_choice"),
-        ("response_format", json!({"type": "json_object"}), "unsupported_value", "response_format.type"),
-        ("response_format", json!({"type": "json_schema"}), "unsupported_value", "response_format.type"),
+        ("response_format", json!({"type": "xml"}), "invalid_value", "response_format.type"),
+        (
+            "response_format",
+            json!({"type": "json_schema"}),
+            "missing_required_parameter",
+            "response_format.json_schema",
+        ),
+        ("guided_choice", json!("a"), "invalid_type", "guided_choice"),
+        ("logit_bias", json!({"191222": -100}), "invalid_value", "logit_bias"),
+        ("stop_token_ids", json!([0, "1"]), "invalid_type", "stop_token_ids[1]"),
+        ("stop_token_ids", json!([99999999]), "invalid_value", "stop_token_ids"),
+        ("min_tokens", json!(-1), "integer_below_min_value", "min_tokens"),
+        ("min_tokens", json!(2), "integer_above_max_value", "min_tokens"),
+        ("best_of", json!(2), "unsupported_parameter", "best_of"),
+        ("echo", json!(true), "unsupported_parameter", "echo"),
+        ("thinking", json!({"type": "off"}), "invalid_value", "thinking.type"),
+        ("reasoning_effort", json!("lots"), "invalid_value", "reasoning_effort"),
+        ("continue_final_message", json!(true), "invalid_value", "continue_final_message"),
+        ("add_generation_prompt", json!(false), "unsupported_value", "add_generation_prompt"),
+        (
+            "messages",
+            json!([{"role": "assistant", "content": "a", "partial": true}, {"role": "user", "content": "b"}]),
+            "invalid_value",
+            "messages[0].partial",
+        ),
+        (
+            "messages",
+            message(json!({"role": "user", "content": "a", "partial": true})),
+            "invalid_value",
+            "messages[0].partial",
+        ),
+        (
+            "messages",
+            json!([{"role": "user", "content": "a"}, {"role": "tool", "tool_call_id": "x", "content": "b"}]),
+            "invalid_value",
+            "messages[1].tool_call_id",
+        ),
         ("response_format", json!("text"), "invalid_type", "response_format"),
         ("functions", json!([]), "unsupported_parameter", "functions"),
-        ("guided_json", json!({"type": "object"}), "unsupported_parameter", "guided_json"),
+        ("grammar", json!("root ::= \"a\""), "unsupported_parameter", "grammar"),
         ("mirostat", json!(2), "unsupported_parameter", "mirostat"),
         ("web_search_options", json!({}), "unsupported_parameter", "web_search_options"),
         ("messages", message(json!([])), "invalid_type", "messages[0]"),
@@ -182,7 +223,10 @@ fn content_types() {
     {
         check(&post(header), 415, "unsupported_media_type", "", header);
     }
-    post("Content-Type: Application/JSON; charset=utf-8\r\n").ok();
+    let zipped = post("Content-Type: application/json\r\nContent-Encoding: gzip\r\n");
+    check(&zipped, 415, "unsupported_content_encoding", "", "gzip");
+    assert!(zipped.body.contains("gzip"), "{}", zipped.body);
+    post("Content-Type: Application/JSON; charset=utf-8\r\nContent-Encoding: identity\r\n").ok();
 }
 
 #[test]
@@ -193,9 +237,12 @@ fn models_paths_and_methods_that_are_not_there() {
     check(&reply, 404, "model_not_found", "model", "another model");
     assert!(reply.body.contains("kimi-tiny"), "{}", reply.body);
     check(&server.get("/v1/models/gpt-4o"), 404, "model_not_found", "model", "another model");
-    for path in ["/", "/v1/completions", "/v1/models/", "/v1/chat/completions/"] {
+    for path in ["/", "/v1/models/", "/v1/chat/completions/", "/chat/completions"] {
         check(&server.get(path), 404, "unknown_url", "", path);
     }
+    let hint = server.post("/chat/completions", b"{}");
+    assert!(hint.body.contains("did you mean /v1/chat/completions?"), "{}", hint.body);
+    check(&server.post("/v1/embeddings", b"{}"), 404, "unsupported_endpoint", "", "embeddings");
     let reply = server.get(PATH);
     check(&reply, 405, "method_not_allowed", "", "GET");
     assert!(reply.head.contains("\r\nallow: post"), "{}", reply.head);

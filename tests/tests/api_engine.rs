@@ -41,7 +41,10 @@ fn tool_calls_and_reasoning() {
     });
     assert_eq!((&choice["message"], &choice["finish_reason"]), (&message, &json!("tool_calls")));
     let cached = json!({"cached_tokens": 2});
-    let usage = json!({"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "prompt_tokens_details": cached});
+    let usage = json!({
+        "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7, "prompt_tokens_details": cached,
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    });
     assert_eq!(whole["usage"], usage);
 
     let stream = Streamed::read(server.stream(&body(json!({}))));

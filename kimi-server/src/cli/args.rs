@@ -348,12 +348,13 @@ pub struct RunArgs {
     /// Most tokens of an answer.
     #[arg(long, alias = "max-generate-tokens", value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_tokens: Option<u32>,
-    /// 0 always takes the most likely token.
-    #[arg(long, alias = "default-temp", default_value_t = 0.6)]
-    pub temperature: f32,
-    /// Sample only from the most likely tokens with this probability together.
-    #[arg(long, default_value_t = 1.0)]
-    pub top_p: f32,
+    /// 0 always takes the most likely token. Default: what the model's card recommends (kimi inspect shows it), for
+    /// instance 0.6 for Kimi-K2-Instruct and 1.0 for models that think.
+    #[arg(long, alias = "default-temp")]
+    pub temperature: Option<f32>,
+    /// Sample only from the most likely tokens with this probability together. Default: the model's, as for --temperature.
+    #[arg(long)]
+    pub top_p: Option<f32>,
     /// Makes the answer repeatable.
     #[arg(long)]
     pub seed: Option<u64>,

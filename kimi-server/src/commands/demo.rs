@@ -16,7 +16,7 @@ use crate::client;
 use crate::cluster::ClusterStatus;
 use crate::http::HttpConfig;
 use crate::local::{LocalCluster, silent};
-use crate::models::{EMBEDDED, FoundModel, Source};
+use crate::models::{EMBEDDED, FoundModel};
 use crate::placement::{PlanTable, layer_text};
 use crate::serving::{self, Slot};
 
@@ -32,7 +32,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let addr = SocketAddr::from(([127, 0, 0, 1], args.port));
     let listener = serving::bind(addr, false).map_err(|e| super::listen_error(e, addr, "--port"))?;
     let addr = listener.local_addr()?;
-    let found = FoundModel { id: EMBEDDED.to_owned(), source: Source::Embedded, layers: None };
+    let found = FoundModel::embedded();
     let checkpoint = found.open()?;
     let files = ChatFiles::open(&checkpoint)?;
     let bytes = ModelBytes::of(&checkpoint)?;
@@ -58,7 +58,8 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
     let _stops = super::Stops(model.engine().clone());
     let watch = Watch { model: model.clone() };
-    let slot = Slot::new(&[EMBEDDED.to_owned()], model.context_tokens(), ClusterStatus::default());
+    let names = [EMBEDDED.to_owned()];
+    let slot = Slot::new(&names, model.context_tokens(), model.defaults(), ClusterStatus::default());
     slot.planned(cluster.plan());
     slot.loaded(model, built.devices, built.mapped);
     let (stop, stopped) = oneshot::channel::<()>();

@@ -10,7 +10,7 @@ use crate::inspect::Report;
 /// If the model is not found or its headers can't be used.
 pub fn run(args: &InspectArgs) -> anyhow::Result<Outcome> {
     let (found, checkpoint) = super::open(&args.model, args.config.as_deref())?;
-    let report = Report::new(&found.id, &checkpoint)?;
+    let report = Report::new(&found.id, &checkpoint, found.sampling)?;
     if args.json {
         super::print_json(&report)?;
     } else {

@@ -3,7 +3,7 @@
 use std::io::{BufRead, IsTerminal, Read, Write};
 
 use kimi_core::chat::Message;
-use kimi_core::chat_model::{ChatEvent, ChatFiles, ChatModel, ChatRequest};
+use kimi_core::chat_model::{ChatEvent, ChatModel, ChatRequest};
 use kimi_core::engine::Usage;
 use kimi_core::plan::Plan;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
@@ -23,12 +23,14 @@ const MAX_PROMPT: u64 = 16 << 20;
 /// # Errors
 /// If the model can't be loaded or an answer can't be finished.
 pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
-    let params = SamplingParams::new(RawSamplingParams {
-        temperature: args.temperature,
-        top_p: args.top_p,
+    // Checked before a model is loaded, which may take minutes.
+    let given = RawSamplingParams {
+        temperature: args.temperature.unwrap_or_default(),
+        top_p: args.top_p.unwrap_or(1.0),
         seed: args.seed,
         ..RawSamplingParams::default()
-    })?;
+    };
+    SamplingParams::new(given.clone())?;
     let stdin = std::io::stdin();
     let prompt = match &args.prompt {
         Some(prompt) => Some(prompt.clone()),
@@ -38,6 +40,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     let runtime = super::runtime()?; // holds the links to workers
     let model = load(args, runtime.handle())?;
     let _stops = super::Stops(model.engine().clone());
+    let card = model.defaults().mode(None);
+    let params = SamplingParams::new(RawSamplingParams {
+        temperature: args.temperature.unwrap_or(card.temperature),
+        top_p: args.top_p.unwrap_or(card.top_p),
+        ..given
+    })?;
     let mut chat = Chat { model, args, params, messages: Vec::new() };
     chat.reset();
     match prompt {
@@ -60,7 +68,7 @@ fn piped_prompt() -> anyhow::Result<String> {
 
 fn load(args: &RunArgs, runtime: &Handle) -> anyhow::Result<ChatModel> {
     let (found, checkpoint) = super::open(&args.model, None)?;
-    let files = ChatFiles::open(&checkpoint)?;
+    let files = found.chat_files(&checkpoint)?;
     let options = args.cache.options();
     let cache = options.cache(&checkpoint);
     let device = &args.device.choice();

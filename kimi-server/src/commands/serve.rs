@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kimi_core::plan::Plan;
-use kimi_core::{ChatFiles, ChatModel, Checkpoint, ModelOptions};
+use kimi_core::{ChatModel, Checkpoint, ModelOptions};
 use serde_json::json;
 
 use super::Outcome;
@@ -34,7 +34,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let addr = listener.local_addr()?;
     warn_of_access(addr, &config)?;
     let (found, checkpoint) = super::open(&args.model, None)?;
-    let files = ChatFiles::open(&checkpoint)?;
+    let files = found.chat_files(&checkpoint)?;
     let options = ModelOptions {
         prompt_time: Some(Duration::from_millis(args.prompt_time)),
         prefix_cache: Some(args.prefix_cache == Switch::On),
@@ -43,7 +43,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     };
     let status = ClusterStatus::default();
     let names = names(&args.http.served_model_name, &found.id, checkpoint.name());
-    let slot = Slot::new(&names, options.context(&checkpoint), status.clone());
+    let slot = Slot::new(&names, options.context(&checkpoint), files.defaults(), status.clone());
     // From here on the API says how far loading is.
     let server = runtime.spawn(serving::serve(listener, slot.served(), config, stop(slot.clone())));
     let started = Instant::now();

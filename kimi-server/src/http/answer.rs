@@ -44,6 +44,8 @@ pub(super) struct Prepared {
     pub(super) model: ServedModel,
     /// One request for each choice, in their order.
     pub(super) requests: Vec<ChatRequest>,
+    /// The request's field that the prompts are made of, for errors about them.
+    pub(super) prompt_field: &'static str,
     /// Whether an answer may have several tool calls.
     pub(super) parallel_calls: bool,
     /// Whether the answer comes as a stream of events.
@@ -220,6 +222,21 @@ async fn begin(app: Arc<App>, body: WholeBody, prepare: Prepare) -> Result<Start
     read(&app, body, move |body, cancel| start(&reading, prepare(&reading, body, cancel)?, slot)).await
 }
 
+/// Answers a request that needs no model's answer: with what `work` makes of its body.
+///
+/// # Errors
+/// Those of [`read`], 503 if too many wait already.
+pub(super) async fn compute(
+    app: Arc<App>,
+    body: WholeBody,
+    work: fn(&App, JsonBody, CancelFlag) -> Result<Value, ApiError>,
+) -> Result<Response<Body>, ApiError> {
+    let _slot = app.slot().await?;
+    let reading = app.clone();
+    let value = read(&app, body, move |body, cancel| work(&reading, body, cancel)).await?;
+    Ok(json_response(StatusCode::OK, &value))
+}
+
 /// Has a body read on a thread that may take its time, within the memory for bodies. The flag is set when the client
 /// goes away.
 ///
@@ -268,14 +285,13 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn start(app: &App, prepared: Prepared, slot: OwnedSemaphorePermit) -> Result<Started, ApiError> {
-    let Prepared { model, requests, parallel_calls, stream, writer } = prepared;
-    if let Some(loading) = model.engine().loading() {
-        return Err(ApiError::loading(model.id(), &loading));
-    }
+    let Prepared { model, requests, prompt_field, parallel_calls, stream, writer } = prepared;
+    model.check_loaded()?;
     let begin = |request| {
         let (sender, events) = events::channel();
         let sink = Box::new(move |event: ChatEvent| sender.send(event));
-        let running = model.engine().chat(request, sink)?;
+        let running = model.engine().chat(request, sink);
+        let running = running.map_err(|error| ApiError::from(error).about_prompt(prompt_field))?;
         let counted = metrics::Request::new(app.metrics.clone(), model.id());
         Ok(Some(events.of(running, parallel_calls, counted)))
     };

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::Request;
 use hyper::body::{Body as _, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderMap};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap};
 use tokio::time::timeout;
 
 use super::budget::{BodyShare, Budget};
@@ -78,6 +78,12 @@ impl WholeBody {
 }
 
 fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    let encoding = headers.get(CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("not text").trim());
+    if let Some(encoding) =
+        encoding.filter(|found| !found.is_empty() && !found.eq_ignore_ascii_case("identity"))
+    {
+        return Err(ApiError::content_encoding(encoding));
+    }
     let found = headers.get(CONTENT_TYPE).map(|value| value.to_str().unwrap_or("not text"));
     let kind = found.and_then(|value| value.split(';').next()).unwrap_or_default().trim();
     match kind.eq_ignore_ascii_case("application/json") {

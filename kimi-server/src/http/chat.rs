@@ -1,5 +1,6 @@
 //! The request of `POST /v1/chat/completions`.
 
+use kimi_core::chat_model::{OutputFormat, ToolChoice};
 use kimi_core::sampler::MAX_TOP_LOGPROBS;
 use kimi_core::{CancelFlag, ChatRequest};
 use serde::Deserialize;
@@ -11,26 +12,26 @@ use super::error::ApiError;
 use super::json::Body;
 use super::messages::{self, ChatMessage, Tools};
 use super::options::Options;
-use super::read::{self, Object, Whole};
+use super::output::{Choice, Format, OtherFormats};
+use super::read::{Object, Whole};
 use super::routes::App;
+use super::thinking::ThinkingFields;
 
 /// The fields that only chats have.
 #[derive(Debug, Deserialize)]
 struct ChatFields {
     messages: Vec<ChatMessage>,
     tools: Option<Tools>,
-    tool_choice: Option<Value>,
+    tool_choice: Option<Choice>,
     parallel_tool_calls: Option<bool>,
-    response_format: Option<Object<ResponseFormat>>,
+    response_format: Option<Format>,
     chat_template_kwargs: Option<Object<Map<String, Value>>>,
+    continue_final_message: Option<bool>,
+    add_generation_prompt: Option<bool>,
     logprobs: Option<bool>,
     top_logprobs: Option<Whole>,
     modalities: Option<Vec<String>>,
-}
-
-#[derive(Debug, Deserialize)]
-struct ResponseFormat {
-    r#type: String,
+    echo: Option<bool>,
 }
 
 /// Reads a request. `cancel` ends the making of its prompt.
@@ -39,34 +40,76 @@ struct ResponseFormat {
 /// 400 that names the field, what was expected and what was found; 404 for a model that is not served.
 pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<Prepared, ApiError> {
     let options: Options = body.part()?;
+    let thinking: ThinkingFields = body.part()?;
+    let other_format = body.part::<OtherFormats>()?.format()?;
     let fields: ChatFields = body.rest()?;
     let (logprobs, top_logprobs) = logprobs(&fields)?;
-    let use_tools = tool_choice(fields.tool_choice.as_ref())?;
     check_modalities(fields.modalities.as_deref().unwrap_or_default())?;
-    response_format(fields.response_format.as_ref())?;
+    if fields.echo == Some(true) {
+        let message = "is not supported for chats; the answer holds only what is new";
+        return Err(ApiError::field("echo", "unsupported_parameter", message));
+    }
+    let mut template_kwargs = fields.chat_template_kwargs.unwrap_or_default().0;
+    let thinking = thinking.apply(&mut template_kwargs)?;
+    let goes_on = fields.continue_final_message.unwrap_or(false);
+    let (messages, continue_last) =
+        messages::conversation(fields.messages, goes_on, fields.add_generation_prompt)?;
+    let output = output(fields.response_format, other_format, continue_last)?;
+    let model = app.model(options.model.as_deref())?.clone();
+    let tools = fields.tools.unwrap_or_default().0;
+    let tool_choice = fields.tool_choice.map_or(ToolChoice::Auto, |choice| choice.0);
+    let parallel_calls = fields.parallel_tool_calls.unwrap_or(true);
     let chat = ChatRequest {
-        messages: messages::not_empty(fields.messages)?,
-        tools: if use_tools { fields.tools.unwrap_or_default().0 } else { Vec::new() },
-        template_kwargs: fields.chat_template_kwargs.unwrap_or_default().0,
-        params: options.sampling()?,
-        max_tokens: options.max_tokens()?,
+        messages,
+        tools,
+        tool_choice,
+        parallel_tool_calls: parallel_calls,
+        output,
+        template_kwargs,
+        thinking,
+        continue_last,
+        params: options.sampling(model.engine().defaults().mode(thinking))?,
+        max_tokens: options.max_tokens()?.limit(None),
+        min_tokens: options.min_tokens()?,
         stop: options.stop(),
+        stop_token_ids: options.stop_token_ids()?,
         logprobs,
         top_logprobs,
         ignore_eos: options.ignore_eos(),
+        raw: None,
         cancel,
-        ..ChatRequest::default()
     };
-    let model = app.model(options.model.as_deref())?.clone();
     let choices = options.choices()?;
     let writer = ChatWriter::new(model.id(), choices, options.include_usage(), logprobs);
     Ok(Prepared {
         model,
         requests: Prepared::choices(chat, choices)?,
-        parallel_calls: fields.parallel_tool_calls.unwrap_or(true),
+        prompt_field: "messages",
+        parallel_calls,
         stream: options.stream(),
         writer: Box::new(writer),
     })
+}
+
+/// The form of the answer.
+fn output(
+    format: Option<Format>,
+    other: Option<OutputFormat>,
+    continue_last: bool,
+) -> Result<OutputFormat, ApiError> {
+    let format = match (format, other) {
+        (Some(Format(format)), Some(_)) if format != OutputFormat::Text => {
+            let message = "says what form the answer has, and so does another field; give one of them";
+            return Err(ApiError::field("response_format", "invalid_value", message));
+        }
+        (Some(Format(format)), None) => format,
+        (_, other) => other.unwrap_or_default(),
+    };
+    if continue_last && format != OutputFormat::Text {
+        let message = "is not supported for an answer that goes on after a partial message";
+        return Err(ApiError::field("response_format", "unsupported_value", message));
+    }
+    Ok(format)
 }
 
 /// Whether to report probabilities, and of how many alternatives.
@@ -79,27 +122,6 @@ fn logprobs(fields: &ChatFields) -> Result<(bool, u8), ApiError> {
     }
 }
 
-/// Whether the model is told of the tools.
-fn tool_choice(choice: Option<&Value>) -> Result<bool, ApiError> {
-    let error = |code, message: String| Err(ApiError::field("tool_choice", code, message));
-    match choice {
-        None => Ok(true),
-        Some(Value::String(word)) if word == "auto" => Ok(true),
-        Some(Value::String(word)) if word == "none" => Ok(false),
-        Some(Value::String(word)) if word != "required" => {
-            error("invalid_value", format!("expected \"auto\" or \"none\", found {word:?}"))
-        }
-        Some(Value::String(_) | Value::Object(_)) => {
-            let message = "forcing a tool call is not supported yet; use \"auto\" or \"none\"";
-            error("unsupported_value", message.to_owned())
-        }
-        Some(other) => {
-            let found = read::describe(other);
-            error("invalid_type", format!("expected \"auto\" or \"none\", found {found}"))
-        }
-    }
-}
-
 fn check_modalities(modalities: &[String]) -> Result<(), ApiError> {
     match modalities.iter().position(|modality| modality != "text") {
         Some(i) => {
@@ -107,17 +129,5 @@ fn check_modalities(modalities: &[String]) -> Result<(), ApiError> {
             Err(ApiError::field(&path, "unsupported_value", "only \"text\" is supported"))
         }
         None => Ok(()),
-    }
-}
-
-fn response_format(format: Option<&Object<ResponseFormat>>) -> Result<(), ApiError> {
-    let error = |code, message: String| Err(ApiError::field("response_format.type", code, message));
-    match format.map(|format| format.0.r#type.as_str()) {
-        None | Some("text") => Ok(()),
-        Some(found @ ("json_object" | "json_schema")) => {
-            let what = "is not supported yet; use \"text\" and ask for JSON in the messages";
-            error("unsupported_value", format!("{found:?} {what}"))
-        }
-        Some(found) => error("invalid_value", format!("expected \"text\", found {found:?}")),
     }
 }

@@ -46,7 +46,7 @@ impl Writer for ChatWriter {
     fn whole(&mut self, answers: Vec<Answer>) -> Value {
         let mut choices = Vec::new();
         for (index, answer) in answers.into_iter().enumerate() {
-            self.totals.add(&answer.usage, index > 0);
+            self.totals.add(&answer.usage, 0);
             choices.push(json!({
                 "index": index,
                 "logprobs": self.logprobs.then(|| logprobs_json(&answer.logprobs)),
@@ -81,7 +81,7 @@ impl Writer for ChatWriter {
     }
 
     fn finish(&mut self, choice: usize, reason: FinishReason, usage: &Usage, out: &mut String) {
-        self.totals.add(usage, self.totals.choices > 0);
+        self.totals.add(usage, 0);
         // Tokens that made no text, such as the markers of a tool call.
         if !self.pending[choice].is_empty() {
             self.chunk(choice, json!({"content": ""}), None, out);

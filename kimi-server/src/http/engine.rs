@@ -5,10 +5,13 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kimi_core::engine::EngineStats;
+use kimi_core::chat::Thinking;
+use kimi_core::chat_model::{ModelDefaults, SamplingDefaults};
+use kimi_core::engine::{EngineError, EngineStats};
 use kimi_core::{ChatError, ChatEvent, ChatGeneration, ChatModel, ChatRequest};
 use serde_json::{Value, json};
 
+use super::error::ApiError;
 use crate::cluster::{Loading, NodeStatus};
 use crate::monitor::{ModelState, Seen};
 
@@ -39,12 +42,37 @@ pub trait ChatEngine: Send + Sync + 'static {
         Vec::new()
     }
 
+    /// How tokens are chosen where a request does not say.
+    fn defaults(&self) -> ModelDefaults {
+        ModelDefaults::default()
+    }
+
+    /// The tokens of a request's prompt.
+    ///
+    /// # Errors
+    /// [`ChatError`].
+    fn tokens(&self, _request: &ChatRequest) -> Result<Vec<u32>, ChatError> {
+        Err(no_tokenizer())
+    }
+
+    /// The text of some tokens.
+    ///
+    /// # Errors
+    /// [`ChatError::Tokenizer`] for one that does not exist.
+    fn text(&self, _tokens: &[u32]) -> Result<String, ChatError> {
+        Err(no_tokenizer())
+    }
+
     /// Starts an answer. It may take as long as rendering and tokenizing the prompt takes. `sink` gets
     /// [`ChatEvent::Finished`] or [`ChatEvent::Failed`] last.
     ///
     /// # Errors
     /// [`ChatError`]; `sink` is then never called.
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError>;
+}
+
+fn no_tokenizer() -> ChatError {
+    EngineError::Down { reason: "it has no tokenizer here".to_owned() }.into()
 }
 
 /// What is known of a stage, wherever it is.
@@ -86,6 +114,18 @@ impl ChatEngine for ChatModel {
 
     fn down(&self) -> Option<String> {
         self.engine().down().map(|error| super::down_text(&error))
+    }
+
+    fn defaults(&self) -> ModelDefaults {
+        self.defaults()
+    }
+
+    fn tokens(&self, request: &ChatRequest) -> Result<Vec<u32>, ChatError> {
+        self.prompt(request)
+    }
+
+    fn text(&self, tokens: &[u32]) -> Result<String, ChatError> {
+        Ok(self.tokenizer().decode(tokens, false)?)
     }
 
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
@@ -152,8 +192,23 @@ impl ServedModel {
             "created": self.created,
             "owned_by": "kimi",
             "context_length": self.engine.context_tokens(),
+            // What vLLM and SGLang call it.
+            "max_model_len": self.engine.context_tokens(),
+            "state": self.engine.loading().map_or("loaded", |_| "loading"),
+            "default_sampling": default_sampling(&self.engine.defaults()),
             "aliases": self.aliases,
         })
+    }
+
+    /// Whether it can answer, as far as it is loaded.
+    ///
+    /// # Errors
+    /// 503 with how far loading is.
+    pub(super) fn check_loaded(&self) -> Result<(), ApiError> {
+        match self.engine.loading() {
+            Some(loading) => Err(ApiError::loading(self.id(), &loading)),
+            None => Ok(()),
+        }
     }
 
     /// The state of the moment, for `/health` and `/metrics`.
@@ -162,6 +217,20 @@ impl ServedModel {
         let seen = Seen { stats: engine.stats(), down: engine.down(), loading: engine.loading() };
         ModelState::new(self.id(), seen, engine.stages())
     }
+}
+
+/// Temperature and top_p of a request that does not say, and without thinking where that differs.
+fn default_sampling(defaults: &ModelDefaults) -> Value {
+    let mode = |sampling: SamplingDefaults| {
+        // As the decimal numbers that they are in models' cards.
+        let number = |value: f32| value.to_string().parse::<f64>().unwrap_or_default();
+        json!({"temperature": number(sampling.temperature), "top_p": number(sampling.top_p)})
+    };
+    let mut shown = mode(defaults.mode(None));
+    if defaults.thinking != Thinking::Never {
+        shown["without_thinking"] = mode(defaults.mode(Some(false)));
+    }
+    shown
 }
 
 /// Seconds since 1970.

@@ -77,11 +77,16 @@ impl ApiError {
         Self::invalid("invalid_host", format!("found {found}; send one, such as Host: localhost:52415"))
     }
 
-    /// 404: nothing is served at a path.
-    pub fn no_route(method: &str, path: &str) -> Self {
-        let what = "the API has /v1/chat/completions, /v1/models, /v1/models/{id}, /health and /metrics";
-        let message = format!("no such URL: {method} {path}; {what}");
+    /// 404: nothing is served at a path. `hint` says what is.
+    pub fn no_route(method: &str, path: &str, hint: &str) -> Self {
+        let message = format!("no such URL: {method} {path}; {hint}");
         Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "unknown_url", message)
+    }
+
+    /// 404: a part of OpenAI's API that this server has no model for.
+    pub fn no_such_service(path: &str, what: &str) -> Self {
+        let message = format!("{path} is not served: {what}");
+        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "unsupported_endpoint", message)
     }
 
     /// 405: a path does not take a method.
@@ -135,6 +140,19 @@ impl ApiError {
         Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, INVALID_REQUEST, "unsupported_media_type", message)
     }
 
+    /// 415: a body that is compressed.
+    pub fn content_encoding(found: &str) -> Self {
+        let message = format!(
+            "the Content-Encoding is {found:?}, which is not supported; send the body as it is, without it"
+        );
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            INVALID_REQUEST,
+            "unsupported_content_encoding",
+            message,
+        )
+    }
+
     /// 429: too many requests wait already.
     pub fn busy(message: impl Into<String>) -> Self {
         let error = Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "queue_full", message);
@@ -185,6 +203,15 @@ impl ApiError {
     /// 500: a mistake of ours.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, SERVER_ERROR, "internal_error", message)
+    }
+
+    /// The same about a prompt that was made of another field than messages.
+    #[must_use]
+    pub(super) fn about_prompt(mut self, field: &str) -> Self {
+        if self.param.as_deref() == Some("messages") {
+            self.param = Some(field.to_owned());
+        }
+        self
     }
 
     /// The JSON body: of a response, or of the last event of a stream.

@@ -10,7 +10,7 @@ type Foreign = (&'static str, Option<f64>, &'static str);
 
 const SAMPLING: &str = "sampling knows temperature, top_p, top_k, min_p, penalties and logit_bias";
 const TOOLS: &str = "use tools and tool_choice";
-const FORMAT: &str = "use response_format";
+const FORMAT: &str = "use response_format, whose types are json_object, json_schema, regex and lark";
 const TEXT: &str = "this model takes and gives text only";
 
 #[rustfmt::skip]
@@ -21,15 +21,8 @@ const FOREIGN: &[Foreign] = &[
     ("plugins", None, "declare what the model may call in tools"),
     ("audio", None, TEXT),
     ("prediction", None, "leave it out"),
-    ("structured_outputs", None, FORMAT),
-    ("guided_json", None, FORMAT),
-    ("guided_choice", None, FORMAT),
-    ("guided_regex", None, FORMAT),
-    ("guided_grammar", None, FORMAT),
     ("guided_decoding_backend", None, FORMAT),
-    ("json_schema", None, FORMAT),
     ("grammar", None, FORMAT),
-    ("regex", None, FORMAT),
     ("ebnf", None, FORMAT),
     ("format", None, FORMAT),
     ("bad_words", None, "use logit_bias with -100"),

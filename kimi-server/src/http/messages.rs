@@ -1,5 +1,6 @@
 //! The messages and tools of a request.
 
+use std::collections::HashSet;
 use std::fmt;
 
 use kimi_core::chat::{Content, FunctionCall, Message, Tool, ToolCall};
@@ -18,7 +19,11 @@ const MAX_NAME_CHARS: usize = 256;
 /// A message of a request.
 #[derive(Debug, Deserialize)]
 #[serde(try_from = "Object<RawMessage>")]
-pub(super) struct ChatMessage(pub(super) Message);
+pub(super) struct ChatMessage {
+    pub(super) message: Message,
+    /// Whether the answer goes on after it.
+    partial: bool,
+}
 
 #[derive(Deserialize)]
 struct RawMessage {
@@ -30,6 +35,9 @@ struct RawMessage {
     tool_calls: Option<Vec<Call>>,
     tool_call_id: Option<String>,
     function_call: Option<Value>,
+    partial: Option<bool>,
+    /// DeepSeek's word for `partial`.
+    prefix: Option<bool>,
 }
 
 impl TryFrom<Object<RawMessage>> for ChatMessage {
@@ -62,7 +70,12 @@ impl TryFrom<Object<RawMessage>> for ChatMessage {
             };
             return Err(Refusal::at("content", "missing_required_parameter", what));
         }
-        Ok(Self(message))
+        let partial = raw.partial.or(raw.prefix).unwrap_or(false);
+        if partial && (role != "assistant" || !message.tool_calls.is_empty()) {
+            let what = "is only for an assistant's message without tool_calls, which the answer goes on with";
+            return Err(Refusal::at("partial", "invalid_value", what));
+        }
+        Ok(Self { message, partial })
     }
 }
 
@@ -278,14 +291,60 @@ fn check_name(name: &str) -> Result<(), Refusal> {
     Err(Refusal::at("function.name", "invalid_value", message))
 }
 
-/// The messages, at least one.
+/// The messages, at least one, and whether the answer goes on after the last one: because it is `partial`, or because
+/// the request says `continue_final_message`.
 ///
 /// # Errors
-/// 400 if there is none.
-pub(super) fn not_empty(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
-    if messages.is_empty() {
+/// 400 if there is none, or if the answer can't begin as the request wants.
+pub(super) fn conversation(
+    messages: Vec<ChatMessage>,
+    continue_final_message: bool,
+    add_generation_prompt: Option<bool>,
+) -> Result<(Vec<Message>, bool), ApiError> {
+    let Some(last) = messages.last() else {
         let message = "expected at least one message, found none";
         return Err(ApiError::field("messages", "empty_array", message));
+    };
+    let at = messages.len() - 1;
+    if let Some(early) = messages[..at].iter().position(|message| message.partial) {
+        let message = "is only for the last message, which the answer goes on with";
+        return Err(ApiError::field(&format!("messages[{early}].partial"), "invalid_value", message));
     }
-    Ok(messages.into_iter().map(|message| message.0).collect())
+    if continue_final_message && (last.message.role != "assistant" || !last.message.tool_calls.is_empty()) {
+        let message = "needs a last message of an assistant, without tool_calls, to go on with";
+        return Err(ApiError::field("continue_final_message", "invalid_value", message));
+    }
+    let goes_on = continue_final_message || last.partial;
+    if add_generation_prompt == Some(false) && !goes_on {
+        let message = "false is only supported with continue_final_message: an answer needs a beginning";
+        return Err(ApiError::field("add_generation_prompt", "unsupported_value", message));
+    }
+    check_results(&messages)?;
+    Ok((messages.into_iter().map(|message| message.message).collect(), goes_on))
+}
+
+/// Checks that each tool's message may answer a call: one with its id, or else one that has no answer yet.
+fn check_results(messages: &[ChatMessage]) -> Result<(), ApiError> {
+    let (mut ids, mut unanswered) = (HashSet::new(), 0usize);
+    for (i, ChatMessage { message, .. }) in messages.iter().enumerate() {
+        for call in &message.tool_calls {
+            ids.insert(call.id.as_str());
+            unanswered += 1;
+        }
+        let Some(id) = message.tool_call_id.as_deref().filter(|_| message.role == "tool") else { continue };
+        if unanswered == 0 && !ids.contains(id) {
+            let path = format!("messages[{i}].tool_call_id");
+            let found = read::describe(&Value::from(id));
+            let what = if ids.is_empty() {
+                "there is no call before it"
+            } else {
+                "all calls before it have answers"
+            };
+            let message =
+                format!("expected the id of a call in an assistant's message before, found {found}; {what}");
+            return Err(ApiError::field(&path, "invalid_value", message));
+        }
+        unanswered = unanswered.saturating_sub(1);
+    }
+    Ok(())
 }

@@ -85,6 +85,9 @@ impl Metrics {
 fn route(path: &str) -> &'static str {
     match path {
         "/v1/chat/completions" => "/v1/chat/completions",
+        "/v1/completions" => "/v1/completions",
+        "/v1/tokenize" => "/v1/tokenize",
+        "/v1/detokenize" => "/v1/detokenize",
         "/v1/models" => "/v1/models",
         "/" => "/",
         path if path.starts_with("/page/") => "/page/{file}",

@@ -3,6 +3,8 @@
 //! | path | what |
 //! |---|---|
 //! | `POST /v1/chat/completions` | a chat completion, streamed or not |
+//! | `POST /v1/completions` | text that goes on, without messages and template |
+//! | `POST /v1/tokenize`, `POST /v1/detokenize` | from a text or a chat to tokens, and back |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | the models served |
 //! | `GET /health` | state of each model: stages, sequences, cache pages; why it is slow; 503 if one cannot answer |
 //! | `GET /`, `GET /page/..` | the chat page for browsers; what is served where, for others |
@@ -14,10 +16,11 @@
 //! [`serve`] runs it on a listener. A model is anything that is a [`ChatEngine`], above all
 //! [`kimi_core::ChatModel`]. Errors are made in [`error`] and have OpenAI's shape everywhere.
 //!
-//! Beyond OpenAI's fields a request may have `top_k`, `min_p`, `repetition_penalty`, `ignore_eos`,
-//! `chat_template_kwargs` and, in messages, `reasoning_content`. `model` may be left out if only one model is served.
-//! Fields without a meaning here (`user`, `metadata`, `store`, ...) are ignored; those with a meaning that is not
-//! implemented (`n` > 1, `response_format` other than text, images, forced tool calls) are refused with status 400.
+//! Beyond OpenAI's fields a request may have those of vLLM (`top_k`, `min_p`, `repetition_penalty`, `min_tokens`,
+//! `stop_token_ids`, `ignore_eos`, `chat_template_kwargs`, `continue_final_message`, `structured_outputs`) and of Moonshot's
+//! own API (`thinking`, and in messages `partial` and `reasoning_content`). `model` may be left out if only one model is
+//! served. Fields that mean nothing here (`user`, `metadata`, `store`, ...) are ignored; fields of other servers that would
+//! change the answer are refused by name with status 400.
 
 mod answer;
 mod auth;
@@ -25,6 +28,8 @@ mod body;
 mod budget;
 mod chat;
 mod chat_writer;
+mod completion_writer;
+mod completions;
 mod config;
 mod connections;
 mod cors;
@@ -38,6 +43,7 @@ mod json;
 mod messages;
 mod metrics;
 mod options;
+mod output;
 mod page;
 mod peer;
 mod read;
@@ -47,6 +53,9 @@ mod response;
 mod routes;
 mod server;
 mod stream;
+mod thinking;
+mod tokens;
+mod unknown;
 
 pub use config::HttpConfig;
 pub use cors::Origin;

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use kimi_core::chat_model::SamplingDefaults;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 use serde::Deserialize;
 
 use super::error::ApiError;
 use super::read::{Object, Strings, Whole};
 
-/// `temperature` of a request that has none: what Moonshot recommends for K2-Instruct.
-const DEFAULT_TEMPERATURE: f32 = 0.6;
 /// Most answers of one request.
-const MAX_CHOICES: i64 = 128;
+pub(super) const MAX_CHOICES: usize = 128;
+/// Most tokens that may end an answer.
+const MAX_STOP_TOKENS: usize = 1024;
 
 /// The fields as they come.
 #[derive(Debug, Default, Deserialize)]
@@ -22,6 +23,7 @@ pub(super) struct Options {
     stream: Option<bool>,
     stream_options: Option<Object<StreamOptions>>,
     n: Option<Whole>,
+    best_of: Option<Whole>,
     temperature: Option<f64>,
     top_p: Option<f64>,
     top_k: Option<Whole>,
@@ -34,7 +36,9 @@ pub(super) struct Options {
     seed: Option<Whole>,
     max_completion_tokens: Option<Whole>,
     max_tokens: Option<Whole>,
+    min_tokens: Option<Whole>,
     stop: Option<Strings>,
+    stop_token_ids: Option<Vec<Whole>>,
     ignore_eos: Option<bool>,
 }
 
@@ -60,15 +64,23 @@ impl Options {
     /// # Errors
     /// 400 for none or too many.
     pub(super) fn choices(&self) -> Result<usize, ApiError> {
-        Ok(self.n.map_or(Ok(1), |n| n.within("n", 1..=MAX_CHOICES))? as usize)
+        let n = self.n.map_or(Ok(1), |n| n.within("n", 1..=MAX_CHOICES as i64))?;
+        if let Some(best_of) = self.best_of
+            && best_of.within("best_of", 1..=MAX_CHOICES as i64)? != n
+        {
+            let message = format!("only {n}, as many as n, is supported: no answers are thrown away");
+            return Err(ApiError::field("best_of", "unsupported_parameter", message));
+        }
+        Ok(n as usize)
     }
 
-    /// How tokens are chosen.
+    /// How tokens are chosen; `defaults` where the request does not say.
     ///
     /// # Errors
     /// 400 for a value out of its range.
-    pub(super) fn sampling(&self) -> Result<SamplingParams, ApiError> {
-        let mut raw = RawSamplingParams { temperature: DEFAULT_TEMPERATURE, ..RawSamplingParams::default() };
+    pub(super) fn sampling(&self, defaults: SamplingDefaults) -> Result<SamplingParams, ApiError> {
+        let SamplingDefaults { temperature, top_p } = defaults;
+        let mut raw = RawSamplingParams { temperature, top_p, ..RawSamplingParams::default() };
         let fields = [
             (self.temperature, &mut raw.temperature),
             (self.top_p, &mut raw.top_p),
@@ -94,7 +106,7 @@ impl Options {
     ///
     /// # Errors
     /// 400 for a number out of range, or two that differ.
-    pub(super) fn max_tokens(&self) -> Result<Option<u32>, ApiError> {
+    pub(super) fn max_tokens(&self) -> Result<MaxTokens, ApiError> {
         let new = limit("max_completion_tokens", self.max_completion_tokens)?;
         let old = limit("max_tokens", self.max_tokens)?;
         match (new, old) {
@@ -102,8 +114,36 @@ impl Options {
                 let message = format!("is {old}, but max_completion_tokens is {new}; give one of them");
                 Err(ApiError::field("max_tokens", "invalid_value", message))
             }
-            (new, old) => Ok(new.or(old).filter(|&limit| limit >= 0).map(|limit| limit as u32)),
+            (new, old) => Ok(match new.or(old) {
+                None => MaxTokens::Unsaid,
+                Some(limit) => u32::try_from(limit).map_or(MaxTokens::NoLimit, MaxTokens::Limit),
+            }),
         }
+    }
+
+    /// Tokens of the answer before it may end by itself.
+    ///
+    /// # Errors
+    /// 400 for a number out of range.
+    pub(super) fn min_tokens(&self) -> Result<u32, ApiError> {
+        let max = i64::from(u32::MAX);
+        Ok(self.min_tokens.map_or(Ok(0), |found| found.within("min_tokens", 0..=max))? as u32)
+    }
+
+    /// Tokens that end the answer; the model checks that it has them.
+    ///
+    /// # Errors
+    /// 400 for too many, or what can't be a token's id.
+    pub(super) fn stop_token_ids(&self) -> Result<Vec<u32>, ApiError> {
+        let ids = self.stop_token_ids.as_deref().unwrap_or_default();
+        if ids.len() > MAX_STOP_TOKENS {
+            let message = format!("expected at most {MAX_STOP_TOKENS} token ids, found {}", ids.len());
+            return Err(ApiError::field("stop_token_ids", "array_above_max_length", message));
+        }
+        let id = |(i, id): (usize, &Whole)| {
+            Ok(id.within(&format!("stop_token_ids[{i}]"), 0..=i64::from(u32::MAX))? as u32)
+        };
+        ids.iter().enumerate().map(id).collect()
     }
 
     /// Stop strings. How many and how long they may be is checked by the model.
@@ -114,6 +154,26 @@ impl Options {
     /// Whether the answer goes on after the model's own end.
     pub(super) fn ignore_eos(&self) -> bool {
         self.ignore_eos.unwrap_or(false)
+    }
+}
+
+/// How long an answer may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum MaxTokens {
+    Unsaid,
+    /// As long as the context allows.
+    NoLimit,
+    Limit(u32),
+}
+
+impl MaxTokens {
+    /// The limit; `default` where the request does not say.
+    pub(super) fn limit(self, default: Option<u32>) -> Option<u32> {
+        match self {
+            Self::Unsaid => default,
+            Self::NoLimit => None,
+            Self::Limit(limit) => Some(limit),
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What answers in OpenAI's shape have in common.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -54,20 +55,21 @@ impl Head {
 /// What all choices of a response took.
 #[derive(Debug, Default)]
 pub(super) struct Totals {
-    /// Choices that were added.
-    pub(super) choices: usize,
+    /// Prompts that were counted.
+    prompts: BTreeSet<usize>,
     prompt: u64,
     /// Of those, tokens that were computed for others before.
     cached: u64,
     completion: u64,
+    reasoning: u64,
 }
 
 impl Totals {
-    /// Adds a choice; one of the same prompt as another does not count its prompt again.
-    pub(super) fn add(&mut self, usage: &Usage, same_prompt: bool) {
-        self.choices += 1;
+    /// Adds a choice of a prompt, which counts once.
+    pub(super) fn add(&mut self, usage: &Usage, prompt: usize) {
         self.completion += u64::from(usage.completion_tokens);
-        if !same_prompt {
+        self.reasoning += u64::from(usage.reasoning_tokens);
+        if self.prompts.insert(prompt) {
             self.prompt += usage.prompt_tokens as u64;
             self.cached += usage.cached_tokens as u64;
         }
@@ -81,6 +83,7 @@ impl Totals {
             "completion_tokens": completion,
             "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": self.cached},
+            "completion_tokens_details": {"reasoning_tokens": self.reasoning},
         })
     }
 }
@@ -97,6 +100,10 @@ pub(super) fn finish_json(finish: FinishReason) -> &'static str {
 /// A token in `logprobs`.
 pub(super) fn token_json(token: &LikelyToken) -> Value {
     let text = String::from_utf8_lossy(&token.bytes);
-    // JSON has no infinity; OpenAI's documents call -9999 "very unlikely".
-    json!({"token": text, "logprob": token.logprob.max(-9999.0), "bytes": token.bytes})
+    json!({"token": text, "logprob": shown_logprob(token.logprob), "bytes": token.bytes})
+}
+
+/// JSON has no infinity; OpenAI's documents call -9999 "very unlikely".
+pub(super) fn shown_logprob(logprob: f32) -> f32 {
+    logprob.max(-9999.0)
 }

@@ -8,6 +8,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
+use kimi_core::CancelFlag;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
@@ -19,9 +20,10 @@ use super::connections::{Connections, Phase, Place};
 use super::engine::ServedModel;
 use super::error::{self, ApiError};
 use super::host::Names;
+use super::json::Body as JsonBody;
 use super::metrics::Metrics;
 use super::peer::Peer;
-use super::{Body, answer, body, chat};
+use super::{Body, answer, body, chat, completions, tokens, unknown};
 use crate::monitor::{ModelStatus, ProcessState, Slow, Snapshot};
 
 /// What all requests share.
@@ -68,6 +70,13 @@ impl App {
                 models.iter().find(|m| m.answers_to(id)).ok_or_else(|| ApiError::no_model(id, &self.ids()))
             }
         }
+    }
+
+    /// [`Self::model`], once it is loaded.
+    pub(super) fn loaded(&self, id: Option<&str>) -> Result<&ServedModel, ApiError> {
+        let model = self.model(id)?;
+        model.check_loaded()?;
+        Ok(model)
     }
 
     /// A place among the answers, once there is one.
@@ -138,13 +147,16 @@ async fn route(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let path = request.uri().path().to_owned();
+    if let Some(door) = Door::at(&path) {
+        check_method(&request, &[Method::POST], "POST")?;
+        let body = app.until_end(body::read(request, &app.config, &app.budget)).await?;
+        client.place.set(Phase::Answering);
+        return match door {
+            Door::Model(prepare) => answer::respond(app.clone(), client.peer, body, prepare).await,
+            Door::Tokens(work) => app.until_end(answer::compute(app.clone(), body, work)).await,
+        };
+    }
     match path.as_str() {
-        "/v1/chat/completions" => {
-            check_method(&request, &[Method::POST], "POST")?;
-            let body = app.until_end(body::read(request, &app.config, &app.budget)).await?;
-            client.place.set(Phase::Answering);
-            answer::respond(app.clone(), client.peer, body, chat::prepare).await
-        }
         "/v1/models" => {
             check_method(&request, &[Method::GET, Method::HEAD], "GET, HEAD")?;
             let models: Vec<_> = app.models.iter().map(ServedModel::describe).collect();
@@ -164,8 +176,28 @@ async fn route(
                 let id = percent_decode_str(id).decode_utf8_lossy();
                 Ok(json_response(StatusCode::OK, &app.model(Some(&id))?.describe()))
             }
-            None => Err(ApiError::no_route(request.method().as_str(), path)),
+            None => Err(unknown::error(request.method().as_str(), path)),
         },
+    }
+}
+
+/// A path that takes a body.
+enum Door {
+    /// A model answers.
+    Model(answer::Prepare),
+    /// Its tokenizer does.
+    Tokens(fn(&App, JsonBody, CancelFlag) -> Result<Value, ApiError>),
+}
+
+impl Door {
+    fn at(path: &str) -> Option<Self> {
+        Some(match path {
+            "/v1/chat/completions" => Self::Model(chat::prepare),
+            "/v1/completions" => Self::Model(completions::prepare),
+            "/v1/tokenize" => Self::Tokens(tokens::tokenize),
+            "/v1/detokenize" => Self::Tokens(tokens::detokenize),
+            _ => return None,
+        })
     }
 }
 
