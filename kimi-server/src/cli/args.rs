@@ -381,6 +381,10 @@ pub struct RunArgs {
 Without a discovery file, workers with this machine's cluster key that announce themselves are found and used: `kimi key new`,
 `kimi worker` there, `kimi serve MODEL` here. If there are none, or this machine has no key, it holds the whole model.
 
+Requests without temperature and top_p get those of the model's card: 0.6 and 1 for Kimi-K2-Instruct, 1.0 and 0.95 for models
+while they think, 0.6 and 0.95 for those while they don't. `kimi inspect` and /v1/models show them; `temperature` and `top_p` of
+the model in models.toml win.
+
 Examples:
   kimi serve kimi-tiny
   kimi serve kimi-k2-4bit --wait-for-peers 1

@@ -42,8 +42,8 @@ const LEFT: Duration = Duration::from_secs(1);
 pub(super) struct Prepared {
     /// Who answers.
     pub(super) model: ServedModel,
-    /// One request for each choice, in their order.
-    pub(super) requests: Vec<ChatRequest>,
+    /// What is asked; choices are counted through.
+    pub(super) questions: Vec<Question>,
     /// The request's field that the prompts are made of, for errors about them.
     pub(super) prompt_field: &'static str,
     /// Whether an answer may have several tool calls.
@@ -57,20 +57,28 @@ pub(super) struct Prepared {
 /// Reads a body. The flag ends the making of prompts. Called on a thread that may take its time.
 pub(super) type Prepare = fn(&App, JsonBody, CancelFlag) -> Result<Prepared, ApiError>;
 
-impl Prepared {
-    /// One request for each of `choices` answers to the same question: with a seed, each gets one of its own.
+/// A question and how many answers to it are wanted.
+pub(super) struct Question {
+    pub(super) request: ChatRequest,
+    /// At least 1.
+    pub(super) choices: usize,
+}
+
+impl Question {
+    /// The request for one of the choices: with a seed, each has one of its own. The last one takes the question along, since
+    /// copies of a long chat are as large as it is.
     ///
     /// # Errors
     /// None that can happen: the parameters have been checked.
-    pub(super) fn choices(request: ChatRequest, choices: usize) -> Result<Vec<ChatRequest>, ApiError> {
-        let nth = |choice: usize| {
-            let mut request = request.clone();
-            let mut raw = RawSamplingParams::from(request.params);
-            raw.seed = raw.seed.map(|seed| seed.wrapping_add(choice as u64));
-            request.params = SamplingParams::new(raw)?;
-            Ok(request)
+    fn take(&mut self, choice: usize) -> Result<ChatRequest, ApiError> {
+        let mut request = match choice + 1 < self.choices {
+            true => self.request.clone(),
+            false => std::mem::take(&mut self.request),
         };
-        (0..choices).map(nth).collect()
+        let mut raw = RawSamplingParams::from(request.params);
+        raw.seed = raw.seed.map(|seed| seed.wrapping_add(choice as u64));
+        request.params = SamplingParams::new(raw)?;
+        Ok(request)
     }
 }
 
@@ -285,17 +293,22 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn start(app: &App, prepared: Prepared, slot: OwnedSemaphorePermit) -> Result<Started, ApiError> {
-    let Prepared { model, requests, prompt_field, parallel_calls, stream, writer } = prepared;
+    let Prepared { model, questions, prompt_field, parallel_calls, stream, writer } = prepared;
     model.check_loaded()?;
-    let begin = |request| {
+    let begin = |request: ChatRequest| -> Result<Events, ApiError> {
         let (sender, events) = events::channel();
         let sink = Box::new(move |event: ChatEvent| sender.send(event));
         let running = model.engine().chat(request, sink);
         let running = running.map_err(|error| ApiError::from(error).about_prompt(prompt_field))?;
         let counted = metrics::Request::new(app.metrics.clone(), model.id());
-        Ok(Some(events.of(running, parallel_calls, counted)))
+        Ok(events.of(running, parallel_calls, counted))
     };
-    let running = requests.into_iter().map(begin).collect::<Result<_, ApiError>>()?;
+    let mut running = Vec::new();
+    for mut question in questions {
+        for choice in 0..question.choices {
+            running.push(Some(begin(question.take(choice)?)?));
+        }
+    }
     Ok(Started { choices: Choices { running, first: 0, _slot: slot }, stream, writer })
 }
 

@@ -6,7 +6,7 @@ use kimi_core::{CancelFlag, ChatRequest};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::answer::Prepared;
+use super::answer::{Prepared, Question};
 use super::chat_writer::ChatWriter;
 use super::error::ApiError;
 use super::json::Body;
@@ -83,7 +83,7 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
     let writer = ChatWriter::new(model.id(), choices, options.include_usage(), logprobs);
     Ok(Prepared {
         model,
-        requests: Prepared::choices(chat, choices)?,
+        questions: vec![Question { request: chat, choices }],
         prompt_field: "messages",
         parallel_calls,
         stream: options.stream(),

@@ -8,7 +8,7 @@ use kimi_core::{CancelFlag, ChatRequest};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
-use super::answer::Prepared;
+use super::answer::{Prepared, Question};
 use super::completion_writer::CompletionWriter;
 use super::error::ApiError;
 use super::json::Body;
@@ -60,7 +60,7 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
         return Err(ApiError::field("prompt", "array_above_max_length", message));
     }
     let mut echoed = Vec::new();
-    let mut requests = Vec::new();
+    let mut questions = Vec::new();
     for prompt in prompts {
         if echo {
             let text = match &prompt {
@@ -83,9 +83,9 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
             cancel: cancel.clone(),
             ..ChatRequest::default()
         };
-        requests.extend(Prepared::choices(chat, choices)?);
+        questions.push(Question { request: chat, choices });
     }
-    let counts = (requests.len(), choices);
+    let counts = (questions.len() * choices, choices);
     let writer = CompletionWriter::new(
         model.id(),
         counts,
@@ -95,7 +95,7 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
     );
     Ok(Prepared {
         model,
-        requests,
+        questions,
         prompt_field: "prompt",
         parallel_calls: true,
         stream: options.stream(),

@@ -194,7 +194,11 @@ impl ServedModel {
             "context_length": self.engine.context_tokens(),
             // What vLLM and SGLang call it.
             "max_model_len": self.engine.context_tokens(),
-            "state": self.engine.loading().map_or("loaded", |_| "loading"),
+            "state": match (self.engine.loading(), self.engine.down()) {
+                (Some(_), _) => "loading",
+                (None, Some(_)) => "unavailable",
+                (None, None) => "loaded",
+            },
             "default_sampling": default_sampling(&self.engine.defaults()),
             "aliases": self.aliases,
         })
