@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // a test may
 #![cfg(feature = "tiny")]
 
+use std::path::Path;
+
 use kimi_core::Checkpoint;
 use kimi_core::chat::{ChatTemplate, Content, Message, PromptRequest};
 use kimi_core::tokenizer::{RenderedPrompt, Tokenizer};
@@ -65,3 +67,48 @@ fn what_was_given_never_becomes_a_control_token() {
     assert_eq!(ids.iter().filter(|&&id| id == end).count(), 1);
     assert!(!ids.contains(&tokenizer.id_of("</think>").unwrap()));
 }
+
+/// The template's own rendering of a history that ends with the message, without the end of the message, is the prompt that
+/// the answer goes on with: so it is for the embedded model's template, and for Moonshot's where they are here.
+#[test]
+fn the_prompt_is_what_the_template_makes_of_the_message() {
+    let checkpoint = Checkpoint::kimi_tiny().unwrap();
+    let own = String::from_utf8(checkpoint.file("chat_template.jinja").unwrap().unwrap().to_vec()).unwrap();
+    let mut sources = vec![own, PLAIN_HISTORY.to_owned()];
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/kimi");
+    for name in [
+        "K2.5/chat_template.jinja",
+        "K2-Thinking/chat_template.llamacpp-variant.jinja",
+        "K2-Instruct-july2025/chat_template.release-day.via-llamacpp-02f4a63.jinja",
+        "K2-Instruct-july2025/llamacpp.Kimi-K2-Instruct.variant.jinja",
+        "K2-Instruct-july2025/llamacpp.moonshotai-Kimi-K2.modified-variant.jinja",
+    ] {
+        match std::fs::read_to_string(folder.join(name)) {
+            Ok(source) => sources.push(source),
+            Err(error) => eprintln!("skipped: {name}: {error}"),
+        }
+    }
+    let tokenizer = tokenizer();
+    let named = Message { name: Some("Dr. Kelsier".into()), ..said("We understand <|im_end|>", "") };
+    for source in sources {
+        let template = ChatTemplate::new(&source).unwrap();
+        for message in [said("The old keeper", ""), named.clone()] {
+            let render = |messages: &[Message], add_generation_prompt| {
+                let variables = Map::new();
+                let request =
+                    PromptRequest { messages, tools: &[], add_generation_prompt, variables: &variables };
+                template.render(&request, tokenizer.special()).unwrap()
+            };
+            let question = Message::new("user", "Tell me a story.");
+            let begun = template
+                .begin_answer(&render(std::slice::from_ref(&question), true), &message, tokenizer.special())
+                .unwrap();
+            let whole = render(&[question, message], false);
+            assert_eq!(begun.text(), whole.text().trim_end().strip_suffix("<|im_end|>").unwrap());
+            let ids = tokenizer.encode_rendered(&whole).unwrap();
+            assert_eq!(tokenizer.encode_rendered(&begun).unwrap(), ids[..ids.len() - 1]);
+        }
+    }
+}
+
+const PLAIN_HISTORY: &str = "{% for m in messages %}{% if m['role'] == 'assistant' %}<|im_assistant|>{% else %}<|im_user|>{% endif %}{{ m.get('name') or m['role'] }}<|im_middle|>{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_assistant|>assistant<|im_middle|>{% endif %}";

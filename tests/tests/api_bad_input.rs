@@ -143,6 +143,15 @@ fn fields_out_of_their_types_and_ranges() {
             "invalid_value",
             "messages[1].tool_call_id",
         ),
+        (
+            "messages",
+            json!([
+                {"role": "assistant", "tool_calls": [{"id": "call_a", "function": {"name": "f", "arguments": "{}"}}]},
+                {"role": "tool", "tool_call_id": "call_b", "content": "b"},
+            ]),
+            "invalid_value",
+            "messages[1].tool_call_id",
+        ),
         ("response_format", json!("text"), "invalid_type", "response_format"),
         ("functions", json!([]), "unsupported_parameter", "functions"),
         ("grammar", json!("root ::= \"a\""), "unsupported_parameter", "grammar"),

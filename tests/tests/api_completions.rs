@@ -119,6 +119,7 @@ fn completions_that_are_refused() {
         (json!({"prompt": {}}), "invalid_type", "prompt"),
         (json!({"prompt": ["a", {}]}), "invalid_type", "prompt[1]"),
         (json!({"prompt": [99999999]}), "invalid_value", "prompt"),
+        (json!({"prompt": [99999999], "echo": true}), "invalid_value", "prompt"),
         (json!({"prompt": ""}), "invalid_value", "prompt"),
         (json!({"prompt": "lighthouse ".repeat(6000)}), "context_length_exceeded", "prompt"),
         (json!({"prompt": "a", "suffix": "b"}), "unsupported_parameter", "suffix"),

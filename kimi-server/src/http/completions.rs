@@ -10,6 +10,7 @@ use serde::de::{self, Deserializer, SeqAccess, Visitor};
 
 use super::answer::{Prepared, Question};
 use super::completion_writer::CompletionWriter;
+use super::engine::ServedModel;
 use super::error::ApiError;
 use super::json::Body;
 use super::options::{MAX_CHOICES, Options};
@@ -65,7 +66,7 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
         if echo {
             let text = match &prompt {
                 RawPrompt::Text(text) => text.clone(),
-                RawPrompt::Tokens(ids) => model.engine().text(ids)?,
+                RawPrompt::Tokens(ids) => text(&model, ids)?,
             };
             echoed.push(text);
         }
@@ -101,6 +102,13 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
         stream: options.stream(),
         writer: Box::new(writer),
     })
+}
+
+/// The text of a prompt's tokens.
+fn text(model: &ServedModel, ids: &[u32]) -> Result<String, ApiError> {
+    model.check_loaded()?;
+    let text = model.engine().text(ids);
+    text.map_err(|error| ApiError::field("prompt", "invalid_value", error.to_string()))
 }
 
 /// A string, a token, or an array of tokens.

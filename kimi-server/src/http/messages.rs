@@ -13,6 +13,8 @@ use super::read::{self, Object, Refusal};
 
 /// Most tools of a request.
 const MAX_TOOLS: usize = 512;
+/// Ids of calls that an error shows.
+const SHOWN_IDS: usize = 8;
 /// Most characters of a tool's name.
 const MAX_NAME_CHARS: usize = 256;
 
@@ -151,7 +153,8 @@ impl TryFrom<Object<RawPart>> for Part {
 
     fn try_from(Object(raw): Object<RawPart>) -> Result<Self, Refusal> {
         match raw.r#type.as_str() {
-            "text" => raw.text.ok_or_else(|| Refusal::missing("text")),
+            // The latter two are what the Responses API calls it.
+            "text" | "input_text" | "output_text" => raw.text.ok_or_else(|| Refusal::missing("text")),
             "refusal" => raw.refusal.ok_or_else(|| Refusal::missing("refusal")),
             other @ ("image_url" | "input_audio" | "file" | "video_url") => {
                 let message = format!("{other:?} parts are not supported: this model takes text only");
@@ -323,28 +326,25 @@ pub(super) fn conversation(
     Ok((messages.into_iter().map(|message| message.message).collect(), goes_on))
 }
 
-/// Checks that each tool's message may answer a call: one with its id, or else one that has no answer yet.
+/// Checks that each tool's message answers a call: a wrong id would become a wrong prompt, and nobody would see it. Late,
+/// early and repeated answers are put right with the ids.
 fn check_results(messages: &[ChatMessage]) -> Result<(), ApiError> {
-    let (mut ids, mut unanswered) = (HashSet::new(), 0usize);
+    let calls = messages.iter().flat_map(|message| &message.message.tool_calls);
+    let ids: HashSet<&str> = calls.map(|call| call.id.as_str()).collect();
     for (i, ChatMessage { message, .. }) in messages.iter().enumerate() {
-        for call in &message.tool_calls {
-            ids.insert(call.id.as_str());
-            unanswered += 1;
+        let Some(id) = message.tool_call_id.as_deref() else { continue };
+        if ids.contains(id) || (id.is_empty() && !ids.is_empty()) {
+            continue;
         }
-        let Some(id) = message.tool_call_id.as_deref().filter(|_| message.role == "tool") else { continue };
-        if unanswered == 0 && !ids.contains(id) {
-            let path = format!("messages[{i}].tool_call_id");
-            let found = read::describe(&Value::from(id));
-            let what = if ids.is_empty() {
-                "there is no call before it"
-            } else {
-                "all calls before it have answers"
-            };
-            let message =
-                format!("expected the id of a call in an assistant's message before, found {found}; {what}");
-            return Err(ApiError::field(&path, "invalid_value", message));
-        }
-        unanswered = unanswered.saturating_sub(1);
+        let mut known: Vec<String> =
+            ids.iter().take(SHOWN_IDS).map(|id| read::describe(&(*id).into())).collect();
+        known.sort_unstable();
+        let known = if known.is_empty() { "there are none".to_owned() } else { known.join(", ") };
+        let found = read::describe(&Value::from(id));
+        let message = format!(
+            "expected the id of a call in an assistant's message of this request, found {found}; calls: {known}"
+        );
+        return Err(ApiError::field(&format!("messages[{i}].tool_call_id"), "invalid_value", message));
     }
     Ok(())
 }
