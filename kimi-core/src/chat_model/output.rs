@@ -44,11 +44,11 @@ pub enum OutputFormat {
         name: String,
         /// The schema: a JSON object, `true` or `false`.
         schema: Value,
-        /// OpenAI's `strict`: schemas outside its subset are refused, as OpenAI does (every property `required`, no
-        /// `additionalProperties`). An answer validates either way.
+        /// OpenAI's `strict`. An answer validates either way, and what OpenAI's subset does not have is taken here too.
         strict: bool,
     },
-    /// Text that a regular expression matches from beginning to end (Rust's syntax, without look-around).
+    /// Text that a regular expression of ECMA-262 matches from beginning to end; looking around, word boundaries and references
+    /// to groups are refused.
     Regex(String),
     /// Text of a context-free grammar, in llguidance's dialect of Lark.
     Lark(String),

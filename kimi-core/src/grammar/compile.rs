@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::answer::{AnswerConstraint, AnswerForm, TextForm};
 use super::guard::JsonGuard;
 use super::piece::Piece;
-use super::schema;
+use super::schema::{self, Normalized};
 use super::vocabulary::Vocabulary;
 use super::words::Words;
 use crate::chat::ReasoningMode;
@@ -39,7 +39,7 @@ const WHITE_SPACE: &str = r"\x20|\n[\x20]{0,48}|\n\t{1,12}";
 pub enum Form<'a> {
     /// JSON that validates against a schema.
     Json(&'a Value),
-    /// Text that an expression matches as a whole.
+    /// Text that an expression of ECMA-262 matches as a whole.
     Regex(&'a str),
     /// Text of a grammar in llguidance's Lark.
     Lark(&'a str),
@@ -106,13 +106,19 @@ impl Grammars {
         }
         let grammar = match form {
             Form::Json(schema) => {
-                let mut schema = schema::normalize(schema)?;
+                let Normalized { mut schema, names_once } = schema::normalize(schema)?;
                 if let Some(schema) = schema.as_object_mut() {
-                    schema.insert("x-guidance".into(), json!({"whitespace_pattern": WHITE_SPACE}));
+                    let escapes = if names_once { "nrbtf\\\"u" } else { "nrbtf\\\"" };
+                    let options = json!({"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": escapes});
+                    schema.insert("x-guidance".into(), options);
                 }
                 GrammarWithLexer::from_json_schema(schema)
             }
-            Form::Regex(expression) => GrammarWithLexer::from_regex(whole(expression)),
+            Form::Regex(expression) => {
+                let expression =
+                    schema::expression(expression).map_err(|reason| GrammarFault::Invalid { reason })?;
+                GrammarWithLexer::from_regex(&expression)
+            }
             Form::Lark(grammar) => GrammarWithLexer::from_lark((*grammar).to_owned()),
             Form::Choice(words) => {
                 let piece = Arc::new(Piece::Words(Words::new(words.to_vec())));
@@ -191,15 +197,6 @@ fn key(form: &Form<'_>) -> Result<Box<str>, GrammarFault> {
         }
     };
     Ok(key.into())
-}
-
-/// The expression without anchors around it: it matches the whole text anyway.
-fn whole(expression: &str) -> &str {
-    let begin = expression.strip_prefix('^').unwrap_or(expression);
-    match begin.strip_suffix('$') {
-        Some(inner) if !inner.ends_with('\\') => inner,
-        _ => begin,
-    }
 }
 
 /// An error's first lines: llguidance adds a dump of its state.

@@ -3,5 +3,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod limits;
+mod random;
 mod sampler;
 mod suites;
+mod tools;
