@@ -4,13 +4,15 @@
 import * as api from "./api.js";
 import { $, announce, copyButton, duration, el, fit, icon, iconButton } from "./dom.js";
 import { Markdown } from "./markdown.js";
+import { NO_RESULT, isJson, pretty, result, take, wire } from "./messages.js";
 import * as store from "./store.js";
 
 /** How near to its end a conversation is scrolled along with the answer, in pixels. */
 const NEAR = 80;
+/** Tokens from which a speed says something. */
+const MIN_RATE = 16;
 /** Between two times that an answer under way is kept, in milliseconds. */
 const KEEP = 2000;
-const NO_RESULT = "The user gave no result.";
 
 /** Conversations that are open or being answered, by id: `{chat, abort}`. */
 const live = new Map();
@@ -122,54 +124,14 @@ async function answer(chat) {
   message.calls = message.calls.filter((call) => call && (message.note === undefined || isJson(call.arguments)));
   live.set(chat.id, { chat, abort: null });
   chat.time = Date.now();
-  const kept_all = store.save(chat);
-  if (chat.id === current.id) show(follows);
+  const isKept = store.save(chat);
+  // Only the end is new: what the reader has opened or selected stays as it is.
+  if (chat.id === current.id) paint(chat);
   else live.delete(chat.id);
   hooks.changed();
-  if (!kept_all) announce("The browser has no more room: this conversation lasts as long as the page.");
+  if (!isKept) announce("The browser has no more room: this conversation lasts as long as the page.");
   else announce(message.error ?? (message.calls.length > 0 ? "The model calls a tool" : "The answer is complete"));
 }
-
-/** Adds an event to an answer. */
-function take(message, event, seconds) {
-  if (event.usage) message.tokens = event.usage.completion_tokens;
-  message.model = event.model;
-  const choice = event.choices?.[0];
-  if (!choice) return;
-  const { content, reasoning_content: reasoning, tool_calls: calls } = choice.delta ?? {};
-  if (content || reasoning || calls) message.first ??= seconds;
-  if (reasoning) message.reasoning += reasoning;
-  if (content || calls) message.thought ??= message.reasoning ? seconds : undefined;
-  if (content) message.content += content;
-  for (const { index, id, function: part } of calls ?? []) {
-    const call = (message.calls[index] ??= { id: "", name: "", arguments: "" });
-    call.id = id ?? call.id;
-    call.name = part?.name ?? call.name;
-    call.arguments += part?.arguments ?? "";
-  }
-  if (choice.finish_reason === "length") message.note = "The limit of tokens is reached";
-}
-
-/** A conversation as the API takes it. */
-function wire(chat) {
-  const messages = chat.system.trim() ? [{ role: "system", content: chat.system }] : [];
-  for (const message of chat.messages) {
-    const { role, content, reasoning, calls } = message;
-    if (role === "user") messages.push({ role, content });
-    else if (role === "tool") messages.push({ role, tool_call_id: message.id, content });
-    else if (content || calls.length > 0) {
-      const sent = { role, content: content || null };
-      if (reasoning) sent.reasoning_content = reasoning;
-      if (calls.length > 0) {
-        sent.tool_calls = calls.map(({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } }));
-      }
-      messages.push(sent);
-    }
-  }
-  return messages;
-}
-
-const result = (call, content) => ({ role: "tool", id: call.id, name: call.name, content });
 
 /** Results that follow a message: those of its calls. */
 function resultsOf(index) {
@@ -184,15 +146,6 @@ function openCalls() {
   const last = current.messages[index];
   const given = resultsOf(index).map((message) => message.id);
   return last?.role === "assistant" && !isBusy() ? last.calls.filter((call) => !given.includes(call.id)) : [];
-}
-
-function isJson(text) {
-  try {
-    JSON.parse(text);
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 /** Shows the current conversation anew. */
@@ -312,7 +265,7 @@ function footer(message, index, busy) {
     lines.push(el("div", { class: "error", role: "alert" }, el("span", {}, message.error),
       el("button", { type: "button", class: "quiet", click: () => again(index) }, "Try again")));
   }
-  const rate = message.tokens > 1 && message.seconds > message.first ? (message.tokens - 1) / (message.seconds - message.first) : null;
+  const rate = message.tokens >= MIN_RATE && message.seconds > message.first ? (message.tokens - 1) / (message.seconds - message.first) : null;
   const stats = [
     message.note,
     message.tokens && `${message.tokens} ${message.tokens === 1 ? "token" : "tokens"}`,
@@ -354,7 +307,7 @@ function callCards(message, index, busy) {
     return el("div", { class: "call" }, parts);
   });
   if (areas.length > 0) {
-    const label = areas.length === 1 ? "Give the result" : "Give the results";
+    const label = areas.length === 1 ? "Send the result" : "Send the results";
     cards.push(el("div", { class: "row" }, el("button", { type: "button", class: "primary", click: () => giveResults(areas) }, label)));
     requestAnimationFrame(() => index >= current.messages.length - 1 && areas[0].area.isConnected && areas[0].area.focus());
   }
@@ -364,10 +317,7 @@ function callCards(message, index, busy) {
 function giveResults(areas) {
   if (isBusy()) return;
   for (const { call, area } of areas) current.messages.push(result(call, area.value || NO_RESULT));
+  $("prompt").focus();
   show();
   answer(current);
-}
-
-function pretty(text) {
-  return isJson(text) ? JSON.stringify(JSON.parse(text), null, 2) : text;
 }

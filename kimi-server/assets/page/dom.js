@@ -108,8 +108,9 @@ export function confirmed(text) {
   });
 }
 
-/** Makes a text area as high as its text, up to what its style allows. */
+/** Makes a text area as high as its text, up to what its style allows, where the style can't do it (field-sizing). */
 export function fit(area) {
+  if (CSS.supports("field-sizing", "content")) return;
   area.style.height = "auto";
   area.style.height = `${area.scrollHeight + area.offsetHeight - area.clientHeight}px`;
 }

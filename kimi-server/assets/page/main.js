@@ -303,7 +303,8 @@ function start() {
   showChip();
   chat.open();
   cluster.start(serverChanged);
-  if (matchMedia("(hover: hover)").matches) $("prompt").focus();
+  // On a phone that would open the keyboard.
+  if (!matchMedia("(pointer: coarse)").matches) $("prompt").focus();
 }
 
 start();

@@ -175,6 +175,8 @@ function broken(lines) {
 // Code first: nothing counts inside it. Each form is found from its left end to the nearest right end.
 const FORMS = [
   { form: /(`+)([^]*?[^`])\1(?!`)/, make: (found) => el("code", {}, found[2].replace(/^ (.*) $/s, "$1")) },
+  // Formulas stay as they were written.
+  { form: /\\\(([^]+?)\\\)|\\\[([^]+?)\\\]|\$\$([^]+?)\$\$/, make: (found) => el("code", { class: "math" }, (found[1] ?? found[2] ?? found[3]).trim()) },
   { form: /\\([\\`*_{}[\]()#+\-.!|~<>$])/, make: (found) => found[1] },
   { form: /!?\[([^\]\n]*)\]\(\s*<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s+"[^"\n]*")?\s*\)/, make: (found) => link(found[2], inline(found[1] || found[2]), found[0]) },
   { form: /<(https?:\/\/[^\s<>]+|[^\s<>@]+@[^\s<>@]+\.[^\s<>@]+)>/, make: (found) => link(found[1].includes("://") ? found[1] : `mailto:${found[1]}`, [found[1]], found[0]) },
@@ -187,7 +189,7 @@ const FORMS = [
 ];
 
 /** Most characters of a paragraph that are looked at for forms; the rest is text. */
-const MAX_INLINE = 20000;
+const MAX_INLINE = 8000;
 
 function inline(text) {
   const nodes = [];

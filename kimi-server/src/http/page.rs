@@ -27,7 +27,7 @@ macro_rules! file {
     };
 }
 
-const FILES: [File; 10] = [
+const FILES: [File; 11] = [
     file!("/", "index.html", "text/html; charset=utf-8"),
     file!("/page/style.css", "style.css", "text/css; charset=utf-8"),
     file!("/page/icon.svg", "icon.svg", "image/svg+xml"),
@@ -37,6 +37,7 @@ const FILES: [File; 10] = [
     file!("/page/cluster.js", "cluster.js", "text/javascript; charset=utf-8"),
     file!("/page/dom.js", "dom.js", "text/javascript; charset=utf-8"),
     file!("/page/markdown.js", "markdown.js", "text/javascript; charset=utf-8"),
+    file!("/page/messages.js", "messages.js", "text/javascript; charset=utf-8"),
     file!("/page/store.js", "store.js", "text/javascript; charset=utf-8"),
 ];
 
