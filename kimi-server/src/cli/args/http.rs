@@ -1,6 +1,7 @@
 //! What the HTTP API may take, and who may use it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 
@@ -35,6 +36,9 @@ pub struct HttpArgs {
     /// Log what is asked and answered, beside one line a request.
     #[arg(long)]
     pub log_prompts: bool,
+    /// How long answers under way may go on after Ctrl-C or SIGTERM; the rest is cut short with an error that says so.
+    #[arg(long, value_name = "SECONDS", default_value_t = HttpConfig::default().shutdown_grace.as_secs())]
+    pub shutdown_grace: u64,
     /// Most connections at a time; when all are taken, a new one gets the place of the idlest.
     #[arg(long, value_name = "N", env = "KIMI_MAX_CONNECTIONS", value_parser = places)]
     #[arg(default_value_t = HttpConfig::default().max_connections)]
@@ -72,6 +76,7 @@ impl HttpArgs {
             cors: self.cors_origin.clone(),
             allow_hosts: self.allow_host.clone(),
             log_prompts: self.log_prompts,
+            shutdown_grace: Duration::from_secs(self.shutdown_grace),
             max_connections: self.max_connections,
             max_connections_per_address: self.max_connections_per_address,
             max_chats: self.max_chats,
