@@ -137,7 +137,7 @@ impl Request {
 
     fn end(&mut self, outcome: &str, usage: Option<&Usage>) {
         if !std::mem::replace(&mut self.ended, true) {
-            record::ended(&self.model, usage);
+            record::ended(&self.model, outcome, usage);
             let labels = vec![("model", self.model.clone()), ("outcome", outcome.to_owned())];
             self.metrics.requests.get_or_create_owned(&labels).inc();
         }

@@ -37,6 +37,8 @@ struct Seen {
     status: Option<StatusCode>,
     admitted: Option<Admitted>,
     model: Option<String>,
+    /// How its answer ended, as `/metrics` counts it.
+    outcome: Option<String>,
     prompt_tokens: u64,
     answer_tokens: u64,
     /// Parts of answers of which no token count has come yet.
@@ -94,7 +96,8 @@ impl Record {
             admitted.spend(seen.prompt_tokens + answer_tokens, Instant::now());
         }
         let id = self.id.to_str().unwrap_or_default();
-        let tokens = |n: u64| seen.model.is_some().then_some(n);
+        // Of an answer that was cut short nobody has counted the prompt.
+        let tokens = |n: u64| (n > 0).then_some(n);
         macro_rules! line {
             ($level:ident) => {
                 tracing::$level!(
@@ -102,6 +105,7 @@ impl Record {
                     path = self.path,
                     status = seen.status.map(|status| status.as_u16()),
                     model = seen.model.as_deref(),
+                    outcome = seen.outcome.as_deref(),
                     prompt_tokens = tokens(seen.prompt_tokens),
                     answer_tokens = tokens(answer_tokens),
                     first_token_ms = seen.first_token.map(millis),
@@ -175,11 +179,13 @@ pub(super) fn part(part: &ChatEvent) {
 }
 
 /// An answer of this request has ended, with `usage` where its tokens were counted.
-pub(super) fn ended(model: &str, usage: Option<&Usage>) {
+pub(super) fn ended(model: &str, outcome: &str, usage: Option<&Usage>) {
     note(|_, seen| {
         seen.model = Some(model.to_owned());
+        seen.outcome = Some(outcome.to_owned());
         if let Some(usage) = usage {
-            seen.prompt_tokens += usage.prompt_tokens as u64;
+            // Several choices answer one prompt.
+            seen.prompt_tokens = seen.prompt_tokens.max(usage.prompt_tokens as u64);
             seen.answer_tokens += u64::from(usage.completion_tokens);
             seen.parts = 0;
         }
