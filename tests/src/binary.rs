@@ -10,7 +10,10 @@ use std::process::Command;
 /// # Panics
 /// If it can't be built: then no test of it makes sense.
 pub fn kimi() -> Command {
-    Command::new(path())
+    let mut command = Command::new(path());
+    // Settings and keys of whoever runs the tests.
+    command.env("XDG_CONFIG_HOME", "/nonexistent");
+    command
 }
 
 #[allow(clippy::expect_used, clippy::panic)]

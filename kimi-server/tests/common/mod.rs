@@ -22,15 +22,10 @@ use serde_json::Value;
 pub fn kimi() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kimi"));
     command.env("HOME", "/nonexistent").env("NO_COLOR", "1");
-    let names = ["HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "KIMI_LOG", "KIMI_DEFAULT_MODEL"];
-    for name in names.into_iter().chain([
-        "KIMI_BACKEND",
-        "KIMI_ADAPTER",
-        "KIMI_GPU_MEMORY",
-        "KIMI_CLUSTER_KEY",
-        "XDG_CONFIG_HOME",
-        "XDG_STATE_HOME",
-    ]) {
+    let own =
+        std::env::vars_os().map(|(name, _)| name).filter(|name| name.to_string_lossy().starts_with("KIMI_"));
+    let names = ["HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME", "XDG_STATE_HOME"];
+    for name in own.chain(names.map(Into::into)) {
         command.env_remove(name);
     }
     command
