@@ -62,14 +62,14 @@ fn every_field_arrives() {
     assert_eq!((chat.stop_token_ids, chat.ignore_eos), (vec![5, 6], true));
     assert_eq!((chat.logprobs, chat.top_logprobs, chat.parallel_tool_calls), (true, 3, false));
     assert_eq!(Value::Object(chat.template_kwargs), json!({"x": 1}));
-    assert_eq!((chat.tools.len(), chat.parse_tools, chat.tool_choice), (2, true, ToolChoice::Auto));
+    assert_eq!((chat.tools.len(), chat.tool_choice), (2, ToolChoice::Auto));
 }
 
 #[test]
 fn null_is_absent() {
     let chat =
         one(json!({"stop": null, "temperature": null, "tools": null, "stream": null, "thinking": null}));
-    assert!(chat.stop.is_empty() && chat.tools.is_empty() && !chat.parse_tools);
+    assert!(chat.stop.is_empty() && chat.tools.is_empty());
     assert_eq!((chat.params.temperature(), chat.params.top_p(), chat.thinking), (0.6, 1.0, None));
 }
 
@@ -123,7 +123,7 @@ fn choices_are_answered_side_by_side() {
 fn tool_choices_arrive() {
     let choice = |choice: Value| one(json!({"tools": tools(), "tool_choice": choice}));
     let none = choice(json!("none"));
-    assert_eq!((none.tool_choice, none.parse_tools), (ToolChoice::None, false));
+    assert_eq!(none.tool_choice, ToolChoice::None);
     assert_eq!(choice(json!("required")).tool_choice, ToolChoice::Required);
     let named = json!({"type": "function", "function": {"name": "g"}});
     assert_eq!(choice(named).tool_choice, ToolChoice::Named("g".to_owned()));
