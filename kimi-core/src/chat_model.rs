@@ -317,7 +317,7 @@ impl ChatModel {
         let stop = StopStrings::new(request.stop.clone())?;
         let slot = Arc::new(Slot::default());
         let reasoning = self.shared.reasoning_mode(thinking);
-        let constraint = constrain::constraint(&self.shared, &request, reasoning)?;
+        let constraint = constrain::constraint(&self.shared, &request, reasoning, prompt.len())?;
         let mut stream = ReplyStream::new(self.shared.clone(), &request, stop, reasoning);
         let engine_request = Request {
             prompt,

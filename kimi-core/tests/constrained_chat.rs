@@ -248,3 +248,24 @@ fn tools_of_a_file_are_called_with_valid_arguments() {
     }
     assert!(faults.is_empty(), "{} faults:\n{}", faults.len(), faults.join("\n"));
 }
+
+/// The form is that of the whole answer, the beginning that the request gives included.
+#[test]
+fn a_given_beginning_is_part_of_the_form() {
+    let model = model(1);
+    let schema = json!({"type": "object", "properties": {"n": {"type": "integer", "minimum": 10, "maximum": 99}}, "required": ["n"], "additionalProperties": false});
+    let continued = |beginning: &str| {
+        let mut request = ChatRequest {
+            output: OutputFormat::JsonSchema { name: "x".into(), schema: schema.clone(), strict: true },
+            continue_last: true,
+            max_tokens: Some(50),
+            ..ChatRequest::user("A number.")
+        };
+        request.messages.push(Message::new("assistant", beginning));
+        request
+    };
+    let answer = ask(&model, continued(r#"{"n":"#));
+    check(&schema, &format!(r#"{{"n":{}"#, answer.content));
+    let refused = model.chat(continued("Well,")).err().unwrap().to_string();
+    assert!(refused.contains("Well,"), "{refused}");
+}

@@ -15,6 +15,7 @@ pub(super) fn constraint(
     shared: &Shared,
     request: &ChatRequest,
     reasoning: ReasoningMode,
+    prompt_tokens: usize,
 ) -> Result<Option<Constrained>, GrammarError> {
     let callable = callable(request)?;
     let required = is_required(&request.tool_choice);
@@ -25,9 +26,11 @@ pub(super) fn constraint(
         return Ok(None);
     }
     let grammars = &shared.grammars;
-    let text = if required { None } else { Some(text(grammars, &request.output)?) };
+    let text = if required { None } else { Some(text(grammars, request)?) };
     let calls = if callable.is_empty() { None } else { Some(calls(grammars, request, &callable, required)?) };
-    let form = AnswerForm { reasoning, text, calls };
+    let room = shared.engine.config().context_tokens.saturating_sub(prompt_tokens);
+    let max_tokens = request.max_tokens.unwrap_or(u32::MAX).min(u32::try_from(room).unwrap_or(u32::MAX));
+    let form = AnswerForm { reasoning, text, calls, max_tokens };
     let output = |fault| GrammarError { place: GrammarPlace::Output, fault };
     let vocabulary = grammars.vocabulary().map_err(output)?;
     Ok(Some(Constrained::new(AnswerConstraint::new(vocabulary, form))))
@@ -69,9 +72,9 @@ fn callable(request: &ChatRequest) -> Result<Vec<(usize, &Tool)>, GrammarError> 
     Ok(tools.filter(|(_, tool)| all || names.iter().any(|name| name == tool.name())).collect())
 }
 
-fn text(grammars: &Grammars, output: &OutputFormat) -> Result<TextForm, GrammarError> {
+fn text(grammars: &Grammars, request: &ChatRequest) -> Result<TextForm, GrammarError> {
     let object = json!({"type": "object"});
-    let form = match output {
+    let form = match &request.output {
         OutputFormat::Text => return Ok(TextForm::Free),
         OutputFormat::JsonObject => Form::Json(&object),
         OutputFormat::JsonSchema { schema, .. } => Form::Json(schema),
@@ -79,8 +82,21 @@ fn text(grammars: &Grammars, output: &OutputFormat) -> Result<TextForm, GrammarE
         OutputFormat::Lark(grammar) => Form::Lark(grammar),
         OutputFormat::Choice(words) => Form::Choice(words),
     };
-    let piece = grammars.piece(&form).map_err(|fault| GrammarError { place: GrammarPlace::Output, fault })?;
-    Ok(TextForm::Held(piece.fresh()))
+    let fault = |fault| GrammarError { place: GrammarPlace::Output, fault };
+    let mut piece = grammars.piece(&form).map_err(fault)?.fresh();
+    if request.continue_last
+        && let Some(content) = request.messages.last().and_then(|message| message.content.as_ref())
+    {
+        // The form is that of the whole answer, of which this is the beginning.
+        let vocabulary = grammars.vocabulary().map_err(fault)?;
+        for token in vocabulary.tokenizer.encode(&content.text()).unwrap_or_default() {
+            piece.accept(&vocabulary, token).map_err(|_| {
+                let reason = format!("the answer's given beginning {:?} is not of the form", content.text());
+                fault(GrammarFault::Invalid { reason })
+            })?;
+        }
+    }
+    Ok(TextForm::Held(piece))
 }
 
 fn calls(

@@ -26,6 +26,21 @@ pub(crate) struct AnswerForm {
     pub(crate) text: Option<TextForm>,
     /// The tools that may be called.
     pub(crate) calls: Option<CallForm>,
+    /// Tokens that the answer may take.
+    pub(crate) max_tokens: u32,
+}
+
+/// Answers of fewer tokens are cut short where they are; of longer ones the last tokens are kept for coming to an end.
+const MIN_CLOSED: u32 = 512;
+/// Most tokens that are kept for it.
+const MAX_CLOSING: u32 = 512;
+
+impl AnswerForm {
+    /// Whether an answer of so many tokens is to come to its end.
+    fn closes(&self, taken: u32) -> bool {
+        let kept = (self.max_tokens / 4).min(MAX_CLOSING);
+        self.max_tokens >= MIN_CLOSED && taken >= self.max_tokens - kept
+    }
 }
 
 /// What the text of an answer may be.
@@ -102,6 +117,8 @@ enum State {
 struct Position {
     state: State,
     calls: u64,
+    /// Tokens taken so far.
+    taken: u32,
 }
 
 /// Holds an answer to its form; the [`Constraint`] of one request.
@@ -160,7 +177,7 @@ impl AnswerConstraint {
             (ReasoningMode::Tagged, _) => State::Begin { fresh: true },
             (ReasoningMode::Off, _) => State::Begin { fresh: false },
         };
-        Self { vocabulary, form, position: Position { state, calls: 0 }, ahead: None }
+        Self { vocabulary, form, position: Position { state, calls: 0, taken: 0 }, ahead: None }
     }
 }
 
@@ -172,6 +189,7 @@ fn markup<'a>(vocabulary: &Vocabulary, form: &'a AnswerForm) -> Option<(Markup, 
 /// Takes a token.
 fn advance(vocabulary: &Vocabulary, form: &AnswerForm, position: &mut Position, token: u32) {
     let state = std::mem::replace(&mut position.state, State::Failed);
+    position.taken = position.taken.saturating_add(1);
     let calls = markup(vocabulary, form);
     let opens_section = calls.is_some_and(|(markup, _)| token == markup.section_begin);
     let held = |mut piece: Piece, wrap: fn(Piece) -> State| match piece.accept(vocabulary, token) {
@@ -237,6 +255,7 @@ fn allow(
     mask: &mut SimpleVob,
 ) -> Result<(), String> {
     let calls = markup(vocabulary, form);
+    let closing = form.closes(position.taken);
     let ends = |mask: &mut SimpleVob| vocabulary.ends.iter().for_each(|&id| mask.allow_token(id));
     let section = |mask: &mut SimpleVob| {
         if let Some((markup, _)) = calls {
@@ -252,7 +271,7 @@ fn allow(
         }
         State::Begin { fresh } => {
             let complete = match &form.text {
-                Some(TextForm::Held(piece)) => piece.fresh().allow(vocabulary, mask)?,
+                Some(TextForm::Held(piece)) => piece.fresh().allow(vocabulary, mask, closing)?,
                 Some(TextForm::Free) => {
                     mask.set_from(&vocabulary.all);
                     true
@@ -278,13 +297,14 @@ fn allow(
             section(mask);
         }
         State::Text(piece) => {
-            if piece.allow(vocabulary, mask)? {
+            if piece.allow(vocabulary, mask, closing)? {
                 ends(mask);
             }
         }
         State::Section => {
             let Some((markup, form)) = calls else { return Ok(()) };
-            if position.calls < if form.several { MAX_CALLS } else { 1 } {
+            let most = if form.several && !closing { MAX_CALLS } else { 1 };
+            if position.calls < most {
                 mask.allow_token(markup.call_begin);
             }
             if position.calls > 0 {
@@ -299,7 +319,7 @@ fn allow(
         }
         State::Arguments(piece) => {
             let complete = match piece {
-                Some(piece) => piece.allow(vocabulary, mask)?,
+                Some(piece) => piece.allow(vocabulary, mask, closing)?,
                 None => {
                     mask.set_from(&vocabulary.ordinary);
                     true

@@ -82,7 +82,7 @@ impl Grammars {
     /// [`GrammarFault`]: the form can't be enforced.
     pub fn hold(&self, form: &Form<'_>) -> Result<Constrained, GrammarFault> {
         let text = Some(TextForm::Held(self.piece(form)?.fresh()));
-        let form = AnswerForm { reasoning: ReasoningMode::Off, text, calls: None };
+        let form = AnswerForm { reasoning: ReasoningMode::Off, text, calls: None, max_tokens: u32::MAX };
         Ok(Constrained::new(AnswerConstraint::new(self.vocabulary()?, form)))
     }
 

@@ -1,7 +1,8 @@
 //! What a grammar of JSON leaves open but must not go on for ever: digits, and nesting.
 //!
 //! A reader refuses a number beyond the largest float and nesting beyond some depth, and a weak model may well write such.
-//! The guard follows the text byte by byte and takes away tokens that would go too far.
+//! The guard follows the text byte by byte and takes away tokens that would go too far. Where the answer's tokens run out it
+//! leaves only those that lead to the end, since a text that is cut short is worth nothing.
 
 use llguidance::toktrie::SimpleVob;
 
@@ -63,6 +64,45 @@ impl JsonGuard {
             return;
         }
         banned.into_iter().for_each(|id| mask.disallow_token(id));
+    }
+
+    /// Takes away tokens that don't lead to the end, where there are others.
+    pub(crate) fn close(&self, vocabulary: &Vocabulary, mask: &mut SimpleVob) {
+        let trie = vocabulary.trie();
+        let mut keep = |wanted: &dyn Fn(&[u8]) -> bool| {
+            let mut kept = vocabulary.none();
+            mask.iter_set_entries(|id| {
+                if wanted(trie.token(id as u32)) {
+                    kept.allow_token(id as u32);
+                }
+            });
+            let some = !kept.is_zero();
+            if some {
+                mask.set_from(&kept);
+            }
+            some
+        };
+        if let Place::String { escaped } = self.place {
+            // Of the many tokens of a string only these are of interest.
+            let mut kept = vocabulary.none();
+            let quotes = vocabulary.quotes.iter().copied().filter(|&id| !escaped && mask.is_allowed(id));
+            quotes.for_each(|id| kept.allow_token(id));
+            if !kept.is_zero() {
+                mask.set_from(&kept);
+            }
+            return;
+        }
+        let first = |bytes: &[u8]| bytes.iter().copied().find(|byte| !byte.is_ascii_whitespace());
+        if keep(&|bytes| matches!(first(bytes), Some(b'}' | b']'))) {
+            return;
+        }
+        let of_number =
+            |byte: Option<u8>| matches!(byte, Some(b'0'..=b'9' | b'.' | b'e' | b'E' | b'+' | b'-'));
+        if matches!(self.place, Place::Number { .. }) && keep(&|bytes| !of_number(bytes.first().copied())) {
+            return;
+        }
+        keep(&|bytes| first(bytes).is_some());
+        keep(&|bytes| !bytes.iter().any(|byte| matches!(byte, b'{' | b'[')));
     }
 
     /// Follows some text; `false` if it goes too far.

@@ -42,8 +42,14 @@ impl Piece {
         }
     }
 
-    /// Adds the tokens that may follow to `mask`; says whether the text may end here.
-    pub(crate) fn allow(&mut self, vocabulary: &Vocabulary, mask: &mut SimpleVob) -> Result<bool, String> {
+    /// Adds the tokens that may follow to `mask`, where `closing` those that lead to the end; says whether the text may end
+    /// here.
+    pub(crate) fn allow(
+        &mut self,
+        vocabulary: &Vocabulary,
+        mask: &mut SimpleVob,
+        closing: bool,
+    ) -> Result<bool, String> {
         let (matcher, guard) = match self {
             Self::Words(words) => {
                 words.allow(vocabulary, mask);
@@ -59,7 +65,13 @@ impl Piece {
         let complete = matcher.is_accepting().map_err(|e| e.to_string())?;
         allowed.disallow_token(vocabulary.end_of_grammar());
         if let Some(guard) = guard {
+            if closing && complete {
+                return Ok(true);
+            }
             guard.restrict(vocabulary, &mut allowed, complete);
+            if closing {
+                guard.close(vocabulary, &mut allowed);
+            }
         }
         mask.or(&allowed);
         Ok(complete)

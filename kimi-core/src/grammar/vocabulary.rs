@@ -79,6 +79,8 @@ pub(crate) struct Vocabulary {
     pub(crate) all: SimpleVob,
     /// Ordinary tokens with a bracket or a brace that opens.
     pub(crate) openers: Vec<u32>,
+    /// Ordinary tokens that begin with a quotation mark and have no other.
+    pub(crate) quotes: Vec<u32>,
     environment: TokEnv,
 }
 
@@ -96,7 +98,7 @@ impl Vocabulary {
         let eos = ends.first().copied().unwrap_or(size.saturating_sub(1));
         let trie = TokTrie::from(&TokRxInfo::new(size, eos), &words);
         let (mut ordinary, mut all) = (trie.alloc_token_set(), trie.alloc_token_set());
-        let mut openers = Vec::new();
+        let (mut openers, mut quotes) = (Vec::new(), Vec::new());
         for (id, word) in (0..).zip(&words) {
             all.allow_token(id);
             if tokenizer.is_control(id) {
@@ -105,6 +107,9 @@ impl Vocabulary {
             ordinary.allow_token(id);
             if word.iter().any(|b| matches!(b, b'{' | b'[')) {
                 openers.push(id);
+            }
+            if word.first() == Some(&b'"') && !word[1..].contains(&b'"') {
+                quotes.push(id);
             }
         }
         let environment: TokEnv = Arc::new(Bytes { tokenizer: tokenizer.clone(), trie });
@@ -130,6 +135,7 @@ impl Vocabulary {
             ordinary,
             all,
             openers,
+            quotes,
             environment,
         })
     }
