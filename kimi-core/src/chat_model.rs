@@ -316,7 +316,10 @@ impl ChatModel {
         let (prompt, thinking) = self.render(&request)?;
         let stop = StopStrings::new(request.stop.clone())?;
         let slot = Arc::new(Slot::default());
-        let reasoning = self.shared.reasoning_mode(thinking);
+        let reasoning = match &request.raw {
+            Some(_) => ReasoningMode::Off,
+            None => self.shared.reasoning_mode(thinking),
+        };
         let constraint = constrain::constraint(&self.shared, &request, reasoning, prompt.len())?;
         let mut stream = ReplyStream::new(self.shared.clone(), &request, stop, reasoning);
         let engine_request = Request {

@@ -27,7 +27,9 @@ fn begun(source: &str, variables: Value, message: Message) -> (String, RenderedP
     let request =
         PromptRequest { messages: &messages, tools: &[], add_generation_prompt: true, variables: &variables };
     let prompt = template.render(&request, tokenizer.special()).unwrap();
-    let begun = template.begin_answer(&prompt, &message, tokenizer.special()).unwrap();
+    let (begun, thinking) = template.begin_answer(&prompt, &message, tokenizer.special()).unwrap();
+    let within = begun.text().rfind("<think>") > begun.text().rfind("</think>");
+    assert_eq!(thinking, within, "{}", begun.text());
     let text = begun.text().rsplit("<|im_assistant|>").next().unwrap().to_owned();
     (text, begun)
 }
@@ -100,7 +102,7 @@ fn the_prompt_is_what_the_template_makes_of_the_message() {
                 template.render(&request, tokenizer.special()).unwrap()
             };
             let question = Message::new("user", "Tell me a story.");
-            let begun = template
+            let (begun, _) = template
                 .begin_answer(&render(std::slice::from_ref(&question), true), &message, tokenizer.special())
                 .unwrap();
             let whole = render(&[question, message], false);

@@ -25,7 +25,7 @@ pub enum Thinking {
 impl ChatTemplate {
     /// Appends an assistant's message to a prompt that ends where an answer begins, without the end of the message, so that
     /// the answer goes on after it. Its thinking stands before its text as in a history; without text the answer goes on
-    /// within the thinking.
+    /// within the thinking, which the second value says.
     ///
     /// # Errors
     /// [`TemplateError::NoMark`].
@@ -34,7 +34,7 @@ impl ChatTemplate {
         prompt: &RenderedPrompt,
         message: &Message,
         special: &SpecialTokens,
-    ) -> Result<RenderedPrompt, TemplateError> {
+    ) -> Result<(RenderedPrompt, bool), TemplateError> {
         let content = message.content.as_ref().map(|content| content.text()).unwrap_or_default();
         let reasoning = message.reasoning_content.as_ref().or(message.reasoning.as_ref());
         let reasoning = reasoning.map_or("", String::as_str);
@@ -68,7 +68,7 @@ impl ChatTemplate {
             }
         }
         begun.append(fence.open(&rest));
-        Ok(begun)
+        Ok((begun, content.is_empty() && (opened || (thinks && !closed && !reasoning.is_empty()))))
     }
 
     /// Whether an assistant's message may have a name in place of its role.

@@ -26,7 +26,7 @@ impl ChatModel {
     /// Token ids, and whether the prompt ends inside the model's thinking. What can't fit the context is given up as
     /// soon as that is certain.
     pub(super) fn render(&self, request: &ChatRequest) -> Result<(Vec<u32>, bool), ChatError> {
-        let rendered = match &request.raw {
+        let (rendered, thinking) = match &request.raw {
             Some(RawPrompt::Tokens(ids)) => return Ok((ids.clone(), false)),
             Some(RawPrompt::Text(text)) => {
                 // Every special token's name is its token.
@@ -34,11 +34,10 @@ impl ChatModel {
             }
             None => self.render_chat(request)?,
         };
-        let thinking = rendered.text().trim_end().ends_with("<think>");
         Ok((self.encode(&rendered, request)?, thinking))
     }
 
-    fn render_chat(&self, request: &ChatRequest) -> Result<RenderedPrompt, ChatError> {
+    fn render_chat(&self, request: &ChatRequest) -> Result<(RenderedPrompt, bool), ChatError> {
         let (template, special) = (&self.shared.template, self.shared.tokenizer.special());
         let mut variables = request.template_kwargs.clone();
         if let (Some(thinking), Thinking::Switched { by }) = (request.thinking, template.thinking()) {
@@ -68,7 +67,10 @@ impl ChatModel {
         }
         Ok(match begun {
             Some(last) => template.begin_answer(&rendered, last, special)?,
-            None => rendered,
+            None => {
+                let thinking = rendered.text().trim_end().ends_with("<think>");
+                (rendered, thinking)
+            }
         })
     }
 
