@@ -25,6 +25,59 @@ fn with_template(template: &str) -> Server {
     Server::start(vec![ServedModel::new(model)], HttpConfig::default())
 }
 
+/// A chat that has called a tool, and asks a question that the model would answer with a call.
+fn after_a_call(extra: Value) -> Value {
+    let function = json!({"name": "get_weather", "arguments": "{\"city\": \"Berlin\"}"});
+    let call = json!({"id": "functions.get_weather:0", "type": "function", "function": function});
+    let mut body = json!({
+        "messages": [
+            {"role": "user", "content": "What is the weather in Berlin?"},
+            {"role": "assistant", "content": null, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "functions.get_weather:0", "content": "{\"temp\": 21, \"sky\": \"sunny\"}"},
+            {"role": "assistant", "content": "In Berlin it is 21 degrees, sunny."},
+            {"role": "user", "content": "What is the weather in Oslo?"},
+        ],
+        "temperature": 0,
+        "max_tokens": 60,
+    });
+    for (key, value) in extra.as_object().unwrap() {
+        body[key] = value.clone();
+    }
+    body
+}
+
+#[test]
+fn without_tools_none_are_called_and_no_markup_is_shown() {
+    let server = Server::tiny();
+    let parameters =
+        json!({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]});
+    let function = json!({"name": "get_weather", "description": "Get the current weather for a city", "parameters": parameters});
+    let tools = json!([{"type": "function", "function": function}]);
+    for fields in [
+        json!({}),
+        json!({"tools": []}),
+        json!({"tools": null}),
+        json!({"tools": tools, "tool_choice": "none"}),
+    ] {
+        let body = after_a_call(fields.clone());
+        let whole = server.chat(&body).ok();
+        let choice = &whole["choices"][0];
+        assert!(choice["message"].get("tool_calls").is_none(), "{fields}: {choice}");
+        let content = choice["message"]["content"].as_str().unwrap();
+        assert!(!content.contains("<|"), "{fields}: {content}");
+        assert!(
+            ["stop", "length"].contains(&choice["finish_reason"].as_str().unwrap()),
+            "{fields}: {choice}"
+        );
+        let stream = Streamed::read(server.stream(&body));
+        assert_eq!(
+            (stream.content.as_str(), &stream.finish),
+            (content, &choice["finish_reason"]),
+            "{fields}"
+        );
+    }
+}
+
 #[test]
 fn thinking_is_switched_in_every_apis_words() {
     let server = with_template(SWITCHED);
@@ -61,6 +114,28 @@ fn thinking_is_switched_in_every_apis_words() {
     let sampling =
         json!({"temperature": 1.0, "top_p": 0.95, "without_thinking": {"temperature": 0.6, "top_p": 0.95}});
     assert_eq!(model["default_sampling"], sampling);
+}
+
+#[test]
+fn a_partial_message_goes_on_within_its_thinking() {
+    let server = with_template(SWITCHED);
+    let ask = |partial: Value| {
+        let question = json!({"role": "user", "content": "Tell me a story about a lighthouse."});
+        let body =
+            json!({"messages": [question, partial], "temperature": 0, "max_tokens": 8, "ignore_eos": true});
+        server.chat(&body).ok()["choices"][0]["message"].clone()
+    };
+    let thinking =
+        ask(json!({"role": "assistant", "content": "", "reasoning_content": "Once upon", "partial": true}));
+    assert!(
+        thinking["content"] == ""
+            && thinking["reasoning_content"].as_str().is_some_and(|text| !text.is_empty()),
+        "{thinking}"
+    );
+    let answering = ask(
+        json!({"role": "assistant", "content": "Once upon", "reasoning_content": "Hm.", "partial": true}),
+    );
+    assert!(answering.get("reasoning_content").is_none() && answering["content"] != "", "{answering}");
 }
 
 #[test]

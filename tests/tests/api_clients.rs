@@ -84,7 +84,9 @@ fn frameworks_for_python() {
 #[test]
 fn packages_for_node() {
     let Some(packages) = std::env::var_os("KIMI_NODE_PACKAGES").map(PathBuf::from) else {
-        return skip("KIMI_NODE_PACKAGES names no folder with openai, @anthropic-ai/sdk and ai (npm install)");
+        return skip(
+            "KIMI_NODE_PACKAGES names no folder with openai, @anthropic-ai/sdk and ai (npm install)",
+        );
     };
     // Node looks for packages beside the script.
     let copy = packages.join("kimi-clients.mjs");

@@ -156,6 +156,8 @@ fn tokens_and_back() {
     let counted =
         server.chat(&json!({"messages": messages, "max_tokens": 1})).ok()["usage"]["prompt_tokens"].clone();
     assert_eq!(counted, tokens(&server, json!({"messages": messages})).len());
+    let estimated = post(&server, "/v1/tokenizers/estimate-token-count", &json!({"messages": messages}));
+    assert_eq!(estimated, json!({"data": {"total_tokens": counted}}));
     for (body, param) in [
         (json!({}), "prompt"),
         (json!({"prompt": "a", "messages": messages}), "prompt"),

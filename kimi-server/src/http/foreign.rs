@@ -46,10 +46,10 @@ const FOREIGN: &[Foreign] = &[
     ("smoothing_factor", Some(0.0), SAMPLING),
     ("no_repeat_ngram_size", Some(0.0), "use the penalties"),
     ("repetition_context_size", None, "the penalties look at the whole answer"),
-    ("repeat_last_n", None, "the penalties look at the whole answer"),
+    ("repeat_last_n", Some(-1.0), "the penalties look at the whole answer"),
     ("samplers", None, SAMPLING),
     ("max_new_tokens", None, "use max_completion_tokens"),
-    ("n_predict", None, "use max_completion_tokens"),
+    ("n_predict", Some(-1.0), "use max_completion_tokens"),
     ("min_new_tokens", Some(0.0), "use min_tokens"),
     ("stop_sequences", None, "use stop"),
     ("stop_regex", None, "use stop"),
@@ -75,13 +75,20 @@ pub(super) fn refuse(fields: &Map<String, Value>) -> Result<(), ApiError> {
             return Err(ApiError::field(name, "unsupported_parameter", message));
         }
     }
-    // Markers of the model in the text are taken out always.
-    if fields.get("skip_special_tokens") == Some(&json!(false)) {
-        let message = "only true is supported: the model's markers are never part of the answer";
-        return Err(ApiError::field("skip_special_tokens", "unsupported_parameter", message));
+    for (name, neutral, why) in ONLY {
+        if fields.get(name).is_some_and(|value| !value.is_null() && *value != neutral()) {
+            let message = format!("only {} is supported: {why}", neutral());
+            return Err(ApiError::field(name, "unsupported_parameter", message));
+        }
     }
     Ok(())
 }
+
+/// Fields with one value that is what happens here, and why.
+const ONLY: [(&str, fn() -> Value, &str); 2] = [
+    ("skip_special_tokens", || json!(true), "the model's markers are never part of the answer"),
+    ("verbosity", || json!("medium"), "how long an answer is must be said in the messages"),
+];
 
 fn is_neutral(value: &Value, neutral: Option<f64>) -> bool {
     match value {
@@ -105,6 +112,8 @@ mod tests {
         assert_eq!(refused(json!({"mirostat": 0, "typical_p": 1, "use_beam_search": false})), None);
         assert_eq!(refused(json!({"mirostat": 2})).as_deref(), Some("mirostat"));
         assert_eq!(refused(json!({"skip_special_tokens": true, "user": "x", "seed": 1})), None);
+        assert_eq!(refused(json!({"verbosity": "medium"})), None);
+        assert_eq!(refused(json!({"verbosity": "low"})).as_deref(), Some("verbosity"));
         assert_eq!(refused(json!({"skip_special_tokens": false})).as_deref(), Some("skip_special_tokens"));
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use kimi_core::chat::{Content, FunctionCall, Message, Tool, ToolCall};
+use kimi_core::chat::{Content, FunctionCall, Message, Tool, ToolCall, is_call_name};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use serde_json::Value;
@@ -194,8 +194,10 @@ impl TryFrom<Object<RawCall>> for Call {
         check_function(raw.r#type.as_deref().unwrap_or("function"))?;
         let Object(RawFunction { name, arguments }) = raw.function;
         // A model may have made up any name, and the server has passed it on: so it is taken back.
-        if name.is_empty() {
-            return Err(Refusal::at("function.name", "invalid_value", "expected a name, found \"\""));
+        if !is_call_name(&name) {
+            let found = read::describe(&Value::from(name));
+            let message = format!("expected a name without control characters, found {found}");
+            return Err(Refusal::at("function.name", "invalid_value", message));
         }
         Ok(Self(ToolCall {
             id: raw.id,

@@ -88,6 +88,7 @@ fn route(path: &str) -> &'static str {
         "/v1/completions" => "/v1/completions",
         "/v1/tokenize" => "/v1/tokenize",
         "/v1/detokenize" => "/v1/detokenize",
+        "/v1/tokenizers/estimate-token-count" => "/v1/tokenizers/estimate-token-count",
         "/v1/models" => "/v1/models",
         "/" => "/",
         path if path.starts_with("/page/") => "/page/{file}",

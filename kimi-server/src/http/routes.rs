@@ -195,6 +195,7 @@ impl Door {
             "/v1/chat/completions" => Self::Model(chat::prepare),
             "/v1/completions" => Self::Model(completions::prepare),
             "/v1/tokenize" => Self::Tokens(tokens::tokenize),
+            "/v1/tokenizers/estimate-token-count" => Self::Tokens(tokens::count),
             "/v1/detokenize" => Self::Tokens(tokens::detokenize),
             _ => return None,
         })

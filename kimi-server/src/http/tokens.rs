@@ -1,10 +1,11 @@
-//! `POST /v1/tokenize` and `POST /v1/detokenize`, in vLLM's shape.
+//! `POST /v1/tokenize` and `POST /v1/detokenize`, in vLLM's shape, and Moonshot's count of tokens.
 
 use kimi_core::chat_model::RawPrompt;
 use kimi_core::{CancelFlag, ChatRequest};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use super::engine::ServedModel;
 use super::error::ApiError;
 use super::json::Body;
 use super::messages::{self, ChatMessage, Tools};
@@ -31,7 +32,34 @@ struct TokenizeFields {
 ///
 /// # Errors
 /// 400 that names the field; 404 and 503 for a model that is not there.
-pub(super) fn tokenize(app: &App, mut body: Body, cancel: CancelFlag) -> Result<Value, ApiError> {
+pub(super) fn tokenize(app: &App, body: Body, cancel: CancelFlag) -> Result<Value, ApiError> {
+    let Tokenized { model, tokens, with_strings } = tokens(app, body, cancel)?;
+    let text = |&token: &u32| model.engine().text(&[token]);
+    let strings = with_strings.then(|| tokens.iter().map(text).collect::<Result<Vec<_>, _>>()).transpose()?;
+    Ok(json!({
+        "count": tokens.len(),
+        "max_model_len": model.engine().context_tokens(),
+        "tokens": tokens,
+        "token_strs": strings,
+    }))
+}
+
+/// How many there are, in the shape of Moonshot's `tokenizers/estimate-token-count`.
+///
+/// # Errors
+/// As [`tokenize`].
+pub(super) fn count(app: &App, body: Body, cancel: CancelFlag) -> Result<Value, ApiError> {
+    let tokens = tokens(app, body, cancel)?.tokens;
+    Ok(json!({"data": {"total_tokens": tokens.len()}}))
+}
+
+struct Tokenized<'a> {
+    model: &'a ServedModel,
+    tokens: Vec<u32>,
+    with_strings: bool,
+}
+
+fn tokens(app: &App, mut body: Body, cancel: CancelFlag) -> Result<Tokenized<'_>, ApiError> {
     let thinking: ThinkingFields = body.part()?;
     let fields: TokenizeFields = body.rest()?;
     let model = app.loaded(fields.model.as_deref())?;
@@ -50,28 +78,12 @@ pub(super) fn tokenize(app: &App, mut body: Body, cancel: CancelFlag) -> Result<
             return Err(ApiError::field("prompt", "invalid_value", "give messages or a prompt, not both"));
         }
         (None, None) => {
-            return Err(ApiError::field(
-                "prompt",
-                "missing_required_parameter",
-                "is missing, and so are messages",
-            ));
+            let what = "is missing, and so are messages";
+            return Err(ApiError::field("prompt", "missing_required_parameter", what));
         }
     }
-    let engine = model.engine();
-    let tokens = engine.tokens(&request)?;
-    let strings = match fields.return_token_strs {
-        Some(true) => {
-            let text = |&token: &u32| engine.text(&[token]);
-            Some(tokens.iter().map(text).collect::<Result<Vec<_>, _>>()?)
-        }
-        _ => None,
-    };
-    Ok(json!({
-        "count": tokens.len(),
-        "max_model_len": engine.context_tokens(),
-        "tokens": tokens,
-        "token_strs": strings,
-    }))
+    let tokens = model.engine().tokens(&request)?;
+    Ok(Tokenized { model, tokens, with_strings: fields.return_token_strs.unwrap_or(false) })
 }
 
 #[derive(Debug, Deserialize)]
