@@ -5,7 +5,10 @@ use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{
+    HumanDuration, MultiProgress, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle,
+};
+use kimi_core::plan::HumanBytes;
 
 pub use crate::table::Table;
 
@@ -69,6 +72,31 @@ impl Style {
     }
 }
 
+/// The name, then what is known of how far it has come. Every column has its width, so that nothing moves but the bar, and
+/// all together 78, so that no line of a terminal of 80 is broken.
+const BAR: &str = "{prefix:16!} {bar:18} {done:>8} of {all:8} {rate:>10} {left:>6}";
+/// Before anything is known of its size.
+const WAITING: &str = "{prefix:16!} waiting";
+
+fn bar_style(form: &str) -> ProgressStyle {
+    // What can't be written is not shown.
+    type Key = fn(&ProgressState) -> String;
+    fn key(text: Key) -> impl Fn(&ProgressState, &mut dyn std::fmt::Write) + Clone + Send + Sync {
+        move |state, out| {
+            let _ = out.write_str(&text(state));
+        }
+    }
+    let style = ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style
+        .with_key("done", key(|state| HumanBytes(state.pos()).to_string()))
+        .with_key(
+            "all",
+            key(|state| format!("{:<8}", HumanBytes(state.len().unwrap_or_default()).to_string())),
+        )
+        .with_key("rate", key(|state| format!("{}/s", HumanBytes(state.per_sec() as u64))))
+        .with_key("left", key(|state| format!("{:#}", HumanDuration(state.eta()))))
+}
+
 /// A bar for each stage on a terminal; nothing elsewhere. What it returns is told the stage's index, bytes loaded, and bytes in
 /// all.
 pub fn load_bars(stages: &[String]) -> impl Fn(usize, u64, u64) + Send + Sync + 'static {
@@ -77,23 +105,97 @@ pub fn load_bars(stages: &[String]) -> impl Fn(usize, u64, u64) + Send + Sync + 
     } else {
         ProgressDrawTarget::hidden()
     };
+    load_bars_on(target, stages)
+}
+
+fn load_bars_on(
+    target: ProgressDrawTarget,
+    stages: &[String],
+) -> impl Fn(usize, u64, u64) + Send + Sync + 'static {
     let group = MultiProgress::with_draw_target(target);
-    let form = "{prefix:16} {bar:16} {bytes:>10} of {total_bytes:10} {binary_bytes_per_sec:>12} {eta:>4}";
-    let style = ProgressStyle::with_template(form).unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bars: Vec<_> = stages
-        .iter()
-        .map(|name| group.add(ProgressBar::new(0).with_style(style.clone()).with_prefix(name.clone())))
-        .collect();
+    let waiting = bar_style(WAITING);
+    let bar = |name: &String| ProgressBar::no_length().with_style(waiting.clone()).with_prefix(name.clone());
+    let bars: Vec<_> = stages.iter().map(|name| group.add(bar(name))).collect();
     bars.iter().for_each(|bar| bar.enable_steady_tick(Duration::from_millis(200)));
-    let bars = Mutex::new(bars);
+    let (bars, style) = (Mutex::new(bars), bar_style(BAR));
     move |stage: usize, loaded: u64, total: u64| {
         let bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(bar) = bars.get(stage) {
-            bar.set_length(total);
-            bar.set_position(loaded);
-            if loaded >= total {
-                bar.finish_and_clear();
-            }
+        let Some(bar) = bars.get(stage).filter(|_| total > 0) else { return };
+        if bar.length().is_none() {
+            bar.set_style(style.clone());
         }
+        bar.set_length(total);
+        bar.set_position(loaded);
+        if loaded >= total {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Arc;
+
+    use super::*;
+    use indicatif::TermLike;
+
+    /// A terminal that keeps what is written to it.
+    #[derive(Debug, Clone, Default)]
+    struct Paper(Arc<Mutex<String>>);
+
+    impl TermLike for Paper {
+        fn width(&self) -> u16 {
+            500
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            self.write_str("\n")
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            self.write_str("\n")
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.write_str(&format!("{text}\n"))
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+            Ok(())
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.write_str("\n")
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn bars_fit_80_columns_do_not_jump_and_never_show_nothing_of_nothing() {
+        let paper = Paper::default();
+        let names = ["a".to_owned(), "a name that is longer than its column".to_owned()];
+        let bars = load_bars_on(ProgressDrawTarget::term_like(Box::new(paper.clone())), &names);
+        let total = 594_321_000_000;
+        for loaded in [0, 1, 999, 12_345_678, 999_999_999, 123_456_789_012, total - 1] {
+            for stage in 0..2 {
+                bars(stage, loaded, total);
+                bars(stage, 0, 0); // a stage that does not know yet
+            }
+            std::thread::sleep(Duration::from_millis(60)); // bars are drawn now and then
+        }
+        let text = paper.0.lock().unwrap().clone();
+        let lines: Vec<&str> =
+            text.split(['\n', '\r']).map(str::trim_end).filter(|l| !l.is_empty()).collect();
+        let drawn: Vec<&&str> = lines.iter().filter(|line| line.contains(" of ")).collect();
+        assert!(drawn.len() > 4, "{text}");
+        assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(drawn.iter().all(|line| line.contains("594.3 GB")) && !text.contains("MiB"), "{text}");
+        let place = |line: &str| line[..line.find(" of ").unwrap()].chars().count();
+        assert!(drawn.iter().all(|line| place(line) == place(drawn[0])), "{text}");
     }
 }
