@@ -9,10 +9,12 @@ pub mod devices;
 pub mod doctor;
 pub mod inspect;
 pub mod key;
+pub mod local;
 pub mod man;
 pub mod nodes;
 mod peers;
 pub mod plan;
+pub mod ps;
 pub mod pull_layers;
 pub mod run;
 pub mod serve;
@@ -65,6 +67,10 @@ pub fn run(command: Command) -> anyhow::Result<Outcome> {
         Command::Nodes(args) => nodes::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::List(args) => local::list(&args),
+        Command::Show(args) => local::show(&args),
+        Command::Ps(args) => ps::run(&args),
+        Command::Rm(args) => local::rm(&args),
         Command::Plan(args) => plan::run(&args),
         Command::PullLayers(args) => pull_layers::run(&args),
         Command::Inspect(args) => inspect::run(&args),

@@ -4,6 +4,7 @@
 //! `org/name` or bare name of a folder, looked for in `~/models`, in LM Studio's folder and in Hugging Face's cache.
 
 mod builds;
+mod listing;
 mod places;
 mod registry;
 
@@ -13,6 +14,7 @@ use kimi_core::chat_model::{ChatFiles, ModelError};
 use kimi_core::checkpoint::{Checkpoint, CheckpointError};
 
 pub use builds::{Build, Size};
+pub use listing::Listed;
 pub use places::Places;
 pub use registry::{Entry, OwnSampling, Registry, RegistryError};
 
@@ -95,6 +97,27 @@ pub enum LookupError {
     },
 }
 
+/// A model that kimi does not delete.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// The one in the program.
+    #[error("{EMBEDDED} is part of the program")]
+    Embedded,
+    /// It is not there.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// Somebody else has put it there.
+    #[error(
+        "{folder} was not fetched by kimi (`kimi pull-layers`), so kimi does not delete it; delete the folder yourself, or for \
+         Hugging Face's cache run `hf cache delete`",
+        folder = folder.display()
+    )]
+    NotOurs {
+        /// Where it is.
+        folder: PathBuf,
+    },
+}
+
 fn not_found(name: &str, hub: Option<&str>, looked: &[String], known: &[String]) -> String {
     let mut text = format!("model {name:?} is nowhere on this machine. Looked at:");
     for place in looked {
@@ -143,6 +166,33 @@ impl Lookup {
         let name = hub.unwrap_or(name);
         let known = name != EMBEDDED && places::is_name(name);
         if known { Some(self.places.folders.first()?.join(name.rsplit('/').next()?)) } else { None }
+    }
+
+    /// The models in the usual folders, by name; those elsewhere are found by their path only.
+    pub fn all(&self) -> Vec<Listed> {
+        self.places.all()
+    }
+
+    /// The folder of a model that may be deleted: one that kimi has fetched itself, in one of the usual folders.
+    ///
+    /// # Errors
+    /// [`RemoveError`], with what to do.
+    pub fn removable(&self, name: &str) -> Result<PathBuf, RemoveError> {
+        if name == EMBEDDED {
+            return Err(RemoveError::Embedded);
+        }
+        let Source::Folder(folder) = self.find(name)?.source else { return Err(RemoveError::Embedded) };
+        let full = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        // A link might lead anywhere; what is deleted must itself be below the folder.
+        let usual = self.places.folders.iter().any(|usual| {
+            let (usual, folder) = (full(usual), full(&folder));
+            folder != usual && folder.starts_with(usual)
+        });
+        let is_link = folder.is_symlink();
+        match usual && !is_link && listing::is_pulled(&folder) {
+            true => Ok(folder),
+            false => Err(RemoveError::NotOurs { folder }),
+        }
     }
 
     /// Finds a model by what a person typed.

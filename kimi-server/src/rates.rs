@@ -126,9 +126,7 @@ fn key(checkpoint: &Checkpoint) -> String {
 }
 
 fn default_path() -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))?;
-    Some(state.join("kimi").join("rates.json"))
+    Some(crate::system::state_folder()?.join("rates.json"))
 }
 
 /// The file's content; `None` where there is none, or none that can be used.

@@ -20,6 +20,14 @@ pub fn config_folder() -> Option<PathBuf> {
     Some(config.join("kimi"))
 }
 
+/// Where kimi keeps what it learns and can do without: `$XDG_STATE_HOME/kimi`, else `~/.local/state/kimi`; `None` if neither
+/// variable is set.
+pub fn state_folder() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let state = variable("XDG_STATE_HOME").or_else(|| Some(variable("HOME")?.join(".local/state")))?;
+    Some(state.join("kimi"))
+}
+
 /// Most bytes that the allocator keeps of what was freed, for each of its arenas.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAX_KEPT: libc::c_int = 4 << 20;

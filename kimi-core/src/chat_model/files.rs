@@ -91,6 +91,11 @@ impl ChatFiles {
         Self { defaults, ..self }
     }
 
+    /// The chat template.
+    pub fn template(&self) -> &ChatTemplate {
+        &self.template
+    }
+
     /// Where the chat template was found.
     pub fn template_source(&self) -> TemplateSource {
         self.template_source

@@ -1,6 +1,7 @@
 //! The arguments of every command.
 
 mod http;
+mod local;
 mod manage;
 mod peers;
 mod placement;
@@ -15,6 +16,7 @@ use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
 
 pub use http::HttpArgs;
+pub use local::{ListArgs, PsArgs, RmArgs, ShowArgs};
 pub use manage::{ApiKeyArgs, ApiKeyCommand, CompletionsArgs, ConfigArgs, ConfigCommand, LimitArgs, ManArgs};
 pub use peers::{DoctorArgs, NodesArgs, PeerArgs};
 pub use placement::{LinkArgs, NodeBandwidth, NodeLayers, PlacementArgs, PlanArgs};
@@ -106,6 +108,15 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Show what a server does, once a second: tokens, requests, pages, where a step's time goes, and why it is slow.
     Top(TopArgs),
+    /// List the models on this machine.
+    #[command(visible_alias = "ls")]
+    List(ListArgs),
+    /// Show a model: its size, context, chat template, and how it samples. Reads headers only.
+    Show(ShowArgs),
+    /// Show what of kimi runs on this machine: servers with their models, and a worker.
+    Ps(PsArgs),
+    /// Delete a model that kimi has fetched, after asking.
+    Rm(RmArgs),
     /// Show which machine would hold which layers. Reads headers only; a build that kimi knows need not be here.
     Plan(PlanArgs),
     /// Get just the layers that this machine needs from a machine that has them.
@@ -332,15 +343,18 @@ pub struct DemoArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
-  kimi run kimi-tiny --prompt 'Tell me a story' --stats
-  echo 'Tell me a story' | kimi run kimi-tiny
-  kimi run kimi-tiny              chat; /new starts again, /quit or Ctrl-D leaves")]
+  kimi run kimi-tiny 'Tell me a story' --stats
+  git diff | kimi run kimi-tiny 'What does this change?'
+  kimi run kimi-tiny              chat; /help shows its commands, Ctrl-C stops an answer, Ctrl-D leaves")]
 pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub model: ModelArgs,
-    /// What to ask. Without it: standard input, or a chat if that is a terminal.
-    #[arg(long, short)]
+    /// What to ask; text on standard input follows it. Without either: a chat.
+    #[arg(value_name = "PROMPT")]
+    pub words: Vec<String>,
+    /// The same as a flag, where the model is not given.
+    #[arg(long, short, conflicts_with = "words")]
     pub prompt: Option<String>,
     /// System prompt.
     #[arg(long, alias = "system-prompt")]
@@ -361,6 +375,9 @@ pub struct RunArgs {
     /// Print token counts and speeds to stderr.
     #[arg(long)]
     pub stats: bool,
+    /// Neither read nor keep what is typed in chats (~/.local/state/kimi/history).
+    #[arg(long)]
+    pub no_history: bool,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub peers: PeerArgs,

@@ -160,7 +160,7 @@ pub(super) fn link(route: &Route) -> String {
     }
 }
 
-fn holds(status: &Status) -> String {
+pub(super) fn holds(status: &Status) -> String {
     let layers = status.holding.as_ref().map(|h| {
         let layers = layer_text(&(h.first_layer as usize..h.last_layer as usize + 1));
         format!("layers {layers} ({})", HumanBytes(h.weight_bytes))

@@ -179,7 +179,7 @@ fn referenced(entry: &Path) -> Option<PathBuf> {
     folder.is_dir().then_some(folder)
 }
 
-fn subfolders(folder: &Path) -> Vec<PathBuf> {
+pub(super) fn subfolders(folder: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(folder).into_iter().flatten();
     entries.filter_map(|e| Some(e.ok()?.path())).filter(|p| p.is_dir()).collect()
 }
