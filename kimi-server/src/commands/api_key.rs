@@ -1,6 +1,6 @@
 //! `kimi api-key`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use serde_json::json;
@@ -48,7 +48,7 @@ fn new(path: &Path, name: &str, limits: Limits) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn list(path: &PathBuf, as_json: bool) -> anyhow::Result<()> {
+fn list(path: &Path, as_json: bool) -> anyhow::Result<()> {
     let keys = if path.exists() { api_keys::read(path)? } else { Vec::new() };
     if as_json {
         let of = |ApiKey { name, limits, .. }: &ApiKey| json!({"name": name, "chats": limits.chats, "requests": limits.requests, "tokens": limits.tokens});

@@ -105,10 +105,11 @@ impl Keys {
         if self.is_open() || needs_none {
             return Ok(None);
         }
-        let given: Vec<_> = given(request.headers()).map(|text| blake3::hash(text)).collect();
+        let given: Vec<_> = given(request.headers()).map(blake3::hash).collect();
         let holders = self.holders.read().unwrap_or_else(PoisonError::into_inner);
         // All are compared, so that the time tells nothing.
-        let found = holders.iter().filter(|holder| given.iter().any(|hash| holder.key.matches(hash))).last();
+        let matching = holders.iter().filter(|holder| given.iter().any(|hash| holder.key.matches(hash)));
+        let found = matching.fold(None, |_, holder| Some(holder));
         let Some(holder) = found.cloned() else {
             return Err(ApiError::key(!given.is_empty()));
         };
