@@ -126,7 +126,7 @@ async function answer(chat) {
   chat.time = Date.now();
   const isKept = store.save(chat);
   // Only the end is new: what the reader has opened or selected stays as it is.
-  if (chat.id === current.id) paint(chat);
+  if (chat.id === current.id) update();
   else live.delete(chat.id);
   hooks.changed();
   if (!isKept) announce("The browser has no more room: this conversation lasts as long as the page.");
@@ -168,15 +168,19 @@ function toEnd(smoothly = false) {
 
 let painting = false;
 
-/** Shows what has come of an answer, once a frame. */
+/** Shows what has come of an answer, once a frame; a page in the background has none. */
 function paint(chat) {
   if (painting || chat.id !== current.id) return;
   painting = true;
   requestAnimationFrame(() => {
     painting = false;
-    parts[parts.length - 1]?.update?.();
-    if (follows) toEnd();
+    update();
   });
+}
+
+function update() {
+  parts[parts.length - 1]?.update?.();
+  if (follows) toEnd();
 }
 
 function part(message, index) {
