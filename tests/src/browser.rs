@@ -216,10 +216,10 @@ impl Browser {
         }
     }
 
-    /// Clicks the middle of the first visible element that a selector finds, as a mouse would.
+    /// Clicks the middle of the first visible element that a selector finds, as a mouse would, once nothing lies over it.
     ///
     /// # Panics
-    /// If there is none, or something lies over it.
+    /// If there is none, or something stays over it.
     pub fn click(&mut self, selector: &str) {
         let find = format!(
             "(() => {{ const all = [...document.querySelectorAll({})]; \
@@ -230,9 +230,15 @@ impl Browser {
              return {{x, y, hit: node.contains(over), over: over?.outerHTML.slice(0, 200)}}; }})()",
             json!(selector)
         );
-        let place = self.eval(&find);
-        assert!(!place.is_null(), "nothing to click at {selector}");
-        assert!(place["hit"] == true, "{selector} is covered by {}", place["over"]);
+        let begun = Instant::now();
+        let place = loop {
+            let place = self.eval(&find);
+            if place["hit"] == true {
+                break place;
+            }
+            assert!(begun.elapsed() < PATIENCE, "can't click {selector}: there is {place}");
+            std::thread::sleep(Duration::from_millis(20));
+        };
         for (kind, count) in [("mouseMoved", 0), ("mousePressed", 1), ("mouseReleased", 1)] {
             let event = json!({"type": kind, "x": place["x"], "y": place["y"], "button": "left", "clickCount": count});
             self.call("Input.dispatchMouseEvent", event);

@@ -156,7 +156,8 @@ fn an_answer_is_stopped_and_what_came_stays() {
     browser.wait("the text", &format!("document.querySelector('{LAST}')?.textContent.length > 200"));
     browser.press("Escape");
     browser.wait("the end", IDLE);
-    assert!(browser.text(&format!("{LAST} .stats")).contains("Stopped"));
+    let stats = browser.text(&format!("{LAST} .stats"));
+    assert!(stats.contains("Stopped"), "{stats}");
     let length = browser.eval(&format!("document.querySelector('{LAST}').textContent.length"));
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(browser.eval(&format!("document.querySelector('{LAST}').textContent.length")), length);
@@ -227,7 +228,7 @@ const MARKDOWN: &str = "# A heading\n\nText with **bold**, *italic*, `code` and 
     1. one\n2. two\n   - inner `x`\n   - more\n\n| left | right |\n|:--|--:|\n| a \\| b | 1 |\n| c | 22 |\n\n\
     > A quote\n> of two lines\n\n```rust\nfn main() {\n    println!(\"<b>hi</b>\");\n}\n```\n\n\
     snake_case_name and 2 * 3 * 4 stay. <script>window.hacked = 1</script> <img src=x onerror=\"window.hacked = 1\">\n\n\
-    [bad](javascript:window.hacked=1) ![picture](https://example.com/x.png) [data](data:text/html,x)\n\n- [x] done\n- [ ] open\n";
+    [bad](javascript:window.hacked=1) ![picture](https://example.com/x.png) [data](data:text/html,x)\n\n- [x] done\n- [ ] open\n\nA formula \\(x_1 * y_2\\) stays.\n";
 
 #[test]
 fn markdown_is_shown_and_can_do_no_harm() {
@@ -282,6 +283,79 @@ fn markdown_is_shown_and_can_do_no_harm() {
     // The policy holds even for what would get past that: a script that is put into the page does not run.
     browser.eval("{ const one = document.createElement('script'); one.textContent = 'window.hacked = 1'; document.body.append(one); }");
     assert_eq!(browser.eval("window.hacked ?? null"), json!(null));
+}
+
+/// What `/health` says of a cluster that is slow, and of one that is being loaded.
+fn health(slow: bool) -> serde_json::Value {
+    let stage = |number: usize, node: &str, layers: &str, status: &str, times: [f64; 3]| {
+        json!({
+            "stage": number, "node": node, "holds": format!("{node}: layers {layers} on Apple M3 Ultra (Metal)"),
+            "bytes": 252_000_000_000_u64, "status": status, "steps": 900,
+            "compute_seconds": times[0], "queue_seconds": times[1], "wire_seconds": times[2],
+            "reason": (status == "lost").then_some("the connection was closed"),
+            "loading": (status == "loading").then_some(json!({"loaded_bytes": 90_000_000_000_u64, "total_bytes": 252_000_000_000_u64, "seconds": 60.0, "remaining_seconds": 108.0})),
+            "link": (number == 0).then_some(json!({"round_trip_seconds": 0.0042, "sent_bytes": 7, "received_bytes": 8, "paged_in_bytes": 0})),
+        })
+    };
+    let (status, other) = if slow { ("ok", "ok") } else { ("loading", "lost") };
+    json!({
+        "status": "ok", "version": "0.1.0", "uptime_seconds": 7384.0,
+        "slow": slow.then_some("the link to studio-b takes 9.0 ms of each 24.0 ms step (round trip 8.0 ms): use a cable"),
+        "models": [{
+            "id": "kimi-k2-4bit", "status": status,
+            "loading": (!slow).then_some(json!({"loaded_bytes": 90_000_000_000_u64, "total_bytes": 504_000_000_000_u64, "seconds": 60.0, "remaining_seconds": 276.0})),
+            "stages": [stage(0, "studio-b", "0-30", status, [9.0, 1.0, 6.0]), stage(1, "studio-a", "31-60", other, [8.0, 0.5, 0.0])],
+            "sequences": {"running": 3, "waiting": 2}, "pages": {"used": 1900, "total": 2048},
+            "evictions": 4, "steps": 900, "tokens_generated": 12_000, "prompt_tokens": 30_000,
+        }],
+        "process": {"resident_bytes": 253_000_000_000_u64},
+    })
+}
+
+#[test]
+fn the_cluster_at_a_glance() {
+    let Some(mut browser) = Browser::start() else { return };
+    let server = scripted(Script::default());
+    open(&mut browser, &server, Screen::DESK);
+    browser.eval(&format!(
+        "window.state = {}; const real = window.fetch; window.fetch = (path, options) => {{ \
+         if (path !== '/health') return real(path, options); \
+         for (const model of state.models) model.tokens_generated += 30 + Math.random() * 20; state.uptime_seconds += 2; \
+         return Promise.resolve(new Response(JSON.stringify(state))); }}; 0",
+        health(true)
+    ));
+    browser.press("Control+i");
+    browser.wait("the state", "document.querySelector('#cluster .callout')");
+    let text = browser.text("#cluster");
+    for part in [
+        "Why it is slow",
+        "the link to studio-b",
+        "studio-a",
+        "layers 31-60",
+        "252 GB",
+        "4.2 ms away",
+        "Apple M3 Ultra",
+        "3 running, 2 waiting",
+        "1900 of 2048 pages",
+        "up 2 h 3 min",
+    ] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    assert_eq!(browser.text("#glance-title"), "Slow");
+    browser.wait("speeds", "document.querySelector('.spark-area')");
+    browser.picture("desk-light-cluster");
+    browser.eval(&format!("window.state = {}; 0", health(false)));
+    browser.wait("the loading", "document.querySelector('#glance-title').textContent === 'Loading'");
+    let text = browser.text("#cluster");
+    for part in ["Loading", "17 %, about 4 min 36 s left", "Lost", "the connection was closed"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+    assert!(browser.text("#banner").contains("kimi-k2-4bit is being loaded: 17 %"));
+    browser.resize(Screen::DESK.dark());
+    browser.picture("desk-dark-loading");
+    browser.press("Escape");
+    assert_eq!(browser.eval("document.querySelector('#cluster').hidden"), true);
+    assert_eq!(browser.problems(), Vec::<String>::new());
 }
 
 #[test]
