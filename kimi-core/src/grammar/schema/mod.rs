@@ -36,6 +36,9 @@ const MAX_VALUES: usize = 2_000;
 /// Largest integer that every reader of JSON takes as it is written.
 const MAX_SAFE_INTEGER: i64 = (1 << 53) - 1;
 
+/// Largest multiple where a schema says no more than what it is a multiple of.
+const MAX_MULTIPLE: i64 = 1_000_000_000_000;
+
 const TYPES: [&str; 7] = ["null", "boolean", "integer", "number", "string", "array", "object"];
 /// Keywords that apply other schemas to the same value.
 const IN_PLACE: [&str; 9] =
@@ -304,6 +307,17 @@ fn numbers(keywords: &Keywords, path: &str, base: &mut Map<String, Value>) -> Re
             ));
         }
         base.insert(key.into(), bound.clone());
+    }
+    if base.contains_key("multipleOf") {
+        // A reader rounds larger numbers, and then they are no multiples any more.
+        let given = |keys: [&str; 2]| keys.iter().any(|key| base.contains_key(*key));
+        let (below, above) = (given(["minimum", "exclusiveMinimum"]), given(["maximum", "exclusiveMaximum"]));
+        if !below {
+            base.insert("minimum".into(), (-MAX_MULTIPLE).into());
+        }
+        if !above {
+            base.insert("maximum".into(), MAX_MULTIPLE.into());
+        }
     }
     Ok(())
 }
