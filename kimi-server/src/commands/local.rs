@@ -2,7 +2,6 @@
 
 use std::io::{BufRead, IsTerminal};
 
-use kimi_core::ChatFiles;
 use kimi_core::chat::Thinking;
 use kimi_core::chat_model::SamplingDefaults;
 use kimi_core::plan::HumanBytes;
@@ -50,8 +49,8 @@ pub fn list(args: &ListArgs) -> anyhow::Result<Outcome> {
 /// If the model is not found or can't be used.
 pub fn show(args: &ShowArgs) -> anyhow::Result<Outcome> {
     let (found, checkpoint) = super::open(&args.model, None)?;
-    let report = Report::new(&found.id, &checkpoint)?;
-    let files = ChatFiles::open(&checkpoint)?;
+    let report = Report::new(&found.id, &checkpoint, found.sampling)?;
+    let files = found.chat_files(&checkpoint)?;
     let defaults = files.defaults();
     let tools = files.template().source().contains("tools");
     let folder = match &found.source {
