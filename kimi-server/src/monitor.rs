@@ -12,6 +12,6 @@ pub use process::ProcessState;
 pub use slow::{Cause, Slow, why_slow};
 #[cfg(feature = "cli")]
 pub use snapshot::{
-    Batches, LinkState, LoadState, ModelState, ModelStatus, Pages, PrefixCache, Seen, Sequences, Snapshot,
-    StageState, StageStatus,
+    Batches, Drafts, LinkState, LoadState, ModelState, ModelStatus, Pages, PrefixCache, Seen, Sequences,
+    Snapshot, StageState, StageStatus,
 };

@@ -6,6 +6,7 @@ mod manage;
 mod peers;
 mod placement;
 mod pull_layers;
+mod speculation;
 mod top;
 
 use std::path::PathBuf;
@@ -21,6 +22,7 @@ pub use manage::{ApiKeyArgs, ApiKeyCommand, CompletionsArgs, ConfigArgs, ConfigC
 pub use peers::{DoctorArgs, NodesArgs, PeerArgs};
 pub use placement::{LinkArgs, NodeBandwidth, NodeLayers, PlacementArgs, PlanArgs};
 pub use pull_layers::PullLayersArgs;
+pub use speculation::SpeculationArgs;
 pub use top::TopArgs;
 
 use super::exo::ExoArgs;
@@ -383,6 +385,9 @@ pub struct RunArgs {
     pub peers: PeerArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
+    pub speculation: SpeculationArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
     pub cache: CacheArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
@@ -437,6 +442,9 @@ pub struct ServeArgs {
     /// prompt. Pages are kept in the cache until their place is needed.
     #[arg(long, value_enum, default_value_t)]
     pub prefix_cache: Switch,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub speculation: SpeculationArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub http: HttpArgs,

@@ -6,7 +6,7 @@ mod terminal;
 
 use std::io::{IsTerminal, Read};
 
-use kimi_core::chat_model::ChatModel;
+use kimi_core::chat_model::{ChatModel, ModelOptions};
 use kimi_core::plan::Plan;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 use tokio::runtime::Handle;
@@ -78,7 +78,7 @@ fn piped() -> anyhow::Result<String> {
 fn load(args: &RunArgs, runtime: &Handle) -> anyhow::Result<ChatModel> {
     let (found, checkpoint) = super::open(&args.model, None)?;
     let files = found.chat_files(&checkpoint)?;
-    let options = args.cache.options();
+    let options = ModelOptions { speculation: args.speculation.speculation, ..args.cache.options() };
     let cache = options.cache(&checkpoint);
     let device = &args.device.choice();
     let status = ClusterStatus::default();

@@ -38,6 +38,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let options = ModelOptions {
         prompt_time: Some(Duration::from_millis(args.prompt_time)),
         prefix_cache: Some(args.prefix_cache == Switch::On),
+        speculation: args.speculation.speculation,
         recovery: Duration::from_secs(args.recovery_timeout),
         ..args.cache.options()
     };

@@ -51,6 +51,8 @@ pub struct ModelState {
     pub evictions: u64,
     /// What prompts shared.
     pub prefix_cache: PrefixCache,
+    /// Tokens that were guessed.
+    pub drafts: Drafts,
     /// Batches computed.
     pub steps: u64,
     /// How often a stage was lost.
@@ -131,6 +133,16 @@ pub struct PrefixCache {
     pub misses: u64,
     /// Tokens of prompts that were not computed.
     pub tokens: u64,
+}
+
+/// Tokens that were guessed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Drafts {
+    /// Those that steps verified.
+    pub drafted: u64,
+    /// Those of them that were right.
+    pub accepted: u64,
 }
 
 /// Batches under way.
@@ -308,6 +320,7 @@ impl ModelState {
             pages: Pages { used: scheduler.pages_used, total: scheduler.pages_total },
             evictions: scheduler.evictions,
             prefix_cache: PrefixCache::from(scheduler.prefix),
+            drafts: Drafts { drafted: scheduler.drafts.drafted, accepted: scheduler.drafts.accepted },
             steps,
             losses: stats.losses,
             batches: Batches { in_flight: scheduler.in_flight, limit: stats.depth },

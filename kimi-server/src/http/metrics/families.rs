@@ -129,6 +129,10 @@ impl Page<'_> {
         self.counter("kimi_prefix_cache_requests", help, requests)?;
         let help = "Tokens of prompts that were not computed since their pages were there already";
         self.counter("kimi_cached_prompt_tokens", help, of(|m| m.prefix_cache.tokens as f64))?;
+        let help = "Tokens that were guessed and verified by a step";
+        self.counter("kimi_drafted_tokens", help, of(|m| m.drafts.drafted as f64))?;
+        let help = "Guessed tokens that were right";
+        self.counter("kimi_accepted_drafts", help, of(|m| m.drafts.accepted as f64))?;
         self.gauge("kimi_batches_in_flight", "Batches under way", of(|m| m.batches.in_flight as f64))?;
         self.gauge("kimi_batches_limit", "Most batches under way now", of(|m| m.batches.limit as f64))?;
         self.counter("kimi_steps", "Batches computed", of(|m| m.steps as f64))?;
