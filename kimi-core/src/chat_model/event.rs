@@ -123,6 +123,8 @@ pub enum ChatEvent {
     },
     /// Log-probability of a token; only if asked for.
     Logprob(TokenLogprob),
+    /// This stop string ended the text. [`Self::Finished`] follows.
+    StopString(String),
     /// The last event.
     Finished {
         /// How the answer ended.

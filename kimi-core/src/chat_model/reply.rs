@@ -107,7 +107,8 @@ impl ReplyStream {
                     if !out.text.is_empty() {
                         sink(ChatEvent::Content(out.text));
                     }
-                    if out.matched.is_some() {
+                    if let Some(matched) = out.matched.and_then(|which| self.stop.string(which)) {
+                        sink(ChatEvent::StopString(matched.to_owned()));
                         self.stopped_at = Some(index + 1);
                         return;
                     }

@@ -79,6 +79,11 @@ impl StopStrings {
         std::mem::take(&mut self.held)
     }
 
+    /// A stop string by its place in the request.
+    pub fn string(&self, which: usize) -> Option<&str> {
+        self.strings.get(which).map(String::as_str)
+    }
+
     /// Where the first completed stop string begins, and which it is.
     fn first_match(&self, text: &str) -> Option<(usize, usize)> {
         let found = |(which, s): (usize, &String)| text.find(s.as_str()).map(|at| (at + s.len(), at, which));

@@ -153,7 +153,10 @@ impl Answer {
                 }
             }
             ChatEvent::Logprob(logprob) => self.logprobs.push(logprob),
-            ChatEvent::ToolCallEnd { .. } | ChatEvent::Finished { .. } | ChatEvent::Failed(_) => {}
+            ChatEvent::ToolCallEnd { .. }
+            | ChatEvent::StopString(_)
+            | ChatEvent::Finished { .. }
+            | ChatEvent::Failed(_) => {}
         }
     }
 }

@@ -75,7 +75,10 @@ impl Writer for ChatWriter {
                 json!({"tool_calls": [{"index": index, "function": {"arguments": fragment}}]})
             }
             ChatEvent::Logprob(logprob) => return self.pending[choice].push(logprob),
-            ChatEvent::ToolCallEnd { .. } | ChatEvent::Finished { .. } | ChatEvent::Failed(_) => return,
+            ChatEvent::ToolCallEnd { .. }
+            | ChatEvent::StopString(_)
+            | ChatEvent::Finished { .. }
+            | ChatEvent::Failed(_) => return,
         };
         self.chunk(choice, delta, None, out);
     }

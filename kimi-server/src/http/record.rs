@@ -167,6 +167,7 @@ pub(super) fn part(part: &ChatEvent) {
             ChatEvent::ToolCallBegin { name, .. } => (&mut seen.answer, name),
             ChatEvent::ToolCallArguments { fragment, .. } => (&mut seen.answer, fragment),
             ChatEvent::ToolCallEnd { .. }
+            | ChatEvent::StopString(_)
             | ChatEvent::Logprob(_)
             | ChatEvent::Finished { .. }
             | ChatEvent::Failed(_) => return,
