@@ -96,6 +96,30 @@ impl Server {
         Reply::read(self.send(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes()))
     }
 
+    /// `DELETE path`.
+    pub fn delete(&self, path: &str) -> Reply {
+        Reply::read(self.send(format!("DELETE {path} HTTP/1.0\r\n\r\n").as_bytes()))
+    }
+
+    /// `POST path` that is streamed: its events with their names, to the end.
+    ///
+    /// # Panics
+    /// If there is no stream, or an event has another name than its data says.
+    pub fn named_events(&self, path: &str, body: &Value) -> Vec<Value> {
+        let mut body = body.clone();
+        body["stream"] = true.into();
+        let reply = self.post(path, body.to_string().as_bytes());
+        assert!(reply.status == 200 && reply.head.contains("text/event-stream"), "{}", reply.body);
+        let events = reply.body.split_terminator("\n\n").filter(|event| !event.starts_with(':'));
+        let event = |text: &str| {
+            let (name, data) = text.split_once('\n').expect("a name and data");
+            let data: Value = serde_json::from_str(data.strip_prefix("data: ").expect("data")).expect("JSON");
+            assert_eq!(name.strip_prefix("event: "), data["type"].as_str(), "{text}");
+            data
+        };
+        events.map(event).collect()
+    }
+
     /// `POST path` with a body of JSON.
     pub fn post(&self, path: &str, body: &[u8]) -> Reply {
         Reply::read(self.send(&request(path, body)))

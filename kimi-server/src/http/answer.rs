@@ -84,6 +84,9 @@ impl Question {
 
 /// Gives an answer the form of a front door: as a whole, or as events, which are appended to `out` as they are sent.
 pub(super) trait Writer: Send + 'static {
+    /// A choice of an answer that is not streamed goes on. For writers that need more than [`Answer`] holds.
+    fn hear(&mut self, _choice: usize, _part: &ChatEvent) {}
+
     /// The whole answer, of all choices.
     fn whole(&mut self, answers: Vec<Answer>) -> Value;
 
@@ -101,6 +104,11 @@ pub(super) trait Writer: Send + 'static {
 
     /// The stream ends early: `error` says why. `cut_short` if the server ends it and nothing failed.
     fn fail(&mut self, error: &ApiError, cut_short: bool, out: &mut String);
+
+    /// An error of the model about the request, whose fields have chat completions' names, with this front door's names.
+    fn rename(&self, error: ApiError) -> ApiError {
+        error
+    }
 
     /// An error in place of the whole answer, when it is too late for a status.
     fn error(&self, error: &ApiError) -> Value {
@@ -185,7 +193,7 @@ pub(super) async fn respond(
     }
     let answering = app.clone();
     let mut answer: Whole = Box::pin(async move {
-        match answering.until_end(choices.collect()).await {
+        match answering.until_end(choices.collect(&mut *writer)).await {
             Ok(answers) => Ok(writer.whole(answers)),
             Err(error) => Err((writer.error(&error), error)),
         }
@@ -302,7 +310,8 @@ fn start(app: &App, prepared: Prepared, slot: OwnedSemaphorePermit) -> Result<St
         let (sender, events) = events::channel();
         let sink = Box::new(move |event: ChatEvent| sender.send(event));
         let running = model.engine().chat(request, sink);
-        let running = running.map_err(|error| ApiError::from(error).about_prompt(prompt_field))?;
+        let running =
+            running.map_err(|error| writer.rename(ApiError::from(error).about_prompt(prompt_field)))?;
         let counted = metrics::Request::new(app.metrics.clone(), model.id());
         Ok(events.of(running, parallel_calls, counted))
     };
@@ -356,12 +365,15 @@ impl Choices {
     ///
     /// # Errors
     /// If the model failed or was stopped.
-    async fn collect(mut self) -> Result<Vec<Answer>, ApiError> {
+    async fn collect(mut self, writer: &mut dyn Writer) -> Result<Vec<Answer>, ApiError> {
         let mut answers: Vec<Answer> = self.running.iter().map(|_| Answer::new()).collect();
         while let Some(event) = self.next().await {
             let (choice, event) = event?;
             match event {
-                Event::Part(part) => answers[choice].add(part),
+                Event::Part(part) => {
+                    writer.hear(choice, &part);
+                    answers[choice].add(part);
+                }
                 Event::Finished(finish, usage) => {
                     (answers[choice].finish, answers[choice].usage) = (finish, usage);
                 }

@@ -103,6 +103,28 @@ impl ApiError {
         Self { param: Some("model".to_owned()), ..error }
     }
 
+    /// 404: a response that is not stored, or not any more.
+    pub fn no_response(id: &str) -> Self {
+        let message = format!(
+            "there is no response {id:?} here; responses are kept in memory, unless \"store\" is false, until the server ends or \
+             newer ones need their room"
+        );
+        Self::new(StatusCode::NOT_FOUND, INVALID_REQUEST, "response_not_found", message)
+    }
+
+    /// 400: a request that goes on with a response that is not stored.
+    pub fn no_previous_response(id: &str) -> Self {
+        let message = format!("{}; send the whole conversation as input", Self::no_response(id).message);
+        Self::field("previous_response_id", "previous_response_not_found", message)
+    }
+
+    /// 404: a reference to an item of a response that is not stored.
+    pub fn no_item(path: &str, id: &str) -> Self {
+        let message = format!("there is no stored item {id:?}; send the item itself");
+        let error = Self::field(path, "item_not_found", message);
+        Self { status: StatusCode::NOT_FOUND, ..error }
+    }
+
     /// 401: no key, or one that is not good.
     pub fn key(given: bool) -> Self {
         let found = if given { "the API key is not known here" } else { "the request has no API key" };
@@ -211,6 +233,17 @@ impl ApiError {
         if self.param.as_deref() == Some("messages") {
             self.param = Some(field.to_owned());
         }
+        self
+    }
+
+    /// The same with other names for the field that says what form the answer has, and for a tool's parameters.
+    #[must_use]
+    pub(super) fn renamed(mut self, format: &str, parameters: &str) -> Self {
+        self.param = self.param.map(|param| match param.strip_suffix("function.parameters") {
+            Some(tool) => format!("{tool}{parameters}"),
+            None if param == "response_format" => format.to_owned(),
+            None => param,
+        });
         self
     }
 

@@ -12,7 +12,7 @@ use super::error::ApiError;
 use super::read::{self, Object, Refusal};
 
 /// Most tools of a request.
-const MAX_TOOLS: usize = 512;
+pub(super) const MAX_TOOLS: usize = 512;
 /// Ids of calls that an error shows.
 const SHOWN_IDS: usize = 8;
 /// Most characters of a tool's name.
@@ -252,7 +252,7 @@ impl TryFrom<Value> for Declared {
         let function = present(fields.get("function")).ok_or_else(|| Refusal::missing("function"))?;
         let function = object(function, "function")?;
         let name = string(function.get("name"), "function.name")?;
-        check_name(name.ok_or_else(|| Refusal::missing("function.name"))?)?;
+        check_name("function.name", name.ok_or_else(|| Refusal::missing("function.name"))?)?;
         string(function.get("description"), "function.description")?;
         if let Some(parameters) = present(function.get("parameters")) {
             object(parameters, "function.parameters")?;
@@ -265,19 +265,22 @@ impl TryFrom<Value> for Declared {
     }
 }
 
-fn present(value: Option<&Value>) -> Option<&Value> {
+pub(super) fn present(value: Option<&Value>) -> Option<&Value> {
     value.filter(|value| !value.is_null())
 }
 
-fn wrong(path: &str, expected: &str, found: &Value) -> Refusal {
+pub(super) fn wrong(path: &str, expected: &str, found: &Value) -> Refusal {
     Refusal::at(path, "invalid_type", format!("expected {expected}, found {}", read::describe(found)))
 }
 
-fn object<'v>(value: &'v Value, path: &str) -> Result<&'v serde_json::Map<String, Value>, Refusal> {
+pub(super) fn object<'v>(
+    value: &'v Value,
+    path: &str,
+) -> Result<&'v serde_json::Map<String, Value>, Refusal> {
     value.as_object().ok_or_else(|| wrong(path, "an object", value))
 }
 
-fn string<'v>(value: Option<&'v Value>, path: &str) -> Result<Option<&'v str>, Refusal> {
+pub(super) fn string<'v>(value: Option<&'v Value>, path: &str) -> Result<Option<&'v str>, Refusal> {
     match present(value) {
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
@@ -286,14 +289,14 @@ fn string<'v>(value: Option<&'v Value>, path: &str) -> Result<Option<&'v str>, R
 }
 
 /// A function's name. Dots are not in OpenAI's alphabet, but tool servers use them.
-fn check_name(name: &str) -> Result<(), Refusal> {
+pub(super) fn check_name(path: &str, name: &str) -> Result<(), Refusal> {
     let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if (1..=MAX_NAME_CHARS).contains(&name.len()) && name.chars().all(known) {
         return Ok(());
     }
     let found: String = name.chars().take(MAX_NAME_CHARS).collect();
     let message = format!("expected 1 to {MAX_NAME_CHARS} letters, digits, '_', '-' or '.', found {found:?}");
-    Err(Refusal::at("function.name", "invalid_value", message))
+    Err(Refusal::at(path, "invalid_value", message))
 }
 
 /// The messages, at least one, and whether the answer goes on after the last one: because it is `partial`, or because

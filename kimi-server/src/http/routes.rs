@@ -23,7 +23,7 @@ use super::host::Names;
 use super::json::Body as JsonBody;
 use super::metrics::Metrics;
 use super::peer::Peer;
-use super::{Body, answer, body, chat, completions, tokens, unknown};
+use super::{Body, answer, body, chat, completions, responses, tokens, unknown};
 use crate::monitor::{ModelStatus, ProcessState, Slow, Snapshot};
 
 /// What all requests share.
@@ -38,6 +38,8 @@ pub(super) struct App {
     pub(super) waiting: Arc<Semaphore>,
     pub(super) connections: Arc<Connections>,
     pub(super) metrics: Arc<Metrics>,
+    /// Responses that later requests may go on with.
+    pub(super) responses: Arc<responses::Store>,
     /// What was found last to make the server slow.
     pub(super) slow: Mutex<Option<Slow>>,
     pub(super) began: Instant,
@@ -156,6 +158,9 @@ async fn route(
             Door::Tokens(work) => app.until_end(answer::compute(app.clone(), body, work)).await,
         };
     }
+    if let Some(rest) = path.strip_prefix("/v1/responses/").filter(|rest| !rest.is_empty()) {
+        return responses::handle(app, request.method(), rest, request.uri().query());
+    }
     match path.as_str() {
         "/v1/models" => {
             check_method(&request, &[Method::GET, Method::HEAD], "GET, HEAD")?;
@@ -194,6 +199,8 @@ impl Door {
         Some(match path {
             "/v1/chat/completions" => Self::Model(chat::prepare),
             "/v1/completions" => Self::Model(completions::prepare),
+            "/v1/responses" => Self::Model(responses::prepare),
+            "/v1/responses/input_tokens" => Self::Tokens(responses::count),
             "/v1/tokenize" => Self::Tokens(tokens::tokenize),
             "/v1/tokenizers/estimate-token-count" => Self::Tokens(tokens::count),
             "/v1/detokenize" => Self::Tokens(tokens::detokenize),

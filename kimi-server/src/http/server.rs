@@ -118,6 +118,7 @@ impl App {
             chats: Arc::new(Semaphore::new(chats)),
             waiting: Arc::new(Semaphore::new(waiting)),
             metrics: Arc::default(),
+            responses: Arc::default(),
             slow: Mutex::default(),
             began: Instant::now(),
             keys: Keys::new(&config),

@@ -114,6 +114,14 @@ impl Sse {
     }
 }
 
+/// Appends an event that has a name.
+pub(super) fn push_event(out: &mut String, name: &str, data: &Value) {
+    out.push_str("event: ");
+    out.push_str(name);
+    out.push('\n');
+    push_data(out, data);
+}
+
 /// Appends an event that has only data. JSON text has no line ends, so it is one line.
 pub(super) fn push_data(out: &mut String, data: &Value) {
     out.push_str("data: ");

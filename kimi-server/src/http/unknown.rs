@@ -3,8 +3,15 @@
 use super::error::ApiError;
 
 /// Paths that take requests, for hints.
-const PATHS: [&str; 6] =
-    ["/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/v1/detokenize", "/v1/models", "/health"];
+const PATHS: [&str; 7] = [
+    "/v1/chat/completions",
+    "/v1/completions",
+    "/v1/responses",
+    "/v1/tokenize",
+    "/v1/detokenize",
+    "/v1/models",
+    "/health",
+];
 
 /// Paths of other servers, and where the same is asked for here.
 const ELSEWHERE: [(&str, &str); 7] = [
@@ -51,7 +58,9 @@ pub(super) fn error(method: &str, path: &str) -> ApiError {
 /// The path that was probably meant: `/v1` left out, or there twice, or a slash too many.
 fn meant(path: &str) -> Option<String> {
     let path = path.trim_end_matches('/');
-    let known = |path: &str| PATHS.contains(&path) || path.starts_with("/v1/models/");
+    let known = |path: &str| {
+        PATHS.contains(&path) || path.starts_with("/v1/models/") || path.starts_with("/v1/responses/")
+    };
     let tries = [path.to_owned(), format!("/v1{path}"), path.replacen("/v1", "", 1), path.replace("//", "/")];
     let elsewhere = || ELSEWHERE.iter().find(|(there, _)| *there == path).map(|(_, here)| (*here).to_owned());
     tries.into_iter().find(|path| known(path)).or_else(elsewhere)
