@@ -12,6 +12,7 @@ use kimi_core::sampler::{ParamError, StopError};
 use kimi_core::tokenizer::TokenizerError;
 use serde_json::{Value, json};
 
+use super::record;
 use crate::cluster::Loading;
 
 /// An error of the API: `{"error": {"message", "type", "param", "code"}}` with a status.
@@ -36,6 +37,8 @@ pub struct ApiError {
 
 /// The client's mistake.
 const INVALID_REQUEST: &str = "invalid_request_error";
+/// On this code Anthropic's packages send the whole conversation instead.
+pub(super) const NO_THREADS: &str = "thread_unsupported_request";
 /// Ours, or that of a machine we depend on.
 const SERVER_ERROR: &str = "server_error";
 
@@ -264,7 +267,11 @@ impl ApiError {
             status if status.is_client_error() => "invalid_request_error",
             _ => "api_error",
         };
-        json!({"type": "error", "error": {"type": kind, "message": self.message}})
+        let mut error = json!({"type": kind, "message": self.message});
+        if self.code == Some(NO_THREADS) {
+            error["details"] = json!({"error_code": NO_THREADS});
+        }
+        json!({"type": "error", "error": error, "request_id": record::id()})
     }
 
     /// The response.

@@ -51,7 +51,6 @@ const FOREIGN: &[Foreign] = &[
     ("max_new_tokens", None, "use max_completion_tokens"),
     ("n_predict", Some(-1.0), "use max_completion_tokens"),
     ("min_new_tokens", Some(0.0), "use min_tokens"),
-    ("stop_sequences", None, "use stop"),
     ("stop_regex", None, "use stop"),
     ("include_stop_str_in_output", None, "a stop string is never part of the answer"),
     ("no_stop_trim", None, "a stop string is never part of the answer"),

@@ -91,6 +91,8 @@ fn route(path: &str) -> &'static str {
         "/v1/tokenizers/estimate-token-count" => "/v1/tokenizers/estimate-token-count",
         "/v1/responses" => "/v1/responses",
         path if path.starts_with("/v1/responses/") => "/v1/responses/{id}",
+        "/v1/messages" => "/v1/messages",
+        "/v1/messages/count_tokens" => "/v1/messages/count_tokens",
         "/v1/models" => "/v1/models",
         "/" => "/",
         path if path.starts_with("/page/") => "/page/{file}",

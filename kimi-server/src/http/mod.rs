@@ -5,6 +5,7 @@
 //! | `POST /v1/chat/completions` | a chat completion, streamed or not |
 //! | `POST /v1/completions` | text that goes on, without messages and template |
 //! | `POST /v1/responses` and below | OpenAI's Responses API; what it stores is in memory |
+//! | `POST /v1/messages`, `POST /v1/messages/count_tokens` | Anthropic's API |
 //! | `POST /v1/tokenize`, `POST /v1/detokenize` | from a text or a chat to tokens, and back |
 //! | `GET /v1/models`, `GET /v1/models/{id}` | the models served |
 //! | `GET /health` | state of each model: stages, sequences, cache pages; why it is slow; 503 if one cannot answer |
@@ -24,6 +25,7 @@
 //! change the answer are refused by name with status 400.
 
 mod answer;
+mod anthropic;
 mod auth;
 mod body;
 mod budget;

@@ -37,6 +37,8 @@ pub(super) struct Options {
     max_completion_tokens: Option<Whole>,
     max_tokens: Option<Whole>,
     min_tokens: Option<Whole>,
+    /// Also under the name that Anthropic has for it.
+    #[serde(alias = "stop_sequences")]
     stop: Option<Strings>,
     stop_token_ids: Option<Vec<Whole>>,
     ignore_eos: Option<bool>,

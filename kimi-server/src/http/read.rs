@@ -86,6 +86,7 @@ fn api_error(path: &str, message: &str) -> ApiError {
     let join = |field: &str| match (path, field) {
         (path, "") => path.to_owned(),
         ("", field) => field.to_owned(),
+        (path, field) if field.starts_with('[') => format!("{path}{field}"),
         (path, field) => format!("{path}.{field}"),
     };
     if let Some(parts) = message.strip_prefix(MARK) {

@@ -19,6 +19,11 @@ tokio::task_local! {
 /// Most characters of a path in the log.
 const MAX_PATH: usize = 256;
 
+/// The id of the request that is being answered.
+pub(super) fn id() -> Option<String> {
+    CURRENT.try_with(|record| record.id.to_str().ok().map(str::to_owned)).ok().flatten()
+}
+
 /// One request.
 #[derive(Debug)]
 pub(super) struct Record {

@@ -23,7 +23,7 @@ use super::host::Names;
 use super::json::Body as JsonBody;
 use super::metrics::Metrics;
 use super::peer::Peer;
-use super::{Body, answer, body, chat, completions, responses, tokens, unknown};
+use super::{Body, answer, anthropic, body, chat, completions, responses, tokens, unknown};
 use crate::monitor::{ModelStatus, ProcessState, Slow, Snapshot};
 
 /// What all requests share.
@@ -201,6 +201,8 @@ impl Door {
             "/v1/completions" => Self::Model(completions::prepare),
             "/v1/responses" => Self::Model(responses::prepare),
             "/v1/responses/input_tokens" => Self::Tokens(responses::count),
+            "/v1/messages" => Self::Model(anthropic::prepare),
+            "/v1/messages/count_tokens" => Self::Tokens(anthropic::count),
             "/v1/tokenize" => Self::Tokens(tokens::tokenize),
             "/v1/tokenizers/estimate-token-count" => Self::Tokens(tokens::count),
             "/v1/detokenize" => Self::Tokens(tokens::detokenize),

@@ -3,10 +3,12 @@
 use super::error::ApiError;
 
 /// Paths that take requests, for hints.
-const PATHS: [&str; 7] = [
+const PATHS: [&str; 9] = [
     "/v1/chat/completions",
     "/v1/completions",
     "/v1/responses",
+    "/v1/messages",
+    "/v1/messages/count_tokens",
     "/v1/tokenize",
     "/v1/detokenize",
     "/v1/models",

@@ -21,7 +21,8 @@ use serde_json::{Map, Value, json};
 use items::{Conversation, Input};
 pub(super) use routes::handle;
 pub(super) use store::Store;
-use tools::{Declared, Reasoning, TextOptions, check_count};
+use tools::{Declared, Reasoning, TextOptions};
+pub(super) use tools::{check_count, function};
 use writer::{Keep, ResponsesWriter};
 
 use super::answer::{Prepared, Question};
