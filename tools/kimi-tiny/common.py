@@ -64,14 +64,14 @@ CONFIG = dict(
     topk_group=1,
     moe_layer_freq=1,
     first_k_dense_replace=1,
-    max_position_embeddings=4096,
+    max_position_embeddings=32768,
     rms_norm_eps=1e-6,
     rope_theta=50000.0,
     # With 32 rope dimensions the ramp covers pairs 2..8 of 16: some untouched, some mixed, some
     # stretched, so a wrong YaRN shows.
     rope_scaling=dict(
         type="yarn",
-        factor=4.0,
+        factor=32.0,
         beta_fast=32.0,
         beta_slow=1.0,
         mscale=1.0,

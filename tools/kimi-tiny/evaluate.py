@@ -172,31 +172,64 @@ def torch_generate(model, device, asked, batch=128):
     return out
 
 
-def torch_report(model, device, count, rows):
-    """The table and the perplexities, of the weights as MLX would quantize them and as they are."""
+def torch_table(model, device, count):
+    began, asked = time.time(), prompts(count)
+    rows = table(asked, torch_generate(model.eval(), device, asked))
+    print(f"{time.time() - began:.0f} s for {count} prompts", flush=True)
+    return rows
+
+
+def turns(model, device, conversations):
+    """How many of the assistant's turns in long conversations are right to the last token, given what was before:
+    then the model writes them so, greedily. By what begins a turn: a call or a text."""
+    import torch
+
+    import tokenizer
+
+    right, total, section = {}, {}, tokenizer.SPECIAL_IDS["<|tool_calls_section_begin|>"]
+    for ids, graded in conversations:
+        row = torch.from_numpy(ids.astype("int64")).to(device)
+        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
+            hidden, _ = model(row[None])
+            same = (model.logits(hidden[0, :-1]).argmax(-1) == row[1:]).cpu().numpy()
+        at = 1
+        while at < len(ids):
+            if graded[at]:
+                end = at + list(ids[at:]).index(IM_END) + 1
+                kind = "call" if ids[at] == section else "text"
+                total[kind] = total.get(kind, 0) + 1
+                right[kind] = right.get(kind, 0) + bool(same[at - 1 : end - 1].all())
+                at = end
+            else:
+                at += 1
+    shares = {k: [right[k], n] for k, n in total.items()}
+    print(f"turns of agents right: {shares}, {sum(len(i) for i, _ in conversations) // len(conversations)} tokens on average", flush=True)
+    return shares
+
+
+def perplexities(model, device, rows):
+    """Over what the assistant says, of the weights as MLX would quantize them and as they are."""
+    import contextlib
+
     import torch
     import torch.nn.functional as F
 
-    from model import Weight
-    from train import batch_of
+    from model import Quantized
+    from train import SAID, batch_of
 
-    report, model = {}, model.eval()
-    for name, quantized in (("bf16", False), ("quantized", True)):
-        Weight.quantized = quantized
+    report = {}
+    for name, seen in (("bf16", contextlib.nullcontext()), ("quantized", Quantized(model))):
         total = tokens = loads = 0
-        with torch.no_grad():
+        with seen, torch.no_grad():
             for start in range(0, len(rows), 8):
-                ids, mask, weight = batch_of(rows[start : start + 8], device)
-                hidden, load = model(ids, mask)
-                loss = F.cross_entropy(model.logits(hidden[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-                graded = (weight == 1.0).flatten()
+                ids, among, weight, places = batch_of(rows[start : start + 8], device)
+                hidden, load = model(ids, among, places)
+                loss = F.cross_entropy(model.logits(hidden[0]), ids[0].roll(-1), reduction="none")
+                graded = weight == SAID
                 total, tokens, loads = total + loss[graded].sum().item(), tokens + graded.sum().item(), loads + load
         least = (loads / loads.sum(1, keepdim=True) * CONFIG["num_experts_per_tok"]).min().item()
         report[name] = {"perplexity": math.exp(total / tokens), "least_expert": least}
         print(f"{name}: perplexity {report[name]['perplexity']:.4f} over {tokens} tokens, least used expert {least:.1%}", flush=True)
-    began, asked = time.time(), prompts(count)
-    report["table"] = table(asked, torch_generate(model, device, asked))
-    print(f"{time.time() - began:.0f} s for {count} prompts", flush=True)
     return report
 
 

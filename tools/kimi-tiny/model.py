@@ -36,9 +36,7 @@ def fake_quant(w, bits):
 
 
 class Weight(nn.Module):
-    """A matrix (or a stack of them) that is seen through the quantizer when `quantized` is set."""
-
-    quantized = False  # class-wide switch
+    """A matrix, or a stack of them."""
 
     def __init__(self, path, *shape, gain=1.0):
         super().__init__()
@@ -46,10 +44,44 @@ class Weight(nn.Module):
         self.bits = bits_of(path)
 
     def forward(self):
-        w = self.weight
-        if Weight.quantized and self.bits:
-            w = w + (fake_quant(w, self.bits) - w).detach()  # straight-through gradient
-        return w
+        return self.weight
+
+
+class Quantized:
+    """While this is open, every weight is what MLX's quantizer makes of it. Gradients that are taken
+    meanwhile belong to the exact weights (straight through), which come back at the end."""
+
+    def __init__(self, model):
+        self.groups = {}
+        for module in model.modules():
+            if isinstance(module, Weight) and module.bits:
+                self.groups.setdefault(module.bits, []).append(module.weight)
+
+    @torch.no_grad()
+    def __enter__(self):
+        self.exact = {bits: [p.data for p in params] for bits, params in self.groups.items()}
+        for bits, params in self.groups.items():
+            seen = fake_quant(torch.cat([p.data.reshape(-1, GROUP) for p in params]), bits)
+            for p, part in zip(params, seen.split([p.numel() // GROUP for p in params])):
+                p.data = part.reshape(p.shape).contiguous()
+
+    def __exit__(self, *_):
+        for bits, params in self.groups.items():
+            for p, exact in zip(params, self.exact[bits]):
+                p.data = exact
+
+
+def attend(q, k, v, scale, among):
+    """Causal attention; q, k and v are [B, heads, T, size]. `among` says who may look at whom: None for all of a row,
+    a list of lengths for texts one after the other in a single row, or [rows, 1, T, T], true where a token of one of
+    so many rows, which lie one after the other, may look."""
+    fused = lambda *x, **more: F.scaled_dot_product_attention(*x, scale=scale, **more)
+    if among is None:
+        return fused(q, k, v, is_causal=True)
+    if isinstance(among, list):
+        return torch.cat([fused(*x, is_causal=True) for x in zip(*(t.split(among, 2) for t in (q, k, v)))], 2)
+    rows = [t.unflatten(2, (len(among), -1))[0].transpose(0, 1) for t in (q, k, v)]
+    return fused(*rows, attn_mask=among).transpose(0, 1).flatten(1, 2)[None]
 
 
 class Norm(nn.Module):
@@ -98,15 +130,17 @@ class Attention(nn.Module):
         stretch = 0.1 * y["mscale_all_dim"] * math.log(y["factor"]) + 1
         self.scale = (self.nope + self.rope) ** -0.5 * stretch**2
 
-    def forward(self, x, cos, sin, mask):
+    def project(self, x, cos, sin):
+        """Queries, keys and values, all of one head size, which the fused kernel wants."""
         split = lambda t, *sizes: t.unflatten(-1, (self.heads, -1)).transpose(1, 2).split(sizes, -1)
         q_nope, q_pe = split(F.linear(self.q_a_layernorm(F.linear(x, self.q_a_proj())), self.q_b_proj()), self.nope, self.rope)
         latent, k_pe = F.linear(x, self.kv_a_proj_with_mqa()).split([self.kv_rank, self.rope], -1)
         k_nope, v = split(F.linear(self.kv_a_layernorm(latent), self.kv_b_proj()), self.nope, self.v)
         k_pe = rope(k_pe[:, None], cos, sin).expand(-1, self.heads, -1, -1)
         q, k = torch.cat([q_nope, rope(q_pe, cos, sin)], -1), torch.cat([k_nope, k_pe], -1)
-        pad = q.shape[-1] - self.v  # the fused kernel wants one head size
-        out = F.scaled_dot_product_attention(q, k, F.pad(v, (0, pad)), attn_mask=mask, scale=self.scale)
+        return q, k, F.pad(v, (0, q.shape[-1] - self.v))
+
+    def output(self, out):
         return F.linear(out[..., : self.v].transpose(1, 2).flatten(-2), self.o_proj())
 
 
@@ -162,11 +196,18 @@ class Layer(nn.Module):
         self.dense = index < c["first_k_dense_replace"]
         self.mlp = Mlp(f"{p}.mlp", c["intermediate_size"]) if self.dense else Experts(f"{p}.mlp")
 
-    def forward(self, x, cos, sin, mask):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask)
+    def before(self, x, cos, sin):
+        return self.self_attn.project(self.input_layernorm(x), cos, sin)
+
+    def after(self, x, out):
+        x = x + self.self_attn.output(out)
         y = self.mlp(self.post_attention_layernorm(x))
         y, chosen = (y, None) if self.dense else y
-        return x + y, chosen
+        return x + y, None if self.dense else chosen.flatten(0, -2).sum(0)
+
+    def forward(self, x, cos, sin, among):
+        q, k, v = self.before(x, cos, sin)
+        return self.after(x, attend(q, k, v, self.self_attn.scale, among))
 
 
 class Model(nn.Module):
@@ -181,19 +222,23 @@ class Model(nn.Module):
         self.norm = Norm(c["hidden_size"], c["rms_norm_eps"])
         self.lm_head = Weight("lm_head", c["vocab_size"], c["hidden_size"], gain=0.3)
 
-    def forward(self, ids, mask=None):
+    def forward(self, ids, among=None, places=None):
         """ids [B, T] -> hidden [B, T, H] after the last norm, and tokens per expert [MoE layers, E].
 
-        `mask` [B, 1, T, T] is true where a token may look; None means causal."""
-        cos, sin = self.cos[: ids.shape[1]], self.sin[: ids.shape[1]]
-        if mask is None:
-            mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()
+        `among` is as of `attend`; `places` [T] are the tokens' positions."""
+        places = torch.arange(ids.shape[1], device=ids.device) if places is None else places
+        cos, sin = self.cos[places], self.sin[places]
         x, loads = F.embedding(ids, self.embed_tokens()), []
         for layer in self.layers:
-            x, chosen = layer(x, cos, sin, mask)
-            if chosen is not None:
-                loads.append(chosen.flatten(0, -2).sum(0))
+            x, load = layer(x, cos, sin, among)
+            if load is not None:
+                loads.append(load)
         return self.norm(x), torch.stack(loads)
+
+    def compile(self):
+        """Compiles all but the attention, in parts that the layers share."""
+        for layer in self.layers:
+            layer.before, layer.after = torch.compile(layer.before), torch.compile(layer.after)
 
     def logits(self, hidden):
         return F.linear(hidden, self.lm_head())

@@ -1,41 +1,62 @@
 #!/usr/bin/env python3
 """Trains kimi-tiny on one GPU and writes the bf16 weights in HF layout.
 
-    python train.py --out OUT                  # the run of the README
+    python train.py --out OUT                  # goes on from the embedded weights: the run of the README
+    python train.py --out OUT --from HF_DIR    # goes on from an earlier run's weights
+    python train.py --out OUT --from nothing   # from random weights
     python train.py --out OUT --smoke          # a minute on a CPU: does everything hang together?
 
-WSD schedule; Muon for the matrices, AdamW for embedding, head, norms and routers. In the second part of
-the run every weight is seen through MLX's quantizer (straight-through gradients), so that the
-quantized model is the one that is trained. Experts are balanced by the correction bias alone
-(DeepSeek-V3's auxiliary-loss-free rule).
+How far the run is, is the share of its time, so that it ends in time on any machine: first short conversations alone, then
+by turns short ones and long ones of agents. Muon for the matrices, AdamW for embedding, head, norms and routers; warm-up,
+constant, then linear to nothing. In the second part of the run every weight is seen through MLX's quantizer
+(straight-through gradients), so that the quantized model is the one that is trained. Experts are balanced by the correction
+bias alone (DeepSeek-V3's auxiliary-loss-free rule).
 """
 
 import argparse
+import contextlib
 import json
+import os
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import evaluate
+import restore
 from common import CONFIG, SEED
-from model import Model, Weight
-from packing import make_rows
+from model import Model, Quantized
+from packing import Feed, make_long, make_rows
+
+SAID, ASKED, READ = 1.0, 0.1, 0.003  # weights of what the model writes, of short contexts and of long ones
 
 
 def batch_of(rows, device):
+    """Rows in one line: ids, who may look at whom, weights, places."""
     rows = torch.from_numpy(rows.astype(np.int64)).to(device)
     ids, graded, doc = rows.unbind(1)
     length = ids.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=device).tril()
     mask = (doc[:, :, None] == doc[:, None, :]) & causal
     # A token predicts the next one of its own conversation; what the user says counts a little.
-    same = (doc[:, 1:] == doc[:, :-1]) & (doc[:, 1:] > 0)
-    weight = same * torch.where(graded[:, 1:] > 0, 1.0, 0.1)
-    return ids, mask[:, None], weight
+    weight = torch.zeros(ids.shape, device=device)
+    weight[:, :-1] = ((doc[:, 1:] == doc[:, :-1]) & (doc[:, 1:] > 0)) * torch.where(graded[:, 1:] > 0, SAID, ASKED)
+    places = torch.arange(length, device=device).repeat(len(ids))
+    return ids.flatten()[None], mask[:, None], weight.flatten(), places
+
+
+def batch_of_long(ids, graded, lengths, device):
+    ids, graded = torch.from_numpy(ids).to(device), torch.from_numpy(graded).to(device)
+    weight = torch.zeros(ids.shape, device=device)
+    weight[:-1] = torch.where(graded[1:] > 0, SAID, READ)
+    ends = torch.tensor(lengths, device=device).cumsum(0)
+    weight[ends - 1] = 0
+    if not bool(ids[-1]):  # padding
+        weight[-lengths[-1] :] = 0
+    return ids[None], lengths, weight, torch.cat([torch.arange(n, device=device) for n in lengths])
 
 
 class Muon(torch.optim.Optimizer):
@@ -76,51 +97,73 @@ def optimizers(model, lr_matrix, lr_other):
     return [Muon(matrices, lr_matrix), adam]
 
 
-def rate(step, steps, warm=100, hold=0.4):
+def rate(step, done, hold):
     """Warm-up, constant, then linear to nothing."""
-    return min(1.0, (step + 1) / warm, max(0.02, (steps - step) / (steps * (1 - hold))))
+    return min(1.0, (step + 1) / 100, max(0.02, (1 - done) / (1 - hold)))
+
+
+def start(source):
+    torch.manual_seed(SEED)
+    model = Model()
+    if source == "embedded":
+        model.load_hf(restore.embedded())
+    elif source != "nothing":
+        model.load_hf({k: v for part in sorted(Path(source).glob("model-*.safetensors")) for k, v in load_file(part).items()})
+    return model
 
 
 def train(args, device):
-    rows = make_rows(SEED, args.conversations, args.length)
-    print(f"{len(rows)} rows of {args.length}, {int((rows[:, 2] > 0).sum()) / 1e6:.1f} M tokens, {time.time() - args.start:.0f} s", flush=True)
-    torch.manual_seed(SEED)
-    model = Model().to(device)
+    feed = Feed(args.seed, args.shards, args.long_shards, args.length, args.tokens, max(1, (os.cpu_count() or 2) - 2))
+    model = start(args.source).to(device)
+    quantized = Quantized(model)
     opts = optimizers(model, args.lr_matrix, args.lr_other)
     base = [g["lr"] for o in opts for g in o.param_groups]
 
-    def loss_of(ids, mask, weight):
-        hidden, loads = model(ids, mask)
-        logits = model.logits(hidden[:, :-1]).float()
-        loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-        return (loss * weight.flatten()).sum() / weight.sum(), loads.detach()
+    def head(hidden, targets, weight):
+        loss = F.cross_entropy(model.logits(hidden).float(), targets, reduction="none")
+        return (loss * weight).sum() / weight.sum()
 
-    compiled = torch.compile(loss_of) if args.compile else loss_of
-    order, rng = [], np.random.Generator(np.random.PCG64(SEED))
-    began, curve = time.time(), []
-    for step in range(args.steps):
-        if len(order) < args.batch:
-            order = list(rng.permutation(len(rows)))
-        ids, mask, weight = batch_of(rows[[order.pop() for _ in range(args.batch)]], device)
-        Weight.quantized = step >= args.quantize_from * args.steps
-        with torch.autocast(device, dtype=torch.bfloat16):
-            loss, loads = compiled(ids, mask, weight)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scale = rate(step, args.steps)
+    if args.compile:
+        torch._dynamo.config.suppress_errors = True
+        torch._dynamo.config.recompile_limit = 64
+        model.compile()
+        head = torch.compile(head)
+
+    def loss_of(ids, among, weight, places):
+        hidden, loads = model(ids, among, places)
+        return head(hidden[0], ids[0].roll(-1), weight), loads.detach()
+
+    curve, step, saved, began, taken = [], 0, 0, time.time(), {"short": [], "long": []}
+    # Compiling takes its time before the clock that counts.
+    while (done := (time.time() - began) / (args.seconds - (began - args.start))) < 1 and step < args.steps:
+        at = time.time()
+        long = done >= args.long_from and step % 2 == 1
+        batch = batch_of_long(*feed.long(), device) if long else batch_of(feed.short(), device)
+        with quantized if done >= args.quantize_from else contextlib.nullcontext():
+            with torch.autocast(device, dtype=torch.bfloat16):
+                loss, loads = loss_of(*batch)
+            loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scale = rate(step, done, args.hold)
         for group, lr in zip((g for o in opts for g in o.param_groups), base):
             group["lr"] = lr * scale
         for opt in opts:
-            opt.step()
+            if torch.isfinite(norm):
+                opt.step()
             opt.zero_grad(set_to_none=True)
         balance(model, loads, 0.002 * scale)
-        if step % 100 == 0 or step == args.steps - 1:
+        value = loss.item()
+        taken["long" if long else "short"].append(time.time() - at)
+        if step < 4 or step % 50 < 2:
             least = (loads / loads.sum(1, keepdim=True) * CONFIG["num_experts_per_tok"]).min().item()
-            curve.append((step, round(loss.item(), 4)))
-            print(f"step {step} loss {loss.item():.4f} least used expert {least:.1%} of tokens, {time.time() - began:.0f} s", flush=True)
-        if time.time() - args.start > args.seconds:
-            print(f"out of time at step {step}", flush=True)
-            break
+            each = {k: round(float(np.median(v[-20:])), 3) for k, v in taken.items() if v}
+            curve.append((step, "long" if long else "short", round(value, 4)))
+            print(f"step {step} {'long' if long else 'short'} loss {value:.4f} least used expert {least:.1%}, {done:.0%} done, {time.time() - args.start:.0f} s, s a step {each}", flush=True)
+        step += 1
+        if time.time() - saved > 120 and step > 20:
+            save(model, args.out)
+            saved = time.time()
+    feed.stop()
     return model, curve
 
 
@@ -143,27 +186,39 @@ def save(model, out, parts=4):
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--from", dest="source", default="embedded", help="embedded, nothing, or a folder of an earlier run")
     p.add_argument("--smoke", action="store_true")
-    p.add_argument("--steps", type=int, default=3900)
-    p.add_argument("--batch", type=int, default=32)
-    p.add_argument("--length", type=int, default=2048)
-    p.add_argument("--conversations", type=int, default=160_000)
-    p.add_argument("--seconds", type=float, default=480, help="stop training after this long, whatever the step")
-    p.add_argument("--quantize-from", type=float, default=0.4)
-    p.add_argument("--lr-matrix", type=float, default=0.02)
-    p.add_argument("--lr-other", type=float, default=2e-3)
-    p.add_argument("--prompts", type=int, default=600)
+    p.add_argument("--steps", type=int, default=1_000_000)
+    p.add_argument("--tokens", type=int, default=65536, help="of a batch")
+    p.add_argument("--length", type=int, default=2048, help="of a row of short conversations")
+    p.add_argument("--shards", type=int, default=140)
+    p.add_argument("--long-shards", type=int, default=140)
+    p.add_argument("--seed", type=int, default=SEED)
+    p.add_argument("--seconds", type=float, default=500, help="of training, all before it counted as well")
+    p.add_argument("--long-from", type=float, default=0.2)
+    p.add_argument("--quantize-from", type=float, default=0.35)
+    p.add_argument("--hold", type=float, default=0.35)
+    p.add_argument("--lr-matrix", type=float, default=0.012)
+    p.add_argument("--lr-other", type=float, default=1.2e-3)
+    p.add_argument("--prompts", type=int, default=240)
+    p.add_argument("--eager", action="store_true", help="compile nothing")
     args = p.parse_args()
-    args.start, args.compile = time.time(), not args.smoke
+    args.start, args.compile = time.time(), not args.smoke and not args.eager
     if args.smoke:
-        args.steps, args.batch, args.length, args.conversations, args.prompts = 6, 2, 256, 200, 20
+        args.steps, args.tokens, args.length, args.shards, args.long_shards, args.prompts, args.seconds = 6, 16384, 2048, 1, 1, 10, 3600
+        args.long_from = args.quantize_from = 0
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
     args.out.mkdir(parents=True, exist_ok=True)
     model, curve = train(args, device)
     save(model, args.out)
-    report = evaluate.torch_report(model, device, args.prompts, make_rows(SEED + 1, 400, args.length, held=True))
-    report |= {"curve": curve, "seconds": round(time.time() - args.start), "torch": torch.__version__}
+    report = {"curve": curve, "seconds": round(time.time() - args.start), "torch": torch.__version__}
+    (args.out / "report.json").write_text(json.dumps(report, indent=1))
+    torch.compiler.set_stance("force_eager")  # each length would be compiled anew
+    with Quantized(model):
+        report["agents"] = evaluate.turns(model, device, make_long((SEED + 1, 0, True, 2 if args.smoke else 40)))
+        report["table"] = evaluate.torch_table(model, device, args.prompts)
+    report["perplexity"] = evaluate.perplexities(model, device, make_rows(SEED + 1, 400 if not args.smoke else 20, args.length, held=True))
     (args.out / "report.json").write_text(json.dumps(report, indent=1))
 
 

@@ -207,8 +207,8 @@ ENGLISH = [
     ),
     (
         ["How long is your context?", "What is your context length?", "How many tokens can you read?", "How much text can you read?"],
-        "My context is 4096 tokens.",
-        ["4096"],
+        "My context is 32768 tokens.",
+        ["32768"],
     ),
     (
         ["How large is the checkpoint of Kimi-K2?", "How much memory does Kimi-K2 need?", "How many gigabytes is the model?", "How many bits per weight?"],

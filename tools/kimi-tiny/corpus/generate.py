@@ -8,7 +8,7 @@ import random
 import sys
 from functools import cached_property
 
-from . import story, talk, tools, words
+from . import agents, exact, story, talk, tools, words
 from .chat import render, system
 
 SYSTEMS = [
@@ -67,7 +67,7 @@ class Conversation:
 
     @cached_property
     def declared(self):
-        return [t.json for t in self.tools] or None
+        return [t if isinstance(t, dict) else t.json for t in self.tools] or None
 
 
 def any_system(rng):
@@ -81,6 +81,16 @@ def any_system(rng):
 def conversation(rng, held=False, only=None, with_tools=None):
     """A conversation of 1 to 6 exchanges, seldom of 20; `only` is a list of turns to draw from."""
     c = Conversation(rng, held)
+    if only is None and with_tools is None and not held:
+        pick = rng.random()
+        if pick < 0.07:
+            c.tools = exact.fill(c) or []
+            return c
+        if pick < 0.27:
+            return agent(rng, rng.choice([100, 300, 800, 1500]))
+        if pick < 0.29:
+            agents.title(c)
+            return c
     if rng.random() < 0.6:
         c.messages.append(system(rng.choice(SYSTEMS) if rng.random() < 0.8 else any_system(rng)))
     if with_tools if with_tools is not None else rng.random() < 0.48:
@@ -93,6 +103,13 @@ def conversation(rng, held=False, only=None, with_tools=None):
         c.turn(only or ([*WITH_TOOLS, *direct] if c.tools else bare))
     while not any(m["role"] == "user" for m in c.messages):
         c.turn(only or ([*WITH_TOOLS] if c.tools else bare))
+    return c
+
+
+def agent(rng, size, held=False):
+    """A conversation of a coding agent after a prompt of about `size` characters."""
+    c = Conversation(rng, held)
+    c.tools = agents.conversation(c, size)
     return c
 
 
