@@ -222,7 +222,7 @@ fn models_and_health() {
 #[test]
 fn a_prompt_over_the_context_is_refused_with_both_numbers() {
     let server = Server::tiny();
-    let messages = json!([{"role": "user", "content": "lighthouse ".repeat(5000)}]);
+    let messages = json!([{"role": "user", "content": "lighthouse ".repeat(40_000)}]);
     let reply = server.chat(&fixed(1, json!({"messages": messages})));
     let error = &reply.json()["error"];
     assert_eq!((reply.status, &error["code"]), (400, &json!("context_length_exceeded")));
@@ -232,5 +232,5 @@ fn a_prompt_over_the_context_is_refused_with_both_numbers() {
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|word| word.parse().ok())
         .collect();
-    assert!(numbers.contains(&4096) && numbers.iter().any(|&n| n > 5000), "{error}");
+    assert!(numbers.contains(&32768) && numbers.iter().any(|&n| n > 40_000), "{error}");
 }

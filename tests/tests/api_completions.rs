@@ -121,7 +121,7 @@ fn completions_that_are_refused() {
         (json!({"prompt": [99999999]}), "invalid_value", "prompt"),
         (json!({"prompt": [99999999], "echo": true}), "invalid_value", "prompt"),
         (json!({"prompt": ""}), "invalid_value", "prompt"),
-        (json!({"prompt": "lighthouse ".repeat(6000)}), "context_length_exceeded", "prompt"),
+        (json!({"prompt": "lighthouse ".repeat(40_000)}), "context_length_exceeded", "prompt"),
         (json!({"prompt": "a", "suffix": "b"}), "unsupported_parameter", "suffix"),
         (json!({"prompt": "a", "n": 2, "best_of": 3}), "unsupported_parameter", "best_of"),
         (json!({"prompt": "a", "echo": true, "logprobs": 1}), "unsupported_parameter", "echo"),
@@ -135,7 +135,7 @@ fn completions_that_are_refused() {
         assert_eq!(found, (400, Some(code), Some(param)), "{error}");
         if code == "context_length_exceeded" {
             assert!(
-                error["message"].as_str().unwrap().contains("maximum context length is 4096 tokens"),
+                error["message"].as_str().unwrap().contains("maximum context length is 32768 tokens"),
                 "{error}"
             );
         }
@@ -150,7 +150,7 @@ fn tokens_and_back() {
     assert_eq!(reply, json!({"prompt": "Grüße, <|im_end|>!"}));
     let named = post(&server, "/v1/tokenize", &json!({"prompt": "hi<|im_end|>", "return_token_strs": true}));
     assert_eq!(named["token_strs"].as_array().unwrap().last().unwrap(), "<|im_end|>");
-    assert_eq!(named["max_model_len"], 4096);
+    assert_eq!(named["max_model_len"], 32768);
     // A chat's tokens are those that its answer counts.
     let messages = json!([{"role": "user", "content": "hi <|im_end|>"}]);
     let counted =

@@ -66,7 +66,7 @@ fn tools_that_cannot_fit_are_refused() {
         let reply = server.chat(&with_schema(bytes));
         let error = reply.json()["error"].clone();
         assert_eq!((reply.status, &error["code"]), (400, &json!("context_length_exceeded")), "{error}");
-        assert!(error["message"].as_str().unwrap().contains("4096"), "{error}");
+        assert!(error["message"].as_str().unwrap().contains("32768"), "{error}");
     }
     let reply = server.chat(&with_schema(20_000_000));
     assert_eq!((reply.status, &reply.json()["error"]["code"]), (400, &json!("json_too_large")));

@@ -113,7 +113,7 @@ def write(ranks):
         "bos_token": "[BOS]",
         "clean_up_tokenization_spaces": False,
         "eos_token": "[EOS]",
-        "model_max_length": 4096,
+        "model_max_length": 32768,
         "pad_token": "[PAD]",
         "tokenizer_class": "TikTokenTokenizer",
         "unk_token": "[UNK]",

@@ -36,7 +36,8 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let checkpoint = found.open()?;
     let files = ChatFiles::open(&checkpoint)?;
     let bytes = ModelBytes::of(&checkpoint)?;
-    let options = ModelOptions::default();
+    // One question is asked at a time: a cache for one whole context.
+    let options = ModelOptions { conversations: Some(1), ..ModelOptions::default() };
     let cache = options.cache(&checkpoint);
     let tokens = cache.tokens();
     let cluster =

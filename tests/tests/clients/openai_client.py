@@ -99,7 +99,7 @@ def errors():
     expect(openai.BadRequestError, 400, "invalid_value", "temperature", temperature=9)
     expect(openai.BadRequestError, 400, "unsupported_value", "n", n=2)
     expect(openai.BadRequestError, 400, "unsupported_value", "tool_choice", tools=[WEATHER], tool_choice="required")
-    long = [{"role": "user", "content": "lighthouse " * 5000}]
+    long = [{"role": "user", "content": "lighthouse " * 40000}]
     expect(openai.BadRequestError, 400, "context_length_exceeded", "messages", messages=long)
     expect(openai.InternalServerError, 503, "engine_unavailable", None, model="broken")
     text = ""
