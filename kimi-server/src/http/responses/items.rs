@@ -268,11 +268,10 @@ impl Conversation {
     /// # Errors
     /// 500 if they can't be read, which is a mistake of the server.
     pub(super) fn stored(&mut self, items: &[Value]) -> Result<(), ApiError> {
-        let broken = |what: &str| ApiError::internal(format!("a stored item can't be read: {what}"));
+        let broken = || ApiError::internal("a stored item can't be read");
         for value in items {
-            let fields = value.as_object().ok_or_else(|| broken("it is no object"))?;
-            self.push(Item::read(fields).map_err(|error| broken(&error.to_string()))?)
-                .map_err(|error| broken(&error.to_string()))?;
+            let item = Item::read(value.as_object().ok_or_else(broken)?).map_err(|_| broken())?;
+            self.push(item).map_err(|_| broken())?;
         }
         Ok(())
     }
@@ -310,13 +309,13 @@ impl Conversation {
     fn push(&mut self, item: Item) -> Result<(), String> {
         match item {
             Item::Message { role: "assistant", text } => {
-                let open = self.open(|last| last.content.is_none() && last.tool_calls.is_empty());
+                let open = self.open(is_thought);
                 open.content = Some(Content::Text(text));
             }
             Item::Message { role, text } => self.messages.push(Message::new(role, text)),
             Item::Reasoning { text } if text.is_empty() => {}
             Item::Reasoning { text } => {
-                self.open(|last| is_thought(last)).reasoning_content.get_or_insert_default().push_str(&text);
+                self.open(is_thought).reasoning_content.get_or_insert_default().push_str(&text);
             }
             Item::Call { call_id, name, arguments } => {
                 self.calls.insert(call_id.clone());

@@ -89,8 +89,8 @@ impl Store {
     }
 
     /// Keeps a response to a conversation. One that is larger than all the room there is is not kept.
-    pub(super) fn keep(&self, id: &str, before: &Conversation, turn: Turn) {
-        let mut turns = before.clone();
+    pub(super) fn keep(&self, id: &str, before: &[Arc<Turn>], turn: Turn) {
+        let mut turns = before.to_vec();
         let items: Vec<String> =
             turn.output().iter().filter_map(|item| Some(item["id"].as_str()?.to_owned())).collect();
         turns.push(Arc::new(turn));
@@ -178,10 +178,10 @@ mod tests {
     fn the_longest_unused_goes_first() {
         let store = Store::new(2, 1 << 20);
         for id in ["a", "b"] {
-            store.keep(id, &Vec::new(), turn(id, "x"));
+            store.keep(id, &[], turn(id, "x"));
         }
         assert!(store.turn("a").is_some());
-        store.keep("c", &Vec::new(), turn("c", "x"));
+        store.keep("c", &[], turn("c", "x"));
         assert!(store.turn("a").is_some() && store.turn("b").is_none() && store.turn("c").is_some());
         assert_eq!(store.item("msg_c").unwrap()["text"], "x");
         assert_eq!(store.item("msg_b"), None);
@@ -202,7 +202,7 @@ mod tests {
             assert!(kept.bytes == counted && kept.bytes <= 20_000);
             assert_eq!((kept.by_use.len(), kept.by_item.len()), (kept.by_id.len(), kept.by_id.len()));
         }
-        store.keep("large", &Vec::new(), turn("large", &"x".repeat(30_000)));
+        store.keep("large", &[], turn("large", &"x".repeat(30_000)));
         assert!(store.turn("large").is_none());
         for id in 0..200 {
             store.delete(&id.to_string());
