@@ -265,7 +265,10 @@ fn allow(
     match &mut position.state {
         // The answer may not end before it has begun, so that neither may the turn end here.
         State::Thinking => {
-            mask.set_from(&vocabulary.ordinary);
+            // What is left of the tokens is for the answer.
+            if !closing || vocabulary.think_end.is_none() {
+                mask.set_from(&vocabulary.ordinary);
+            }
             vocabulary.think_end.into_iter().for_each(|id| mask.allow_token(id));
             section(mask);
         }

@@ -66,6 +66,11 @@ impl JsonGuard {
         banned.into_iter().for_each(|id| mask.disallow_token(id));
     }
 
+    /// Whether the nesting is to come back, before only what opens more is left to write.
+    pub(crate) fn is_deep(&self) -> bool {
+        self.depth >= WATCHED_DEPTH && !matches!(self.place, Place::String { .. })
+    }
+
     /// Takes away tokens that don't lead to the end, where there are others.
     pub(crate) fn close(&self, vocabulary: &Vocabulary, mask: &mut SimpleVob) {
         let trie = vocabulary.trie();

@@ -69,7 +69,7 @@ impl Piece {
                 return Ok(true);
             }
             guard.restrict(vocabulary, &mut allowed, complete);
-            if closing {
+            if closing || guard.is_deep() {
                 guard.close(vocabulary, &mut allowed);
             }
         }
