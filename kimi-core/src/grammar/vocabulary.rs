@@ -64,7 +64,7 @@ impl Markup {
     }
 }
 
-/// What all grammars of one model share. It takes about a second and 60 MB to build for Kimi's 163,840 tokens.
+/// What all grammars of one model share. It takes about a second and 73 MB to build for Kimi's 163,840 tokens.
 pub(crate) struct Vocabulary {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) factory: ParserFactory,
