@@ -83,8 +83,11 @@ pub(super) fn refuse(fields: &Map<String, Value>) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Fields with one value that is what happens here, and why.
-const ONLY: [(&str, fn() -> Value, &str); 2] = [
+/// A field, the one value that it may have, and why.
+type Only = (&'static str, fn() -> Value, &'static str);
+
+/// Fields with one value that is what happens here.
+const ONLY: [Only; 2] = [
     ("skip_special_tokens", || json!(true), "the model's markers are never part of the answer"),
     ("verbosity", || json!("medium"), "how long an answer is must be said in the messages"),
 ];
