@@ -95,7 +95,7 @@ fn the_whole_answer_and_its_events_say_the_same() {
             call(1, "京都"),
         ],
         "stop_reason": "tool_use", "stop_sequence": null,
-        "usage": {"input_tokens": 3, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 0, "output_tokens": 4},
+        "usage": {"input_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 2, "output_tokens": 4},
     });
     assert_eq!(whole, expected);
     let mut streamed = put_together(&server.named_events(PATH, &body(json!({}))));

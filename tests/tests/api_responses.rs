@@ -80,7 +80,7 @@ fn the_whole_answer_and_its_events_say_the_same() {
     ]);
     assert_eq!(stable(whole["output"].clone()), items);
     let usage = json!({
-        "input_tokens": 3, "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens": 3, "input_tokens_details": {"cached_tokens": 2, "cache_write_tokens": 0},
         "output_tokens": 4, "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": 7,
     });
     assert_eq!(whole["usage"], usage);
