@@ -246,7 +246,7 @@ fn models_paths_and_methods_that_are_not_there() {
     check(&reply, 404, "model_not_found", "model", "another model");
     assert!(reply.body.contains("kimi-tiny"), "{}", reply.body);
     check(&server.get("/v1/models/gpt-4o"), 404, "model_not_found", "model", "another model");
-    for path in ["/", "/v1/models/", "/v1/chat/completions/", "/chat/completions"] {
+    for path in ["/v1/models/", "/v1/chat/completions/", "/chat/completions"] {
         check(&server.get(path), 404, "unknown_url", "", path);
     }
     let hint = server.post("/chat/completions", b"{}");
