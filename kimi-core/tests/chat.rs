@@ -55,7 +55,7 @@ fn refuses_a_prompt_over_the_context() {
     let options = ModelOptions { context_tokens: Some(32), ..ModelOptions::default() };
     let model = ChatModel::on_cpu(&Checkpoint::kimi_tiny().unwrap(), &options).unwrap();
     let error = model.chat(ChatRequest::user("word ".repeat(100))).unwrap_err().to_string();
-    assert!(error.contains("context of 32"), "{error}");
+    assert!(error.contains("maximum context length is 32 tokens"), "{error}");
 }
 
 #[test]

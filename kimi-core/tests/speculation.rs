@@ -43,7 +43,7 @@ impl Constraint for Round {
     fn mask(&mut self, ahead: &[u32]) -> Option<Arc<[u32]>> {
         let place = self.accepted + ahead.len();
         let mut words = vec![0; self.words];
-        for token in [self.tokens[place % self.tokens.len()], 900 + (place % 50 == 0) as u32] {
+        for token in [self.tokens[place % self.tokens.len()], 900 + u32::from(place.is_multiple_of(50))] {
             words[token as usize / 32] |= 1 << (token % 32);
         }
         Some(words.into())

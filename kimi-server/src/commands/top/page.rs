@@ -282,8 +282,11 @@ mod tests {
         assert_eq!(lines[4], "  requests: 2 running, 1 waiting; batches: 0 of 0 in flight");
         assert_eq!(lines[5], "  pages: █████░░░░░░░░░░░░░░░ 25 of 100; evictions 0, losses 0");
         let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>().join(" ");
-        assert_eq!(words(lines[7]), "b 30 16.00 GB ok 4.00 ms 0.00 ms 1.00 ms 0.50 ms 28.00 kB 64 B 9 B");
-        assert_eq!(words(lines[8]), "a 31 16.00 GB ok 4.00 ms 0.00 ms 0.00 ms");
+        assert_eq!(
+            words(lines[7]),
+            "b 30 16.00 GB ok 4.00 ms 0.00 ms 0.00 ms 0.00 ms 1.00 ms 0.50 ms 28.00 kB 64 B 9 B"
+        );
+        assert_eq!(words(lines[8]), "a 31 16.00 GB ok 4.00 ms 0.00 ms 0.00 ms 0.00 ms 0.00 ms");
         assert!(!text.contains("slow") && !text.contains("lost:"), "{text}");
     }
 
