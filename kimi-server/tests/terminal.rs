@@ -11,9 +11,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ExitStatus, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::{kimi, run, stderr, stdout};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::pty::{Winsize, openpty};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -30,7 +32,13 @@ struct Terminal {
 impl Terminal {
     fn new(home: &Path, args: &[&str]) -> Self {
         let size = Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+        // No other test may start a program between: it would hold this terminal open.
+        static ONE: Mutex<()> = Mutex::new(());
+        let alone = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         let pty = openpty(&size, None).unwrap();
+        for fd in [&pty.master, &pty.slave] {
+            fcntl(fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+        }
         let end = |fd: &OwnedFd| Stdio::from(fd.try_clone().unwrap());
         let mut command = kimi();
         command.env("HOME", home).env("TERM", "xterm").env_remove("NO_COLOR").args(args);
@@ -46,7 +54,7 @@ impl Terminal {
             });
         }
         let child = command.spawn().unwrap();
-        drop((command, pty.slave));
+        drop((command, pty.slave, alone));
         let keys = File::from(pty.master);
         let mut screen = keys.try_clone().unwrap();
         let (sender, pieces) = mpsc::channel();

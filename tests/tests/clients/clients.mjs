@@ -35,7 +35,7 @@ const tests = {
     assert.match(await runner.finalContent(), /21/);
   },
   async openai_schema() {
-    const answer = await openai.chat.completions.create({ model, temperature: 0, max_tokens: 200,
+    const answer = await openai.chat.completions.create({ model, temperature: 0, max_tokens: 1000,
       messages: [{ role: "user", content: "Name a city." }],
       response_format: { type: "json_schema", json_schema: { name: "city", schema: city, strict: true } } });
     assert.equal(typeof JSON.parse(answer.choices[0].message.content).people, "number");
@@ -66,7 +66,7 @@ const tests = {
     };
     for (const [name, model] of Object.entries(providers)) {
       const { object } = await generateObject({ model, schema: jsonSchema(city), prompt: "Name a city.", temperature: 0,
-        maxOutputTokens: 300 });
+        maxOutputTokens: 1000 });
       assert.equal(typeof object.people, "number", name);
       const { text } = await generateText({ model, prompt: ask, temperature: 0, stopWhen: stepCountIs(3), tools: {
         get_weather: tool({ description, inputSchema: jsonSchema(parameters),

@@ -27,7 +27,7 @@ def get_weather(city: str) -> str:
 def langchain_four_ways():
     from langchain_openai import ChatOpenAI
 
-    model = ChatOpenAI(base_url=BASE, api_key="none", model=MODEL, temperature=0, max_tokens=300, max_retries=0)
+    model = ChatOpenAI(base_url=BASE, api_key="none", model=MODEL, temperature=0, max_tokens=1000, max_retries=0)
     for how in [{"method": "json_schema"}, {"method": "json_schema", "strict": True}, {"method": "function_calling"},
                 {"method": "json_mode"}]:
         if how["method"] == "json_mode":
@@ -55,7 +55,7 @@ def pydantic_ai():
     from pydantic_ai.providers.openai import OpenAIProvider
 
     model = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=BASE, api_key="none"))
-    settings = {"temperature": 0, "max_tokens": 300}
+    settings = {"temperature": 0, "max_tokens": 1000}
     agent = Agent(model, tools=[get_weather], model_settings=settings)
     assert "21" in agent.run_sync(ASK).output
     for output in [ToolOutput(City), NativeOutput(City)]:
@@ -68,7 +68,7 @@ def litellm_completion():
 
     answer = litellm.completion(
         model=f"openai/{MODEL}", api_base=BASE, api_key="none", messages=[{"role": "user", "content": "Name a city."}],
-        response_format=City, temperature=0, max_tokens=300,
+        response_format=City, temperature=0, max_tokens=1000,
     )
     City.model_validate_json(answer.choices[0].message.content)
     try:

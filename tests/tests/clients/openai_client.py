@@ -97,8 +97,7 @@ def expect(kind, status, code, param, **changes):
 def errors():
     expect(openai.NotFoundError, 404, "model_not_found", "model", model="gpt-4o")
     expect(openai.BadRequestError, 400, "invalid_value", "temperature", temperature=9)
-    expect(openai.BadRequestError, 400, "unsupported_value", "n", n=2)
-    expect(openai.BadRequestError, 400, "unsupported_value", "tool_choice", tools=[WEATHER], tool_choice="required")
+    expect(openai.BadRequestError, 400, "unsupported_parameter", "functions", functions=[{"name": "f"}])
     long = [{"role": "user", "content": "lighthouse " * 40000}]
     expect(openai.BadRequestError, 400, "context_length_exceeded", "messages", messages=long)
     expect(openai.InternalServerError, 503, "engine_unavailable", None, model="broken")

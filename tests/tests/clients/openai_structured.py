@@ -40,7 +40,7 @@ ASK = [{"role": "user", "content": "What is the weather in Berlin?"}]
 def parse():
     answer = client.chat.completions.parse(
         model=MODEL, messages=[{"role": "user", "content": "Name two cities."}], response_format=Answer, temperature=0,
-        max_tokens=300,
+        max_tokens=1000,
     )
     choice = answer.choices[0]
     assert choice.finish_reason == "stop", choice
@@ -58,7 +58,7 @@ def parse_a_tool():
 def stream_with_a_schema():
     with client.chat.completions.stream(
         model=MODEL, messages=[{"role": "user", "content": "Name a city."}], response_format=City, temperature=0,
-        max_tokens=200,
+        max_tokens=1000,
     ) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()
@@ -71,7 +71,7 @@ def json_object():
 
     answer = client.chat.completions.create(
         model=MODEL, messages=[{"role": "user", "content": "Answer in JSON."}], response_format={"type": "json_object"},
-        temperature=0, max_tokens=300,
+        temperature=0, max_tokens=1000,
     )
     if answer.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(answer.choices[0].message.content), dict)
@@ -141,7 +141,7 @@ def responses_tools():
 
 def responses_parse():
     answer = client.responses.parse(
-        model=MODEL, input="Name a city.", text_format=City, temperature=0, max_output_tokens=200
+        model=MODEL, input="Name a city.", text_format=City, temperature=0, max_output_tokens=1000
     )
     assert isinstance(answer.output_parsed, City), answer
 

@@ -26,7 +26,7 @@ pub struct HttpArgs {
     /// Let /metrics be read without a key. /health always may.
     #[arg(long)]
     pub open_metrics: bool,
-    /// Let web pages of this origin use the API: https://HOST[:PORT], localhost for this machine's on any port, or * for all.
+    /// Let web pages of this origin use the API: https://HOST or https://HOST:PORT, localhost for this machine's on any port, or * for all.
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',')]
     pub cors_origin: Vec<Origin>,
     /// A name that this server may be called by, where only this machine reaches it. Known are its own, *.localhost, *.local and
