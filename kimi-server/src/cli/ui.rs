@@ -74,7 +74,7 @@ impl Style {
 
 /// The name, then what is known of how far it has come. Every column has its width, so that nothing moves but the bar, and
 /// all together 78, so that no line of a terminal of 80 is broken.
-const BAR: &str = "{prefix:16!} {bar:18} {done:>8} of {all:8} {rate:>10} {left:>6}";
+const BAR: &str = "{prefix:16!} {bar:17} {done:>9} of {all:8} {rate:>10} {left:>6}";
 /// Before anything is known of its size.
 const WAITING: &str = "{prefix:16!} waiting";
 
