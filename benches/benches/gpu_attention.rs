@@ -2,14 +2,16 @@
 //! `kv_b_proj`): queries into the latent space with the keys stored, attention over the cache, values; and the choice of
 //! experts.
 //!
-//! `cargo bench --features gpu --bench gpu_attention` prints the table; `--quick` shrinks everything for a software
+//! `cargo bench --features gpu --bench gpu_attention` prints the table; `-- --as-metal[=CHIP]` with the
+//! kernels and sizes of one of Apple's; `--quick` shrinks everything for a software
 //! adapter. Caches and weights rotate through more memory than the device's own caches hold, as they do in the model.
 //! GB/s count what must be read once: weights, or the sequences' cached keys.
 
 use std::time::Instant;
 
 use bytes::Bytes;
-use kimi_quant::gpu::{GpuCache, GpuMatrix, GpuOptions, GpuTensor, GpuVector};
+use kimi_benches::gpu_options;
+use kimi_quant::gpu::{GpuCache, GpuMatrix, GpuTensor, GpuVector};
 use kimi_quant::{
     AttentionInputs, Backend, BackendError, BitWidth, CacheShape, FloatType, Format, Gpu, HeadShape,
     LatentProjections, Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
@@ -31,7 +33,7 @@ struct Bench {
 
 fn main() -> Outcome<()> {
     let quick = std::env::args().any(|a| a == "--quick");
-    let gpu = Gpu::new(&GpuOptions::default())?;
+    let gpu = Gpu::new(&gpu_options()?)?;
     println!("{}", gpu.name());
     println!("{:<52} {:>10} {:>9} {:>9}", "one layer's", "us", "GB/s", "TFLOP/s");
     let heads = HeadShape { heads: if quick { 8 } else { 64 }, nope: 128, rope: 64, value: 128, latent: 512 };

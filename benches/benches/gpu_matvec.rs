@@ -2,13 +2,15 @@
 //! of Kimi-K2, beside the read bandwidth measured in the same run.
 //!
 //! `cargo bench --features gpu --bench gpu_matvec` prints the table; `-- --search` tries many kernel sizes for each line
-//! and prints the best ones; `--bits 2,3` has those widths only; `--experts N` has so many to choose from (64); `--quick` shrinks everything for a software adapter; `--seconds N` stops after that time.
+//! and prints the best ones; `--bits 2,3` has those widths only; `--experts N` has so many to choose from (64); `--quick`
+//! shrinks everything for a software adapter; `--seconds N` stops after that time; `--as-metal[=CHIP]` takes the kernels and
+//! sizes of one of Apple's.
 //! Weights rotate through more memory than the caches hold, as they do in the model.
 
 use std::time::{Duration, Instant};
 
-use kimi_benches::RandomWeights;
-use kimi_quant::gpu::{GpuOptions, GpuRouting, GpuTensor, GpuVector, Tuning};
+use kimi_benches::{RandomWeights, gpu_options};
+use kimi_quant::gpu::{GpuRouting, GpuTensor, GpuVector, Tuning};
 use kimi_quant::{Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, Gpu, Norm, PackedMatrix};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -30,7 +32,7 @@ fn main() -> Outcome<()> {
     let seconds = value("--seconds").map_or(Ok(3600), |s| s.parse())?;
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let quick = has("--quick");
-    let gpu = Gpu::new(&GpuOptions::default())?;
+    let gpu = Gpu::new(&gpu_options()?)?;
     let bandwidth = gpu.read_bandwidth(if quick { 64 << 20 } else { 1 << 30 })?;
     println!("{}; reading memory: {:.0} GB/s", gpu.name(), bandwidth / 1e9);
     // Room for the head of 8 bits.

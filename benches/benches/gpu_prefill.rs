@@ -1,15 +1,15 @@
 //! How fast the GPU backend multiplies many tokens: prefill, and batches of sequences, at the shapes of Kimi-K2.
 //!
 //! `cargo bench --features gpu --bench gpu_prefill` prints the table; `-- --kernels` times every kernel that could do a
-//! line; `--bits N` takes other weights than 4 bits; `--tokens A,B` only those counts; `--experts N`; `--quick` shrinks
-//! everything for a software adapter. TFLOP/s count 2 for every weight and token; GB/s are those of the weights, each
+//! line; `--bits N` takes other weights than 4 bits; `--tokens A,B` only those counts; `--experts N`; `--as-metal[=CHIP]`
+//! takes the kernels and sizes of one of Apple's; `--quick` shrinks everything for a software adapter. TFLOP/s count 2 for every weight and token; GB/s are those of the weights, each
 //! read once. "of f16" is the rate of the same product with unpacked f16 weights.
 
 use std::collections::HashSet;
 use std::time::Instant;
 
-use kimi_benches::RandomWeights;
-use kimi_quant::gpu::{GpuExperts, GpuMatrix, GpuOptions, GpuTensor};
+use kimi_benches::{RandomWeights, gpu_options};
+use kimi_quant::gpu::{GpuExperts, GpuMatrix, GpuTensor};
 use kimi_quant::{Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, Gpu, PackedMatrix};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -31,7 +31,7 @@ fn main() -> Outcome<()> {
     let has = |name: &str| args.iter().any(|a| a == name);
     let value = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1));
     let quick = has("--quick") || !has("--bench");
-    let gpu = match Gpu::new(&GpuOptions::default()) {
+    let gpu = match Gpu::new(&gpu_options()?) {
         Ok(gpu) => gpu,
         Err(e) => {
             println!("skipped: {e}");

@@ -1,12 +1,13 @@
 //! How long the GPU backend takes to choose tokens from logits: greedy, at a temperature, with top-p and top-k, with
 //! penalties and a mask, for one and for eight sequences of Kimi-K2's vocabulary.
 //!
-//! `cargo bench --features gpu --bench gpu_sample` prints the table; `--quick` shrinks everything for a software adapter.
+//! `cargo bench --features gpu --bench gpu_sample` prints the table; `-- --as-metal[=CHIP]` with the
+//! kernels and sizes of one of Apple's; `--quick` shrinks everything for a software adapter.
 //! Device time of whole steps, several in a row; the host's is beside it, as it records the step.
 
 use std::time::Instant;
 
-use kimi_quant::gpu::GpuOptions;
+use kimi_benches::gpu_options;
 use kimi_quant::{Backend, Gpu, SampleRequest, TokenCount, TokenMask};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -14,7 +15,7 @@ type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 fn main() -> Outcome<()> {
     let quick = std::env::args().any(|a| a == "--quick");
     let (vocabulary, steps) = if quick { (10_000_usize, 2) } else { (163_840, 50) };
-    let gpu = Gpu::new(&GpuOptions::default())?;
+    let gpu = Gpu::new(&gpu_options()?)?;
     println!("{}; {vocabulary} tokens", gpu.name());
     println!("{:<42} {:>9} {:>10} {:>10}", "", "sequences", "us", "host us");
     let mask = vec![0xffff_fff0; vocabulary.div_ceil(32)];

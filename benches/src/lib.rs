@@ -1,3 +1,23 @@
 //! Benches of kimi: `cargo bench -p kimi-benches --bench NAME`. Each is a program that prints a table.
 
 pub use kimi_quant::RandomWeights;
+#[cfg(feature = "gpu")]
+use kimi_quant::{Chip, gpu::GpuOptions};
+
+/// How a bench opens the GPU: with the kernels and sizes of one of Apple's where its arguments have `--as-metal[=CHIP]`.
+///
+/// # Errors
+/// If there is no such chip.
+#[cfg(feature = "gpu")]
+pub fn gpu_options() -> Result<GpuOptions, String> {
+    let chip = std::env::args().find_map(|arg| {
+        let rest = arg.strip_prefix("--as-metal")?;
+        if rest.is_empty() {
+            Some(Chip::DEFAULT_APPLE.to_owned())
+        } else {
+            rest.strip_prefix('=').map(str::to_owned)
+        }
+    });
+    let as_metal = chip.map(|name| Chip::of_apple(&name)).transpose()?;
+    Ok(GpuOptions { as_metal, ..GpuOptions::default() })
+}

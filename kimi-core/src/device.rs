@@ -6,7 +6,7 @@ use std::sync::Arc;
 #[cfg(feature = "gpu")]
 use std::time::Instant;
 
-use kimi_quant::{Backend, BackendError, Cpu};
+use kimi_quant::{Backend, BackendError, Chip, Cpu};
 
 use crate::checkpoint::Checkpoint;
 use crate::stage::{CacheConfig, Compute, LoadError, Stage, StageRunner, StageThread};
@@ -34,6 +34,8 @@ pub struct DeviceChoice {
     pub memory: Option<u64>,
     /// Whether a GPU's clock may fall while it idles between the steps of running sequences.
     pub idle_clocks: bool,
+    /// The chip of Apple's whose kernels and sizes a GPU takes in place of its own.
+    pub as_metal: Option<&'static Chip>,
 }
 
 /// A stage on its device.
@@ -137,6 +139,7 @@ impl DeviceChoice {
             adapter: self.adapter.clone(),
             hardware_only: self.kind == DeviceKind::Auto,
             memory: self.memory,
+            as_metal: self.as_metal,
             ..kimi_quant::gpu::GpuOptions::default()
         })
     }

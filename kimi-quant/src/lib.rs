@@ -15,6 +15,7 @@
 #![warn(missing_docs)]
 
 mod backend;
+mod chips;
 pub mod cpu;
 mod error;
 mod format;
@@ -29,6 +30,7 @@ pub use backend::{
     AttentionInputs, Backend, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm, Rope, Router,
     RouterShape, Stored,
 };
+pub use chips::Chip;
 pub use cpu::Cpu;
 pub use error::{BackendError, FormatError};
 pub use format::{BitWidth, FloatType, Format};

@@ -13,8 +13,8 @@ use common::device::{gpu, open, spoil};
 use common::{Random, misaligned};
 use kimi_quant::gpu::{BatchKernel, GpuOptions, Tuning, wgpu};
 use kimi_quant::{
-    AttentionInputs, Backend, BackendError, BitWidth, CacheShape, Cpu, FloatType, Format, Gpu, HeadShape,
-    LatentProjections, Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
+    AttentionInputs, Backend, BackendError, BitWidth, CacheShape, Chip, Cpu, FloatType, Format, Gpu,
+    HeadShape, LatentProjections, Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
 };
 
 /// Random weights: any codes, scales of about 1/16 of both signs. Where rows share scales and their number is odd, the
@@ -345,6 +345,28 @@ fn without_subgroups() {
     gpu.set_batch_kernel(Some(BatchKernel::Tiled));
     both.projections(FOUR_BITS, 70, 150, 96);
     both.experts([FOUR_BITS; 3], 45, shape, 5);
+}
+
+/// The kernels and sizes of a Mac's GPU, as far as this adapter can run them.
+#[test]
+fn as_metal() {
+    let as_metal = Some(Chip::of_apple(Chip::DEFAULT_APPLE).unwrap());
+    let Some(gpu) = open(GpuOptions { as_metal, ..Default::default() }) else { return };
+    assert!(gpu.name().ends_with(", as M3 Ultra"), "{}", gpu.name());
+    assert!(!gpu.batch_kernels().contains(&BatchKernel::Cooperative));
+    let mut both = Both::new(&gpu, 17);
+    let shape = RouterShape { chosen: 3, groups: 1, kept_groups: 1, normalize: true, scale: 2.5 };
+    for bits in BitWidth::ALL {
+        let format = Format::Affine { bits, group: 64, scales: FloatType::Bf16 };
+        for tokens in [1, 6, 70] {
+            both.projections(format, tokens, 72, 384);
+        }
+        both.experts([format; 3], 1, shape, 16);
+    }
+    both.experts([FOUR_BITS; 3], 45, shape, 5);
+    let heads = HeadShape { heads: 20, nope: 32, rope: 16, value: 24, latent: 64 };
+    both.attention(heads, FOUR_BITS, false, 16, &[(20, 3)]);
+    both.attention(heads, FOUR_BITS, true, 16, &[(40, 9)]);
 }
 
 #[test]

@@ -38,18 +38,32 @@ fn cases(path: &Path, keep: impl Fn(&str) -> bool) -> Vec<u8> {
 }
 
 /// On whatever GPU there is, in one to three processes.
-fn on_a_gpu(model: &str, golden: &Path) {
-    const GPU: [&str; 4] = ["--backend", "gpu", "--tolerance", "2e-3"];
+fn on_a_gpu(model: &str, golden: &Path, more: &[&str]) {
+    let gpu = [&["--tolerance", "2e-3"], more].concat();
     for stages in ["1", "2", "3"] {
-        let report = passes_within(2e-3, model, golden, &[&["--stages", stages][..], &GPU].concat());
+        let report = passes_within(2e-3, model, golden, &[&["--stages", stages][..], &gpu].concat());
         let backend = report["backend"].as_str().unwrap();
         assert!(backend.contains("Vulkan") || backend.contains("Metal"), "{backend}");
         assert!(!backend.contains("cpu ("), "{backend}");
+        assert_eq!(backend.contains(", as M2 Ultra"), more == AS_METAL, "{backend}");
     }
 }
 
+const GPU: [&str; 2] = ["--backend", "gpu"];
+/// The path of a Mac's GPU, which any adapter takes.
+const AS_METAL: [&str; 1] = ["--as-metal=M2 Ultra"];
+
 #[test]
 fn the_embedded_model_on_a_gpu() {
+    embedded_on_a_gpu(&GPU);
+}
+
+#[test]
+fn the_embedded_model_as_metal() {
+    embedded_on_a_gpu(&AS_METAL);
+}
+
+fn embedded_on_a_gpu(more: &[&str]) {
     if !has_gpu() {
         return;
     }
@@ -58,11 +72,20 @@ fn the_embedded_model_on_a_gpu() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("golden.safetensors");
     std::fs::write(&path, short).unwrap();
-    on_a_gpu("kimi-tiny", &path);
+    on_a_gpu("kimi-tiny", &path, more);
 }
 
 #[test]
 fn oracle_checkpoints_on_a_gpu() {
+    oracle_on_a_gpu(&GPU);
+}
+
+#[test]
+fn oracle_checkpoints_as_metal() {
+    oracle_on_a_gpu(&AS_METAL);
+}
+
+fn oracle_on_a_gpu(more: &[&str]) {
     if !has_gpu() {
         return;
     }
@@ -71,7 +94,7 @@ fn oracle_checkpoints_on_a_gpu() {
     {
         let golden = shared(&format!("oracle/verify/{golden}.safetensors"));
         if let Some((model, golden)) = shared(&format!("oracle/tiny/{model}")).zip(golden) {
-            on_a_gpu(model.to_str().unwrap(), &golden);
+            on_a_gpu(model.to_str().unwrap(), &golden, more);
         }
     }
 }

@@ -6,7 +6,6 @@ use super::shader::{
     ATTEND, ATTEND_COOPERATIVE, GRID_Y, LATENT_QUERY_BY_INPUTS, LATENT_QUERY_BY_OUTPUTS, LATENT_QUERY_TILED,
     Op, Spec, UNIT, VALUES, VALUES_TILED,
 };
-use super::tuning::NVIDIA;
 use super::weights::{GpuMatrix, Part};
 use super::{Gpu, GpuAttended, GpuCache, GpuTensor};
 use crate::{AttentionInputs, BackendError, CacheShape, HeadShape, LatentProjections, TokenLayout};
@@ -14,9 +13,9 @@ use crate::{AttentionInputs, BackendError, CacheShape, HeadShape, LatentProjecti
 type Result<T> = std::result::Result<T, BackendError>;
 type Constants = Vec<(&'static str, u32)>;
 
-/// Workgroups from which on heads share a cached key among 32 rather than 16, and the same with cooperative matrices.
-const ENOUGH_WORKGROUPS: usize = 256;
-const COOPERATIVE_WORKGROUPS: usize = 96;
+/// Workgroups a core from which on heads share a cached key among 32 rather than 16, and the same with cooperative matrices.
+const ENOUGH_WORKGROUPS: f64 = 1.94;
+const COOPERATIVE_WORKGROUPS: f64 = 0.727;
 
 /// Multiply-adds of a dispatch of attention. What has more is split into several, so that a submission can end between
 /// them.
@@ -147,7 +146,7 @@ impl Gpu {
             ("PAGE", cache.shape.page_tokens as u32),
         ];
         let (op, columns) = if cache.split {
-            let columns = attention_heads(heads, segments, COOPERATIVE_WORKGROUPS).max(16);
+            let columns = attention_heads(heads, segments, self.workgroups(COOPERATIVE_WORKGROUPS)).max(16);
             let whole = heads.heads.is_multiple_of(columns);
             let single = layout.segment_length <= COOPERATIVE_POSITIONS;
             let room = self.recorder.device.limits.max_compute_workgroup_storage_size;
@@ -173,7 +172,7 @@ impl Gpu {
         let blocks = heads.heads.div_ceil(columns);
         let products = layout.positions as f64 * (heads.heads * (2 * heads.latent + heads.rope)) as f64;
         let some = (DISPATCH_PRODUCTS / products * segments as f64) as usize;
-        let some = some.clamp(ENOUGH_WORKGROUPS.div_ceil(blocks.max(1)), GRID_Y as usize);
+        let some = some.clamp(self.workgroups(ENOUGH_WORKGROUPS).div_ceil(blocks.max(1)), GRID_Y as usize);
         for first in (0..segments).step_by(some) {
             let count = some.min(segments - first);
             self.recorder.count(products * count as f64 / segments as f64);
@@ -195,10 +194,15 @@ impl Gpu {
         Ok(GpuAttended { tokens: q.rows, heads: heads.heads, latent: heads.latent, parts, stats, layout })
     }
 
+    /// As many workgroups as are `per_core` for every core of the device.
+    fn workgroups(&self, per_core: f64) -> usize {
+        self.recorder.device.hardware.workgroups(per_core)
+    }
+
     /// Whether attention over such a cache goes through cooperative matrices.
     pub(super) fn attends_cooperatively(&self, shape: CacheShape) -> bool {
         let CacheShape { latent, rope, .. } = shape;
-        self.recorder.device.cooperative
+        self.recorder.device.hardware.cooperative
             && latent.is_multiple_of(64)
             && (64..=COOPERATIVE_LATENT).contains(&latent)
             && rope.is_multiple_of(16)
@@ -217,7 +221,7 @@ impl Gpu {
             Tile::new(128, 32, 8, 8),
             Tile::new(64, 32, 8, 8),
         ];
-        let wanted = attention_heads(heads, segments, ENOUGH_WORKGROUPS);
+        let wanted = attention_heads(heads, segments, self.workgroups(ENOUGH_WORKGROUPS));
         self.fitting(TILES.into_iter().filter(|tile| tile.columns <= wanted), |tile| {
             4 * tile.rows + 16 * (16 * tile.columns / 4 + tile.columns / 4)
         })
@@ -312,7 +316,7 @@ impl Gpu {
         let sizes = [("NOPE", nope), ("ROPE", rope), ("VALUE", value), ("LATENT", latent)];
         let mut constants: Constants = sizes.map(|(name, n)| (name, n as u32)).to_vec();
         constants.extend([
-            ("LANES", device.lanes),
+            ("LANES", device.hardware.lanes),
             ("MAX_SEGMENTS", MAX_SEGMENTS as u32),
             // Each code more that shares a word costs as many bits of precision as a code has.
             ("SHARE", if packing.bits() <= 4 { 2 } else { 1 }),
@@ -342,8 +346,7 @@ impl Gpu {
         }
         const BLOCK_ROWS: usize = 64;
         let max_threads = device.limits.max_compute_invocations_per_workgroup as usize;
-        // Twice the threads keep twice the loads in flight.
-        let workgroup = if device.info.vendor == NVIDIA { 512 } else { 256 }.min(max_threads);
+        let workgroup = device.hardware.head_threads.min(max_threads);
         let span = packing.cols.div_ceil(4).next_power_of_two().min(workgroup);
         constants.extend([
             ("WORKGROUP", workgroup as u32),

@@ -59,7 +59,7 @@ impl Gpu {
     /// that follows would be measured on a slow one.
     pub(crate) fn keep_busy(&self) -> Result<(), BackendError> {
         let device = &self.recorder.device;
-        if device.info.device_type == wgpu::DeviceType::Cpu {
+        if !device.about.is_hardware() {
             return Ok(());
         }
         let bytes = BUSY_BYTES.min(self.recorder.pool.largest() as usize);

@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use super::attention::lines_grid;
 use super::device::Device;
 use super::grouped::Groups;
+use super::hardware::Hardware;
 use super::matvec::{Matvec, Mode, Routed, Source};
 use super::pool::Buffer;
 use super::recorder::Dispatch;
@@ -75,8 +76,8 @@ const MANY: usize = 64;
 /// Threads of `cooperative.wgsl`, each of which has a row.
 const COOPERATIVE_ROWS: u32 = 128;
 
-/// Workgroups that keep a large GPU busy.
-const ENOUGH_WORKGROUPS: usize = 200;
+/// Workgroups a core that keep a GPU busy.
+const ENOUGH_WORKGROUPS: f64 = 1.515;
 
 /// Sizes of `tiled.wgsl`.
 #[derive(Debug, Clone, Copy)]
@@ -97,8 +98,9 @@ impl Tile {
         let (tile_rows, block_rows) = Self::rows(device, gated);
         let sizes = [(64, 8), (32, 4), (16, 4)];
         let blocks = rows.div_ceil(tile_rows as usize);
-        let busy = |lines: u32| blocks * tokens.div_ceil(lines as usize) >= ENOUGH_WORKGROUPS;
-        let fits = |&(lines, _): &(u32, u32)| device.lanes >= 32 && busy(lines);
+        let enough = device.hardware.workgroups(ENOUGH_WORKGROUPS);
+        let busy = |lines: u32| blocks * tokens.div_ceil(lines as usize) >= enough;
+        let fits = |&(lines, _): &(u32, u32)| device.hardware.lanes >= 32 && busy(lines);
         let (lines, block_lines) = sizes.into_iter().find(fits).unwrap_or((16, 4));
         Self { lines, block_lines, rows: tile_rows, block_rows }
     }
@@ -111,7 +113,7 @@ impl Tile {
 
     /// Rows of a workgroup and of a thread.
     fn rows(device: &Device, gated: bool) -> (u32, u32) {
-        match (device.lanes, gated) {
+        match (device.hardware.lanes, gated) {
             (..32, _) => (32, 4),
             (_, true) => (64, 4),
             (_, false) => (128, 8),
@@ -121,9 +123,9 @@ impl Tile {
 
 impl BatchKernel {
     /// For `tokens` tokens and `rows` outputs in all; `integer` if codes are multiplied as integers.
-    fn dense(tokens: usize, rows: usize, integer: bool) -> Self {
+    fn dense(hardware: &Hardware, tokens: usize, rows: usize, integer: bool) -> Self {
         // With few tokens, tiles are too few to keep a GPU busy, or mostly empty. With many they do less work a token.
-        let idle = rows.div_ceil(128) * tokens.div_ceil(16) < ENOUGH_WORKGROUPS;
+        let idle = rows.div_ceil(128) * tokens.div_ceil(16) < hardware.workgroups(ENOUGH_WORKGROUPS);
         match integer {
             true if tokens <= MANY || (idle && tokens <= 4 * MANY) => Self::Matvec,
             false if tokens <= 2 * FEW_LINES || (idle && tokens <= MANY) => Self::Few,
@@ -160,7 +162,7 @@ impl Gpu {
 
     /// The kernels that this device has.
     pub fn batch_kernels(&self) -> Vec<BatchKernel> {
-        let cooperative = self.recorder.device.cooperative.then_some(BatchKernel::Cooperative);
+        let cooperative = self.recorder.device.hardware.cooperative.then_some(BatchKernel::Cooperative);
         [BatchKernel::Matvec, BatchKernel::Few, BatchKernel::Tiled].into_iter().chain(cooperative).collect()
     }
 
@@ -170,10 +172,10 @@ impl Gpu {
 
     /// The kernel for a product of `tokens` tokens with `rows` outputs.
     pub(crate) fn dense_kernel(&self, tokens: usize, rows: usize, packing: Packing) -> BatchKernel {
-        let integer = self.multiplies_integers(packing);
-        self.batch_kernel().unwrap_or_else(|| match BatchKernel::dense(tokens, rows, integer) {
+        let (hardware, integer) = (&self.recorder.device.hardware, self.multiplies_integers(packing));
+        self.batch_kernel().unwrap_or_else(|| match BatchKernel::dense(hardware, tokens, rows, integer) {
             // Measured to be faster, for floats too.
-            BatchKernel::Few if self.recorder.device.integer_dot => BatchKernel::Matvec,
+            BatchKernel::Few if hardware.integer_dot => BatchKernel::Matvec,
             kernel => kernel,
         })
     }
@@ -186,7 +188,7 @@ impl Gpu {
     /// weights that fit 16-bit floats.
     fn usable(&self, product: &Batched<'_>) -> BatchKernel {
         let fit = product.weights.fits_f16 && product.up.is_none_or(|up| up.fits_f16);
-        let usable = self.recorder.device.cooperative && fit;
+        let usable = self.recorder.device.hardware.cooperative && fit;
         match product.kernel {
             BatchKernel::Cooperative if !usable => BatchKernel::Tiled,
             BatchKernel::Tiled if usable && self.batch_kernel().is_none() => BatchKernel::Cooperative,
@@ -246,7 +248,12 @@ impl Gpu {
         let (op, mut constants, block_rows, lines) = match kernel {
             BatchKernel::Matvec | BatchKernel::Few => {
                 let few = Few::choose(device, product);
-                (&FEW, few.constants(device, packing), few.workgroup / device.lanes * few.rows, few.lines)
+                (
+                    &FEW,
+                    few.constants(device, packing),
+                    few.workgroup / device.hardware.lanes * few.rows,
+                    few.lines,
+                )
             }
             BatchKernel::Tiled => (&TILED, tile().constants(), tile().rows, tile().lines),
             BatchKernel::Cooperative => {
@@ -391,14 +398,15 @@ impl Few {
         };
         let matrices = 1 + u32::from(product.up.is_some());
         let lines = lines as u32;
-        if device.lanes < 32 {
-            return Self { workgroup: 64.min(8 * device.lanes), rows: 2 / matrices, lines };
+        if device.hardware.lanes < 32 {
+            return Self { workgroup: 64.min(8 * device.hardware.lanes), rows: 2 / matrices, lines };
         }
         let max_rows = if product.packing.bits() >= 16 { 1 } else { 4 / matrices };
         let largest = device.limits.max_compute_invocations_per_workgroup.min(512);
         let sizes = [(largest, 4), (largest, 2), (256, 4), (256, 2), (128, 2), (128, 1)];
+        let enough = device.hardware.workgroups(ENOUGH_WORKGROUPS);
         let busy = |workgroup: u32, rows: u32| {
-            product.rows.div_ceil((workgroup / device.lanes * rows) as usize) * repeats >= ENOUGH_WORKGROUPS
+            product.rows.div_ceil((workgroup / device.hardware.lanes * rows) as usize) * repeats >= enough
         };
         let fits = |&(workgroup, rows): &(u32, u32)| rows <= max_rows && busy(workgroup, rows);
         let (workgroup, rows) = sizes.into_iter().find(fits).unwrap_or((128, 1));
@@ -406,15 +414,31 @@ impl Few {
     }
 
     fn constants(self, device: &Device, packing: Packing) -> Vec<(&'static str, u32)> {
-        let reduction = 4 * if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
+        let reduction = 4 * if device.hardware.subgroups {
+            self.workgroup / device.hardware.lanes
+        } else {
+            self.workgroup
+        };
         let room = device.limits.max_compute_workgroup_storage_size.min(48 << 10) - reduction;
         let max_units = room / (self.lines * (128 + 4 * packing.parts() as u32));
         // As few tiles as fit, all alike, in which every lane has a unit.
         let units = packing.units() as u32;
-        let whole =
-            if max_units < device.lanes { max_units.max(1) } else { max_units / device.lanes * device.lanes };
-        let tile = units.div_ceil(units.div_ceil(whole)).next_multiple_of(device.lanes).min(whole).min(units);
-        vec![("WORKGROUP", self.workgroup), ("LANES", device.lanes), ("ROWS", self.rows), ("TILE", tile)]
+        let whole = if max_units < device.hardware.lanes {
+            max_units.max(1)
+        } else {
+            max_units / device.hardware.lanes * device.hardware.lanes
+        };
+        let tile = units
+            .div_ceil(units.div_ceil(whole))
+            .next_multiple_of(device.hardware.lanes)
+            .min(whole)
+            .min(units);
+        vec![
+            ("WORKGROUP", self.workgroup),
+            ("LANES", device.hardware.lanes),
+            ("ROWS", self.rows),
+            ("TILE", tile),
+        ]
     }
 }
 

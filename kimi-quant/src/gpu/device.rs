@@ -3,8 +3,10 @@
 use std::sync::{Arc, OnceLock};
 
 use super::adapter::{self, Adapter};
+use super::hardware::{Hardware, metal_limits};
 use super::tuning::Tuning;
 use crate::BackendError;
+use crate::chips::Chip;
 
 /// What to run on, and how.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +24,9 @@ pub struct GpuOptions {
     pub no_subgroups: bool,
     /// Multiplies without cooperative matrices even where the adapter has them.
     pub no_cooperative: bool,
+    /// Takes exactly the path of this chip of Apple's on Metal: the same kernels and sizes, chosen by what it has and by its
+    /// limits, as far as the adapter has them too (a subgroup has 32 threads or is not used).
+    pub as_metal: Option<&'static Chip>,
     /// Bytes of the largest binding, where that is less than the adapter's limit: weights above it are split.
     pub max_binding: Option<u64>,
     /// Sizes of the product kernels; chosen by format and shape where it is `None`.
@@ -37,13 +42,10 @@ pub(crate) struct Device {
     pub(crate) info: wgpu::AdapterInfo,
     pub(crate) about: Adapter,
     pub(crate) limits: wgpu::Limits,
-    /// Threads that one row's sum is spread over: the size of a subgroup where there are subgroups.
-    pub(crate) lanes: u32,
-    pub(crate) subgroups: bool,
-    /// Whether there is an instruction for the dot product of four bytes. Metal has none, and neither has a CPU.
-    pub(crate) integer_dot: bool,
-    /// Whether it has the cooperative matrices of `cooperative.wgsl` and `attend_cooperative.wgsl`.
-    pub(crate) cooperative: bool,
+    /// What kernels are chosen by.
+    pub(crate) hardware: Hardware,
+    /// The chip that it plays.
+    pub(super) as_metal: Option<&'static Chip>,
     /// Bytes that weights and caches may take, if known.
     pub(crate) memory: Option<u64>,
     /// The first error; the device can't be used after it.
@@ -87,11 +89,15 @@ impl Device {
         if !about.unified_memory || options.staged_upload {
             features.remove(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS); // slow on a card of its own
         }
-        let cooperative = !options.no_cooperative && has_cooperative(&adapter);
+        let masked = options.no_cooperative || options.as_metal.is_some();
+        let cooperative = !masked && has_cooperative(&adapter);
         features.set(COOPERATIVE, cooperative);
         let mut limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
         let binding = &mut limits.max_storage_buffer_binding_size;
         *binding = options.max_binding.unwrap_or(u64::MAX).min(*binding);
+        if options.as_metal.is_some() {
+            metal_limits(&mut limits);
+        }
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("kimi"),
             required_features: features,
@@ -111,11 +117,10 @@ impl Device {
             .map_err(|e| BackendError::Device(format!("{about}: no device: {e}")))?;
         let failure = watch(&device);
         let info = adapter.get_info();
-        let (lanes, subgroups) = subgroup_lanes(&info, features, options);
-        let integer_dot = info.backend == wgpu::Backend::Vulkan && info.device_type != wgpu::DeviceType::Cpu;
+        let mut hardware = Hardware::new(&about, &info, features, options);
         let memory = options.memory.into_iter().chain(about.memory.map(|m| m.available())).min();
         let room = limits.max_compute_workgroup_storage_size >= COOPERATIVE_SHARED;
-        let cooperative = cooperative && subgroups && lanes == 32 && room;
+        hardware.cooperative = cooperative && hardware.subgroups && hardware.lanes == 32 && room;
         Ok(Self {
             instance,
             adapter,
@@ -124,10 +129,8 @@ impl Device {
             info,
             about,
             limits,
-            lanes,
-            subgroups,
-            integer_dot,
-            cooperative,
+            hardware,
+            as_metal: options.as_metal,
             memory,
             failure,
         })
@@ -149,11 +152,14 @@ impl Device {
     /// Threads of a workgroup that goes over `cells` cells: a power of two.
     pub(crate) fn workgroup_of(&self, cells: usize) -> u32 {
         let max_threads = 1 << self.max_threads().ilog2();
-        (cells.next_power_of_two() as u32).clamp(self.lanes.max(64), 1024).min(max_threads)
+        (cells.next_power_of_two() as u32).clamp(self.hardware.lanes.max(64), 1024).min(max_threads)
     }
 
     pub(crate) fn name(&self) -> String {
-        self.about.to_string()
+        match self.as_metal {
+            Some(chip) => format!("{}, as {}", self.about, chip.short_name()),
+            None => self.about.to_string(),
+        }
     }
 
     /// Whether the host can write weights straight into the memory that the device computes in.
@@ -193,19 +199,4 @@ fn has_cooperative(adapter: &wgpu::Adapter) -> bool {
                 && p.ab_type == wgpu::CooperativeScalarType::F16
                 && p.cr_type == wgpu::CooperativeScalarType::F32
         })
-}
-
-/// Lanes of a row, and whether they are a subgroup: only where its size is certain. Apple's GPUs have 32 lanes, though the
-/// adapter says 4 to 64.
-fn subgroup_lanes(info: &wgpu::AdapterInfo, features: wgpu::Features, options: &GpuOptions) -> (u32, bool) {
-    let apple = info.backend == wgpu::Backend::Metal && info.name.starts_with("Apple");
-    let size = match (info.subgroup_min_size, info.subgroup_max_size) {
-        _ if apple => Some(32),
-        (min, max) if min == max && min.is_power_of_two() && (4..=64).contains(&min) => Some(min),
-        _ => None,
-    };
-    match size {
-        Some(size) if features.contains(wgpu::Features::SUBGROUP) && !options.no_subgroups => (size, true),
-        _ => (32, false),
-    }
 }

@@ -13,6 +13,7 @@ mod device;
 mod dump;
 mod f16_range;
 mod grouped;
+mod hardware;
 mod interop;
 mod layout;
 mod matvec;

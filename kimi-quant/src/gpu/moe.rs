@@ -24,8 +24,11 @@ impl Gpu {
     pub(crate) fn rms_norm(&self, x: &GpuTensor, norm: &Norm<GpuVector>) -> Result<GpuTensor> {
         let out = self.tensor(x.rows, x.cols)?;
         let device = &self.recorder.device;
-        let sizes =
-            [("WORKGROUP", device.workgroup_of(x.cols)), ("LANES", device.lanes), ("WIDTH", x.cols as u32)];
+        let sizes = [
+            ("WORKGROUP", device.workgroup_of(x.cols)),
+            ("LANES", device.hardware.lanes),
+            ("WIDTH", x.cols as u32),
+        ];
         self.recorder.dispatch(Dispatch {
             op: &RMS_NORM,
             spec: Spec::new(&RMS_NORM, sizes.to_vec()),

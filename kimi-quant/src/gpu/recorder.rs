@@ -143,7 +143,7 @@ impl Recorder {
         grid.iter().try_for_each(|&n| BackendError::check_range(op.name, "workgroups", n, limit))?;
         BackendError::check(op.name, "parameters", params.len(), op.params)?;
         BackendError::check(op.name, "bindings", buffers.len(), spec.writes(op).len())?;
-        spec.subgroups = self.device.subgroups;
+        spec.subgroups = self.device.hardware.subgroups;
         let matrices = spec.matrices;
         let mut state = self.lock();
         let state = &mut *state;

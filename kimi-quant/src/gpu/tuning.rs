@@ -1,6 +1,7 @@
 //! Sizes of the one-token product kernel (shaders/matvec.wgsl).
 
 use super::device::Device;
+use super::hardware::Hardware;
 use super::shader::{Packing, UNIT};
 
 /// Sizes of the one-token kernel that may be tried out. Without it they are chosen by format and shape.
@@ -64,13 +65,6 @@ pub(crate) struct Sizes {
     pub(crate) common: bool,
 }
 
-/// PCI vendor.
-pub(crate) const NVIDIA: u32 = 0x10de;
-
-/// Multiprocessors of a large GPU (an H100), and threads of this kernel that one of them runs at a time: their registers
-/// fill it. The same figures are used for every GPU.
-const MULTIPROCESSORS: usize = 132;
-const RESIDENT_THREADS: usize = 512;
 /// Largest number of steps of a workgroup; and where sums are not folded, which takes more shared memory.
 const MAX_STEPS: u32 = 16;
 const MAX_STEPS_UNFOLDED: u32 = 2;
@@ -98,7 +92,7 @@ const COMMON_LOADS: u32 = 8;
 
 /// Whether codes are multiplied as integers.
 pub(crate) fn integer(device: &Device, given: Option<Tuning>, packing: Packing) -> bool {
-    given.map_or(device.integer_dot, |t| t.integer) && packing.is_integer()
+    given.map_or(device.hardware.integer_dot, |t| t.integer) && packing.is_integer()
 }
 
 /// Bytes of shared memory for staged units of activations, sums, and the sums over a workgroup.
@@ -134,7 +128,8 @@ impl Sizes {
         let units = packing.units() as u32 * shape.beside;
         let values = Self::values(device, given, shape, units, packing.unit > UNIT);
         let longest = Self::longest_run(device);
-        let run = if device.subgroups { longest.min(units.next_power_of_two()).max(values) } else { 1 };
+        let run =
+            if device.hardware.subgroups { longest.min(units.next_power_of_two()).max(values) } else { 1 };
         let span = units.next_multiple_of(run.max(values)); // so that no step has more outputs than threads
         if span > max_threads {
             return None;
@@ -143,15 +138,15 @@ impl Sizes {
         let max_slots = (threads / span).max(1);
         // A software adapter is slow where threads idle, and has no instruction cache to save. Where sizes are given (by a
         // test), it runs what hardware would.
-        let wanted = shape.common && (device.about.is_hardware() || given.is_some());
+        let wanted = shape.common && (!device.hardware.software || given.is_some());
         let quads = units * packing.unit as u32 / 4;
         let fits = run == longest && span <= threads && quads.div_ceil(threads) <= COMMON_LOADS;
         let common = wanted && packing.unit == UNIT && packing.cols.is_multiple_of(4) && fits;
         // The number of slots that leaves the fewest threads without work.
-        let idle = |slots: u32| (span * slots).next_multiple_of(device.lanes) * 60 / slots;
+        let idle = |slots: u32| (span * slots).next_multiple_of(device.hardware.lanes) * 60 / slots;
         let best = (1..=max_slots).min_by_key(|&n| (idle(n), (span * n).abs_diff(SOME_THREADS)));
         let slots = if common { max_slots } else { best.unwrap_or(1) };
-        let mut workgroup = (span * slots).next_multiple_of(device.lanes).min(max_threads);
+        let mut workgroup = (span * slots).next_multiple_of(device.hardware.lanes).min(max_threads);
         let mut loads = quads.div_ceil(workgroup);
         let unit_bytes = 4 * (packing.unit as u32 + 4);
         let mut staged = units.div_ceil((units * unit_bytes).div_ceil(STAGED));
@@ -165,7 +160,7 @@ impl Sizes {
         let max_outputs = workgroup * if shape.routed { ROUTED_OUTPUTS } else { 1 };
         let max_steps = room_for.min(max_outputs / (step_rows * slots));
         let steps = given.and_then(|t| t.steps);
-        let steps = steps.unwrap_or_else(|| Self::best_steps(steps_in_all, workgroup, max_steps));
+        let steps = steps.unwrap_or_else(|| Self::best_steps(device, steps_in_all, workgroup, max_steps));
         let steps = steps.clamp(1, max_steps);
         let room_for = match (common, shape.single) {
             (true, _) => room_for,
@@ -228,12 +223,13 @@ impl Sizes {
 
     /// Threads that fold their sums where rows are long enough.
     fn longest_run(device: &Device) -> u32 {
-        RUN.min(device.lanes)
+        RUN.min(device.hardware.lanes)
     }
 
     /// The number of steps with which all workgroups are done first: they run in waves, each as long as its steps.
-    fn best_steps(steps_in_all: usize, workgroup: u32, max_steps: u32) -> u32 {
-        let resident = MULTIPROCESSORS * (RESIDENT_THREADS / workgroup as usize).max(1);
+    fn best_steps(device: &Device, steps_in_all: usize, workgroup: u32, max_steps: u32) -> u32 {
+        let Hardware { cores, resident_threads, .. } = device.hardware;
+        let resident = cores * (resident_threads / workgroup as usize).max(1);
         let time = |steps: &usize| {
             let waves = steps_in_all.div_ceil(*steps).div_ceil(resident);
             // Over many waves, workgroups take turns and the last wave hardly counts.
@@ -248,7 +244,8 @@ impl Sizes {
 
     /// Shared memory, as matvec.wgsl declares it and the sums over workgroups.
     fn shared_bytes(&self, device: &Device) -> u32 {
-        let reduction = if device.subgroups { self.workgroup / device.lanes } else { self.workgroup };
+        let reduction =
+            if device.hardware.subgroups { self.workgroup / device.hardware.lanes } else { self.workgroup };
         let sums = self.max_steps * self.workgroup / self.run * self.values;
         shared_bytes(self.staged, self.packing, sums, reduction)
     }
@@ -263,7 +260,7 @@ impl Sizes {
         let mut constants = vec![
             ("STEP_ROWS", self.step_rows),
             ("WORKGROUP", self.workgroup),
-            ("LANES", device.lanes),
+            ("LANES", device.hardware.lanes),
             ("STAGED", self.staged),
             ("LOADS", self.loads),
             ("RUN", self.run),

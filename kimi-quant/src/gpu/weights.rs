@@ -60,7 +60,7 @@ impl Part {
             codes: recorder.pool.keep("codes", 256)?,
             scales: recorder.pool.keep("scales", 256)?,
             scale_base: 0,
-            fits_f16: recorder.device.cooperative,
+            fits_f16: recorder.device.hardware.cooperative,
             owner: Arc::downgrade(recorder),
         })
     }
@@ -239,7 +239,7 @@ fn upload(
     writer.zeros(bytes - 4 * globals - parameters)?;
     let scales = writer.finish()?;
     let scale_base = globals as u32;
-    let fits_f16 = recorder.device.cooperative && matrices.par_iter().all(|m| fits_f16(packing, m));
+    let fits_f16 = recorder.device.hardware.cooperative && matrices.par_iter().all(|m| fits_f16(packing, m));
     Ok(Part { range, codes, scales, scale_base, fits_f16, owner: Arc::downgrade(recorder) })
 }
 

@@ -15,6 +15,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{DeviceChoice, DeviceKind};
+use kimi_quant::Chip;
 
 pub use http::HttpArgs;
 pub use local::{ListArgs, PsArgs, RmArgs, ShowArgs};
@@ -251,6 +252,18 @@ pub struct GpuArgs {
     /// work every few milliseconds meanwhile, so that one answer over several machines is not slowed by sleeping GPUs.
     #[arg(long, env = "KIMI_IDLE_CLOCKS")]
     pub idle_clocks: bool,
+    /// Take the kernels and sizes of this chip of Apple's in place of the GPU's own: to check and to measure on any GPU what
+    /// a Mac would run. With `--backend auto` it must be a GPU then, be it software.
+    #[arg(
+        long,
+        value_name = "CHIP",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = Chip::DEFAULT_APPLE,
+        env = "KIMI_AS_METAL",
+        value_parser = Chip::of_apple,
+    )]
+    pub as_metal: Option<&'static Chip>,
 }
 
 impl DeviceArgs {
@@ -268,7 +281,13 @@ impl GpuArgs {
     /// The same for kimi-core.
     pub fn choice(&self, kind: DeviceKind) -> DeviceChoice {
         let memory = self.gpu_memory.map(|gb| (gb * 1e9) as u64);
-        DeviceChoice { kind, adapter: self.adapter.clone(), memory, idle_clocks: self.idle_clocks }
+        DeviceChoice {
+            kind: if self.as_metal.is_some() && kind == DeviceKind::Auto { DeviceKind::Gpu } else { kind },
+            adapter: self.adapter.clone(),
+            memory,
+            idle_clocks: self.idle_clocks,
+            as_metal: self.as_metal,
+        }
     }
 }
 

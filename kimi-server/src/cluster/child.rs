@@ -112,6 +112,9 @@ impl WorkerCommand {
         if self.device.idle_clocks {
             command.arg("--idle-clocks");
         }
+        if let Some(chip) = self.device.as_metal {
+            command.arg(format!("--as-metal={}", chip.short_name()));
+        }
         // Not as an argument: those can be read by every user of the machine.
         command.env(cluster_key::VARIABLE, self.key.to_text().as_str());
         command.stdin(Stdio::piped()).stdout(Stdio::piped());

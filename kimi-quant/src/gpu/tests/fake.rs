@@ -2,9 +2,9 @@
 //! nothing.
 
 use super::super::adapter::{Adapter, AdapterKind};
-use super::super::device::{COOPERATIVE, Device, IMMEDIATE_BYTES, watch};
+use super::super::device::{COOPERATIVE, Device, GpuOptions, IMMEDIATE_BYTES, watch};
+use super::super::hardware::{Hardware, NVIDIA};
 use super::super::shader::{Op, Packing, Spec};
-use super::super::tuning::NVIDIA;
 use super::super::weights::{GpuExperts, GpuMatrix, Part};
 use super::super::{Gpu, GpuHidden, GpuTensor, GpuVector, wgpu};
 use crate::{
@@ -20,9 +20,8 @@ pub(super) struct Looks {
     kind: AdapterKind,
     backend: wgpu::Backend,
     vendor: u32,
-    lanes: u32,
-    subgroups: bool,
-    integer_dot: bool,
+    /// The smallest and the largest that the driver says, where there are any.
+    subgroups: Option<(u32, u32)>,
     cooperative: bool,
     /// Bytes of memory that a workgroup shares.
     pub(super) shared: u32,
@@ -35,13 +34,11 @@ pub(super) struct Looks {
 
 pub(super) const LOOKS: [Looks; 5] = [
     Looks {
-        name: "a large card on Vulkan (H100)",
+        name: "NVIDIA H100 80GB HBM3",
         kind: AdapterKind::Discrete,
         backend: wgpu::Backend::Vulkan,
         vendor: NVIDIA,
-        lanes: 32,
-        subgroups: true,
-        integer_dot: true,
+        subgroups: Some((32, 32)),
         cooperative: true,
         shared: 48 << 10,
         threads: 1024,
@@ -49,13 +46,11 @@ pub(super) const LOOKS: [Looks; 5] = [
         buffers: 1 << 20,
     },
     Looks {
-        name: "the same without cooperative matrices",
+        name: "NVIDIA without cooperative matrices",
         kind: AdapterKind::Discrete,
         backend: wgpu::Backend::Vulkan,
         vendor: NVIDIA,
-        lanes: 32,
-        subgroups: true,
-        integer_dot: true,
+        subgroups: Some((32, 32)),
         cooperative: false,
         shared: 48 << 10,
         threads: 1024,
@@ -63,13 +58,11 @@ pub(super) const LOOKS: [Looks; 5] = [
         buffers: 1 << 20,
     },
     Looks {
-        name: "Apple on Metal",
+        name: "Apple M3 Ultra",
         kind: AdapterKind::Integrated,
         backend: wgpu::Backend::Metal,
         vendor: 0,
-        lanes: 32,
-        subgroups: true,
-        integer_dot: false,
+        subgroups: Some((4, 64)),
         cooperative: false,
         shared: 32 << 10,
         threads: 1024,
@@ -81,9 +74,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         kind: AdapterKind::Software,
         backend: wgpu::Backend::Vulkan,
         vendor: 0x10005,
-        lanes: 8,
-        subgroups: true,
-        integer_dot: false,
+        subgroups: Some((8, 8)),
         cooperative: false,
         shared: 32 << 10,
         threads: 1024,
@@ -95,9 +86,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         kind: AdapterKind::Discrete,
         backend: wgpu::Backend::Vulkan,
         vendor: 0x1002,
-        lanes: 32,
-        subgroups: false,
-        integer_dot: true,
+        subgroups: None,
         cooperative: false,
         shared: 32 << 10,
         threads: 256,
@@ -110,7 +99,7 @@ impl Looks {
     pub(super) fn gpu(&self) -> Result<Gpu> {
         let failed = |e: String| BackendError::Device(format!("{}: {e}", self.name));
         let mut features = wgpu::Features::IMMEDIATES;
-        features.set(wgpu::Features::SUBGROUP, self.subgroups);
+        features.set(wgpu::Features::SUBGROUP, self.subgroups.is_some());
         features.set(COOPERATIVE, self.cooperative);
         let limits = wgpu::Limits {
             max_compute_workgroup_storage_size: self.shared,
@@ -147,8 +136,14 @@ impl Looks {
             AdapterKind::Integrated => wgpu::DeviceType::IntegratedGpu,
             _ => wgpu::DeviceType::Cpu,
         };
-        let info =
-            wgpu::AdapterInfo { vendor: self.vendor, ..wgpu::AdapterInfo::new(device_type, self.backend) };
+        let (subgroup_min_size, subgroup_max_size) = self.subgroups.unwrap_or((4, 128));
+        let info = wgpu::AdapterInfo {
+            name: self.name.to_owned(),
+            vendor: self.vendor,
+            subgroup_min_size,
+            subgroup_max_size,
+            ..wgpu::AdapterInfo::new(device_type, self.backend)
+        };
         let about = Adapter {
             number: 0,
             address: String::new(),
@@ -159,7 +154,7 @@ impl Looks {
             memory: None,
             largest_binding: self.binding,
             largest_buffer: limits.max_buffer_size,
-            subgroups: self.subgroups.then_some((self.lanes, self.lanes)),
+            subgroups: self.subgroups,
             f16: self.cooperative,
             cooperative_matrices: self.cooperative,
             timestamps: false,
@@ -167,6 +162,7 @@ impl Looks {
             missing: None,
         };
         let failure = watch(&device);
+        let hardware = Hardware::new(&about, &info, features, &GpuOptions::default());
         let device = Device {
             instance,
             adapter,
@@ -175,10 +171,8 @@ impl Looks {
             info,
             about,
             limits,
-            lanes: self.lanes,
-            subgroups: self.subgroups,
-            integer_dot: self.integer_dot,
-            cooperative: self.cooperative,
+            hardware: Hardware { cooperative: self.cooperative, ..hardware },
+            as_metal: None,
             memory: None,
             failure,
         };
