@@ -176,6 +176,29 @@ pub trait Backend: Send + Sync + 'static {
         step()
     }
 
+    /// A twin that computes nothing: its operations, on this device's matrices and caches, note which kernels they need. `None`
+    /// where nothing has to be compiled.
+    fn rehearsal(&self) -> Option<Self>
+    where
+        Self: Sized,
+    {
+        None
+    }
+
+    /// A number for what a twin has noted since the last call: other kernels, or another order, have another number.
+    fn rehearsed(&self) -> u64 {
+        0
+    }
+
+    /// Makes the kernels that a twin has noted, so that no step waits for them. `progress` is told how many of how many are
+    /// made.
+    ///
+    /// # Errors
+    /// [`BackendError::Device`] if the device has failed.
+    fn make_kernels(&self, _twin: &Self, _progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+        Ok(())
+    }
+
     /// Gives the device a moment of work, so that its clock stays up; does not wait. Operations and their results are as
     /// without it.
     ///

@@ -166,7 +166,7 @@ impl Gpu {
         [BatchKernel::Matvec, BatchKernel::Few, BatchKernel::Tiled].into_iter().chain(cooperative).collect()
     }
 
-    fn batch_kernel(&self) -> Option<BatchKernel> {
+    pub(super) fn batch_kernel(&self) -> Option<BatchKernel> {
         *self.batch_kernel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

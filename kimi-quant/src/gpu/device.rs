@@ -34,6 +34,7 @@ pub struct GpuOptions {
 }
 
 /// A device and what of it the kernels must know.
+#[derive(Clone)]
 pub(crate) struct Device {
     pub(crate) instance: wgpu::Instance,
     pub(crate) adapter: wgpu::Adapter,
@@ -50,6 +51,8 @@ pub(crate) struct Device {
     pub(crate) memory: Option<u64>,
     /// The first error; the device can't be used after it.
     pub(super) failure: Arc<OnceLock<String>>,
+    /// Collects the machine code of kernels, where that is asked for and the driver hands it out.
+    pub(super) machine_code: Arc<OnceLock<wgpu::PipelineCache>>,
 }
 
 /// Bytes of immediate data that the kernels use at most. Vulkan guarantees 128.
@@ -59,6 +62,7 @@ pub(super) const IMMEDIATE_BYTES: u32 = 96;
 const WANTED: wgpu::Features = wgpu::Features::IMMEDIATES
     .union(wgpu::Features::SUBGROUP)
     .union(wgpu::Features::TIMESTAMP_QUERY)
+    .union(wgpu::Features::PIPELINE_CACHE)
     .union(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS);
 
 /// Not used by the kernels: burn, where the device is shared with it, uses all of these that the adapter has, whatever the
@@ -133,6 +137,7 @@ impl Device {
             as_metal: options.as_metal,
             memory,
             failure,
+            machine_code: Arc::default(),
         })
     }
 

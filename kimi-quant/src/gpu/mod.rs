@@ -15,6 +15,7 @@ mod f16_range;
 mod grouped;
 mod hardware;
 mod interop;
+mod kernels;
 mod layout;
 mod matvec;
 mod moe;
@@ -39,6 +40,7 @@ pub use adapter::{Adapter, AdapterKind, AdapterMemory, adapters};
 pub use batched::BatchKernel;
 pub use device::GpuOptions;
 pub use interop::Handles;
+pub use kernels::kernels_made_in_steps;
 pub use profile::DispatchTime;
 pub use sample::GpuChosen;
 pub use tensor::{GpuHidden, GpuNormed, GpuTensor};
@@ -71,7 +73,7 @@ pub struct Gpu {
     nothing: Arc<Buffer>,
     last_layout: Mutex<Option<Arc<DeviceLayout>>>,
     /// Made when it is first needed.
-    nudge: Nudge,
+    nudge: Arc<Nudge>,
 }
 
 /// Results of attention on the device, in segments.
@@ -135,7 +137,7 @@ impl Gpu {
 
     fn over(device: Device, tuning: Option<Tuning>) -> Result<Self> {
         // Made now: on a device that is lost meanwhile, making it would look like a fault of ours.
-        let nudge = Nudge::new(&device);
+        let nudge = Arc::new(Nudge::new(&device));
         let recorder = Arc::new(Recorder::new(device));
         let nothing = recorder.pool.keep("nothing", 256)?;
         Ok(Self {
@@ -272,6 +274,18 @@ impl Backend for Gpu {
 
     fn queues(&self) -> bool {
         true
+    }
+
+    fn rehearsal(&self) -> Option<Self> {
+        Some(Gpu::rehearsal(self))
+    }
+
+    fn rehearsed(&self) -> u64 {
+        Gpu::rehearsed(self)
+    }
+
+    fn make_kernels(&self, twin: &Self, progress: &mut dyn FnMut(usize, usize)) -> Result<()> {
+        Gpu::make_kernels(self, twin, progress)
     }
 
     fn nudge(&self) -> Result<()> {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::device::Device;
 use super::dump::Dump;
+use super::kernels::{Kernels, Pipeline, Rehearsal, rehearsing};
 use super::pace::{Pace, Work};
 use super::pool::{Buffer, Pool};
 use super::profile::{Profile, queries};
@@ -36,12 +37,6 @@ fn dispatches_of(submitted: usize, busy: bool) -> usize {
     if busy { MAX } else { FIRST.saturating_mul(3usize.saturating_pow(submitted.min(8) as u32)).min(MAX) }
 }
 
-struct Pipeline {
-    number: usize,
-    pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-}
-
 #[derive(Default)]
 pub(super) struct State {
     pub(super) pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
@@ -58,13 +53,10 @@ pub(super) struct State {
     whole: bool,
     /// While each dispatch is timed.
     pub(super) profile: Option<Profile>,
-    pipelines: HashMap<Spec, Arc<Pipeline>>,
-    /// The same by their shaders' whole text: many specialisations have the same.
-    by_text: HashMap<String, Arc<Pipeline>>,
+    pub(super) kernels: Kernels,
     bind_groups: HashMap<(usize, Vec<u64>), wgpu::BindGroup>,
     /// Buffers that results came back in.
     readbacks: Vec<wgpu::Buffer>,
-    dump: Dump,
     /// All specialisations so far.
     #[cfg(test)]
     pub(super) made: Vec<(&'static Op, Spec)>,
@@ -88,6 +80,11 @@ pub(crate) struct Recorder {
     /// While much is uploaded.
     staging: Mutex<Option<Staging>>,
     dispatches: AtomicU64,
+    dump: Mutex<Dump>,
+    /// Kernels that had to be made when they were needed.
+    pub(super) made_in_steps: AtomicU64,
+    /// Of a twin that computes nothing.
+    pub(super) rehearsal: Option<Mutex<Rehearsal>>,
 }
 
 /// Staging memory that is used again and again.
@@ -115,13 +112,30 @@ pub(crate) struct Dispatch<'a> {
 impl Recorder {
     pub(crate) fn new(device: Device) -> Self {
         let pool = Pool::new(device.device.clone());
+        Self::over(device, pool, Dump::from_environment(), None)
+    }
+
+    /// Of a twin that notes kernels and computes nothing.
+    pub(super) fn rehearsing(&self) -> Self {
+        Self::over(self.device.clone(), self.pool.rehearsing(), Dump::default(), Some(Mutex::default()))
+    }
+
+    fn over(device: Device, pool: Arc<Pool>, dump: Dump, rehearsal: Option<Mutex<Rehearsal>>) -> Self {
         Self {
             device,
             pool,
-            state: Mutex::new(State { dump: Dump::from_environment(), ..State::default() }),
+            state: Mutex::default(),
             staging: Mutex::default(),
             dispatches: AtomicU64::new(0),
+            dump: Mutex::new(dump),
+            made_in_steps: AtomicU64::new(0),
+            rehearsal,
         }
+    }
+
+    /// Keeps a kernel's text where that is asked for.
+    pub(super) fn dump(&self, op: &Op, text: &str) {
+        self.dump.lock().unwrap_or_else(PoisonError::into_inner).keep(op.name, text);
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -144,28 +158,18 @@ impl Recorder {
         BackendError::check(op.name, "parameters", params.len(), op.params)?;
         BackendError::check(op.name, "bindings", buffers.len(), spec.writes(op).len())?;
         spec.subgroups = self.device.hardware.subgroups;
+        if let Some(rehearsal) = &self.rehearsal {
+            rehearsal.lock().unwrap_or_else(PoisonError::into_inner).note(op, spec);
+            return Ok(());
+        }
         let matrices = spec.matrices;
         let mut state = self.lock();
         let state = &mut *state;
-        let pipeline = match state.pipelines.get(&spec) {
-            Some(found) => found.clone(),
-            None => {
-                #[cfg(test)]
-                state.made.push((op, spec.clone()));
-                let text = spec.source(op);
-                let made = match state.by_text.get(&text) {
-                    Some(same) => same.clone(),
-                    None => {
-                        state.dump.keep(op.name, &text);
-                        let made = Arc::new(self.pipeline(op, &spec, &text, state.by_text.len()));
-                        state.by_text.insert(text, made.clone());
-                        made
-                    }
-                };
-                state.pipelines.insert(spec, made.clone());
-                made
-            }
-        };
+        #[cfg(test)]
+        if state.kernels.find(&spec).is_none() {
+            state.made.push((op, spec.clone()));
+        }
+        let pipeline = self.kernel(&mut state.kernels, op, spec);
         if state.bind_groups.len() >= BIND_GROUPS {
             state.bind_groups.clear();
         }
@@ -198,39 +202,6 @@ impl Recorder {
         Ok(())
     }
 
-    fn pipeline(&self, op: &'static Op, spec: &Spec, text: &str, number: usize) -> Pipeline {
-        let device = &self.device.device;
-        let entries: Vec<_> = spec.writes(op).iter().enumerate().map(|(i, w)| layout_entry(i, *w)).collect();
-        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(op.name),
-            entries: &entries,
-        });
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(op.name),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 4 * op.params as u32,
-        });
-        let source = wgpu::ShaderSource::Wgsl(text.into());
-        let descriptor = wgpu::ShaderModuleDescriptor { label: Some(op.name), source };
-        let checks = wgpu::ShaderRuntimeChecks::unchecked();
-        // SAFETY: the shaders are ours. Their loops end; they index buffers within the sizes that the operations check
-        // before they dispatch, and tables by expert ids and pages that were checked or made on the device; they divide
-        // by constants and by sizes that are not zero.
-        let module = unsafe { device.create_shader_module_trusted(descriptor, checks) };
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(op.name),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: false, // every cell is written before it is read
-                ..Default::default()
-            },
-            cache: None,
-        });
-        Pipeline { number, pipeline, layout }
-    }
-
     fn bind_group(&self, op: &Op, pipeline: &Pipeline, buffers: &[&Buffer]) -> wgpu::BindGroup {
         let entries: Vec<_> = buffers
             .iter()
@@ -261,6 +232,9 @@ impl Recorder {
 
     /// Writes `bytes`, a multiple of 4, before all work that is recorded and not submitted.
     pub(crate) fn write(&self, buffer: &Buffer, offset: u64, bytes: &[u8]) {
+        if self.rehearsal.is_some() {
+            return;
+        }
         self.device.queue.write_buffer(&buffer.raw, offset, bytes);
     }
 
@@ -397,6 +371,9 @@ impl Recorder {
 
     /// Submits, waits, and returns some bytes of some buffers; ranges begin and end at multiples of 4.
     pub(crate) fn read(&self, parts: &[(&Buffer, Range<u64>)]) -> Result<Vec<Vec<u8>>> {
+        if self.rehearsal.is_some() {
+            return Err(rehearsing());
+        }
         let nothing = || BackendError::Device("nothing is brought out while work is timed".to_owned());
         self.finish_read(self.start_read(parts).ok_or_else(nothing)?)
     }
@@ -407,7 +384,7 @@ impl Recorder {
         let length = |range: &Range<u64>| range.end - range.start;
         let mut state = self.lock();
         let state = &mut *state;
-        if state.whole {
+        if state.whole || self.rehearsal.is_some() {
             return None;
         }
         let total: u64 = parts.iter().map(|(_, range)| length(range).next_multiple_of(8)).sum();
@@ -484,7 +461,7 @@ fn survive<R>(wait: impl FnOnce() -> R) -> Result<R> {
         .map_err(|_| BackendError::Device("the device was lost while it was waited for".to_owned()))
 }
 
-fn layout_entry(binding: usize, written: bool) -> wgpu::BindGroupLayoutEntry {
+pub(super) fn layout_entry(binding: usize, written: bool) -> wgpu::BindGroupLayoutEntry {
     wgpu::BindGroupLayoutEntry {
         binding: binding as u32,
         visibility: wgpu::ShaderStages::COMPUTE,

@@ -175,6 +175,7 @@ impl Looks {
             as_metal: None,
             memory: None,
             failure,
+            machine_code: std::sync::Arc::default(),
         };
         Gpu::over(device, None)
     }
