@@ -24,6 +24,7 @@ pub mod engine;
 pub mod fingerprint;
 pub mod grammar;
 pub mod host_memory;
+pub mod kernel_store;
 mod layer_state;
 pub mod lookup;
 pub mod model;
