@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 #[cfg(feature = "gpu")]
 use std::time::Instant;
@@ -9,7 +10,11 @@ use std::time::Instant;
 use kimi_quant::{Backend, BackendError, Chip, Cpu};
 
 use crate::checkpoint::Checkpoint;
-use crate::stage::{CacheConfig, Compute, LoadError, Stage, StageRunner, StageThread};
+#[cfg(feature = "gpu")]
+use crate::kernel_store::KernelStore;
+#[cfg(feature = "gpu")]
+use crate::stage::TOKEN_BUDGET;
+use crate::stage::{CacheConfig, Compute, LoadError, LoadStep, Stage, StageRunner, StageThread};
 
 /// What is to compute.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -36,6 +41,8 @@ pub struct DeviceChoice {
     pub idle_clocks: bool,
     /// The chip of Apple's whose kernels and sizes a GPU takes in place of its own.
     pub as_metal: Option<&'static Chip>,
+    /// Where machine code of kernels is kept between runs, if it is; see [`crate::kernel_store`].
+    pub kernels: Option<PathBuf>,
 }
 
 /// A stage on its device.
@@ -91,7 +98,7 @@ impl DeviceChoice {
         checkpoint: &Checkpoint,
         layers: Range<usize>,
         cache: CacheConfig,
-        progress: &mut dyn FnMut(u64),
+        progress: &mut dyn FnMut(LoadStep),
     ) -> Result<LoadedStage, LoadError> {
         let source = Source { checkpoint, layers, cache };
         match self.kind {
@@ -117,14 +124,26 @@ impl DeviceChoice {
     }
 
     #[cfg(feature = "gpu")]
-    fn on_gpu(&self, source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
+    fn on_gpu(
+        &self,
+        source: &Source<'_>,
+        progress: &mut dyn FnMut(LoadStep),
+    ) -> Result<LoadedStage, LoadError> {
         let gpu = Arc::new(self.open_gpu()?);
         let hardware = gpu.adapter().is_hardware();
+        let kept = MachineCode::of(&gpu, self.kernels.as_deref().filter(|_| hardware));
         let mut stage = load(gpu, source, progress)?;
         if hardware {
-            let start = Instant::now(); // software takes minutes to compile what may not be needed
+            // Software takes minutes to compile what may not be needed.
+            let start = Instant::now();
+            let mut made = |made, total| progress(LoadStep::Kernels { made, total });
+            stage.make_kernels(TOKEN_BUDGET, &mut made).map_err(LoadError::WarmUp)?;
+            let kernels = stage.backend().kernels();
+            tracing::info!(seconds = start.elapsed().as_secs_f32(), kernels, "kernels made");
+            let start = Instant::now();
             stage.warm_up().map_err(LoadError::WarmUp)?;
             tracing::info!(seconds = start.elapsed().as_secs_f32(), "warmed up");
+            kept.keep(stage.backend());
         }
         LoadedStage::new(stage, hardware && !self.idle_clocks)
     }
@@ -152,16 +171,48 @@ impl DeviceChoice {
     }
 }
 
-fn on_cpu(source: &Source<'_>, progress: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
+/// Machine code of a GPU's kernels, kept between runs.
+#[cfg(feature = "gpu")]
+struct MachineCode {
+    store: Option<KernelStore>,
+    /// What was there.
+    before: Option<Vec<u8>>,
+}
+
+#[cfg(feature = "gpu")]
+impl MachineCode {
+    /// Has the GPU use what is kept in a folder.
+    fn of(gpu: &kimi_quant::Gpu, folder: Option<&std::path::Path>) -> Self {
+        let store = folder.zip(gpu.machine_code_key()).map(|(folder, key)| KernelStore::new(folder, &key));
+        let before = store.as_ref().and_then(KernelStore::read);
+        if store.is_some() {
+            // SAFETY: what the store returns is, by its hash, what this program wrote in `keep` under the same key.
+            unsafe { gpu.keep_machine_code(before.as_deref()) };
+        }
+        Self { store, before }
+    }
+
+    /// Keeps what the GPU has now.
+    fn keep(&self, gpu: &kimi_quant::Gpu) {
+        let Some(store) = &self.store else { return };
+        match gpu.machine_code() {
+            Some(code) if self.before.as_ref() != Some(&code) => store.write(&code),
+            _ => {}
+        }
+    }
+}
+
+fn on_cpu(source: &Source<'_>, progress: &mut dyn FnMut(LoadStep)) -> Result<LoadedStage, LoadError> {
     LoadedStage::new(load(Arc::new(Cpu::new()), source, progress)?, false)
 }
 
 fn load<B: Backend>(
     backend: Arc<B>,
     source: &Source<'_>,
-    progress: &mut dyn FnMut(u64),
+    progress: &mut dyn FnMut(LoadStep),
 ) -> Result<Stage<B>, LoadError> {
-    let stage = Stage::load(source.checkpoint, backend, source.layers.clone(), source.cache, progress)?;
+    let mut progress = |bytes| progress(LoadStep::Weights(bytes));
+    let stage = Stage::load(source.checkpoint, backend, source.layers.clone(), source.cache, &mut progress)?;
     tracing::info!(layers = ?source.layers, device = stage.backend().name(), "loaded");
     Ok(stage)
 }

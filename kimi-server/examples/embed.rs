@@ -45,7 +45,7 @@ pub fn main() -> anyhow::Result<()> {
     let workers = runtime.block_on(connect(&wanted, 1, Duration::from_secs(10), &dialer))?;
     let placement = Placement::new(plan, cache, "kimi-tiny", DeviceChoice::cpu(), dialer);
     let watch: LoadWatch =
-        Arc::new(|stage, loaded, total| println!("stage {stage}: {loaded} of {total} bytes"));
+        Arc::new(|stage, load| println!("stage {stage}: {} of {} bytes", load.loaded, load.total));
     let built = build(&checkpoint, &placement, workers, runtime.handle(), &watch)?;
     let model = ChatModel::start(ChatFiles::open(&checkpoint)?, &checkpoint, built.stages, &options)?;
 

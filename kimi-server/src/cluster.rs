@@ -29,7 +29,7 @@ pub use pipeline::{BuildError, Built, Placement, build};
 pub use recovery::Recovery;
 pub use remote::RemoteStage;
 pub use routes::{RouteError, describe};
-pub use status::{ClusterStatus, Loading, NodeState, NodeStatus};
+pub use status::{ClusterStatus, Loading, NodeLoad, NodeState, NodeStatus};
 
-/// Is told how far loading is: index of the stage, bytes loaded, bytes in all. Called from several threads.
-pub type LoadWatch = Arc<dyn Fn(usize, u64, u64) + Send + Sync>;
+/// Is told how far loading is: index of the stage, and what is in place. Called from several threads.
+pub type LoadWatch = Arc<dyn Fn(usize, NodeLoad) + Send + Sync>;

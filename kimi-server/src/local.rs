@@ -97,5 +97,5 @@ impl LocalCluster {
 
 /// Tells nobody.
 pub fn silent() -> LoadWatch {
-    Arc::new(|_, _, _| {})
+    Arc::new(|_, _| {})
 }

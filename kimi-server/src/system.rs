@@ -28,6 +28,13 @@ pub fn state_folder() -> Option<PathBuf> {
     Some(state.join("kimi"))
 }
 
+/// Where kimi keeps what it can make again: `$XDG_CACHE_HOME/kimi`, else `~/.cache/kimi`; `None` if neither variable is set.
+pub fn cache_folder() -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = variable("XDG_CACHE_HOME").or_else(|| Some(variable("HOME")?.join(".cache")))?;
+    Some(cache.join("kimi"))
+}
+
 /// Most bytes that the allocator keeps of what was freed, for each of its arenas.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAX_KEPT: libc::c_int = 4 << 20;

@@ -83,6 +83,20 @@ pub enum LoadError {
     },
 }
 
+/// How far a stage is before it can compute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadStep {
+    /// Stored bytes of weights in place.
+    Weights(u64),
+    /// Kernels compiled, after the weights.
+    Kernels {
+        /// Those that are.
+        made: usize,
+        /// Those that have to be.
+        total: usize,
+    },
+}
+
 /// Bytes that a device needs for weights and cache: 3 % more, for activations and the ends of buffers.
 pub fn device_bytes(weights: u64, cache: u64) -> u64 {
     let held = weights.saturating_add(cache);

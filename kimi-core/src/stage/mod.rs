@@ -6,11 +6,13 @@
 //! | `load` | a stage from a checkpoint, if it fits the device |
 //! | `local` | running it on a device of this machine |
 //! | `measure` | what only measurements and a first start need |
+//! | `rehearse` | kernels of every batch, made before the first one |
 //! | `thread` | the threads that such a stage computes on, so that nobody else waits for it |
 
 mod load;
 mod local;
 mod measure;
+mod rehearse;
 mod started;
 mod thread;
 
@@ -25,7 +27,7 @@ use bytes::Bytes;
 use crate::batch::{Batch, SequenceId};
 use crate::sampler::{SampleError, Sampled};
 
-pub use load::{CacheConfig, LoadError, device_bytes};
+pub use load::{CacheConfig, LoadError, LoadStep, device_bytes};
 pub use local::Stage;
 pub use thread::StageThread;
 

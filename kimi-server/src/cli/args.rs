@@ -287,6 +287,7 @@ impl GpuArgs {
             memory,
             idle_clocks: self.idle_clocks,
             as_metal: self.as_metal,
+            kernels: crate::system::cache_folder().map(|folder| folder.join("kernels")),
         }
     }
 }

@@ -10,6 +10,8 @@ use indicatif::{
 };
 use kimi_core::plan::HumanBytes;
 
+use crate::cluster::NodeLoad;
+
 pub use crate::table::Table;
 
 /// Says something on stderr, with a line feed. What can't be written is dropped: a program that answers others does not
@@ -77,6 +79,8 @@ impl Style {
 const BAR: &str = "{prefix:16!} {bar:17} {done:>9} of {all:8} {rate:>10} {left:>6}";
 /// Before anything is known of its size.
 const WAITING: &str = "{prefix:16!} waiting";
+/// After the weights.
+const KERNELS: &str = "{prefix:16!} {bar:17} {pos:>4} of {len:4} kernels compiled";
 
 fn bar_style(form: &str) -> ProgressStyle {
     // What can't be written is not shown.
@@ -97,9 +101,8 @@ fn bar_style(form: &str) -> ProgressStyle {
         .with_key("left", key(|state| format!("{:#}", HumanDuration(state.eta()))))
 }
 
-/// A bar for each stage on a terminal; nothing elsewhere. What it returns is told the stage's index, bytes loaded, and bytes in
-/// all.
-pub fn load_bars(stages: &[String]) -> impl Fn(usize, u64, u64) + Send + Sync + 'static {
+/// A bar for each stage on a terminal; nothing elsewhere. What it returns is told the stage's index, and how far it is.
+pub fn load_bars(stages: &[String]) -> impl Fn(usize, NodeLoad) + Send + Sync + 'static {
     let target = if std::io::stderr().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {
@@ -111,22 +114,29 @@ pub fn load_bars(stages: &[String]) -> impl Fn(usize, u64, u64) + Send + Sync + 
 fn load_bars_on(
     target: ProgressDrawTarget,
     stages: &[String],
-) -> impl Fn(usize, u64, u64) + Send + Sync + 'static {
+) -> impl Fn(usize, NodeLoad) + Send + Sync + 'static {
     let group = MultiProgress::with_draw_target(target);
     let waiting = bar_style(WAITING);
     let bar = |name: &String| ProgressBar::no_length().with_style(waiting.clone()).with_prefix(name.clone());
     let bars: Vec<_> = stages.iter().map(|name| group.add(bar(name))).collect();
     bars.iter().for_each(|bar| bar.enable_steady_tick(Duration::from_millis(200)));
     let (bars, style) = (Mutex::new(bars), bar_style(BAR));
-    move |stage: usize, loaded: u64, total: u64| {
+    let kernels_style = bar_style(KERNELS);
+    move |stage: usize, NodeLoad { loaded, total, kernels }: NodeLoad| {
         let bars = bars.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(bar) = bars.get(stage).filter(|_| total > 0) else { return };
-        if bar.length().is_none() {
+        let (done, all) = kernels.map_or((loaded, total), |(made, all)| (made as u64, all as u64));
+        if kernels.is_some() {
+            if bar.is_finished() {
+                bar.reset();
+            }
+            bar.set_style(kernels_style.clone());
+        } else if bar.length().is_none() {
             bar.set_style(style.clone());
         }
-        bar.set_length(total);
-        bar.set_position(loaded);
-        if loaded >= total {
+        bar.set_length(all);
+        bar.set_position(done);
+        if done >= all {
             bar.finish_and_clear();
         }
     }
@@ -183,10 +193,14 @@ mod tests {
         let total = 594_321_000_000;
         for loaded in [0, 1, 999, 12_345_678, 999_999_999, 123_456_789_012, total - 1] {
             for stage in 0..2 {
-                bars(stage, loaded, total);
-                bars(stage, 0, 0); // a stage that does not know yet
+                bars(stage, NodeLoad::of(loaded, total));
+                bars(stage, NodeLoad::default()); // a stage that does not know yet
             }
             std::thread::sleep(Duration::from_millis(60)); // bars are drawn now and then
+        }
+        for made in [0, 50, 109] {
+            bars(0, NodeLoad { kernels: Some((made, 110)), ..NodeLoad::of(total, total) });
+            std::thread::sleep(Duration::from_millis(60));
         }
         let text = paper.0.lock().unwrap().clone();
         // Several lines are written at once, each filled up to the width of this wide terminal.
@@ -198,6 +212,11 @@ mod tests {
         let drawn: Vec<&&str> = lines.iter().filter(|line| line.contains(" of ")).collect();
         assert!(drawn.len() > 4, "{text}");
         assert!(lines.iter().all(|line| line.chars().count() <= 80), "{text}");
+        assert!(
+            lines.iter().any(|line| line.contains("50 of 110") && line.ends_with("kernels compiled")),
+            "{text}"
+        );
+        let drawn: Vec<_> = drawn.into_iter().filter(|line| !line.contains("kernels")).collect();
         assert!(drawn.iter().all(|line| line.contains("594.3 GB")) && !text.contains("MiB"), "{text}");
         let place = |line: &str| line[..line.find(" of ").unwrap()].chars().count();
         let moved = drawn.iter().find(|line| place(line) != place(drawn[0]));

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::device::LoadedStage;
 use kimi_core::plan::ModelBytes;
-use kimi_core::stage::{CacheConfig, Done, LoadError, StageError, StageOutput, StageResult, StageTime};
+use kimi_core::stage::{
+    CacheConfig, Done, LoadError, LoadStep, StageError, StageOutput, StageResult, StageTime,
+};
 use kimi_net::{
     Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LayerState, LinkError, LoadProgress,
     ProgressCount, Ready, StepResult, Subject, WorkerSender,
@@ -200,12 +202,13 @@ impl Host {
         let bytes = ModelBytes::of(&checkpoint).map_err(Refusal::load)?;
         let weight_bytes = bytes.weights(&layers);
         let cache_bytes = bytes.cache(&layers, cache.tokens());
-        let mut report = |loaded_bytes| {
+        let mut report = |step| {
             self.progress.fetch_add(1, Ordering::Relaxed);
+            let LoadStep::Weights(loaded_bytes) = step else { return };
             // Loading goes on if the coordinator has left: it may come back for the layers.
             let _ = sender.progress(LoadProgress { loaded_bytes, total_bytes: weight_bytes });
         };
-        report(0);
+        report(LoadStep::Weights(0));
         let mut stage =
             self.config.device.load(&checkpoint, layers, cache, &mut report).map_err(|e| match e {
                 LoadError::DoesNotFit { .. } | LoadError::CacheDoesNotFit { .. } => {

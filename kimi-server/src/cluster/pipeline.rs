@@ -9,13 +9,14 @@ use kimi_core::config::ModelConfig;
 use kimi_core::device::{DeviceChoice, LoadedStage};
 use kimi_core::fingerprint::Description;
 use kimi_core::plan::{ModelBytes, Plan, PlannedStage};
-use kimi_core::stage::{CacheConfig, LoadError, StageRunner, StageSpan, TOKEN_BUDGET};
+use kimi_core::stage::{CacheConfig, LoadError, LoadStep, StageRunner, StageSpan, TOKEN_BUDGET};
 use kimi_net::{Assign, Coordinator, ErrorCode, Fingerprint, LinkError, LoadProgress};
 use tokio::runtime::Handle;
 
 use super::remote::Remote;
 use super::{
-    ClusterStatus, Connected, Dialer, LoadWatch, NodeState, Patience, RemoteStage, RouteError, Wanted, wire,
+    ClusterStatus, Connected, Dialer, LoadWatch, NodeLoad, NodeState, Patience, RemoteStage, RouteError,
+    Wanted, wire,
 };
 use crate::bus_error;
 
@@ -137,13 +138,16 @@ pub fn build(
     let description = checkpoint.description();
     for stage in &plan.stages {
         // Before a node says how far it is, so that the total is there from the start.
-        placement.status.set(&stage.node, NodeState::Loading { loaded: 0, total: stage.weight_bytes });
+        placement.status.set(
+            &stage.node,
+            NodeState::Loading(NodeLoad { total: stage.weight_bytes, ..NodeLoad::default() }),
+        );
     }
     let mut loading = Vec::with_capacity(workers.len());
     for (i, (stage, Connected { worker, link })) in first.iter().zip(workers).enumerate() {
         let remote = placement.remote(worker, stage, &description, checkpoint.config());
         let watch = watch.clone();
-        let progress = move |p: LoadProgress| watch(i, p.loaded_bytes, p.total_bytes);
+        let progress = move |p: LoadProgress| watch(i, node_load(p));
         loading.push((stage, runtime.spawn(async move { remote.load(Some(link), true, progress).await })));
     }
     // What fails here fails at once: workers may take minutes.
@@ -158,7 +162,7 @@ pub fn build(
             last: stage.last_layer,
             cause,
         })?;
-        watch(i, loaded.weight_bytes, loaded.weight_bytes);
+        watch(i, NodeLoad::of(loaded.weight_bytes, loaded.weight_bytes));
         devices.push(loaded.device.clone());
         stages.push(Box::new(loaded.into_stage(runtime.clone())));
     }
@@ -166,6 +170,11 @@ pub fn build(
     devices.push(local.device);
     stages.push(local.runner);
     Ok(Built { stages, devices, mapped })
+}
+
+/// What a worker says of its loading.
+fn node_load(progress: LoadProgress) -> NodeLoad {
+    NodeLoad::of(progress.loaded_bytes, progress.total_bytes)
 }
 
 impl Placement {
@@ -212,17 +221,23 @@ impl Placement {
     ) -> Result<LoadedStage, LoadError> {
         let layers = stage.layers();
         let total = ModelBytes::of(checkpoint)?.weights(&layers);
-        let mut progress = |loaded| {
-            self.status.set(&stage.node, NodeState::Loading { loaded, total });
-            watch(index, loaded, total);
+        let mut progress = |step| {
+            let load = match step {
+                LoadStep::Weights(loaded) => NodeLoad::of(loaded, total),
+                LoadStep::Kernels { made, total: kernels } => {
+                    NodeLoad { kernels: Some((made, kernels)), ..NodeLoad::of(total, total) }
+                }
+            };
+            self.status.set(&stage.node, NodeState::Loading(load));
+            watch(index, load);
         };
-        progress(0);
+        progress(LoadStep::Weights(0));
         let loaded = self.device.load(checkpoint, layers, self.cache, &mut progress);
         let loaded = loaded.inspect_err(|error| {
             self.status.set(&stage.node, NodeState::Lost { reason: error.to_string() });
         })?;
         self.status.set(&stage.node, NodeState::Ready);
-        watch(index, total, total);
+        watch(index, NodeLoad::of(total, total));
         if loaded.maps_weights {
             bus_error::name_shards_of(checkpoint);
         }
@@ -289,7 +304,7 @@ impl Remote {
         let (status, id) = (self.status.clone(), self.worker.id.clone());
         let (moved, mut moves) = tokio::sync::watch::channel(());
         let on_progress = move |p: LoadProgress| {
-            status.set(&id, NodeState::Loading { loaded: p.loaded_bytes, total: p.total_bytes });
+            status.set(&id, NodeState::Loading(node_load(p)));
             progress(p);
             moved.send_replace(());
         };

@@ -93,7 +93,7 @@ impl Recovery {
 
     /// The coordinator's own layers again, on another device if theirs is gone.
     fn reload_last(&self, index: usize) -> Result<Box<dyn StageRunner>, String> {
-        let silent: LoadWatch = Arc::new(|_, _, _| {});
+        let silent: LoadWatch = Arc::new(|_, _| {});
         let stage = &self.placement.plan.stages[index];
         let loaded = self.placement.load_local(&self.checkpoint, index, stage, &silent);
         loaded.map(|loaded| loaded.runner).map_err(|e| format!("its layers can't be loaded again: {e}"))

@@ -23,16 +23,22 @@ pub struct NodeStatus {
     pub link: LinkStats,
 }
 
+/// How far a node is before it can compute.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NodeLoad {
+    /// Bytes of weights in place.
+    pub loaded: u64,
+    /// Bytes of weights in all; 0 until it is known.
+    pub total: u64,
+    /// Kernels compiled, of how many, after the weights; `None` before that, and where a node does not say.
+    pub kernels: Option<(usize, usize)>,
+}
+
 /// What a node does.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NodeState {
     /// Loads its layers.
-    Loading {
-        /// Bytes of weights in place.
-        loaded: u64,
-        /// Bytes of weights in all; 0 until it is known.
-        total: u64,
-    },
+    Loading(NodeLoad),
     /// Computes what it gets.
     Ready,
     /// Its connection broke, and is being made again. Steps wait for it.
@@ -57,11 +63,18 @@ pub enum NodeState {
     },
 }
 
+impl NodeLoad {
+    /// Weights in place, of how many.
+    pub fn of(loaded: u64, total: u64) -> Self {
+        Self { loaded, total, kernels: None }
+    }
+}
+
 impl NodeState {
     /// One word.
     pub fn word(&self) -> &'static str {
         match self {
-            Self::Loading { .. } => "loading",
+            Self::Loading(_) => "loading",
             Self::Ready => "ready",
             Self::Reconnecting { .. } => "reconnecting",
             Self::Lost { .. } => "lost",
@@ -73,7 +86,7 @@ impl NodeState {
     /// Why it is not ready, if something happened.
     pub fn reason(&self) -> Option<&str> {
         match self {
-            Self::Loading { .. } | Self::Ready => None,
+            Self::Loading(_) | Self::Ready => None,
             Self::Reconnecting { reason }
             | Self::Lost { reason }
             | Self::Stuck { reason }
@@ -110,10 +123,14 @@ impl ClusterStatus {
         let mut sum = Loading::default();
         let mut any = false;
         for NodeStatus { state, since, .. } in nodes.values() {
-            if let NodeState::Loading { loaded, total } = state {
+            if let NodeState::Loading(NodeLoad { loaded, total, kernels }) = state {
                 any = true;
                 sum.loaded += loaded;
                 sum.total += total;
+                if let Some((made, all)) = kernels {
+                    let (sum_made, sum_all) = sum.kernels.unwrap_or_default();
+                    sum.kernels = Some((sum_made + made, sum_all + all));
+                }
                 sum.time = sum.time.max(since.elapsed());
             }
         }
@@ -132,6 +149,8 @@ pub struct Loading {
     pub loaded: u64,
     /// Bytes of weights in all.
     pub total: u64,
+    /// Kernels compiled, of how many; `None` before the first.
+    pub kernels: Option<(usize, usize)>,
     /// Since the first of them began.
     pub time: Duration,
 }

@@ -11,9 +11,9 @@ use tokio::runtime::Handle;
 use super::{Outcome, nodes};
 use crate::cli::args::PullLayersArgs;
 use crate::cli::ui;
-use crate::cluster::Wanted;
 use crate::cluster::look::{Question, Seen};
 use crate::cluster::routes::{GRACE, look_at, resolve};
+use crate::cluster::{NodeLoad, Wanted};
 use crate::models::Lookup;
 use crate::placement::layer_text;
 use crate::pull::{Report, Route, pull};
@@ -31,7 +31,7 @@ pub fn run(args: &PullLayersArgs) -> anyhow::Result<Outcome> {
     let route = Route { address: seen.address, trust, node_id, model: args.model.clone() };
     ui::notice(format_args!("pulling from {} at {} into {}", seen.node_id, seen.address, folder.display()));
     let bars = ui::load_bars(&[seen.node_id]);
-    let progress = |done, total| bars(0, done, total);
+    let progress = |done, total| bars(0, NodeLoad::of(done, total));
     let report = pull(&route, args.layers.clone(), &folder, runtime.handle(), &progress)?;
     let Report { layers, pulled_bytes, kept_bytes } = report;
     if args.json {

@@ -23,6 +23,8 @@ pub struct ProcessState {
     pub open_files: Option<u64>,
     /// Most of them.
     pub max_open_files: Option<u64>,
+    /// Kernels of GPUs that were compiled in the middle of a step, which waited for them.
+    pub kernels_made_in_steps: u64,
 }
 
 impl ProcessState {
@@ -39,6 +41,8 @@ impl ProcessState {
             open_files: std::fs::read_dir("/proc/self/fd")
                 .ok()
                 .map(|files| (files.count() as u64).saturating_sub(1)),
+            #[cfg(feature = "gpu")]
+            kernels_made_in_steps: kimi_quant::gpu::kernels_made_in_steps(),
             ..Self::usage()
         }
     }

@@ -8,7 +8,7 @@ use kimi_core::stage::StageTime;
 use serde::{Deserialize, Serialize};
 
 use super::ProcessState;
-use crate::cluster::{Loading, NodeState};
+use crate::cluster::{Loading, NodeLoad, NodeState};
 use crate::http::StageInfo;
 
 /// A server at one moment. Its JSON is the body of `/health`; what another version does not know is left out.
@@ -163,6 +163,10 @@ pub struct LoadState {
     pub loaded_bytes: u64,
     /// Bytes in all; 0 until it is known.
     pub total_bytes: u64,
+    /// Kernels compiled, once the weights are in place.
+    pub kernels_made: Option<usize>,
+    /// Kernels to compile.
+    pub kernels_total: Option<usize>,
     /// How long it has taken.
     pub seconds: f64,
     /// How long it will still take, where there is a rate yet.
@@ -267,7 +271,7 @@ impl StageStatus {
     fn new(lost: bool, state: Option<&NodeState>) -> Self {
         match (lost, state) {
             // While it is replaced its layers are loaded again.
-            (_, Some(NodeState::Loading { .. })) => Self::Loading,
+            (_, Some(NodeState::Loading(_))) => Self::Loading,
             (true, _) | (false, Some(NodeState::Lost { .. } | NodeState::Stuck { .. })) => Self::Lost,
             (false, None | Some(NodeState::Ready)) => Self::Ok,
             (false, Some(NodeState::Reconnecting { .. })) => Self::Reconnecting,
@@ -287,6 +291,8 @@ impl From<&Loading> for LoadState {
         Self {
             loaded_bytes: loading.loaded,
             total_bytes: loading.total,
+            kernels_made: loading.kernels.map(|(made, _)| made),
+            kernels_total: loading.kernels.map(|(_, total)| total),
             seconds: loading.time.as_secs_f64(),
             remaining_seconds: loading.remaining().map(|time| time.as_secs_f64()),
         }
@@ -338,8 +344,8 @@ impl StageState {
         let node = info.as_ref().and_then(|info| info.node.as_ref());
         let state = node.map(|node| &node.state);
         let loading = match (node, state) {
-            (Some(node), Some(&NodeState::Loading { loaded, total })) => {
-                Some(LoadState::from(&Loading { loaded, total, time: node.since.elapsed() }))
+            (Some(node), Some(&NodeState::Loading(NodeLoad { loaded, total, kernels }))) => {
+                Some(LoadState::from(&Loading { loaded, total, kernels, time: node.since.elapsed() }))
             }
             _ => None,
         };

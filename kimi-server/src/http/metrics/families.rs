@@ -204,6 +204,9 @@ impl Page<'_> {
         self.gauge("kimi_process_swap_bytes", "Memory of the process in swap", known(process.swap_bytes))?;
         let help = "How often the process waited for a page of a file or of swap";
         self.counter("kimi_process_major_page_faults", help, one(process.major_page_faults as f64))?;
+        let help = "Kernels that a GPU's steps had to wait for because they were not compiled before";
+        let kernels = process.kernels_made_in_steps as f64;
+        self.counter("kimi_kernels_made_in_steps", help, one(kernels))?;
         let help = "Bytes read from disks, pages of mapped weights included";
         self.counter("kimi_process_disk_read_bytes", help, known(process.disk_read_bytes))
     }
@@ -251,6 +254,7 @@ mod tests {
             "kimi_http_connections{phase=\"answering\"} 3.0".to_owned(),
             "# HELP process_cpu_seconds_total Time computing, all threads".to_owned(),
             "kimi_slow 0.0".to_owned(),
+            "kimi_kernels_made_in_steps_total 0.0".to_owned(),
         ] {
             assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
         }
