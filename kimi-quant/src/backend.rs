@@ -67,6 +67,13 @@ pub struct CacheShape {
     pub rope: usize,
 }
 
+impl CacheShape {
+    /// Bytes of a page.
+    pub fn page_bytes(&self) -> usize {
+        self.latent.saturating_add(self.rope).saturating_mul(self.page_tokens).saturating_mul(4)
+    }
+}
+
 /// How the router chooses (DeepSeek-V3's noaux_tc with sigmoid scores).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct RouterShape {
@@ -231,6 +238,12 @@ pub trait Backend: Send + Sync + 'static {
     fn download_routing(&self, routing: &Self::Routing) -> Result<(Vec<u32>, Vec<f32>)>;
     /// Waits, and brings the cache entries of the layout's own tokens out, `[T * (kl + rope)]`.
     fn download_cache(&self, cache: &Self::Cache, layout: &TokenLayout) -> Result<Vec<f32>>;
+    /// How a cache stores its values. A page of one cache can be put into another of the same shape and form only.
+    fn cache_form(&self, cache: &Self::Cache) -> &'static str;
+    /// Waits, and brings a page of some caches out as it is stored: [`CacheShape::page_bytes`] of each, one after another.
+    fn read_page(&self, caches: &[Self::Cache], page: u32) -> Result<Vec<u8>>;
+    /// Puts a page in that [`Self::read_page`] has brought out.
+    fn write_page(&self, caches: &mut [Self::Cache], page: u32, bytes: &[u8]) -> Result<()>;
 
     /// Rows `ids` of the embedding: `[T, H]`.
     fn embed(&self, table: &Self::Matrix, ids: &[u32]) -> Result<Self::Tensor>;

@@ -293,6 +293,13 @@ impl<'a> Both<'a> {
             let gv = gpu.project_values(&ga, &gprojections, heads).unwrap();
             close(&format!("{what}: values"), &gpu.download(&gv).unwrap(), cv.data());
         }
+        // Pages that were brought out and put into another cache hold the same.
+        let (from, mut to) = ([gcache], [gpu.new_cache(shape).unwrap()]);
+        for page in 0..next as u32 {
+            gpu.write_page(&mut to, page, &gpu.read_page(&from, page).unwrap()).unwrap();
+        }
+        let [copied, stored] = [&to[0], &from[0]].map(|cache| gpu.download_cache(cache, &layout).unwrap());
+        assert_eq!(copied, stored, "{what}");
     }
 }
 

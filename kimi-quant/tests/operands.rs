@@ -233,6 +233,13 @@ fn attention<B: Backend>(b: &B) -> Refusals {
         ("download_cache: page", b.download_cache(&cache, &layout(0..2, &[2], 4)).err()),
         ("download_cache: page size", b.download_cache(&cache, &layout(0..2, &[1], 2)).err()),
     ]);
+    let caches = std::slice::from_mut(&mut cache);
+    let page = b.read_page(caches, 1).unwrap();
+    refusals.extend([
+        ("read_page: page", b.read_page(caches, 2).err()),
+        ("write_page: page", b.write_page(caches, 2, &page).err()),
+        ("write_page: bytes", b.write_page(caches, 1, &page[4..]).err()),
+    ]);
     let mut inputs = b.new_cache(CACHE).unwrap();
     let whole = AttentionInputs { q: &q, kv: &kv, norm: &norm, rope: &rope(2) };
     let query = b.latent_query(whole, &mut inputs, &good, HEADS, &positions).unwrap();

@@ -202,6 +202,21 @@ pub(crate) fn cache_layout(op: &'static str, cache: CacheShape, layout: &TokenLa
     layout.check_pages(cache.pages)
 }
 
+/// A page of these caches, and its bytes.
+pub(crate) fn page(
+    op: &'static str,
+    caches: impl Iterator<Item = CacheShape>,
+    page: u32,
+    bytes: Option<usize>,
+) -> Result {
+    let mut expected = 0_usize;
+    for shape in caches {
+        BackendError::check_range(op, "page", page as usize, shape.pages)?;
+        expected = expected.saturating_add(shape.page_bytes());
+    }
+    bytes.map_or(Ok(()), |found| BackendError::check(op, "bytes of a page", found, expected))
+}
+
 fn cache_heads(op: &'static str, cache: CacheShape, heads: HeadShape) -> Result {
     BackendError::check(op, "cached latent width", cache.latent, heads.latent)?;
     BackendError::check(op, "cached key width", cache.rope, heads.rope)

@@ -191,6 +191,28 @@ impl Backend for Cpu {
         Ok(out)
     }
 
+    fn cache_form(&self, _: &Cache) -> &'static str {
+        "floats on a CPU"
+    }
+
+    fn read_page(&self, caches: &[Cache], page: u32) -> Result<Vec<u8>> {
+        check::page("read_page", caches.iter().map(Cache::shape), page, None)?;
+        let bytes = caches.iter().map(|cache| bytemuck::cast_slice::<f32, u8>(cache.page(page as usize)));
+        Ok(bytes.collect::<Vec<_>>().concat())
+    }
+
+    fn write_page(&self, caches: &mut [Cache], page: u32, bytes: &[u8]) -> Result<()> {
+        check::page("write_page", caches.iter().map(Cache::shape), page, Some(bytes.len()))?;
+        let mut rest = bytes;
+        for cache in caches {
+            let slots = bytemuck::cast_slice_mut::<f32, u8>(cache.page_mut(page as usize));
+            let (own, others) = rest.split_at(slots.len());
+            slots.copy_from_slice(own);
+            rest = others;
+        }
+        Ok(())
+    }
+
     fn embed(&self, table: &PackedMatrix, ids: &[u32]) -> Result<Tensor> {
         check::embed(table, ids)?;
         let mut out = Vec::new();

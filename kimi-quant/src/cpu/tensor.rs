@@ -124,6 +124,12 @@ impl Cache {
         &self.data[page * size..(page + 1) * size]
     }
 
+    /// The same, to be written.
+    pub(crate) fn page_mut(&mut self, page: usize) -> &mut [f32] {
+        let size = self.shape.page_tokens * self.width();
+        &mut self.data[page * size..(page + 1) * size]
+    }
+
     /// One slot, `[kl + rope]`.
     pub(crate) fn slot(&self, page: usize, offset: usize) -> &[f32] {
         &self.page(page)[offset * self.width()..(offset + 1) * self.width()]

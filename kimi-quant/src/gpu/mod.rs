@@ -114,6 +114,15 @@ pub struct GpuCache {
     buffer: Arc<Buffer>,
 }
 
+impl GpuCache {
+    /// The bytes of a page in the buffer.
+    fn page(&self, page: u32) -> std::ops::Range<u64> {
+        let bytes = self.shape.page_bytes() as u64;
+        let start = bytes * u64::from(page);
+        start..start + bytes
+    }
+}
+
 impl GpuRouting {
     fn size(&self) -> RoutingSize {
         RoutingSize { tokens: self.tokens, chosen: self.chosen, experts: self.experts }
@@ -357,6 +366,28 @@ impl Backend for Gpu {
         let width = cache.shape.latent + cache.shape.rope;
         let keys = self.download(&self.gather_rows(&cache.buffer, width, &slots, layout.len())?)?;
         Ok(if cache.split { attention::from_split(&keys, cache.shape) } else { keys })
+    }
+
+    fn cache_form(&self, cache: &GpuCache) -> &'static str {
+        if cache.split { "halves on a GPU" } else { "floats on a GPU" }
+    }
+
+    fn read_page(&self, caches: &[GpuCache], page: u32) -> Result<Vec<u8>> {
+        check::page("read_page", caches.iter().map(|cache| cache.shape), page, None)?;
+        let parts: Vec<_> = caches.iter().map(|cache| (&*cache.buffer, cache.page(page))).collect();
+        Ok(self.recorder.read(&parts)?.concat())
+    }
+
+    fn write_page(&self, caches: &mut [GpuCache], page: u32, bytes: &[u8]) -> Result<()> {
+        check::page("write_page", caches.iter().map(|cache| cache.shape), page, Some(bytes.len()))?;
+        let mut rest = bytes;
+        for cache in caches {
+            let place = cache.page(page);
+            let (own, others) = rest.split_at(cache.shape.page_bytes());
+            self.recorder.write(&cache.buffer, place.start, own);
+            rest = others;
+        }
+        Ok(())
     }
 
     fn embed(&self, table: &GpuMatrix, ids: &[u32]) -> Result<GpuTensor> {

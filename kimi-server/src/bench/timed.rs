@@ -206,6 +206,18 @@ impl<B: Measured> Backend for Timed<B> {
         self.inner.new_cache(shape)
     }
 
+    fn cache_form(&self, cache: &B::Cache) -> &'static str {
+        self.inner.cache_form(cache)
+    }
+
+    fn read_page(&self, caches: &[B::Cache], page: u32) -> Result<Vec<u8>> {
+        self.inner.read_page(caches, page)
+    }
+
+    fn write_page(&self, caches: &mut [B::Cache], page: u32, bytes: &[u8]) -> Result<()> {
+        self.inner.write_page(caches, page, bytes)
+    }
+
     fn upload(&self, rows: usize, cols: usize, values: &[f32]) -> Result<B::Tensor> {
         self.inner.upload(rows, cols, values)
     }
