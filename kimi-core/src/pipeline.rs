@@ -3,9 +3,12 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::batch::Batch;
+use bytes::Bytes;
+
+use crate::batch::{Batch, PageId};
 use crate::stage::{
-    Done, Hidden, SequenceOutput, StageError, StageOutput, StageResult, StageRunner, StageSpan, StageTime,
+    Done, Hidden, PageForm, SequenceOutput, StageError, StageOutput, StageResult, StageRunner, StageSpan,
+    StageTime,
 };
 
 /// The stages of a model, in order. Batches go in with [`submit`](Self::submit); their results and the losses of stages go
@@ -162,6 +165,37 @@ impl Pipeline {
         self.line.enter(0, Flight { batch: Arc::new(batch), times, epoch }, None);
     }
 
+    /// What pages look like outside of each stage's cache, see [`StageRunner::page_form`].
+    pub fn page_forms(&self) -> Vec<Option<PageForm>> {
+        let form = |place: &Place| place.runner().as_ref().and_then(|runner| runner.page_form());
+        self.line.places.iter().map(form).collect()
+    }
+
+    /// Copies a page out of every stage, behind the batches submitted before. `done` gets the stages' bytes in order, or
+    /// `None` if one of them has none to give; it is called once, on any thread, and must not call the pipeline.
+    pub fn read_page(&self, page: PageId, done: impl FnOnce(Option<Vec<Bytes>>) + Send + 'static) {
+        let gather = Gather::new(self.line.places.len(), done);
+        for (stage, place) in self.line.places.iter().enumerate() {
+            if let Some(runner) = &mut *place.runner() {
+                let gather = gather.clone();
+                runner.read_page(page, Box::new(move |bytes| gather.put(stage, bytes)));
+            }
+        }
+    }
+
+    /// Puts what [`Self::read_page`] has given into a page of every stage, ahead of batches submitted later. `done` is told
+    /// whether all have it.
+    pub fn write_page(&self, page: PageId, parts: Vec<Bytes>, done: impl FnOnce(bool) + Send + 'static) {
+        let places = &self.line.places;
+        let gather = Gather::new(places.len(), |written: Option<Vec<()>>| done(written.is_some()));
+        for (stage, (place, bytes)) in places.iter().zip(parts).enumerate() {
+            if let Some(runner) = &mut *place.runner() {
+                let gather = gather.clone();
+                runner.write_page(page, bytes, Box::new(move |result| gather.put(stage, result)));
+            }
+        }
+    }
+
     /// Tells all stages whether sequences are running; see [`StageRunner::set_active`].
     pub fn set_active(&self, active: bool) {
         for place in &self.line.places {
@@ -289,6 +323,41 @@ impl Line {
         if lost.is_ok() {
             self.epoch.fetch_add(1, Ordering::SeqCst);
             (self.sink)(PipelineEvent::Lost { stage, error });
+        }
+    }
+}
+
+type Gathered<T> = Box<dyn FnOnce(Option<Vec<T>>) + Send>;
+
+/// Waits for one thing from each stage. What a stage drops never comes, and the last to let go tells it.
+struct Gather<T> {
+    parts: Mutex<Vec<Option<T>>>,
+    done: Mutex<Option<Gathered<T>>>,
+}
+
+impl<T> Gather<T> {
+    fn new(stages: usize, done: impl FnOnce(Option<Vec<T>>) + Send + 'static) -> Arc<Self> {
+        let parts = Mutex::new((0..stages).map(|_| None).collect());
+        Arc::new(Self { parts, done: Mutex::new(Some(Box::new(done))) })
+    }
+
+    fn put(&self, stage: usize, part: Result<T, StageError>) {
+        match part {
+            Ok(part) => {
+                let mut parts = self.parts.lock().unwrap_or_else(PoisonError::into_inner);
+                parts[stage] = Some(part);
+            }
+            Err(error) => tracing::debug!(stage, %error, "a cache page was not copied"),
+        }
+    }
+}
+
+impl<T> Drop for Gather<T> {
+    fn drop(&mut self) {
+        let parts = std::mem::take(self.parts.get_mut().unwrap_or_else(PoisonError::into_inner));
+        let done = self.done.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(done) = done {
+            done(parts.into_iter().collect());
         }
     }
 }

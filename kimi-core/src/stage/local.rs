@@ -8,8 +8,10 @@ use bytes::Bytes;
 use kimi_quant::Backend;
 
 use super::started::{Chosen, Started, Wanted};
-use super::{CacheConfig, Compute, Finish, Hidden, StageError, StageOutput, StageResult, StageSpan};
-use crate::batch::{Batch, SequenceSlice};
+use super::{
+    CacheConfig, Compute, Finish, Hidden, PageForm, StageError, StageOutput, StageResult, StageSpan,
+};
+use crate::batch::{Batch, PageId, SequenceSlice};
 use crate::config::ModelConfig;
 use crate::model::{DeviceHead, DeviceLayer, Geometry, Trace, forward_layer};
 
@@ -259,6 +261,18 @@ impl<B: Backend> Compute for Stage<B> {
 
     fn count_progress(&mut self, count: Arc<AtomicU64>) {
         self.progress = count;
+    }
+
+    fn page_form(&self) -> Option<PageForm> {
+        self.form_of_pages()
+    }
+
+    fn read_page(&mut self, page: PageId) -> Result<Bytes, StageError> {
+        self.page_bytes(page)
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), StageError> {
+        self.set_page_bytes(page, bytes)
     }
 }
 

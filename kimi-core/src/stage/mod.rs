@@ -5,6 +5,7 @@
 //! | this one | the contract: what goes into a stage, what comes out, what can go wrong |
 //! | `load` | a stage from a checkpoint, if it fits the device |
 //! | `local` | running it on a device of this machine |
+//! | `pages` | copying pages out of its cache and into it |
 //! | `measure` | what only measurements and a first start need |
 //! | `rehearse` | kernels of every batch, made before the first one |
 //! | `thread` | the threads that such a stage computes on, so that nobody else waits for it |
@@ -12,6 +13,7 @@
 mod load;
 mod local;
 mod measure;
+mod pages;
 mod rehearse;
 mod started;
 mod thread;
@@ -24,11 +26,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::batch::{Batch, SequenceId};
+use crate::batch::{Batch, PageId, SequenceId};
 use crate::sampler::{SampleError, Sampled};
 
 pub use load::{CacheConfig, LoadError, LoadStep, device_bytes};
 pub use local::Stage;
+use pages::no_pages;
+pub use pages::{PageForm, PageReader, PageWriter};
 pub use thread::StageThread;
 
 /// Most new tokens in a batch unless told otherwise.
@@ -182,6 +186,21 @@ pub trait StageRunner: Send {
 
     /// Has `count` rise with every layer that is begun from now on, so that others can tell slow from stuck.
     fn count_progress(&mut self, _count: Arc<AtomicU64>) {}
+
+    /// What a page of its cache looks like outside of it; `None` where pages can't be copied: on another machine, say.
+    fn page_form(&self) -> Option<PageForm> {
+        None
+    }
+
+    /// Copies a page out, behind the batches that were handed over before.
+    fn read_page(&mut self, _page: PageId, done: PageReader) {
+        done(Err(no_pages(self.span())));
+    }
+
+    /// Puts bytes into a page, behind the batches that were handed over before and ahead of those that come after.
+    fn write_page(&mut self, _page: PageId, _bytes: Bytes, done: PageWriter) {
+        done(Err(no_pages(self.span())));
+    }
 }
 
 /// The end of a batch that was started: waits for its output.
@@ -226,6 +245,27 @@ pub trait Compute: Send {
 
     /// See [`StageRunner::count_progress`].
     fn count_progress(&mut self, _count: Arc<AtomicU64>) {}
+
+    /// See [`StageRunner::page_form`].
+    fn page_form(&self) -> Option<PageForm> {
+        None
+    }
+
+    /// The bytes of a page, once all that was started before is computed.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    fn read_page(&mut self, _page: PageId) -> Result<Bytes, StageError> {
+        Err(no_pages(self.span()))
+    }
+
+    /// Puts bytes into a page, for all that is started from now on.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    fn write_page(&mut self, _page: PageId, _bytes: &[u8]) -> Result<(), StageError> {
+        Err(no_pages(self.span()))
+    }
 }
 
 /// Why a stage did not compute a batch.

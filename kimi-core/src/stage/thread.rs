@@ -11,8 +11,13 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Compute, Done, Finish, Hidden, StageError, StageRunner, StageSpan, StageTime};
-use crate::batch::Batch;
+use bytes::Bytes;
+
+use super::{
+    Compute, Done, Finish, Hidden, PageForm, PageReader, PageWriter, StageError, StageRunner, StageSpan,
+    StageTime,
+};
+use crate::batch::{Batch, PageId};
 
 /// How long a dropped stage is waited for while it still computes.
 const DROP_WAIT: Duration = Duration::from_secs(5);
@@ -24,6 +29,7 @@ pub struct StageThread {
     /// `None` only while it is dropped.
     jobs: Option<Sender<Job>>,
     span: StageSpan,
+    page_form: Option<PageForm>,
     queues: bool,
     chains: bool,
     /// Disconnected when the threads have ended.
@@ -34,6 +40,8 @@ enum Job {
     Step(Step),
     SetActive(bool),
     CountProgress(Arc<AtomicU64>),
+    ReadPage(PageId, PageReader),
+    WritePage(PageId, Bytes, PageWriter),
 }
 
 struct Step {
@@ -64,6 +72,7 @@ impl StageThread {
         let (jobs, source) = mpsc::channel();
         let (alive, ended) = mpsc::channel();
         let (span, queues, chains) = (stage.span(), stage.queues(), stage.chains());
+        let page_form = stage.page_form();
         let in_flight = Arc::new(AtomicUsize::new(0));
         let results = match queues {
             false => {
@@ -88,7 +97,7 @@ impl StageThread {
             drop(alive);
         };
         thread::Builder::new().name("kimi-stage".into()).spawn(work)?;
-        Ok(Self { jobs: Some(jobs), span, queues, chains, ended })
+        Ok(Self { jobs: Some(jobs), span, page_form, queues, chains, ended })
     }
 
     fn send(&self, job: Job) {
@@ -120,6 +129,18 @@ impl StageRunner for StageThread {
 
     fn count_progress(&mut self, count: Arc<AtomicU64>) {
         self.send(Job::CountProgress(count));
+    }
+
+    fn page_form(&self) -> Option<PageForm> {
+        self.page_form.clone()
+    }
+
+    fn read_page(&mut self, page: PageId, done: PageReader) {
+        self.send(Job::ReadPage(page, done));
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: Bytes, done: PageWriter) {
+        self.send(Job::WritePage(page, bytes, done));
     }
 }
 
@@ -160,6 +181,8 @@ impl Worker {
                 Job::SetActive(active) => self.active = active,
                 Job::CountProgress(count) => self.stage.count_progress(count),
                 Job::Step(step) => self.start(step),
+                Job::ReadPage(page, done) => done(self.stage.read_page(page)),
+                Job::WritePage(page, bytes, done) => done(self.stage.write_page(page, &bytes)),
             }
         }
     }
