@@ -19,7 +19,7 @@ mod prompt;
 mod reply;
 mod sampling;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -31,6 +31,7 @@ use crate::engine::{
     Engine, EngineConfig, EngineError, EngineStats, Request, RequestError, Speculation, SubmitError,
 };
 use crate::grammar::Grammars;
+use crate::page_store::PageStoreConfig;
 use crate::plan::cache_bytes;
 use crate::sampler::{StopError, StopStrings};
 use crate::stage::{CacheConfig, LoadError, StageRunner};
@@ -62,6 +63,8 @@ pub struct ModelOptions {
     pub prompt_time: Option<Duration>,
     /// Whether chats begin with what others have computed of the same text; `None` for yes. See [`crate::prefix_cache`].
     pub prefix_cache: Option<bool>,
+    /// The folder in which computed text outlives the process, and the most bytes it may take; see [`crate::page_store`].
+    pub prefix_cache_disk: Option<(PathBuf, u64)>,
     /// Whether tokens are guessed; the answers do not depend on it.
     pub speculation: Speculation,
     /// How long answers wait for a lost stage to be replaced; see [`EngineConfig::recovery`].
@@ -253,7 +256,13 @@ impl ChatModel {
         stages: Vec<Box<dyn StageRunner>>,
         options: &ModelOptions,
     ) -> Result<Self, ModelError> {
+        let page_store = options.prefix_cache_disk.clone().map(|(folder, max_bytes)| PageStoreConfig {
+            folder,
+            max_bytes,
+            model: checkpoint.description().fingerprint(),
+        });
         let engine = EngineConfig {
+            page_store,
             prompt_time: options.prompt_time.unwrap_or(EngineConfig::PROMPT_TIME),
             prefix_cache: options.prefix_cache.unwrap_or(true),
             speculation: options.speculation,

@@ -11,6 +11,7 @@
 mod draft_pace;
 mod driver;
 mod pace;
+mod store;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -21,11 +22,13 @@ use std::time::{Duration, Instant};
 
 use crate::constraint::{Constrained, Drafter, MinLength};
 use crate::lookup::PromptLookup;
+use crate::page_store::{PageStoreConfig, PageStoreError};
 use crate::pipeline::{Pipeline, PipelineError};
 use crate::sampler::SamplingParams;
 use crate::scheduler::{NewSequence, SchedulerConfig, SchedulerStats, SequenceError};
 use crate::stage::{CacheConfig, StageRunner, StageTime};
 use driver::{Driver, Message, Sink, Submission};
+use store::Keeper;
 
 pub use crate::scheduler::{FinishReason, RequestError};
 
@@ -66,6 +69,8 @@ pub struct EngineConfig {
     pub speculation: Speculation,
     /// Whether requests begin with what others have computed of the same text; see [`crate::prefix_cache`].
     pub prefix_cache: bool,
+    /// Where pages outlive the process, if they do: all stages must be in it.
+    pub page_store: Option<PageStoreConfig>,
     /// How long running requests wait for a lost stage to be replaced, and for a step to go through all stages again. They
     /// fail after it; the engine goes on when the stage is there again. 0 takes the engine down at once.
     pub recovery: Duration,
@@ -90,6 +95,7 @@ impl EngineConfig {
             max_drafts: 8,
             speculation: Speculation::Off,
             prefix_cache: true,
+            page_store: None,
             recovery: Duration::ZERO,
         }
     }
@@ -242,6 +248,9 @@ pub enum EngineError {
     /// The stages do not make up a model, or a replacement does not fit.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
+    /// Pages can't be kept on a disk.
+    #[error(transparent)]
+    PageStore(#[from] PageStoreError),
 }
 
 /// Why [`Engine::submit`] refused.
@@ -274,6 +283,8 @@ pub struct EngineStats {
     pub prompt_tokens: usize,
     /// How often a stage was lost.
     pub losses: u64,
+    /// Bytes of pages on the disk, those of other models included; 0 if none are kept there.
+    pub stored_bytes: u64,
 }
 
 /// What a stage of an [`Engine`] has done since the start.
@@ -371,7 +382,9 @@ impl Engine {
         let pipeline = Pipeline::new(stages, move |event| drop(events.send(Message::Pipeline(event))))?;
         let limits = config.scheduler(&pipeline)?;
         let state = Arc::new(State::default());
-        let thread = Driver::spawn(pipeline, &config, &limits, state.clone(), messages)
+        let store = config.page_store.as_ref().filter(|_| config.prefix_cache);
+        let keeper = store.map(|store| Keeper::start(store, limits.cache, &pipeline, mailbox.clone()));
+        let thread = Driver::spawn(pipeline, keeper.transpose()?, &config, &limits, state.clone(), messages)
             .map_err(|e| EngineError::Thread { reason: e.to_string() })?;
         let (next_ticket, thread) = (AtomicU64::new(0), Mutex::new(thread));
         Ok(Self { inner: Arc::new(Inner { config, limits, mailbox, state, next_ticket, thread }) })
@@ -478,7 +491,8 @@ impl Engine {
     /// for at most `wait` and says whether they have ended. A program that computes on a GPU calls this before it ends: drivers
     /// may crash if they are in use then.
     pub fn shutdown(&self, wait: Duration) -> bool {
-        let _ = self.inner.mailbox.send(Message::Shutdown);
+        // Three quarters of the time for pages that are to be stored, the rest for a batch.
+        let _ = self.inner.mailbox.send(Message::Shutdown(Instant::now() + wait.mul_f32(0.75)));
         let thread = self.inner.thread.lock().unwrap_or_else(PoisonError::into_inner);
         thread.recv_timeout(wait) == Err(RecvTimeoutError::Disconnected)
     }
@@ -531,9 +545,12 @@ impl Engine {
 impl Drop for Inner {
     fn drop(&mut self) {
         // Fails if the thread has ended already.
-        let _ = self.mailbox.send(Message::Shutdown);
+        let _ = self.mailbox.send(Message::Shutdown(Instant::now() + STORE_TIME));
     }
 }
+
+/// How long pages may be stored after the last handle is gone.
+const STORE_TIME: Duration = Duration::from_secs(10);
 
 /// A request that runs. Dropping it cancels the request; it does not keep the engine alive.
 #[must_use = "dropping a generation cancels it"]

@@ -28,6 +28,7 @@ pub mod kernel_store;
 mod layer_state;
 pub mod lookup;
 pub mod model;
+pub mod page_store;
 pub mod pages;
 pub mod pipeline;
 pub mod plan;

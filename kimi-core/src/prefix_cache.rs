@@ -9,6 +9,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
+use std::fmt;
 
 use crate::batch::PageId;
 
@@ -29,6 +30,17 @@ impl PageHash {
             hasher.update(&token.to_le_bytes());
         }
         Self(hasher.finalize().into())
+    }
+
+    /// Its bytes.
+    pub(crate) fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The hash that is shown as this text.
+    pub(crate) fn from_hex(text: &str) -> Option<Self> {
+        let hash = Self(*blake3::Hash::from_hex(text).ok()?.as_bytes());
+        (hash.to_string() == text).then_some(hash)
     }
 
     /// The hashes of all full pages of `tokens`.
@@ -58,6 +70,12 @@ impl PageHash {
             }
         }
         same
+    }
+}
+
+impl fmt::Display for PageHash {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&blake3::Hash::from_bytes(self.0).to_hex())
     }
 }
 

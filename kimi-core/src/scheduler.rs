@@ -38,11 +38,13 @@
 //! with the known pages of its tokens; at least its last token is computed. If the next page is one that an older sequence is
 //! about to compute, it waits for that: a text that many begin with is computed once. Nobody waits for a younger sequence, or
 //! for a paused one. Known pages that nobody holds are kept until pages are needed. What a sequence has computed that failed
-//! is forgotten, and after the loss of a stage all is.
+//! is forgotten, and after the loss of a stage all is. Known pages may be stored elsewhere and brought back
+//! ([`Scheduler::store_pages`]).
 
 mod drafts;
 mod prefix;
 mod sequence;
+mod stored;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -55,6 +57,8 @@ pub use drafts::{DraftCosts, DraftStats};
 pub use prefix::PrefixStats;
 pub use sequence::{FinishReason, NewSequence, Phase, RequestError, SequenceError, SequenceEvent};
 use sequence::{Sequence, State};
+use stored::Stored;
+pub use stored::{Restore, Save};
 
 /// Sizes of a [`Scheduler`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -170,6 +174,7 @@ pub struct Scheduler {
     next_step: u64,
     evictions: u64,
     prefix: PrefixStats,
+    stored: Stored,
     drafts: DraftStats,
     /// What guesses cost; `None` while all are verified.
     draft_costs: Option<DraftCosts>,
@@ -199,6 +204,7 @@ impl Scheduler {
             next_step: 0,
             evictions: 0,
             prefix: PrefixStats::default(),
+            stored: Stored::default(),
             drafts: DraftStats::default(),
             draft_costs: None,
         }
@@ -267,6 +273,7 @@ impl Scheduler {
     /// its tokens. Results of steps that were in flight change nothing.
     pub fn forget_cache(&mut self) {
         self.in_flight.clear();
+        self.stored.forget_copies();
         self.pool = PagePool::new(self.config.cache);
         for (id, mut sequence) in std::mem::take(&mut self.running) {
             if sequence.state != State::Ended {
@@ -599,6 +606,7 @@ impl Scheduler {
         }
         let Some(mut sequence) = self.running.remove(&id) else { return false };
         self.pool.touch(&sequence.hashes[..sequence.noted]);
+        self.stored.touch(&sequence.hashes[..sequence.noted]);
         for page in sequence.pages.drain(..) {
             if let Err(error) = self.pool.release(page) {
                 tracing::error!(%error, ?id, "a cache page was released twice");

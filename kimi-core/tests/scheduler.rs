@@ -12,7 +12,8 @@ use kimi_core::constraint::{Constrained, Constraint, Drafter, MinLength};
 use kimi_core::prefix_cache::PageHash;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams, TokenCount, uniform};
 use kimi_core::scheduler::{
-    DraftCosts, FinishReason, NewSequence, Phase, RequestError, Scheduler, SchedulerConfig, SequenceEvent,
+    DraftCosts, FinishReason, NewSequence, Phase, RequestError, Restore, Save, Scheduler, SchedulerConfig,
+    SequenceEvent,
 };
 use kimi_core::stage::{CacheConfig, Compute, Hidden, SequenceOutput, StageError, StageOutput};
 use proptest::prelude::*;
@@ -165,13 +166,40 @@ struct Answer {
     end: Option<SequenceEvent>,
 }
 
+/// What waits before a stage.
+enum Work {
+    /// A batch, with what the stage before made of it.
+    Step(Batch, Option<Hidden>),
+    /// A page to be copied out, by its ticket.
+    Read(u64),
+    /// A page to be put in.
+    Write(u64),
+}
+
+impl Work {
+    fn batch(&self) -> Option<&Batch> {
+        match self {
+            Self::Step(batch, _) => Some(batch),
+            Self::Read(_) | Self::Write(_) => None,
+        }
+    }
+}
+
+/// A page on its way out of the stages or into them.
+enum Copy {
+    Save(Save, Vec<Vec<u64>>),
+    Restore(Restore, Vec<Vec<u64>>, usize),
+}
+
 /// Stages that compute one batch at a time, each when it is told to.
 struct Simulator {
     config: SchedulerConfig,
     scheduler: Scheduler,
     stages: Vec<ToyStage>,
-    /// Batches before each stage, with what the stage before made of them.
-    queues: Vec<VecDeque<(Batch, Option<Hidden>)>>,
+    queues: Vec<VecDeque<Work>>,
+    /// Stored pages, with the cells of each stage.
+    disk: BTreeMap<PageHash, Vec<Vec<u64>>>,
+    copies: BTreeMap<u64, Copy>,
     answers: BTreeMap<SequenceId, Answer>,
     /// Batches that may be in flight.
     depth: usize,
@@ -183,9 +211,77 @@ struct Simulator {
 impl Simulator {
     fn new(config: SchedulerConfig) -> Self {
         let stages = ToyStage::row(config.stages, config.cache.pages as u32, config.cache.page_tokens);
-        let queues = vec![VecDeque::new(); config.stages];
+        let queues = (0..config.stages).map(|_| VecDeque::new()).collect();
         let (scheduler, depth) = (Scheduler::new(config.clone()), config.stages);
-        Self { scheduler, config, stages, queues, answers: BTreeMap::new(), depth, verified: 0, steps: 0 }
+        let (disk, copies, answers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { scheduler, config, stages, queues, disk, copies, answers, depth, verified: 0, steps: 0 }
+    }
+
+    /// Deletes stored pages that may be wrong.
+    fn delete_forgotten(&mut self) {
+        for hash in self.scheduler.take_forgotten() {
+            self.disk.remove(&hash);
+        }
+    }
+
+    /// Does what is to be done for stored pages; some can't be read, and some are dropped. Says whether pages were wanted.
+    fn keep_pages(&mut self, chance: u64) -> bool {
+        self.delete_forgotten();
+        drop(self.scheduler.take_used());
+        if chance.is_multiple_of(11)
+            && let Some(hash) = self.disk.keys().nth((chance >> 8) as usize % self.disk.len().max(1)).copied()
+        {
+            self.disk.remove(&hash);
+            self.scheduler.unstored(&[hash]);
+        }
+        let restores = self.scheduler.take_restores();
+        let wanted = !restores.is_empty();
+        for restore in restores {
+            match self.disk.get(&restore.hash).filter(|_| !chance.is_multiple_of(5)) {
+                Some(page) => {
+                    self.copies.insert(restore.ticket, Copy::Restore(restore, page.clone(), 0));
+                    self.queues.iter_mut().for_each(|queue| queue.push_back(Work::Write(restore.ticket)));
+                }
+                None => {
+                    self.disk.remove(&restore.hash);
+                    self.scheduler.restored(restore.ticket, false);
+                }
+            }
+        }
+        if chance.is_multiple_of(2)
+            && let Some(save) = self.scheduler.next_save()
+        {
+            self.copies.insert(save.ticket, Copy::Save(save, Vec::new()));
+            self.queues.iter_mut().for_each(|queue| queue.push_back(Work::Read(save.ticket)));
+        }
+        wanted
+    }
+
+    /// A stage copies a page. Those of a copy are asked in any order, so that its parts are sorted by stage at the end.
+    fn copy(&mut self, stage: usize, ticket: u64) {
+        let stages = self.stages.len();
+        match self.copies.get_mut(&ticket) {
+            None => {} // a stage was lost since
+            Some(Copy::Restore(restore, cells, done)) => {
+                self.stages[stage].set_page(restore.page, &cells[stage]);
+                *done += 1;
+                if *done == stages {
+                    self.copies.remove(&ticket);
+                    self.scheduler.restored(ticket, true);
+                }
+            }
+            Some(Copy::Save(save, parts)) => {
+                parts.resize(stages, Vec::new());
+                parts[stage] = self.stages[stage].page(save.page).to_vec();
+                if parts.iter().all(|part| !part.is_empty()) {
+                    if self.scheduler.is_saving(ticket) {
+                        self.disk.insert(save.hash, std::mem::take(parts));
+                    }
+                    self.copies.remove(&ticket);
+                    self.scheduler.saved(ticket, true);
+                }
+            }
+        }
     }
 
     fn add(&mut self, sequence: NewSequence) -> Result<SequenceId, RequestError> {
@@ -203,7 +299,7 @@ impl Simulator {
             |batch: &Batch| batch.sequences.iter().any(|s| self.scheduler.phase(s.id) == Some(Phase::Verify));
         self.verified += usize::from(batch.as_ref().is_some_and(verifies));
         self.steps += usize::from(found);
-        self.queues[0].extend(batch.map(|batch| (batch, None)));
+        self.queues[0].extend(batch.map(|batch| Work::Step(batch, None)));
         self.check();
         found
     }
@@ -215,12 +311,18 @@ impl Simulator {
             return false;
         }
         let stage = busy[choice as usize % busy.len()];
-        let (batch, input) = self.queues[stage].pop_front().unwrap();
+        let (batch, input) = match self.queues[stage].pop_front().unwrap() {
+            Work::Step(batch, input) => (batch, input),
+            Work::Read(ticket) | Work::Write(ticket) => {
+                self.copy(stage, ticket);
+                return true;
+            }
+        };
         if stage == 0 {
             self.check_tokens(&batch);
         }
         match self.stages[stage].run(&batch, input).unwrap() {
-            StageOutput::Hidden(hidden) => self.queues[stage + 1].push_back((batch, Some(hidden))),
+            StageOutput::Hidden(hidden) => self.queues[stage + 1].push_back(Work::Step(batch, Some(hidden))),
             StageOutput::Sequences(_) if fail => {
                 self.stages.iter_mut().for_each(|stage| stage.spoil(&batch));
                 let events = self.scheduler.failed(batch.step, &device_error());
@@ -248,10 +350,21 @@ impl Simulator {
         self.stages[stage] =
             ToyStage::new(stage, config.stages, config.cache.pages as u32, config.cache.page_tokens);
         for (i, queue) in self.queues.iter_mut().enumerate() {
-            for (batch, input) in queue.drain(..).filter(|(batch, _)| late && batch.follows.is_none()) {
-                self.stages[i].run(&batch, input).unwrap();
+            for work in queue.drain(..).filter(|_| late) {
+                match (work, &self.copies) {
+                    (Work::Step(batch, input), _) if batch.follows.is_none() => {
+                        self.stages[i].run(&batch, input).unwrap();
+                    }
+                    (Work::Write(ticket), copies) => {
+                        if let Some(Copy::Restore(restore, cells, _)) = copies.get(&ticket) {
+                            self.stages[i].set_page(restore.page, &cells[i]);
+                        }
+                    }
+                    _ => {}
+                }
             }
         }
+        self.copies.clear();
         self.scheduler.forget_cache();
         self.check();
         assert_eq!(self.scheduler.pool().used(), 0);
@@ -282,7 +395,7 @@ impl Simulator {
 
     /// What holds at every moment.
     fn check(&self) {
-        let in_flight: Vec<_> = self.queues.iter().rev().flatten().map(|(batch, _)| batch).collect();
+        let in_flight: Vec<_> = self.queues.iter().rev().flatten().filter_map(Work::batch).collect();
         // The depth may have been larger when they were handed out.
         assert!(in_flight.len() <= MAX_DEPTH + 1);
         if self.depth == MAX_DEPTH {
@@ -338,19 +451,28 @@ impl Simulator {
         }
     }
 
-    /// Every known page holds in every stage what its text would leave there alone; says how many pages there are.
+    /// Every known page holds in every stage what its text would leave there alone, as every stored page does; says how many
+    /// known pages there are.
     fn check_known_pages(&self) -> usize {
         let page_tokens = self.config.cache.page_tokens;
-        let mut seen = BTreeSet::new();
+        let (mut seen, mut stored) = (BTreeSet::new(), BTreeSet::new());
         for answer in self.answers.values() {
             let tokens = [answer.prompt.as_slice(), &answer.tokens].concat();
             let hashes = PageHash::of_pages(&tokens, page_tokens);
             let known = hashes.iter().map(|hash| self.scheduler.pool().find(hash));
             let known: Vec<_> = known.enumerate().filter_map(|(i, page)| Some((i, page?))).collect();
-            if known.iter().all(|(_, page)| seen.contains(page)) {
+            let on_disk = hashes.iter().enumerate().filter(|(_, hash)| self.disk.contains_key(hash));
+            let on_disk: Vec<_> = on_disk.filter(|(_, hash)| !stored.contains(*hash)).collect();
+            if known.iter().all(|(_, page)| seen.contains(page)) && on_disk.is_empty() {
                 continue;
             }
             let alone = Alone::new(self.config.stages, &tokens);
+            for (i, &hash) in on_disk {
+                stored.insert(hash);
+                for (page, cells) in self.disk[&hash].iter().zip(alone.cells()) {
+                    assert_eq!(page, &cells[i * page_tokens..][..page_tokens], "a stored page is wrong");
+                }
+            }
             for (i, page) in known {
                 seen.insert(page);
                 for (stage, cells) in self.stages.iter().zip(alone.cells()) {
@@ -358,6 +480,7 @@ impl Simulator {
                 }
             }
         }
+        assert_eq!(stored.len(), self.disk.len(), "a stored page is of no text");
         assert_eq!(seen.len(), self.scheduler.pool().known() as usize, "a known page is of no text");
         seen.len()
     }
@@ -365,12 +488,17 @@ impl Simulator {
     /// Runs until nothing is left to do.
     fn finish(&mut self) {
         let mut turns = 0;
-        while self.submit() || self.advance(0, false) {
+        loop {
+            let moved = self.submit() || self.advance(0, false);
+            if !self.keep_pages(turns) && !moved && self.queues.iter().all(VecDeque::is_empty) {
+                break;
+            }
             turns += 1;
             assert!(turns < 20_000, "it goes on for ever: {:?}", self.scheduler);
         }
         let stats = self.scheduler.stats();
         assert_eq!((stats.running, stats.waiting, stats.pages_used), (0, 0, 0));
+        assert_eq!(stats.prefix.stored as usize, self.disk.len());
         self.check_known_pages();
     }
 }
@@ -464,6 +592,8 @@ struct Events {
     loss_in: Option<u64>,
     /// Whether guesses are verified only where that pays, with costs that change.
     adaptive: bool,
+    /// Whether pages are stored.
+    stores: bool,
     chance: u64,
 }
 
@@ -473,13 +603,15 @@ fn events() -> impl Strategy<Value = Events> {
         prop::option::weighted(0.2, 5..50u64),
         prop::option::weighted(0.4, 4..60u64),
         any::<bool>(),
+        prop::bool::weighted(0.6),
         any::<u64>(),
     )
-        .prop_map(|(penalties, failure_in, loss_in, adaptive, chance)| Events {
+        .prop_map(|(penalties, failure_in, loss_in, adaptive, stores, chance)| Events {
             penalties,
             failure_in,
             loss_in,
             adaptive,
+            stores,
             chance,
         })
 }
@@ -491,6 +623,9 @@ fn simulate(
     events: &Events,
 ) -> (Simulator, BTreeMap<SequenceId, (Vec<u32>, FinishReason)>) {
     let mut simulator = Simulator::new(config.clone());
+    if events.stores {
+        simulator.scheduler.store_pages([]);
+    }
     let mut expected = BTreeMap::new();
     let (mut cancels, mut pauses) = (Vec::new(), Vec::new());
     let mut arrivals = arrivals.to_vec();
@@ -504,6 +639,7 @@ fn simulate(
     for tick in 0..200 {
         let chance = mix(events.chance, tick);
         if tick % 64 == 63 {
+            simulator.delete_forgotten();
             simulator.check_known_pages();
         }
         if events.adaptive && tick % 9 == 0 {
@@ -538,6 +674,7 @@ fn simulate(
         if events.loss_in.is_some_and(|n| (chance >> 24).is_multiple_of(n)) {
             simulator.lose((chance >> 32) as usize % config.stages, chance.is_multiple_of(2));
         }
+        simulator.keep_pages(chance >> 12);
         if !chance.is_multiple_of(3) {
             simulator.submit();
         }
@@ -929,8 +1066,14 @@ fn guesses_that_come_true_save_steps() {
             guessed,
             pause: None,
         };
-        let events =
-            Events { penalties: Penalties::OfAnswer, failure_in: None, loss_in: None, adaptive, chance: 1 };
+        let events = Events {
+            penalties: Penalties::OfAnswer,
+            failure_in: None,
+            loss_in: None,
+            adaptive,
+            stores: false,
+            chance: 1,
+        };
         let (simulator, expected) = simulate(&config, &[arrival], &events);
         let (id, answer) = simulator.answers.iter().next().unwrap();
         assert_eq!(answer.tokens, expected[id].0);

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kimi_core::Checkpoint;
 use kimi_core::engine::{Engine, EngineConfig, Request, TokenEvent, Usage};
+use kimi_core::page_store::PageStoreConfig;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 use kimi_core::stage::{CacheConfig, Stage, StageRunner, StageThread};
 use kimi_quant::{Backend, Cpu};
@@ -13,6 +15,15 @@ use kimi_quant::{Backend, Cpu};
 const CACHE: CacheConfig = CacheConfig { pages: 64, page_tokens: 16 };
 
 fn start<B: Backend>(backend: &Arc<B>, stages: usize, prefix_cache: bool) -> Engine {
+    start_with(backend, stages, prefix_cache, None)
+}
+
+fn start_with<B: Backend>(
+    backend: &Arc<B>,
+    stages: usize,
+    prefix_cache: bool,
+    page_store: Option<PageStoreConfig>,
+) -> Engine {
     let checkpoint = Checkpoint::kimi_tiny().unwrap();
     let (layers, vocabulary) = (checkpoint.config().num_hidden_layers, checkpoint.config().vocab_size as u32);
     let stages = (0..stages).map(|i| -> Box<dyn StageRunner> {
@@ -20,7 +31,7 @@ fn start<B: Backend>(backend: &Arc<B>, stages: usize, prefix_cache: bool) -> Eng
         let stage = Stage::load(&checkpoint, backend.clone(), layers, CACHE, &mut |_| {}).unwrap();
         Box::new(StageThread::spawn(Box::new(stage), false).unwrap())
     });
-    let config = EngineConfig { prefix_cache, ..EngineConfig::new(vocabulary, 1024, CACHE) };
+    let config = EngineConfig { prefix_cache, page_store, ..EngineConfig::new(vocabulary, 1024, CACHE) };
     Engine::start(stages.collect(), config).unwrap()
 }
 
@@ -68,9 +79,28 @@ fn second_turn<B: Backend>(backend: &Arc<B>, stages: usize, temperature: f32) ->
     found.1.iter().zip(&expected.1).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
+/// A prompt before and after a restart. Returns the largest difference of log-probabilities.
+fn restart<B: Backend>(backend: &Arc<B>, stages: usize) -> f32 {
+    let folder = tempfile::tempdir().unwrap();
+    let config = PageStoreConfig { folder: folder.path().to_owned(), max_bytes: 1 << 30, model: [1; 32] };
+    let prompt: Vec<u32> = (0..300).map(|i| 300 + (i * 37) % 3000).collect();
+    let before = start_with(backend, stages, true, Some(config.clone()));
+    let expected = answer(&before, &prompt, 0.0);
+    assert!(before.shutdown(Duration::from_secs(60)));
+    let after = start_with(backend, stages, true, Some(config));
+    let found = answer(&after, &prompt, 0.0);
+    assert_eq!(found.0, expected.0, "{stages} stages");
+    assert_eq!((expected.2.cached_tokens, found.2.cached_tokens), (0, 288));
+    assert_eq!(after.stats().prompt_tokens_computed, 12);
+    found.1.iter().zip(&expected.1).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
 #[test]
 fn a_warm_second_turn_on_the_cpu() {
     let backend = Arc::new(Cpu::new());
+    for stages in [1, 2] {
+        assert_eq!(restart(&backend, stages), 0.0, "pages come back bit for bit");
+    }
     for (stages, temperature) in [(1, 0.0), (2, 0.0), (2, 0.9)] {
         let difference = second_turn(&backend, stages, temperature);
         assert_eq!(difference, 0.0, "a row of a batch does not depend on the others");
@@ -90,6 +120,8 @@ fn a_warm_second_turn_on_a_gpu() {
     // Kernels for one token and for many round differently.
     for stages in [1, 2] {
         let difference = second_turn(&gpu, stages, 0.0);
+        assert!(difference < 2e-3, "{difference}");
+        let difference = restart(&gpu, stages);
         assert!(difference < 2e-3, "{difference}");
     }
 }

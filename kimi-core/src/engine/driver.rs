@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::draft_pace::{DecodeStep, DraftPace};
 use super::pace::Pace;
+use super::store::{Keeper, PageEvent};
 use super::{EngineConfig, EngineError, LostStage, Speculation, StageStats, State, TokenEvent, Usage};
 use crate::batch::{Batch, SequenceId};
 use crate::constraint::Mask;
@@ -36,7 +37,10 @@ pub(super) enum Message {
     RecoverWith(Sender<LostStage>),
     /// A lost stage will not be replaced.
     GiveUp(String),
-    Shutdown,
+    /// Of a page that is kept on a disk.
+    Page(PageEvent),
+    /// Pages may be stored until then.
+    Shutdown(Instant),
 }
 
 #[derive(Debug)]
@@ -125,16 +129,24 @@ impl Running {
     }
 }
 
-/// Why the engine's thread ends.
-struct Stop(String);
+/// Why the engine's thread ends, and until when pages may be stored.
+struct Stop(String, Option<Instant>);
+
+impl Stop {
+    fn at_once(reason: impl Into<String>) -> Self {
+        Self(reason.into(), None)
+    }
+}
 
 /// Moves batches from the scheduler to the pipeline and results back, and tells the sinks.
 pub(super) struct Driver {
-    scheduler: Scheduler,
+    pub(super) scheduler: Scheduler,
     // Before the pipeline, so that sinks are told of the end before stages are waited for.
     requests: HashMap<SequenceId, Running>,
-    messages: Receiver<Message>,
-    pipeline: Pipeline,
+    pub(super) messages: Receiver<Message>,
+    pub(super) pipeline: Pipeline,
+    /// Where pages are kept on a disk.
+    pub(super) keeper: Option<Keeper>,
     state: Arc<State>,
     pace: Pace,
     /// What guesses cost, where that decides whether there are any.
@@ -148,7 +160,7 @@ pub(super) struct Driver {
     active: bool,
     masks: Option<Sender<Mask>>,
     recovery: Duration,
-    lost: Vec<usize>,
+    pub(super) lost: Vec<usize>,
     /// Since a stage was lost, until a step has gone through all stages again.
     outage: Option<Outage>,
     losses: Option<Sender<LostStage>>,
@@ -187,6 +199,7 @@ impl Driver {
     /// Starts the thread; the receiver is disconnected when it has ended.
     pub(super) fn spawn(
         pipeline: Pipeline,
+        keeper: Option<Keeper>,
         config: &EngineConfig,
         limits: &SchedulerConfig,
         state: Arc<State>,
@@ -194,8 +207,13 @@ impl Driver {
     ) -> io::Result<Receiver<()>> {
         let (alive, thread) = mpsc::channel();
         let stages = pipeline.spans().len();
+        let mut scheduler = Scheduler::new(limits.clone());
+        if let Some(keeper) = &keeper {
+            scheduler.store_pages(keeper.hashes());
+        }
         let driver = Self {
-            scheduler: Scheduler::new(limits.clone()),
+            scheduler,
+            keeper,
             requests: HashMap::new(),
             messages,
             pipeline,
@@ -220,9 +238,13 @@ impl Driver {
 
     /// `alive` is dropped last.
     fn run(mut self, _alive: Sender<()>) {
-        let Stop(reason) = self.serve();
+        let Stop(reason, deadline) = self.serve();
         tracing::info!(reason, "the engine stops");
         let _ = self.state.down.set(reason);
+        if let Some(deadline) = deadline {
+            self.requests.clear(); // they hear of the end before pages are stored
+            self.store_rest(deadline);
+        }
         self.state.stats().scheduler =
             SchedulerStats { pages_total: self.scheduler.pool().total(), ..Default::default() };
         drop(self);
@@ -232,6 +254,7 @@ impl Driver {
         loop {
             self.submit_batches();
             self.set_active(self.scheduler.is_active());
+            self.keep_pages(!self.scheduler.is_active());
             self.publish();
             match self.next_message() {
                 Ok(Some(message)) => {
@@ -253,7 +276,7 @@ impl Driver {
 
     /// The next message; `None` when an outage has lasted too long.
     fn next_message(&mut self) -> Result<Option<Message>, Stop> {
-        let unused = || Stop("nobody uses it".into());
+        let unused = || Stop::at_once("nobody uses it");
         let Some(Outage { until, over: false, .. }) = &self.outage else {
             return self.messages.recv().map(Some).map_err(|_| unused());
         };
@@ -286,6 +309,7 @@ impl Driver {
         stats.scheduler = self.scheduler.stats();
         stats.depth = self.pace.depth();
         stats.prompt_tokens = self.pace.prompt_tokens(self.token_budget);
+        stats.stored_bytes = self.keeper.as_ref().map_or(0, Keeper::bytes);
     }
 
     /// Gives the pipeline all batches that it can have. None while a stage is lost.
@@ -367,8 +391,11 @@ impl Driver {
                 lost.into_iter().for_each(|lost| drop(losses.send(lost)));
                 self.losses = Some(losses);
             }
-            Message::GiveUp(reason) => return Err(Stop(reason)),
-            Message::Shutdown => return Err(Stop("it was shut down".into())),
+            Message::GiveUp(reason) => return Err(Stop::at_once(reason)),
+            Message::Page(event) => self.page_event(event),
+            Message::Shutdown(deadline) => {
+                return Err(Stop("it was shut down".to_owned(), Some(deadline)));
+            }
         }
         Ok(())
     }
@@ -376,10 +403,10 @@ impl Driver {
     /// Takes the loss of a stage: its device's memory is free afterwards, and all sequences wait.
     fn lose(&mut self, stage: usize, reason: String) -> Result<(), Stop> {
         if self.recovery.is_zero() {
-            return Err(Stop(reason));
+            return Err(Stop::at_once(reason));
         }
         tracing::error!(stage, reason, "a stage is lost; waiting for another one");
-        self.pipeline.remove(stage).map_err(|error| Stop(error.to_string()))?;
+        self.pipeline.remove(stage).map_err(|error| Stop::at_once(error.to_string()))?;
         self.forget();
         if !self.lost.contains(&stage) {
             self.lost.push(stage);
@@ -409,6 +436,7 @@ impl Driver {
     fn forget(&mut self) {
         self.submitted.clear();
         self.scheduler.forget_cache();
+        self.keeper.iter_mut().for_each(Keeper::forget);
     }
 
     fn find(&self, ticket: u64) -> Option<SequenceId> {

@@ -18,6 +18,10 @@ pub struct PrefixStats {
     pub misses: u64,
     /// Tokens of prompts that were not computed because their pages were known, since the start.
     pub tokens: u64,
+    /// Pages that are stored elsewhere, see [`Scheduler::store_pages`].
+    pub stored: u32,
+    /// Pages that were brought back from there, since the start.
+    pub restored: u64,
 }
 
 impl Scheduler {
@@ -38,15 +42,19 @@ impl Scheduler {
                 }
             }
         }
+        self.want_stored();
     }
 
-    /// Whether a prompt's next page is one that an older sequence is going to compute, so that it should wait for that. The
-    /// oldest prompt never waits, and nobody waits for a sequence that gets no turns.
+    /// Whether a prompt's next page is one that an older sequence is going to compute or that is being brought back, so that it
+    /// should wait for that. The oldest prompt waits for no other, and nobody waits for a sequence that gets no turns.
     pub(super) fn waits_for_page(&self, sequence: &Sequence) -> bool {
         let page_tokens = self.config.cache.page_tokens;
         let Some(hash) = sequence.next_page(page_tokens).filter(|_| self.config.prefix_cache) else {
             return false;
         };
+        if self.stored.will_bring(&hash) {
+            return true;
+        }
         let place = sequence.scheduled / page_tokens;
         let computes = |s: &Sequence| s.computed / page_tokens <= place && s.hashes.get(place) == Some(&hash);
         self.prompts_before(sequence.id).any(computes)
@@ -82,8 +90,9 @@ impl Scheduler {
             sequence.hash_pages(page_tokens);
             let pages = sequence.pages.iter().zip(&sequence.hashes).enumerate();
             for (place, (&page, &hash)) in pages.take(full).skip(sequence.noted) {
-                if let Err(error) = self.pool.note(page, hash, place) {
-                    tracing::error!(%error, ?id, "a computed page was not held");
+                match self.pool.note(page, hash, place) {
+                    Ok(()) => self.stored.note(hash, place),
+                    Err(error) => tracing::error!(%error, ?id, "a computed page was not held"),
                 }
             }
             sequence.noted = full;
@@ -94,12 +103,14 @@ impl Scheduler {
     pub(super) fn forget_pages(&mut self, id: SequenceId) {
         if let Some(sequence) = self.running.get(&id) {
             self.pool.forget(&sequence.hashes[..sequence.noted]);
+            self.stored.forget(&sequence.hashes[..sequence.noted]);
         }
     }
 
     /// Counts of the moment.
     pub(super) fn prefix_stats(&self) -> PrefixStats {
-        PrefixStats { pages: self.pool.known(), ..self.prefix }
+        let (stored, restored) = self.stored.counts();
+        PrefixStats { pages: self.pool.known(), stored, restored, ..self.prefix }
     }
 
     /// Counts a sequence that gets its first tokens computed.

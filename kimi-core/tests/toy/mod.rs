@@ -8,8 +8,8 @@ use bytes::Bytes;
 use kimi_core::batch::{Batch, Output, PageId, Sampling, SequenceId};
 use kimi_core::sampler::{Sampled, TokenCount, TokenMask};
 use kimi_core::stage::{
-    Compute, Finish, Hidden, SequenceOutput, StageError, StageOutput, StageResult, StageRunner, StageSpan,
-    StageThread,
+    Compute, Finish, Hidden, PageForm, SequenceOutput, StageError, StageOutput, StageResult, StageRunner,
+    StageSpan, StageThread,
 };
 
 pub(crate) const VOCAB: u32 = 97;
@@ -72,6 +72,11 @@ impl ToyStage {
         &self.cells[page as usize * self.page_tokens..][..self.page_tokens]
     }
 
+    /// Puts other cells into a page.
+    pub(crate) fn set_page(&mut self, page: PageId, cells: &[u64]) {
+        self.cells[page as usize * self.page_tokens..][..self.page_tokens].copy_from_slice(cells);
+    }
+
     /// Spoils what a batch has written.
     pub(crate) fn spoil(&mut self, batch: &Batch) {
         for slice in &batch.sequences {
@@ -96,6 +101,20 @@ impl Compute for ToyStage {
     fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
         let output = self.run(batch, input);
         Ok(Box::new(move || output))
+    }
+
+    fn page_form(&self) -> Option<PageForm> {
+        Some(PageForm { form: "cells".to_owned(), bytes: 8 * self.page_tokens })
+    }
+
+    fn read_page(&mut self, page: PageId) -> Result<Bytes, StageError> {
+        Ok(self.page(page).iter().flat_map(|cell| cell.to_le_bytes()).collect())
+    }
+
+    fn write_page(&mut self, page: PageId, bytes: &[u8]) -> Result<(), StageError> {
+        let cells = bytes.chunks_exact(8).map(|cell| u64::from_le_bytes(cell.try_into().unwrap()));
+        self.set_page(page, &cells.collect::<Vec<_>>());
+        Ok(())
     }
 
     fn run(&mut self, batch: &Batch, input: Option<Hidden>) -> StageResult {

@@ -462,6 +462,13 @@ pub struct ServeArgs {
     /// prompt. Pages are kept in the cache until their place is needed.
     #[arg(long, value_enum, default_value_t)]
     pub prefix_cache: Switch,
+    /// Keep what was computed in this folder too, so that chats and system prompts go on at once after a restart. Whoever can
+    /// read it can find out what was said. Only if all layers are on this machine.
+    #[arg(long, value_name = "DIR")]
+    pub prefix_cache_disk: Option<PathBuf>,
+    /// Most gigabytes that the files in --prefix-cache-disk take; what was unused for longest goes first.
+    #[arg(long, value_name = "GB", default_value_t = defaults::PREFIX_CACHE_DISK, value_parser = gigabytes)]
+    pub prefix_cache_disk_size: f64,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub speculation: SpeculationArgs,

@@ -1,5 +1,6 @@
 //! Every number that a flag can change.
 
+use kimi_core::page_store::PageStoreConfig;
 use kimi_core::stage::TOKEN_BUDGET;
 
 /// Address of the HTTP API.
@@ -22,6 +23,8 @@ pub const LOG: &str = "warn";
 pub const WORKER_LOG: &str = "warn,kimi_server=info";
 /// What a server logs: also one line a request.
 pub const SERVE_LOG: &str = "warn,kimi_server::http::record=info";
+/// Gigabytes of the prefix cache on disk.
+pub const PREFIX_CACHE_DISK: f64 = PageStoreConfig::MAX_BYTES as f64 / 1e9;
 /// Largest difference of logits that passes `kimi verify`.
 pub const TOLERANCE: f64 = 1e-3;
 /// Tokens of a prefill chunk in `kimi verify`.

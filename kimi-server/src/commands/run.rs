@@ -86,6 +86,7 @@ fn load(args: &RunArgs, runtime: &Handle) -> anyhow::Result<ChatModel> {
         if limits {
             stages::show(&found.id, plan, limits); // that all layers are here is no news
         }
+        Ok(())
     };
     let source =
         Model { found: &found, checkpoint: &checkpoint, cache, device, status: &status, planned: &planned };

@@ -35,9 +35,11 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     warn_of_access(addr, &config)?;
     let (found, checkpoint) = super::open(&args.model, None)?;
     let files = found.chat_files(&checkpoint)?;
+    let disk = args.prefix_cache_disk.as_ref().filter(|_| args.prefix_cache == Switch::On);
     let options = ModelOptions {
         prompt_time: Some(Duration::from_millis(args.prompt_time)),
         prefix_cache: Some(args.prefix_cache == Switch::On),
+        prefix_cache_disk: disk.map(|folder| (folder.clone(), (args.prefix_cache_disk_size * 1e9) as u64)),
         speculation: args.speculation.speculation,
         recovery: Duration::from_secs(args.recovery_timeout),
         ..args.cache.options()
@@ -51,6 +53,13 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let planned = |plan: &Plan, limits: bool| {
         slot.planned(plan);
         stages::show(&found.id, plan, limits);
+        anyhow::ensure!(
+            disk.is_none() || plan.stages.len() == 1,
+            "--prefix-cache-disk needs all layers on this machine, but {} machines share them; leave it out, or use this machine \
+             alone (--wait-for-peers 0)",
+            plan.stages.len()
+        );
+        Ok(())
     };
     let (cache, device) = (options.cache(&checkpoint), &args.device.choice());
     let source =

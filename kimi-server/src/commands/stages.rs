@@ -39,7 +39,7 @@ pub(super) struct Model<'a> {
     /// Is told what the nodes do.
     pub(super) status: &'a ClusterStatus,
     /// Is told the plan before it is carried out, and whether its nodes are machines with limits of their own.
-    pub(super) planned: &'a dyn Fn(&Plan, bool),
+    pub(super) planned: &'a dyn Fn(&Plan, bool) -> anyhow::Result<()>,
 }
 
 /// Stages that are loaded, and what becomes of them if they are lost.
@@ -91,7 +91,7 @@ pub(super) fn start(args: &PeerArgs, model: &Model<'_>, runtime: &Handle) -> any
 fn alone(bytes: &ModelBytes, model: &Model<'_>, runtime: &Handle) -> anyhow::Result<Stages> {
     let Model { found, checkpoint, cache, device, .. } = *model;
     let cluster = LocalCluster::start(found, checkpoint, bytes, 1, model.tokens(), None, device)?;
-    (model.planned)(cluster.plan(), false);
+    (model.planned)(cluster.plan(), false)?;
     let placement = Placement { status: model.status.clone(), ..cluster.placement(cache) };
     let watch = load_bars(cluster.plan());
     let built = cluster::build(checkpoint, &placement, Vec::new(), runtime, &watch)?;
@@ -119,7 +119,7 @@ fn with_workers(
     last.iter().for_each(|last| rates::apply(last, &mut nodes));
     let force = args.placement.force;
     let plan = placement::plan_to_carry_out(bytes, &nodes, model.tokens(), force, last.as_ref())?;
-    (model.planned)(&plan, true);
+    (model.planned)(&plan, true)?;
     let watch = load_bars(&plan);
     let Model { found, checkpoint, cache, device, status, .. } = *model;
     let placement = Placement {

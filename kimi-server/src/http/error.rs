@@ -346,6 +346,7 @@ impl From<EngineError> for ApiError {
             EngineError::Sequence(_)
             | EngineError::Config { .. }
             | EngineError::Thread { .. }
+            | EngineError::PageStore(_)
             | EngineError::Pipeline(_) => Self::internal(message),
         }
     }

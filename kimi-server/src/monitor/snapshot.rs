@@ -133,6 +133,12 @@ pub struct PrefixCache {
     pub misses: u64,
     /// Tokens of prompts that were not computed.
     pub tokens: u64,
+    /// Pages on the disk that prompts may begin with.
+    pub stored_pages: u32,
+    /// Bytes of all pages on the disk, those of other models included.
+    pub stored_bytes: u64,
+    /// Pages that were brought back from the disk.
+    pub restored_pages: u64,
 }
 
 /// Tokens that were guessed.
@@ -280,9 +286,11 @@ impl StageStatus {
     }
 }
 
-impl From<PrefixStats> for PrefixCache {
-    fn from(PrefixStats { pages, hits, misses, tokens }: PrefixStats) -> Self {
-        Self { pages, hits, misses, tokens }
+impl PrefixCache {
+    fn new(stats: PrefixStats, stored_bytes: u64) -> Self {
+        let PrefixStats { pages, hits, misses, tokens, stored: stored_pages, restored: restored_pages } =
+            stats;
+        Self { pages, hits, misses, tokens, stored_pages, restored_pages, stored_bytes }
     }
 }
 
@@ -325,7 +333,7 @@ impl ModelState {
             sequences: Sequences { running: scheduler.running, waiting: scheduler.waiting },
             pages: Pages { used: scheduler.pages_used, total: scheduler.pages_total },
             evictions: scheduler.evictions,
-            prefix_cache: PrefixCache::from(scheduler.prefix),
+            prefix_cache: PrefixCache::new(scheduler.prefix, stats.stored_bytes),
             drafts: Drafts { drafted: scheduler.drafts.drafted, accepted: scheduler.drafts.accepted },
             steps,
             losses: stats.losses,

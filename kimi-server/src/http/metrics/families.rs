@@ -129,6 +129,12 @@ impl Page<'_> {
         self.counter("kimi_prefix_cache_requests", help, requests)?;
         let help = "Tokens of prompts that were not computed since their pages were there already";
         self.counter("kimi_cached_prompt_tokens", help, of(|m| m.prefix_cache.tokens as f64))?;
+        let help = "Pages on the disk that prompts may begin with";
+        self.gauge("kimi_prefix_cache_disk_pages", help, of(|m| m.prefix_cache.stored_pages.into()))?;
+        let help = "Bytes of pages on the disk, those of other models in the same folder included";
+        self.gauge("kimi_prefix_cache_disk_bytes", help, of(|m| m.prefix_cache.stored_bytes as f64))?;
+        let help = "Pages that were brought back from the disk";
+        self.counter("kimi_prefix_cache_disk_restores", help, of(|m| m.prefix_cache.restored_pages as f64))?;
         let help = "Tokens that were guessed and verified by a step";
         self.counter("kimi_drafted_tokens", help, of(|m| m.drafts.drafted as f64))?;
         let help = "Guessed tokens that were right";
