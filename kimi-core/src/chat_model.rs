@@ -16,6 +16,7 @@ mod files;
 mod generation;
 mod output;
 mod prompt;
+mod replay;
 mod reply;
 mod sampling;
 
@@ -24,7 +25,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use crate::chat::{ChatTemplate, ReasoningMode, TemplateError, normalize_tool_call_ids};
+use crate::chat::{ChatTemplate, ReasoningMode, TemplateError};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::device::DeviceChoice;
 use crate::engine::{
@@ -41,6 +42,7 @@ pub use files::ChatFiles;
 use generation::Slot;
 pub use generation::{ChatEvents, ChatGeneration};
 pub use output::{GrammarError, GrammarFault, GrammarPlace, OutputFormat, ToolChoice};
+use replay::Replay;
 use reply::ReplyStream;
 pub use sampling::{ModelDefaults, SamplingDefaults};
 
@@ -113,6 +115,7 @@ struct Shared {
     defaults: ModelDefaults,
     engine: Engine,
     grammars: Grammars,
+    replay: Replay,
 }
 
 impl Shared {
@@ -279,7 +282,9 @@ impl ChatModel {
         let ChatFiles { tokenizer, template, defaults, stop_ids, .. } = files;
         let tokenizer = Arc::new(tokenizer);
         let grammars = Grammars::new(tokenizer.clone(), stop_ids);
-        Ok(Self { shared: Arc::new(Shared { id, tokenizer, template, defaults, engine, grammars }) })
+        let replay = Replay::default();
+        let shared = Shared { id, tokenizer, template, defaults, engine, grammars, replay };
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// The checkpoint's name.
@@ -321,7 +326,7 @@ impl ChatModel {
         mut request: ChatRequest,
         mut sink: impl FnMut(ChatEvent) + Send + 'static,
     ) -> Result<ChatGeneration, ChatError> {
-        normalize_tool_call_ids(&mut request.messages);
+        self.normalize_calls(&mut request.messages);
         let (prompt, thinking) = self.render(&request)?;
         let stop = StopStrings::new(request.stop.clone())?;
         let slot = Arc::new(Slot::default());
@@ -330,7 +335,7 @@ impl ChatModel {
             None => self.shared.reasoning_mode(thinking),
         };
         let constraint = constrain::constraint(&self.shared, &request, reasoning, prompt.len())?;
-        let mut stream = ReplyStream::new(self.shared.clone(), &request, stop, reasoning);
+        let mut stream = ReplyStream::new(self.shared.clone(), &request, &prompt, stop, reasoning);
         let engine_request = Request {
             prompt,
             constraint,

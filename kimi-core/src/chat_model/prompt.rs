@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::{ChatError, ChatModel, ChatRequest, RawPrompt};
-use crate::chat::{PromptRequest, RenderLimits, TemplateError, Thinking, normalize_tool_call_ids};
+use crate::chat::{Message, PromptRequest, RenderLimits, TemplateError, Thinking, normalize_tool_call_ids};
 use crate::engine::RequestError;
 use crate::tokenizer::{RenderedPrompt, TokenizerError};
 
@@ -19,8 +19,14 @@ impl ChatModel {
     /// [`ChatError::Template`] or [`ChatError::Tokenizer`].
     pub fn prompt(&self, request: &ChatRequest) -> Result<Vec<u32>, ChatError> {
         let mut request = request.clone();
-        normalize_tool_call_ids(&mut request.messages);
+        self.normalize_calls(&mut request.messages);
         Ok(self.render(&request)?.0)
+    }
+
+    /// Gives calls in a history the ids of Kimi's form, and the arguments that were sampled.
+    pub(super) fn normalize_calls(&self, messages: &mut [Message]) {
+        normalize_tool_call_ids(messages);
+        self.shared.replay.restore_calls(messages);
     }
 
     /// Token ids, and whether the prompt ends inside the model's thinking. What can't fit the context is given up as
@@ -77,12 +83,18 @@ impl ChatModel {
     fn encode(&self, prompt: &RenderedPrompt, request: &ChatRequest) -> Result<Vec<u32>, ChatError> {
         // Near the limit the error tells how long the prompt is.
         let max_tokens = self.context_tokens().saturating_mul(COUNTED_CONTEXTS);
-        self.shared.tokenizer.encode_within(prompt, max_tokens, &request.cancel).map_err(
-            |error| match error {
-                TokenizerError::LongText { limit } => self.too_long(limit),
-                error => error.into(),
-            },
-        )
+        let (tokenizer, cancel) = (&self.shared.tokenizer, &request.cancel);
+        let encoded = match &request.raw {
+            Some(_) => tokenizer.encode_within(prompt, max_tokens, cancel),
+            None => {
+                let sampled = |text: &str| self.shared.replay.tokens(text);
+                tokenizer.encode_as_sampled(prompt, max_tokens, cancel, &sampled)
+            }
+        };
+        encoded.map_err(|error| match error {
+            TokenizerError::LongText { limit } => self.too_long(limit),
+            error => error.into(),
+        })
     }
 
     fn too_long(&self, more_than: usize) -> ChatError {

@@ -20,6 +20,10 @@ pub(super) struct ReplyStream {
     logprobs: bool,
     /// Whether the text is not taken apart.
     raw: bool,
+    /// The tokens since the last control token: of a prompt that ends within an answer, its too.
+    segment: Vec<u32>,
+    /// The id of the call that began last.
+    call_id: String,
     reasoning_tokens: u32,
     /// A stop string was found; the number of tokens it took.
     stopped_at: Option<u32>,
@@ -29,6 +33,7 @@ impl ReplyStream {
     pub(super) fn new(
         shared: Arc<Shared>,
         request: &ChatRequest,
+        prompt: &[u32],
         stop: StopStrings,
         reasoning: ReasoningMode,
     ) -> Self {
@@ -43,6 +48,8 @@ impl ReplyStream {
         });
         let detokenizer = Detokenizer::new(true);
         let (min_tokens, logprobs) = (request.min_tokens, request.logprobs);
+        let mut begun = prompt.rsplit(|&id| shared.tokenizer.is_control(id));
+        let segment = begun.next().filter(|_| request.raw.is_none()).unwrap_or_default().to_vec();
         Self {
             shared,
             detokenizer,
@@ -51,6 +58,8 @@ impl ReplyStream {
             min_tokens,
             logprobs,
             raw: request.raw.is_some(),
+            segment,
+            call_id: String::new(),
             reasoning_tokens: 0,
             stopped_at: None,
         }
@@ -81,7 +90,9 @@ impl ReplyStream {
             return self.emit(vec![ReplyEvent::Content(text)], index, sink);
         }
         let thought = self.parser.is_reasoning();
+        let mut sampled = None;
         let events = if self.shared.tokenizer.is_control(id) {
+            sampled = self.end_segment();
             let held = self.detokenizer.flush();
             let mut events = self.parser.push_literal(&held);
             if !self.shared.tokenizer.is_special(id) {
@@ -89,13 +100,34 @@ impl ReplyStream {
             }
             events
         } else {
+            self.segment.push(id);
             // An id outside the vocabulary can't come from a model whose head has as many rows.
             let text = self.detokenizer.push(&self.shared.tokenizer, id).unwrap_or_default();
             self.parser.push_literal(&text)
         };
         // The tokens that open and close it count too.
         self.reasoning_tokens += u32::from(thought || self.parser.is_reasoning());
+        for event in &events {
+            match (event, &sampled) {
+                (ReplyEvent::CallBegin { id, .. }, _) => self.call_id.clone_from(id),
+                (ReplyEvent::CallEnd { .. }, Some(arguments)) => {
+                    self.shared.replay.remember_call(&self.call_id, arguments);
+                }
+                _ => {}
+            }
+        }
         self.emit(events, index, sink);
+    }
+
+    /// Remembers the tokens since the last control token; returns their text, if it is one.
+    fn end_segment(&mut self) -> Option<String> {
+        let tokens = std::mem::take(&mut self.segment);
+        let bytes = tokens.iter().filter_map(|&id| self.shared.tokenizer.token_bytes(id));
+        let text = String::from_utf8(bytes.collect::<Vec<_>>().concat()).ok()?;
+        if !text.is_empty() {
+            self.shared.replay.remember_text(&text, &tokens);
+        }
+        Some(text)
     }
 
     fn emit(&mut self, events: Vec<ReplyEvent>, index: u32, sink: &mut dyn FnMut(ChatEvent)) {
@@ -134,6 +166,9 @@ impl ReplyStream {
 
     fn finish(&mut self, reason: EngineFinish, mut usage: Usage, sink: &mut dyn FnMut(ChatEvent)) {
         usage.reasoning_tokens = self.reasoning_tokens;
+        if self.stopped_at.is_none() && !self.raw {
+            self.end_segment(); // of a text that a stop string cut, the client has less
+        }
         if self.stopped_at.is_none() {
             let held = self.detokenizer.flush();
             let events = if self.raw {

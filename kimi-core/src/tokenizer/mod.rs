@@ -11,6 +11,8 @@ mod prompt;
 mod ranks;
 mod special;
 
+use std::sync::Arc;
+
 use tokenizers::Model;
 use tokenizers::models::bpe::{BPE, Vocab};
 
@@ -44,6 +46,21 @@ impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tokenizer").field("vocabulary_size", &self.vocabulary_size()).finish_non_exhaustive()
     }
+}
+
+/// The beginning of an assistant's message, before its role, and the end of every message's role.
+const ASSISTANT: &str = "<|im_assistant|>";
+const END_OF_ROLE: &str = "<|im_middle|>";
+
+/// Knows tokens that a text was sampled as.
+type Sampled<'a> = &'a dyn Fn(&str) -> Option<Arc<[u32]>>;
+
+/// Where a text is in a chat: only what an assistant said was sampled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Elsewhere,
+    AssistantsRole,
+    AssistantsText,
 }
 
 /// Which special names in a text become their tokens.
@@ -127,7 +144,7 @@ impl Tokenizer {
     /// # Errors
     /// When the text is too long, or when the regex or byte-pair library fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_as(text, Control::None, usize::MAX, &CancelFlag::default())
+        self.encode_as(text, Control::None, usize::MAX, &CancelFlag::default(), None)
     }
 
     /// Encodes trusted text: every special token's name becomes its token, as in Moonshot's own tokenizer.
@@ -135,7 +152,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_special(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_as(text, Control::All, usize::MAX, &CancelFlag::default())
+        self.encode_as(text, Control::All, usize::MAX, &CancelFlag::default(), None)
     }
 
     /// Encodes a rendered chat: the template's control tokens are control tokens, what looks like one in a
@@ -158,7 +175,19 @@ impl Tokenizer {
         max_tokens: usize,
         cancel: &CancelFlag,
     ) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_as(prompt.text(), Control::Fenced(prompt.fences()), max_tokens, cancel)
+        self.encode_as(prompt.text(), Control::Fenced(prompt.fences()), max_tokens, cancel, None)
+    }
+
+    /// [`Tokenizer::encode_within`], but what stands between two control tokens of an assistant's message becomes the tokens
+    /// that it was sampled as, if `sampled` knows them.
+    pub(crate) fn encode_as_sampled(
+        &self,
+        prompt: &RenderedPrompt,
+        max_tokens: usize,
+        cancel: &CancelFlag,
+        sampled: Sampled<'_>,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_as(prompt.text(), Control::Fenced(prompt.fences()), max_tokens, cancel, Some(sampled))
     }
 
     /// The text of some ids. Bytes that are not UTF-8 become U+FFFD.
@@ -188,6 +217,7 @@ impl Tokenizer {
         control: Control<'_>,
         max_tokens: usize,
         cancel: &CancelFlag,
+        sampled: Option<Sampled<'_>>,
     ) -> Result<Vec<u32>, TokenizerError> {
         if text.len() > MAX_TEXT_BYTES {
             return Err(TokenizerError::TooLarge {
@@ -197,17 +227,30 @@ impl Tokenizer {
             });
         }
         let mut ids = Vec::with_capacity((text.len() / 3).min(max_tokens));
+        let mut place = Place::Elsewhere;
+        let encode = |text: &str, place: Place, ids: &mut Vec<u32>| {
+            let sampled = sampled.filter(|_| place == Place::AssistantsText && !text.is_empty());
+            match sampled.and_then(|sampled| sampled(text)) {
+                Some(tokens) => {
+                    ids.extend_from_slice(&tokens);
+                    Ok(())
+                }
+                None => self.encode_plain(text, ids, max_tokens, cancel),
+            }
+        };
         for part in cut_long(text) {
             let end = part.end;
             let mut plain = part.start;
             let mut at = part.start;
             while let Some((start, id, name)) = self.next_control(text, at..end, control) {
-                self.encode_plain(&text[plain..start], &mut ids, max_tokens, cancel)?;
+                encode(&text[plain..start], place, &mut ids)?;
                 ids.push(id);
                 at = start + name.len();
                 plain = at;
+                place = place.after(name);
             }
-            self.encode_plain(&text[plain..end], &mut ids, max_tokens, cancel)?;
+            // A text that is cut here is no whole answer.
+            encode(&text[plain..end], if end == text.len() { place } else { Place::Elsewhere }, &mut ids)?;
         }
         if ids.len() > max_tokens {
             return Err(TokenizerError::LongText { limit: max_tokens });
@@ -262,6 +305,18 @@ impl Tokenizer {
             ids.extend(tokens.iter().map(|t| t.id));
             Ok(())
         })
+    }
+}
+
+impl Place {
+    /// Where the text behind a control token is.
+    fn after(self, name: &str) -> Self {
+        match (self, name) {
+            (_, ASSISTANT) => Self::AssistantsRole,
+            (Self::AssistantsRole, END_OF_ROLE) => Self::AssistantsText,
+            (_, END_OF_TURN | "<|im_user|>" | "<|im_system|>") => Self::Elsewhere,
+            (place, _) => place,
+        }
     }
 }
 
