@@ -307,6 +307,17 @@ impl ChatModel {
         self.shared.defaults
     }
 
+    /// Builds what constrained answers need, on a thread of its own, so that the first of them does not wait for it: for
+    /// Kimi's vocabulary 73 MB and about a second.
+    pub fn prepare_grammars(&self) {
+        let shared = self.shared.clone();
+        // A fault shows at the first constrained request, which builds it then.
+        let prepare = move || drop(shared.grammars.prepare());
+        if let Err(error) = std::thread::Builder::new().name("kimi-grammars".into()).spawn(prepare) {
+            tracing::debug!(%error, "no thread to prepare grammars");
+        }
+    }
+
     /// The engine below, for tokens instead of text.
     pub fn engine(&self) -> &Engine {
         &self.shared.engine

@@ -72,6 +72,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
     let _search = recovery.guard();
     model.engine().recover_with(move |lost| recovery.replace(lost))?;
     args.cache.note_limit(model.context_tokens());
+    model.prepare_grammars();
     slot.loaded(model, built.devices, built.mapped);
     announce(args, addr, &names[0], options.context(&checkpoint))?;
     let noting = runtime.spawn(note_rates(slot.clone(), checkpoint.clone()));
