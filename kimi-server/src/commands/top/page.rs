@@ -110,7 +110,33 @@ fn model_lines(before: Option<&ModelState>, now: &ModelState, rates: &Rates) -> 
         now.evictions,
         now.losses
     )));
+    lines.extend(memory_lines(now));
     lines.extend(stage_lines(before, now));
+    lines
+}
+
+/// What was not computed since it was known, and what was guessed; nothing of what did not happen.
+fn memory_lines(now: &ModelState) -> Vec<Line<'static>> {
+    let (prefix, drafts) = (&now.prefix_cache, &now.drafts);
+    let mut lines = Vec::new();
+    let requests = prefix.hits + prefix.misses;
+    if requests > 0 {
+        lines.push(Line::from(format!(
+            "  shared: {} pages known; {} of {requests} requests began with some, {} tokens",
+            prefix.pages, prefix.hits, prefix.tokens
+        )));
+    }
+    if prefix.stored_pages > 0 || prefix.stored_bytes > 0 {
+        lines.push(Line::from(format!(
+            "  on disk: {} pages, {} of files; {} brought back",
+            prefix.stored_pages,
+            DecimalBytes(prefix.stored_bytes),
+            prefix.restored_pages
+        )));
+    }
+    if drafts.drafted > 0 {
+        lines.push(Line::from(format!("  guesses: {} of {} right", drafts.accepted, drafts.drafted)));
+    }
     lines
 }
 
@@ -229,7 +255,7 @@ mod tests {
     use ratatui::widgets::Paragraph;
 
     use super::*;
-    use crate::monitor::{LinkState, Pages, Sequences};
+    use crate::monitor::{Drafts, LinkState, Pages, PrefixCache, Sequences};
 
     /// A server with a worker, after so many steps of 4 ms.
     fn server(uptime_seconds: f64, steps: u64) -> Snapshot {
@@ -288,6 +314,28 @@ mod tests {
         );
         assert_eq!(words(lines[8]), "a 31 16.00 GB ok 4.00 ms 0.00 ms 0.00 ms 0.00 ms 0.00 ms");
         assert!(!text.contains("slow") && !text.contains("lost:"), "{text}");
+    }
+
+    #[test]
+    fn what_was_known_and_guessed_is_shown() {
+        let mut view = view();
+        let model = &mut view.now.models[0];
+        model.prefix_cache =
+            PrefixCache { pages: 40, hits: 3, misses: 7, tokens: 960, ..PrefixCache::default() };
+        let text = plain(&view);
+        assert!(
+            text.contains("  shared: 40 pages known; 3 of 10 requests began with some, 960 tokens\n"),
+            "{text}"
+        );
+        assert!(!text.contains("on disk") && !text.contains("guesses"), "{text}");
+        let model = &mut view.now.models[0];
+        model.prefix_cache.stored_pages = 12;
+        model.prefix_cache.stored_bytes = 5_000_000;
+        model.prefix_cache.restored_pages = 4;
+        model.drafts = Drafts { drafted: 30, accepted: 20 };
+        let text = plain(&view);
+        assert!(text.contains("  on disk: 12 pages, 5.00 MB of files; 4 brought back\n"), "{text}");
+        assert!(text.contains("  guesses: 20 of 30 right\n"), "{text}");
     }
 
     #[test]
