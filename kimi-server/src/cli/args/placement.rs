@@ -47,13 +47,19 @@ pub struct NodeBandwidth {
     pub bytes_per_second: f64,
 }
 
+/// Layers as `3-7`, both ends included, or `3`.
+pub(super) fn layer_range(text: &str) -> Option<Range<usize>> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    let end = last.checked_add(1)?;
+    (first < end).then_some(first..end)
+}
+
 fn node_layers(text: &str) -> Result<NodeLayers, String> {
     let parsed = || {
         let (node, range) = text.rsplit_once('=')?;
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        let end = last.checked_add(1)?;
-        (!node.is_empty() && first < end).then(|| NodeLayers { node: node.to_owned(), layers: first..end })
+        let layers = layer_range(range)?;
+        (!node.is_empty()).then(|| NodeLayers { node: node.to_owned(), layers })
     };
     parsed().ok_or_else(|| "expected NODE=A-B with the first and the last layer, such as m3=0-43".to_owned())
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::placement::layer_range;
 use super::{NodeArgs, TrustArgs};
 use crate::cli::defaults;
 
@@ -50,11 +51,6 @@ pub struct PullLayersArgs {
     pub json: bool,
 }
 
-/// `3-7` or `3`.
 fn layers(text: &str) -> Result<Range<usize>, String> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    match (first.parse::<usize>(), last.parse::<usize>()) {
-        (Ok(first), Ok(last)) if first <= last && last < usize::MAX => Ok(first..last + 1),
-        _ => Err("expected the first and the last layer, such as 0-30".to_owned()),
-    }
+    layer_range(text).ok_or_else(|| "expected the first and the last layer, such as 0-30".to_owned())
 }
