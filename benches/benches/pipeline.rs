@@ -80,7 +80,7 @@ fn load(runtime: &Runtime, checkpoint: &Checkpoint, stages: usize, delay: Durati
     let dialer = Dialer::new("coordinator", trust);
     let workers = runtime.block_on(cluster::connect(&wanted, wanted.len(), WAIT, &dialer))?;
     let placement = Placement::new(plan, cache, "kimi-tiny", DeviceChoice::cpu(), dialer);
-    let watch: LoadWatch = Arc::new(|_, _, _| {});
+    let watch: LoadWatch = Arc::new(|_, _| {});
     let built = cluster::build(checkpoint, &placement, workers, runtime.handle(), &watch)?;
     Ok(ChatModel::start(ChatFiles::open(checkpoint)?, checkpoint, built.stages, &options)?)
 }
