@@ -14,6 +14,10 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 #![warn(missing_docs)]
 
+// For what unit tests share with the tests in tests/.
+#[cfg(test)]
+extern crate self as kimi_quant;
+
 mod backend;
 mod chips;
 pub mod cpu;

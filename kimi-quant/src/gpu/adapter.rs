@@ -141,7 +141,7 @@ pub(super) fn choose(
     asked: Option<&str>,
     hardware_only: bool,
 ) -> Result<usize, BackendError> {
-    let number = asked.and_then(|asked| asked.trim().parse().ok()).filter(|n| *n < NUMBERS);
+    let number = asked.and_then(|asked| asked.trim().parse::<usize>().ok()).filter(|n| *n < NUMBERS);
     let is_meant = |adapter: &Adapter| match (number, asked) {
         (Some(number), _) => adapter.number == number,
         (None, Some(part)) => adapter.is_named(part),

@@ -2,6 +2,8 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 #[cfg(feature = "gpu")]
+pub mod both;
+#[cfg(feature = "gpu")]
 pub mod device;
 
 use std::path::PathBuf;

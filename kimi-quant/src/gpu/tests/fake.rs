@@ -96,6 +96,15 @@ pub(super) const LOOKS: [Looks; 5] = [
 ];
 
 impl Looks {
+    pub(super) fn is_metal(&self) -> bool {
+        self.backend == wgpu::Backend::Metal
+    }
+
+    /// Apple's.
+    pub(super) fn apple() -> &'static Self {
+        LOOKS.iter().find(|looks| looks.is_metal()).unwrap()
+    }
+
     pub(super) fn gpu(&self) -> Result<Gpu> {
         let failed = |e: String| BackendError::Device(format!("{}: {e}", self.name));
         let mut features = wgpu::Features::IMMEDIATES;
@@ -183,18 +192,18 @@ impl Looks {
 
 /// Sizes of a model.
 #[derive(Clone, Copy)]
-struct Model {
-    hidden: usize,
-    query: usize,
-    heads: HeadShape,
+pub(super) struct Model {
+    pub(super) hidden: usize,
+    pub(super) query: usize,
+    pub(super) heads: HeadShape,
     dense: usize,
     expert: usize,
     experts: usize,
     chosen: usize,
-    vocabulary: usize,
+    pub(super) vocabulary: usize,
 }
 
-const K2: Model = Model {
+pub(super) const K2: Model = Model {
     hidden: 7168,
     query: 1536,
     heads: HeadShape { heads: 64, nope: 128, rope: 64, value: 128, latent: 512 },
@@ -228,14 +237,14 @@ const ORACLE: Model = Model {
 };
 
 /// Records the operations of a model whose weights have room for nothing.
-struct Run<'a> {
-    gpu: &'a Gpu,
-    model: Model,
-    format: Format,
+pub(super) struct Run<'a> {
+    pub(super) gpu: &'a Gpu,
+    pub(super) model: Model,
+    pub(super) format: Format,
 }
 
 impl Run<'_> {
-    fn matrix(&self, rows: usize, cols: usize) -> Result<GpuMatrix> {
+    pub(super) fn matrix(&self, rows: usize, cols: usize) -> Result<GpuMatrix> {
         self.matrix_of(self.format, rows, cols)
     }
 
@@ -253,11 +262,11 @@ impl Run<'_> {
         })
     }
 
-    fn norm(&self, width: usize) -> Result<Norm<GpuVector>> {
+    pub(super) fn norm(&self, width: usize) -> Result<Norm<GpuVector>> {
         Ok(Norm { weight: self.gpu.load_vector(vec![1.0; width])?, eps: 1e-6 })
     }
 
-    fn attention(&self, joint: bool, layout: &TokenLayout) -> Result {
+    pub(super) fn attention(&self, joint: bool, layout: &TokenLayout) -> Result {
         let (gpu, heads, tokens) = (self.gpu, self.model.heads, layout.len());
         let HeadShape { heads: n, nope, rope, value, latent } = heads;
         let projections = match joint {
@@ -277,10 +286,16 @@ impl Run<'_> {
         gpu.project_values(&attended, &projections, heads).map(drop)
     }
 
-    fn feed_forward(&self, x: &mut GpuTensor, norm: &Norm<GpuVector>) -> Result {
-        let (gpu, Model { hidden, dense, expert, experts, chosen, .. }) = (self.gpu, self.model);
+    /// The feed-forward part of a layer without experts.
+    pub(super) fn dense(&self, x: &mut GpuTensor, norm: &Norm<GpuVector>) -> Result {
+        let (gpu, Model { hidden, dense, .. }) = (self.gpu, self.model);
         let h = gpu.norm_swiglu(x, norm, &self.matrix(dense, hidden)?, &self.matrix(dense, hidden)?)?;
-        gpu.project_add(&h, &self.matrix(hidden, dense)?, x)?;
+        gpu.project_add(&h, &self.matrix(hidden, dense)?, x)
+    }
+
+    /// That of a layer with experts; `one_by_one` also with results of theirs that came one by one.
+    pub(super) fn routed(&self, x: &mut GpuTensor, norm: &Norm<GpuVector>, one_by_one: bool) -> Result {
+        let (gpu, Model { hidden, expert, experts, chosen, .. }) = (self.gpu, self.model);
         let gate = self.matrix_of(Format::Float(FloatType::Bf16), experts, hidden)?;
         let shape = RouterShape { chosen, groups: 1, kept_groups: 1, normalize: true, scale: 2.827 };
         let router = Router { gate, bias: gpu.load_vector(vec![0.0; experts])?, shape };
@@ -290,6 +305,9 @@ impl Run<'_> {
         let [shared_gate, shared_up] = [self.matrix(expert, hidden)?, self.matrix(expert, hidden)?];
         let h = gpu.experts_swiglu(&normed, &routing, &gate, &up, Some((&shared_gate, &shared_up)))?;
         gpu.experts_down_add(&h, &routing, &down, Some(&self.matrix(hidden, expert)?), x)?;
+        if !one_by_one {
+            return Ok(());
+        }
         let apart = |rows| gpu.tensor(rows, expert);
         let shared = Some(apart(x.rows())?);
         let h: GpuHidden = ExpertHidden { routed: apart(x.rows() * chosen)?, shared }.into();
@@ -316,7 +334,8 @@ impl Run<'_> {
         }
         let values = gpu.tensor(tokens, heads.heads * heads.value)?;
         gpu.project_add(&values, &self.matrix(hidden, heads.heads * heads.value)?, &mut x)?;
-        self.feed_forward(&mut x, &norm)?;
+        self.dense(&mut x, &norm)?;
+        self.routed(&mut x, &norm, true)?;
         let rows: Vec<u32> = (0..tokens.min(8) as u32).collect();
         let logits = gpu.head(&x, &rows, &norm, &self.matrix(vocabulary, hidden)?)?;
         let greedy = SampleRequest::greedy(0);
@@ -328,7 +347,7 @@ impl Run<'_> {
     }
 }
 
-fn affine(bits: BitWidth, group: usize, scales: FloatType) -> Format {
+pub(super) fn affine(bits: BitWidth, group: usize, scales: FloatType) -> Format {
     Format::Affine { bits, group, scales }
 }
 
@@ -401,7 +420,7 @@ pub(super) fn specialisations(looks: &Looks) -> Result<Vec<(&'static Op, Spec)>>
         }
     }
     // They differ in what devices share.
-    let rare = if looks.cooperative || looks.backend == wgpu::Backend::Metal { rare() } else { Vec::new() };
+    let rare = if looks.cooperative || looks.is_metal() { rare() } else { Vec::new() };
     for format in rare {
         for tokens in [1, 6, 200] {
             Run { gpu, model: TINY, format }.step(tokens)?;

@@ -1,5 +1,6 @@
 //! Every specialisation that the program makes, for devices and models of many kinds: it is valid WGSL, is what the table of
-//! operations says, keeps to the device's limits, and translates to SPIR-V and to Metal's language. On any machine.
+//! operations says, keeps to the device's limits, and translates to SPIR-V and to Metal's language, whose types clang checks
+//! where it is installed. On any machine.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -15,7 +16,7 @@ use super::super::tuning;
 use super::fake::{LOOKS, Looks, of_one_token, specialisations};
 
 /// Parsed and validated.
-fn parse(source: &str) -> Result<(Module, ModuleInfo), String> {
+pub(super) fn parse(source: &str) -> Result<(Module, ModuleInfo), String> {
     let module = naga::front::wgsl::parse_str(source).map_err(|e| e.emit_to_string(source))?;
     let capabilities = Capabilities::IMMEDIATES
         | Capabilities::SUBGROUP
@@ -60,19 +61,15 @@ fn check_table(
     info: &ModuleInfo,
 ) -> Result<(), String> {
     let mut bindings = BTreeMap::new();
-    let (mut params, mut shared) = (0, 0);
+    let (mut params, shared) = (0, shared_bytes(module, info)?);
     let mut layouter = Layouter::default();
     layouter.update(module.to_ctx()).map_err(|e| e.to_string())?;
-    for (handle, variable) in module.global_variables.iter() {
-        let size = layouter[variable.ty].size;
+    for (_, variable) in module.global_variables.iter() {
         match (variable.space, &variable.binding) {
             (AddressSpace::Storage { access }, Some(binding)) => {
                 bindings.insert(binding.binding as usize, access.contains(StorageAccess::STORE));
             }
             (AddressSpace::Immediate, _) => params = layouter[variable.ty].to_stride() / 4,
-            (AddressSpace::WorkGroup, _) if !info.get_entry_point(0)[handle].is_empty() => {
-                shared += size.next_multiple_of(16);
-            }
             (AddressSpace::WorkGroup | AddressSpace::Private, _) => {}
             (space, _) => return Err(format!("{:?} is in {space:?}", variable.name)),
         }
@@ -101,40 +98,48 @@ fn check_table(
     Ok(())
 }
 
-/// As wgpu's backends do for a trusted shader without checks and without zeroed shared memory.
-fn translate(op: &Op, spec: &Spec, module: &Module, info: &ModuleInfo) -> Result<(), String> {
-    let unchecked = BoundsCheckPolicies {
-        index: BoundsCheckPolicy::Unchecked,
-        buffer: BoundsCheckPolicy::Unchecked,
-        image_load: BoundsCheckPolicy::Unchecked,
-        binding_array: BoundsCheckPolicy::Unchecked,
-    };
+const UNCHECKED: BoundsCheckPolicies = BoundsCheckPolicies {
+    index: BoundsCheckPolicy::Unchecked,
+    buffer: BoundsCheckPolicy::Unchecked,
+    image_load: BoundsCheckPolicy::Unchecked,
+    binding_array: BoundsCheckPolicy::Unchecked,
+};
+
+/// To SPIR-V, as wgpu's Vulkan backend does for a trusted shader without checks and without zeroed shared memory.
+fn spirv(module: &Module, info: &ModuleInfo) -> Result<(), String> {
     // Of Vulkan 1.3.
     let options = spv::Options {
         lang_version: (1, 6),
         flags: spv::WriterFlags::LABEL_VARYINGS | spv::WriterFlags::FORCE_POINT_SIZE,
-        bounds_check_policies: unchecked,
+        bounds_check_policies: UNCHECKED,
         zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
         force_loop_bounding: false,
         emit_int_div_checks: false,
         ..Default::default()
     };
     let entry = "main".to_owned();
-    let pipeline =
-        spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: entry.clone() };
-    spv::write_vec(module, info, &options, Some(&pipeline)).map_err(|e| format!("SPIR-V: {e}"))?;
+    let pipeline = spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: entry };
+    spv::write_vec(module, info, &options, Some(&pipeline)).map(drop).map_err(|e| format!("SPIR-V: {e}"))
+}
 
+/// The bindings of parameters and of buffers' sizes.
+pub(super) const PARAMETERS: u8 = 30;
+pub(super) const SIZES: u8 = 29;
+
+/// To Metal's language, as wgpu's Metal backend does for such a shader.
+pub(super) fn metal(op: &Op, spec: &Spec, module: &Module, info: &ModuleInfo) -> Result<String, String> {
+    let entry = "main".to_owned();
     let resources = msl::EntryPointResources {
         resources: spec.writes(op).iter().enumerate().map(|(i, written)| bind(i, *written)).collect(),
-        immediates_buffer: Some(30),
-        sizes_buffer: Some(29),
+        immediates_buffer: Some(PARAMETERS),
+        sizes_buffer: Some(SIZES),
     };
     // Of macOS 14.
     let options = msl::Options {
         lang_version: (3, 1),
         per_entry_point_map: [(entry.clone(), resources)].into_iter().collect(),
         fake_missing_bindings: false,
-        bounds_check_policies: unchecked,
+        bounds_check_policies: UNCHECKED,
         zero_initialize_workgroup_memory: false,
         force_loop_bounding: false,
         emit_int_div_checks: false,
@@ -145,8 +150,19 @@ fn translate(op: &Op, spec: &Spec, module: &Module, info: &ModuleInfo) -> Result
         vertex_pulling_transform: true,
         ..Default::default()
     };
-    msl::write_string(module, info, &options, &pipeline).map_err(|e| format!("MSL: {e}"))?;
-    Ok(())
+    let translated = msl::write_string(module, info, &options, &pipeline);
+    translated.map(|(text, _)| text).map_err(|e| format!("MSL: {e}"))
+}
+
+/// Bytes of shared memory that a shader's variables take.
+pub(super) fn shared_bytes(module: &Module, info: &ModuleInfo) -> Result<u32, String> {
+    let mut layouter = Layouter::default();
+    layouter.update(module.to_ctx()).map_err(|e| e.to_string())?;
+    let used = |(handle, variable): &(naga::Handle<naga::GlobalVariable>, &naga::GlobalVariable)| {
+        variable.space == AddressSpace::WorkGroup && !info.get_entry_point(0)[*handle].is_empty()
+    };
+    let all = module.global_variables.iter().filter(used);
+    Ok(all.map(|(_, variable)| layouter[variable.ty].size.next_multiple_of(16)).sum())
 }
 
 /// A variable of shared memory whose size is no multiple of 16 bytes, at which rows of cooperative matrices must begin.
@@ -186,16 +202,19 @@ fn bind(index: usize, written: bool) -> (naga::ResourceBinding, msl::BindTarget)
     (binding, msl::BindTarget { buffer: Some(index as u8), mutable: written, ..Default::default() })
 }
 
-fn check(op: &Op, spec: &Spec, looks: &Looks) -> Result<(), String> {
+/// Its text in Metal's language.
+fn check(op: &Op, spec: &Spec, looks: &Looks) -> Result<String, String> {
     let (module, info) = parse(&spec.source(op))?;
     check_portable(op, &module, &info)?;
     check_table(op, spec, looks, &module, &info)?;
-    translate(op, spec, &module, &info)
+    spirv(&module, &info)?;
+    metal(op, spec, &module, &info)
 }
 
 #[test]
 fn every_specialisation_is_what_the_table_says_and_translates() {
     let mut failed = BTreeMap::new();
+    let mut metal_texts = Vec::new();
     let mut seen = HashSet::new();
     for looks in &LOOKS {
         let mut texts = HashSet::new();
@@ -204,14 +223,23 @@ fn every_specialisation_is_what_the_table_says_and_translates() {
         all.retain(|(op, spec)| texts.insert(spec.source(op)));
         println!("{}: {} shaders", looks.name, all.len());
         let check = |(op, spec): &(&'static Op, Spec)| {
-            let what = check(op, spec, looks).err()?;
-            Some(((looks.name, op.name), format!("{}: {spec:?}:\n{what}", looks.name)))
+            check(op, spec, looks)
+                .map(|text| (op.name, text))
+                .map_err(|what| ((looks.name, op.name), format!("{}: {spec:?}:\n{what}", looks.name)))
         };
-        failed.par_extend(all.par_iter().filter_map(check)); // one of each operation is enough to read
+        let checked: Vec<_> = all.par_iter().map(check).collect();
+        for result in checked {
+            match result {
+                Ok(text) if looks.is_metal() => metal_texts.push(text),
+                Ok(_) => {}
+                Err((operation, what)) => drop(failed.insert(operation, what)), // one of each is enough to read
+            }
+        }
     }
     assert!(failed.is_empty(), "{}", failed.into_values().collect::<Vec<_>>().join("\n"));
     let unseen = ALL.iter().filter(|op| !seen.contains(&std::ptr::from_ref(**op))).map(|op| op.name);
     assert_eq!(unseen.collect::<Vec<_>>(), [""; 0], "operations without a specialisation");
+    super::msl::check_types(&metal_texts);
 }
 
 /// The code of a layer's dense projections has to stay in the GPU's instruction cache.

@@ -1,0 +1,2 @@
+// naga's texts include it; what they use of it is in metal_stdlib.
+#pragma once
