@@ -93,7 +93,11 @@ fn draw(s: u32, r: Request, largest: f32, best: u32, thread: u32) -> u32 {
     let k_key = state[at];
     let k_rest = state[at + 1u];
     let p_key = state[at + 2u];
-    let equal_weight = weight_of(k_key, largest, r.sharpness);
+    // Without top-k there is no such key: what stands for it is no number, and how a GPU's max treats that is open.
+    var equal_weight = 0.0;
+    if (k_rest > 0u) {
+        equal_weight = weight_of(k_key, largest, r.sharpness);
+    }
     // Twice over the blocks: first for the total, then for the block in which the running sum exceeds its share.
     var target_sum = 0.0;
     for (var turn = 0u; turn < 2u; turn++) {
