@@ -128,3 +128,29 @@ pub struct ManArgs {
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     pub dir: Option<PathBuf>,
 }
+
+/// Arguments of `kimi key`.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: KeyCommand,
+    /// The key's file [default: $XDG_CONFIG_HOME/kimi/cluster.key, else ~/.config/kimi/cluster.key].
+    #[arg(long, value_name = "FILE", global = true)]
+    pub cluster_key_file: Option<PathBuf>,
+}
+
+/// What `kimi key` does.
+#[derive(Debug, Clone, Copy, Subcommand)]
+pub enum KeyCommand {
+    /// Make a key for a new cluster, and say how to bring it to the other machines.
+    New {
+        /// Replace the key that is there: every machine of its cluster then needs the new one.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Print the key, and on stderr how to bring it to another machine.
+    Show,
+    /// Print the cluster's public name, a hash of the key: equal on machines with the same key.
+    Id,
+}

@@ -1,0 +1,83 @@
+//! What computes.
+
+use clap::{Args, ValueEnum};
+use kimi_core::{DeviceChoice, DeviceKind};
+use kimi_quant::Chip;
+
+use super::gigabytes;
+
+/// What computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum BackendChoice {
+    /// A GPU if there is one that the layers fit (software such as lavapipe does not count), else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A GPU, or an error that says what is missing.
+    Gpu,
+}
+
+/// What computes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DeviceArgs {
+    /// What computes.
+    #[arg(long, value_enum, env = "KIMI_BACKEND", default_value_t)]
+    pub backend: BackendChoice,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub gpu: GpuArgs,
+}
+
+/// Which GPU, and how much of it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GpuArgs {
+    /// The GPU with this number in `kimi devices`, or the first with this in its name [default: number 0].
+    #[arg(long, value_name = "NUMBER|NAME", env = "KIMI_ADAPTER")]
+    pub adapter: Option<String>,
+    /// Use at most this much of the GPU's memory [default: all that its driver says is free].
+    #[arg(long, value_name = "GB", env = "KIMI_GPU_MEMORY", value_parser = gigabytes)]
+    pub gpu_memory: Option<f64>,
+    /// Let the GPU's clock fall while it idles between the steps of running answers. Without it, the GPU gets a moment of
+    /// work every few milliseconds meanwhile, so that one answer over several machines is not slowed by sleeping GPUs.
+    #[arg(long, env = "KIMI_IDLE_CLOCKS")]
+    pub idle_clocks: bool,
+    /// Take the kernels and sizes of this chip of Apple's in place of the GPU's own: to check and to measure on any GPU what
+    /// a Mac would run. With `--backend auto` it must be a GPU then, be it software.
+    #[arg(
+        long,
+        value_name = "CHIP",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = Chip::DEFAULT_APPLE,
+        env = "KIMI_AS_METAL",
+        value_parser = Chip::of_apple,
+    )]
+    pub as_metal: Option<&'static Chip>,
+}
+
+impl DeviceArgs {
+    /// The same for kimi-core.
+    pub fn choice(&self) -> DeviceChoice {
+        self.gpu.choice(match self.backend {
+            BackendChoice::Auto => DeviceKind::Auto,
+            BackendChoice::Cpu => DeviceKind::Cpu,
+            BackendChoice::Gpu => DeviceKind::Gpu,
+        })
+    }
+}
+
+impl GpuArgs {
+    /// The same for kimi-core.
+    pub fn choice(&self, kind: DeviceKind) -> DeviceChoice {
+        let memory = self.gpu_memory.map(|gb| (gb * 1e9) as u64);
+        DeviceChoice {
+            kind: if self.as_metal.is_some() && kind == DeviceKind::Auto { DeviceKind::Gpu } else { kind },
+            adapter: self.adapter.clone(),
+            memory,
+            idle_clocks: self.idle_clocks,
+            as_metal: self.as_metal,
+            kernels: crate::system::cache_folder().map(|folder| folder.join("kernels")),
+        }
+    }
+}
