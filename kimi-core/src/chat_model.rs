@@ -132,6 +132,12 @@ impl Shared {
     }
 }
 
+/// A prompt, and how thinking is told from the answer to it.
+struct Prompt {
+    tokens: Vec<u32>,
+    reasoning: ReasoningMode,
+}
+
 /// Why a model can't be loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -335,25 +341,55 @@ impl ChatModel {
     pub fn chat_with(
         &self,
         mut request: ChatRequest,
-        mut sink: impl FnMut(ChatEvent) + Send + 'static,
+        sink: impl FnMut(ChatEvent) + Send + 'static,
     ) -> Result<ChatGeneration, ChatError> {
+        let prompt = self.prepare(&mut request)?;
+        self.begin(&request, &prompt, 0, sink)
+    }
+
+    /// Begins several answers to one request, whose prompt is made once. With a seed, each has one of its own: the request's and
+    /// its place.
+    ///
+    /// # Errors
+    /// [`ChatError`]; answers that had begun are cancelled then.
+    pub fn choices_with<S: FnMut(ChatEvent) + Send + 'static>(
+        &self,
+        mut request: ChatRequest,
+        sinks: impl IntoIterator<Item = S>,
+    ) -> Result<Vec<ChatGeneration>, ChatError> {
+        let prompt = self.prepare(&mut request)?;
+        sinks.into_iter().zip(0..).map(|(sink, choice)| self.begin(&request, &prompt, choice, sink)).collect()
+    }
+
+    fn prepare(&self, request: &mut ChatRequest) -> Result<Prompt, ChatError> {
         self.normalize_calls(&mut request.messages);
-        let (prompt, thinking) = self.render(&request)?;
-        let stop = StopStrings::new(request.stop.clone())?;
-        let slot = Arc::new(Slot::default());
+        let (tokens, thinking) = self.render(request)?;
         let reasoning = match &request.raw {
             Some(_) => ReasoningMode::Off,
             None => self.shared.reasoning_mode(thinking),
         };
-        let constraint = constrain::constraint(&self.shared, &request, reasoning, prompt.len())?;
-        let mut stream = ReplyStream::new(self.shared.clone(), &request, &prompt, stop, reasoning);
+        Ok(Prompt { tokens, reasoning })
+    }
+
+    fn begin(
+        &self,
+        request: &ChatRequest,
+        prompt: &Prompt,
+        choice: u64,
+        mut sink: impl FnMut(ChatEvent) + Send + 'static,
+    ) -> Result<ChatGeneration, ChatError> {
+        let &Prompt { ref tokens, reasoning } = prompt;
+        let stop = StopStrings::new(request.stop.clone())?;
+        let slot = Arc::new(Slot::default());
+        let constraint = constrain::constraint(&self.shared, request, reasoning, tokens.len())?;
+        let mut stream = ReplyStream::new(self.shared.clone(), request, tokens, stop, reasoning);
         let engine_request = Request {
-            prompt,
+            prompt: tokens.clone(),
             constraint,
-            params: request.params,
+            params: request.params.for_choice(choice),
             max_tokens: request.max_tokens,
             min_tokens: request.min_tokens,
-            stop_ids: request.stop_token_ids,
+            stop_ids: request.stop_token_ids.clone(),
             ignore_eos: request.ignore_eos,
             top_logprobs: if request.logprobs { request.top_logprobs } else { 0 },
             ..Request::default()
@@ -366,7 +402,7 @@ impl ChatModel {
             }
         })?;
         slot.fill(generation);
-        Ok(ChatGeneration::new(slot))
+        Ok(ChatGeneration::new(slot, tokens.len()))
     }
 
     /// [`Self::chat_with`] for a thread that may block: the answer's events from an iterator.

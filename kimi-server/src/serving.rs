@@ -91,6 +91,14 @@ impl Slot {
         ServedModel::new(self.clone()).with_aliases(self.0.aliases.iter().cloned())
     }
 
+    /// The model, if it can answer.
+    fn able(&self) -> Result<&ChatModel, ChatError> {
+        match self.changed() {
+            Some(reason) => Err(EngineError::Down { reason }.into()),
+            None => self.model().ok_or_else(not_loaded),
+        }
+    }
+
     /// What happened to a file that answers are computed from.
     fn changed(&self) -> Option<String> {
         let changed = self.0.loaded.get()?.mapped.as_ref()?.changed_shard()?;
@@ -150,11 +158,15 @@ impl ChatEngine for Slot {
     }
 
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
-        match (self.changed(), self.model()) {
-            (Some(reason), _) => Err(EngineError::Down { reason }.into()),
-            (None, Some(model)) => ChatEngine::chat(model, request, sink),
-            (None, None) => Err(not_loaded()),
-        }
+        ChatEngine::chat(self.able()?, request, sink)
+    }
+
+    fn choices(
+        &self,
+        request: ChatRequest,
+        sinks: Vec<EventSink>,
+    ) -> Result<Vec<Box<dyn Running>>, ChatError> {
+        ChatEngine::choices(self.able()?, request, sinks)
     }
 }
 

@@ -9,6 +9,9 @@ use kimi_core::engine::{EngineError, EngineStats, Usage};
 use kimi_core::{ChatError, ChatEvent, ChatRequest};
 use kimi_server::http::{ChatEngine, EventSink, Running};
 
+/// What it says that every prompt has.
+const PROMPT_TOKENS: usize = 3;
+
 /// Plays a list of events, after a pause.
 #[derive(Debug)]
 pub struct Script {
@@ -44,6 +47,10 @@ struct Cancel(Arc<AtomicBool>);
 impl Running for Cancel {
     fn cancel(&self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn prompt_tokens(&self) -> usize {
+        PROMPT_TOKENS
     }
 }
 
@@ -93,8 +100,12 @@ impl ChatEngine for Script {
                 (false, true) => FinishReason::ToolCalls,
                 (false, false) => FinishReason::Stop,
             };
-            let usage =
-                Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 4, ..Usage::default() };
+            let usage = Usage {
+                prompt_tokens: PROMPT_TOKENS,
+                cached_tokens: 2,
+                completion_tokens: 4,
+                ..Usage::default()
+            };
             sink(ChatEvent::Finished { reason, usage });
         });
         Ok(Box::new(Cancel(cancelled)))

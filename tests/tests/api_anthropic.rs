@@ -67,7 +67,9 @@ fn put_together(events: &[Value]) -> Value {
             "message_delta" => {
                 message["stop_reason"] = event["delta"]["stop_reason"].clone();
                 message["stop_sequence"] = event["delta"]["stop_sequence"].clone();
-                message["usage"] = event["usage"].clone();
+                for (field, count) in event["usage"].as_object().unwrap() {
+                    message["usage"][field] = count.clone();
+                }
             }
             "message_stop" => {}
             other => panic!("{other}"),
@@ -84,7 +86,7 @@ fn the_whole_answer_and_its_events_say_the_same() {
     let server = serve(Script { events, ..Script::default() });
     let mut whole = post(&server, &body(json!({}))).ok();
     assert!(whole["id"].as_str().unwrap().starts_with("msg_"));
-    let call = |i: usize, city: &str| json!({"type": "tool_use", "id": format!("functions.weather:{i}"), "name": "weather", "input": {"city": city}});
+    let call = |i: usize, city: &str| json!({"type": "tool_use", "id": format!("functions_weather_{i}"), "name": "weather", "input": {"city": city}, "caller": {"type": "direct"}});
     whole["id"] = "x".into();
     let expected = json!({
         "id": "x", "type": "message", "role": "assistant", "model": "script",
@@ -94,11 +96,18 @@ fn the_whole_answer_and_its_events_say_the_same() {
             call(0, "Oslo"),
             call(1, "京都"),
         ],
-        "stop_reason": "tool_use", "stop_sequence": null,
-        "usage": {"input_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 2, "output_tokens": 4},
+        "stop_reason": "tool_use", "stop_sequence": null, "stop_details": null, "container": null,
+        "usage": {
+            "input_tokens": 1, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 2, "output_tokens": 4,
+            "output_tokens_details": {"thinking_tokens": 0}, "server_tool_use": null,
+            "cache_creation": null, "service_tier": null, "inference_geo": null,
+        },
     });
     assert_eq!(whole, expected);
-    let mut streamed = put_together(&server.named_events(PATH, &body(json!({}))));
+    let events = server.named_events(PATH, &body(json!({})));
+    // What of the prompt was cached comes at the end.
+    assert_eq!(events[0]["message"]["usage"]["input_tokens"], 3);
+    let mut streamed = put_together(&events);
     streamed["id"] = "x".into();
     assert_eq!(streamed, whole);
 

@@ -84,6 +84,10 @@ fn whole_and_streamed_texts_agree() {
     assert_eq!((texts[0].as_str(), &streamed_tokens[0]), (text, &of("tokens")));
     assert_eq!(usage["completion_tokens"], 12);
 
+    let alone = post(&server, "/v1/completions", &fixed(json!({"logprobs": 0})));
+    let tops = alone["choices"][0]["logprobs"]["top_logprobs"].as_array().unwrap();
+    assert!(tops.len() == 12 && tops.iter().all(|top| *top == json!({})), "{alone}");
+
     // Tokens in place of their text.
     let same = post(&server, "/v1/completions", &fixed(json!({"prompt": prompt})));
     assert_eq!(same["choices"][0]["text"], text);

@@ -185,6 +185,8 @@ fn every_field_arrives() {
         asked(json!({"tools": [f], "tool_choice": allowed, "text": {"format": {"type": "json_object"}}}));
     assert_eq!(chat.tool_choice, ToolChoice::Allowed { required: true, names: vec!["f".to_owned()] });
     assert_eq!((chat.output, chat.thinking), (OutputFormat::JsonObject, None));
+    let chat = asked(json!({"reasoning": {"context": "all_turns", "mode": "standard"}}));
+    assert_eq!(chat.template_kwargs.get("preserve_thinking"), Some(&json!(true)));
 
     // As Codex has it by default.
     let chat = asked(json!({"tools": [f, {"type": "web_search", "external_web_access": false}]}));
@@ -369,6 +371,10 @@ fn mistakes_are_named() {
         (with("text", json!({"format": {"type": "json_schema", "name": "x"}})), "text.format.schema"),
         (with("text", json!("x")), "text"),
         (with("reasoning", json!({"effort": "lots"})), "reasoning.effort"),
+        (with("reasoning", json!({"mode": "pro"})), "reasoning.mode"),
+        (with("reasoning", json!({"context": "some"})), "reasoning.context"),
+        (with("context_management", json!([{"type": "compaction"}])), "context_management"),
+        (with("moderation", json!({"model": "m"})), "moderation"),
         (with("max_output_tokens", json!(0)), "max_output_tokens"),
         (with("max_output_tokens", json!("many")), "max_output_tokens"),
         (with("temperature", json!(3)), "temperature"),

@@ -45,11 +45,17 @@ impl Slot {
 #[derive(Debug)]
 pub struct ChatGeneration {
     slot: Arc<Slot>,
+    prompt_tokens: usize,
 }
 
 impl ChatGeneration {
-    pub(super) fn new(slot: Arc<Slot>) -> Self {
-        Self { slot }
+    pub(super) fn new(slot: Arc<Slot>, prompt_tokens: usize) -> Self {
+        Self { slot, prompt_tokens }
+    }
+
+    /// How many tokens its prompt has.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
     }
 
     /// Ends the answer; the sink gets [`FinishReason::Cancelled`](super::FinishReason::Cancelled) unless it has ended already.

@@ -142,6 +142,14 @@ impl SamplingParams {
         self.0.seed
     }
 
+    /// The same for one of several answers to a request: with a seed, each has one of its own.
+    #[must_use]
+    pub fn for_choice(&self, choice: u64) -> Self {
+        let mut raw = self.0.clone();
+        raw.seed = raw.seed.map(|seed| seed.wrapping_add(choice));
+        Self(raw)
+    }
+
     /// Whether a penalty is set, so that the tokens chosen so far must be counted.
     pub fn has_penalties(&self) -> bool {
         let raw = &self.0;

@@ -19,14 +19,13 @@ use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use kimi_core::chat_model::{FinishReason, TokenLogprob};
 use kimi_core::engine::Usage;
-use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 use kimi_core::{CancelFlag, ChatEvent, ChatRequest};
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::body::WholeBody;
 use super::budget::Budget;
-use super::engine::ServedModel;
+use super::engine::{EventSink, ServedModel};
 use super::error::ApiError;
 use super::events::{self, Event, Events};
 use super::json::{self, Body as JsonBody};
@@ -64,24 +63,6 @@ pub(super) struct Question {
     pub(super) choices: usize,
 }
 
-impl Question {
-    /// The request for one of the choices: with a seed, each has one of its own. The last one takes the question along, since
-    /// copies of a long chat are as large as it is.
-    ///
-    /// # Errors
-    /// None that can happen: the parameters have been checked.
-    fn take(&mut self, choice: usize) -> Result<ChatRequest, ApiError> {
-        let mut request = match choice + 1 < self.choices {
-            true => self.request.clone(),
-            false => std::mem::take(&mut self.request),
-        };
-        let mut raw = RawSamplingParams::from(request.params);
-        raw.seed = raw.seed.map(|seed| seed.wrapping_add(choice as u64));
-        request.params = SamplingParams::new(raw)?;
-        Ok(request)
-    }
-}
-
 /// Gives an answer the form of a front door: as a whole, or as events, which are appended to `out` as they are sent.
 pub(super) trait Writer: Send + 'static {
     /// A choice of an answer that is not streamed goes on. For writers that need more than [`Answer`] holds.
@@ -90,17 +71,17 @@ pub(super) trait Writer: Send + 'static {
     /// The whole answer, of all choices.
     fn whole(&mut self, answers: Vec<Answer>) -> Value;
 
-    /// Begins a stream.
-    fn begin(&mut self, out: &mut String);
+    /// Begins a stream. `prompt_tokens` is the length of the first prompt.
+    fn begin(&mut self, prompt_tokens: usize, out: &mut String);
 
     /// A choice goes on. Never [`ChatEvent::Finished`] or [`ChatEvent::Failed`].
     fn part(&mut self, choice: usize, part: ChatEvent, out: &mut String);
 
-    /// A choice ends.
-    fn finish(&mut self, choice: usize, reason: FinishReason, usage: &Usage, out: &mut String);
+    /// A choice ends. Nothing is to be done where there is one choice.
+    fn finish(&mut self, _choice: usize, _end: &End, _out: &mut String) {}
 
-    /// All choices have ended.
-    fn end(&mut self, out: &mut String);
+    /// All choices have ended, the last of them like this.
+    fn end(&mut self, last: End, out: &mut String);
 
     /// The stream ends early: `error` says why. `cut_short` if the server ends it and nothing failed.
     fn fail(&mut self, error: &ApiError, cut_short: bool, out: &mut String);
@@ -124,8 +105,20 @@ pub(super) struct Answer {
     pub(super) calls: Vec<Call>,
     /// Those of all tokens, if the request asked for them.
     pub(super) logprobs: Vec<TokenLogprob>,
-    pub(super) finish: FinishReason,
+    pub(super) end: End,
+}
+
+/// How a choice ended, and what it took.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct End {
+    pub(super) reason: FinishReason,
     pub(super) usage: Usage,
+}
+
+impl Default for End {
+    fn default() -> Self {
+        Self { reason: FinishReason::Stop, usage: Usage::default() }
+    }
 }
 
 /// A tool call of an answer.
@@ -143,8 +136,7 @@ impl Answer {
             reasoning: String::new(),
             calls: Vec::new(),
             logprobs: Vec::new(),
-            finish: FinishReason::Stop,
-            usage: Usage::default(),
+            end: End::default(),
         }
     }
 
@@ -306,20 +298,20 @@ async fn blocking<T: Send + 'static>(
 fn start(app: &App, prepared: Prepared, slot: OwnedSemaphorePermit) -> Result<Started, ApiError> {
     let Prepared { model, questions, prompt_field, parallel_calls, stream, writer } = prepared;
     model.check_loaded()?;
-    let begin = |request: ChatRequest| -> Result<Events, ApiError> {
-        let (sender, events) = events::channel();
-        let sink = Box::new(move |event: ChatEvent| sender.send(event));
-        let running = model.engine().chat(request, sink);
-        let running =
-            running.map_err(|error| writer.rename(ApiError::from(error).about_prompt(prompt_field)))?;
-        let counted = metrics::Request::new(app.metrics.clone(), model.id());
-        Ok(events.of(running, parallel_calls, counted))
-    };
     let mut running = Vec::new();
-    for mut question in questions {
-        for choice in 0..question.choices {
-            running.push(Some(begin(question.take(choice)?)?));
-        }
+    for Question { request, choices } in questions {
+        let (sinks, events): (Vec<EventSink>, Vec<_>) = (0..choices)
+            .map(|_| {
+                let (sender, events) = events::channel();
+                (Box::new(move |event: ChatEvent| sender.send(event)) as EventSink, events)
+            })
+            .unzip();
+        let begun = model.engine().choices(request, sinks);
+        let begun = begun.map_err(|error| writer.rename(ApiError::from(error).about_prompt(prompt_field)))?;
+        running.extend(begun.into_iter().zip(events).map(|(running, events)| {
+            let counted = metrics::Request::new(app.metrics.clone(), model.id());
+            Some(events.of(running, parallel_calls, counted))
+        }));
     }
     Ok(Started { choices: Choices { running, first: 0, _slot: slot }, stream, writer })
 }
@@ -335,6 +327,11 @@ pub(super) struct Choices {
 }
 
 impl Choices {
+    /// How many tokens the first choice's prompt has, as far as that is known.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.running.iter().flatten().next().map_or(0, Events::prompt_tokens)
+    }
+
     /// The next event and the choice that it is of; `None` when all have ended. May be dropped while it waits; nothing
     /// is lost.
     ///
@@ -374,9 +371,7 @@ impl Choices {
                     writer.hear(choice, &part);
                     answers[choice].add(part);
                 }
-                Event::Finished(finish, usage) => {
-                    (answers[choice].finish, answers[choice].usage) = (finish, usage);
-                }
+                Event::Finished(end) => answers[choice].end = end,
             }
         }
         Ok(answers)

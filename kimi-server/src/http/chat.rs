@@ -54,7 +54,7 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
     let goes_on = fields.continue_final_message.unwrap_or(false);
     let (messages, continue_last) =
         messages::conversation(fields.messages, goes_on, fields.add_generation_prompt)?;
-    let output = output(fields.response_format, other_format, continue_last)?;
+    let output = output(fields.response_format, other_format)?;
     let model = app.model(options.model.as_deref())?.clone();
     let tools = fields.tools.unwrap_or_default().0;
     let tool_choice = fields.tool_choice.map_or(ToolChoice::Auto, |choice| choice.0);
@@ -66,18 +66,11 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
         parallel_tool_calls: parallel_calls,
         output,
         template_kwargs,
-        thinking,
         continue_last,
-        params: options.sampling(model.engine().defaults().mode(thinking))?,
-        max_tokens: options.max_tokens()?.limit(None),
-        min_tokens: options.min_tokens()?,
-        stop: options.stop(),
-        stop_token_ids: options.stop_token_ids()?,
         logprobs,
         top_logprobs,
-        ignore_eos: options.ignore_eos(),
-        raw: None,
         cancel,
+        ..options.request(&model, thinking, None)?
     };
     let choices = options.choices()?;
     let writer = ChatWriter::new(model.id(), choices, options.include_usage(), logprobs);
@@ -92,24 +85,15 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
 }
 
 /// The form of the answer.
-fn output(
-    format: Option<Format>,
-    other: Option<OutputFormat>,
-    continue_last: bool,
-) -> Result<OutputFormat, ApiError> {
-    let format = match (format, other) {
+fn output(format: Option<Format>, other: Option<OutputFormat>) -> Result<OutputFormat, ApiError> {
+    match (format, other) {
         (Some(Format(format)), Some(_)) if format != OutputFormat::Text => {
             let message = "says what form the answer has, and so does another field; give one of them";
-            return Err(ApiError::field("response_format", "invalid_value", message));
+            Err(ApiError::field("response_format", "invalid_value", message))
         }
-        (Some(Format(format)), None) => format,
-        (_, other) => other.unwrap_or_default(),
-    };
-    if continue_last && format != OutputFormat::Text {
-        let message = "is not supported for an answer that goes on after a partial message";
-        return Err(ApiError::field("response_format", "unsupported_value", message));
+        (Some(Format(format)), None) => Ok(format),
+        (_, other) => Ok(other.unwrap_or_default()),
     }
-    Ok(format)
 }
 
 /// Whether to report probabilities, and of how many alternatives.

@@ -2,10 +2,9 @@
 
 use kimi_core::ChatEvent;
 use kimi_core::chat_model::{FinishReason, TokenLogprob};
-use kimi_core::engine::Usage;
 use serde_json::{Map, Value, json};
 
-use super::answer::{Answer, Writer};
+use super::answer::{Answer, End, Writer};
 use super::error::ApiError;
 use super::response::{Head, Totals, finish_json, token_json};
 use super::stream::push_data;
@@ -46,18 +45,18 @@ impl Writer for ChatWriter {
     fn whole(&mut self, answers: Vec<Answer>) -> Value {
         let mut choices = Vec::new();
         for (index, answer) in answers.into_iter().enumerate() {
-            self.totals.add(&answer.usage, 0);
+            self.totals.add(&answer.end.usage, 0);
             choices.push(json!({
                 "index": index,
                 "logprobs": self.logprobs.then(|| logprobs_json(&answer.logprobs)),
-                "finish_reason": finish_json(answer.finish),
+                "finish_reason": finish_json(answer.end.reason),
                 "message": message(answer),
             }));
         }
         self.head.object("chat.completion", choices, Some(self.totals.json()))
     }
 
-    fn begin(&mut self, out: &mut String) {
+    fn begin(&mut self, _: usize, out: &mut String) {
         for choice in 0..self.pending.len() {
             self.chunk(choice, json!({"role": "assistant", "content": ""}), None, out);
         }
@@ -83,16 +82,16 @@ impl Writer for ChatWriter {
         self.chunk(choice, delta, None, out);
     }
 
-    fn finish(&mut self, choice: usize, reason: FinishReason, usage: &Usage, out: &mut String) {
-        self.totals.add(usage, 0);
+    fn finish(&mut self, choice: usize, end: &End, out: &mut String) {
+        self.totals.add(&end.usage, 0);
         // Tokens that made no text, such as the markers of a tool call.
         if !self.pending[choice].is_empty() {
             self.chunk(choice, json!({"content": ""}), None, out);
         }
-        self.chunk(choice, json!({}), Some(reason), out);
+        self.chunk(choice, json!({}), Some(end.reason), out);
     }
 
-    fn end(&mut self, out: &mut String) {
+    fn end(&mut self, _: End, out: &mut String) {
         if self.include_usage {
             let usage = self.totals.json();
             push_data(out, &self.head.object("chat.completion.chunk", Vec::new(), Some(usage)));

@@ -2,10 +2,9 @@
 
 use kimi_core::ChatEvent;
 use kimi_core::chat_model::{FinishReason, TokenLogprob};
-use kimi_core::engine::Usage;
 use serde_json::{Map, Value, json};
 
-use super::answer::{Answer, Writer};
+use super::answer::{Answer, End, Writer};
 use super::chat_writer::DONE;
 use super::error::ApiError;
 use super::response::{Head, Totals, finish_json, shown_logprob};
@@ -74,17 +73,17 @@ impl Writer for CompletionWriter {
     fn whole(&mut self, answers: Vec<Answer>) -> Value {
         let mut choices = Vec::new();
         for (index, answer) in answers.into_iter().enumerate() {
-            self.totals.add(&answer.usage, index / self.per_prompt);
+            self.totals.add(&answer.end.usage, index / self.per_prompt);
             let text = format!("{}{}", self.echo(index).unwrap_or_default(), answer.content);
             let logprobs = self.logprobs.map(|top| logprobs_json(&answer.logprobs, top, &mut 0));
-            let finish = finish_json(answer.finish);
+            let finish = finish_json(answer.end.reason);
             choices
                 .push(json!({"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish}));
         }
         self.head.object("text_completion", choices, Some(self.totals.json()))
     }
 
-    fn begin(&mut self, out: &mut String) {
+    fn begin(&mut self, _: usize, out: &mut String) {
         for choice in 0..self.choices.len() {
             if let Some(text) = self.echo(choice).map(str::to_owned) {
                 self.chunk(choice, &text, None, out);
@@ -100,12 +99,12 @@ impl Writer for CompletionWriter {
         }
     }
 
-    fn finish(&mut self, choice: usize, reason: FinishReason, usage: &Usage, out: &mut String) {
-        self.totals.add(usage, choice / self.per_prompt);
-        self.chunk(choice, "", Some(reason), out);
+    fn finish(&mut self, choice: usize, end: &End, out: &mut String) {
+        self.totals.add(&end.usage, choice / self.per_prompt);
+        self.chunk(choice, "", Some(end.reason), out);
     }
 
-    fn end(&mut self, out: &mut String) {
+    fn end(&mut self, _: End, out: &mut String) {
         if self.include_usage {
             let usage = self.totals.json();
             push_data(out, &self.head.object("text_completion", Vec::new(), Some(usage)));
@@ -129,10 +128,10 @@ fn logprobs_json(tokens: &[TokenLogprob], top: usize, offset: &mut usize) -> Val
         offsets.push(*offset);
         *offset += text.chars().count();
         logprobs.push(shown_logprob(token.token.logprob));
-        let likely = token.top.iter().map(|likely| {
+        let likely = token.top.iter().take(top).map(|likely| {
             (String::from_utf8_lossy(&likely.bytes).into_owned(), shown_logprob(likely.logprob).into())
         });
-        tops.push(if top == 0 { Value::Null } else { Value::Object(likely.collect::<Map<_, _>>()) });
+        tops.push(Value::Object(likely.collect::<Map<_, _>>()));
         texts.push(text);
     }
     json!({"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets})

@@ -71,18 +71,12 @@ pub(super) fn prepare(app: &App, mut body: Body, cancel: CancelFlag) -> Result<P
             echoed.push(text);
         }
         let chat = ChatRequest {
-            params: options.sampling(model.engine().defaults().mode(Some(false)))?,
-            max_tokens: options.max_tokens()?.limit(Some(MAX_TOKENS)),
-            min_tokens: options.min_tokens()?,
-            stop: options.stop(),
-            stop_token_ids: options.stop_token_ids()?,
             logprobs: logprobs.is_some(),
             top_logprobs: logprobs.unwrap_or(0) as u8,
-            ignore_eos: options.ignore_eos(),
             output: output.clone(),
             raw: Some(prompt),
             cancel: cancel.clone(),
-            ..ChatRequest::default()
+            ..options.request(&model, Some(false), Some(MAX_TOKENS))?
         };
         questions.push(Question { request: chat, choices });
     }

@@ -69,6 +69,22 @@ pub trait ChatEngine: Send + Sync + 'static {
     /// # Errors
     /// [`ChatError`]; `sink` is then never called.
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError>;
+
+    /// Starts several answers to one request, which differ in their seeds if it has one.
+    ///
+    /// # Errors
+    /// [`ChatError`]; answers that had begun are cancelled then.
+    fn choices(
+        &self,
+        request: ChatRequest,
+        sinks: Vec<EventSink>,
+    ) -> Result<Vec<Box<dyn Running>>, ChatError> {
+        let choice = |(sink, choice)| {
+            let params = request.params.for_choice(choice);
+            self.chat(ChatRequest { params, ..request.clone() }, sink)
+        };
+        sinks.into_iter().zip(0..).map(choice).collect()
+    }
 }
 
 fn no_tokenizer() -> ChatError {
@@ -94,6 +110,11 @@ pub struct StageInfo {
 pub trait Running: Send + Sync {
     /// Ends the answer; the sink is told so.
     fn cancel(&self);
+
+    /// How many tokens its prompt has; 0 where that is not known.
+    fn prompt_tokens(&self) -> usize {
+        0
+    }
 
     /// Lets the answer rest while its client does not read, or go on. An answer that can't rest goes on.
     fn set_paused(&self, _paused: bool) {}
@@ -131,11 +152,24 @@ impl ChatEngine for ChatModel {
     fn chat(&self, request: ChatRequest, sink: EventSink) -> Result<Box<dyn Running>, ChatError> {
         Ok(Box::new(self.chat_with(request, sink)?))
     }
+
+    fn choices(
+        &self,
+        request: ChatRequest,
+        sinks: Vec<EventSink>,
+    ) -> Result<Vec<Box<dyn Running>>, ChatError> {
+        let running = self.choices_with(request, sinks)?;
+        Ok(running.into_iter().map(|running| Box::new(running) as Box<dyn Running>).collect())
+    }
 }
 
 impl Running for ChatGeneration {
     fn cancel(&self) {
         self.cancel();
+    }
+
+    fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens()
     }
 
     fn set_paused(&self, paused: bool) {

@@ -6,9 +6,9 @@ use std::task::{Context, Poll, ready};
 
 use kimi_core::ChatEvent;
 use kimi_core::chat_model::FinishReason;
-use kimi_core::engine::Usage;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
+use super::answer::End;
 use super::engine::Running;
 use super::error::ApiError;
 use super::{metrics, record};
@@ -91,10 +91,15 @@ pub(super) enum Event {
     /// More of the answer.
     Part(ChatEvent),
     /// The end.
-    Finished(FinishReason, Usage),
+    Finished(End),
 }
 
 impl Events {
+    /// How many tokens the prompt has; 0 where that is not known.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.running.prompt_tokens()
+    }
+
     /// The next event, if there is one yet.
     ///
     /// # Errors
@@ -116,7 +121,7 @@ impl Events {
                     self.counted.finished(reason, &usage);
                     return Poll::Ready(match reason {
                         FinishReason::Cancelled => Err(ApiError::shutdown()),
-                        reason => Ok(Event::Finished(reason, usage)),
+                        reason => Ok(Event::Finished(End { reason, usage })),
                     });
                 }
                 ChatEvent::Failed(error) => {

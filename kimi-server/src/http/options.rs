@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use kimi_core::ChatRequest;
 use kimi_core::chat_model::SamplingDefaults;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
 use serde::Deserialize;
 
+use super::engine::ServedModel;
 use super::error::ApiError;
 use super::read::{Object, Strings, Whole};
 
@@ -76,11 +78,34 @@ impl Options {
         Ok(n as usize)
     }
 
+    /// A request with what these fields say of it: how tokens are chosen and when the answer ends, after `max_tokens` where they
+    /// don't say.
+    ///
+    /// # Errors
+    /// 400 for a value out of its range.
+    pub(super) fn request(
+        &self,
+        model: &ServedModel,
+        thinking: Option<bool>,
+        max_tokens: Option<u32>,
+    ) -> Result<ChatRequest, ApiError> {
+        Ok(ChatRequest {
+            thinking,
+            params: self.sampling(model.engine().defaults().mode(thinking))?,
+            max_tokens: self.max_tokens()?.limit(max_tokens),
+            min_tokens: self.min_tokens()?,
+            stop: self.stop.clone().unwrap_or_default().0,
+            stop_token_ids: self.stop_token_ids()?,
+            ignore_eos: self.ignore_eos.unwrap_or(false),
+            ..ChatRequest::default()
+        })
+    }
+
     /// How tokens are chosen; `defaults` where the request does not say.
     ///
     /// # Errors
     /// 400 for a value out of its range.
-    pub(super) fn sampling(&self, defaults: SamplingDefaults) -> Result<SamplingParams, ApiError> {
+    fn sampling(&self, defaults: SamplingDefaults) -> Result<SamplingParams, ApiError> {
         let SamplingDefaults { temperature, top_p } = defaults;
         let mut raw = RawSamplingParams { temperature, top_p, ..RawSamplingParams::default() };
         let fields = [
@@ -108,7 +133,7 @@ impl Options {
     ///
     /// # Errors
     /// 400 for a number out of range, or two that differ.
-    pub(super) fn max_tokens(&self) -> Result<MaxTokens, ApiError> {
+    fn max_tokens(&self) -> Result<MaxTokens, ApiError> {
         let new = limit("max_completion_tokens", self.max_completion_tokens)?;
         let old = limit("max_tokens", self.max_tokens)?;
         match (new, old) {
@@ -127,7 +152,7 @@ impl Options {
     ///
     /// # Errors
     /// 400 for a number out of range.
-    pub(super) fn min_tokens(&self) -> Result<u32, ApiError> {
+    fn min_tokens(&self) -> Result<u32, ApiError> {
         let max = i64::from(u32::MAX);
         Ok(self.min_tokens.map_or(Ok(0), |found| found.within("min_tokens", 0..=max))? as u32)
     }
@@ -136,7 +161,7 @@ impl Options {
     ///
     /// # Errors
     /// 400 for too many, or what can't be a token's id.
-    pub(super) fn stop_token_ids(&self) -> Result<Vec<u32>, ApiError> {
+    fn stop_token_ids(&self) -> Result<Vec<u32>, ApiError> {
         let ids = self.stop_token_ids.as_deref().unwrap_or_default();
         if ids.len() > MAX_STOP_TOKENS {
             let message = format!("expected at most {MAX_STOP_TOKENS} token ids, found {}", ids.len());
@@ -147,21 +172,11 @@ impl Options {
         };
         ids.iter().enumerate().map(id).collect()
     }
-
-    /// Stop strings. How many and how long they may be is checked by the model.
-    pub(super) fn stop(&self) -> Vec<String> {
-        self.stop.clone().unwrap_or_default().0
-    }
-
-    /// Whether the answer goes on after the model's own end.
-    pub(super) fn ignore_eos(&self) -> bool {
-        self.ignore_eos.unwrap_or(false)
-    }
 }
 
 /// How long an answer may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum MaxTokens {
+enum MaxTokens {
     Unsaid,
     /// As long as the context allows.
     NoLimit,
@@ -170,7 +185,7 @@ pub(super) enum MaxTokens {
 
 impl MaxTokens {
     /// The limit; `default` where the request does not say.
-    pub(super) fn limit(self, default: Option<u32>) -> Option<u32> {
+    fn limit(self, default: Option<u32>) -> Option<u32> {
         match self {
             Self::Unsaid => default,
             Self::NoLimit => None,

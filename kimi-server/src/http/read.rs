@@ -68,6 +68,12 @@ impl Refusal {
         Self::at(field, "missing_required_parameter", "is missing")
     }
 
+    /// About a `type` that is none of those that are taken.
+    pub(super) fn kind(expected: &str, found: &str) -> Self {
+        let found = describe(&Value::from(found));
+        Self::at("type", "invalid_value", format!("expected {expected}, found {found}"))
+    }
+
     /// On its way through serde.
     pub(super) fn into_serde<E: de::Error>(self) -> E {
         E::custom(self)

@@ -12,7 +12,7 @@ use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde_json::Value;
 
 use super::Body;
-use super::answer::{Choices, Writer};
+use super::answer::{Choices, End, Writer};
 use super::error::ApiError;
 use super::events::Event;
 use super::peer::Peer;
@@ -29,8 +29,8 @@ pub(super) fn response(
     peer: Peer,
 ) -> Response<Body> {
     let mut first = String::new();
-    writer.begin(&mut first);
-    let sse = Sse { choices, writer, app, peer, finished: false };
+    writer.begin(choices.prompt_tokens(), &mut first);
+    let sse = Sse { choices, writer, app, peer, finished: false, last: End::default() };
     let body = stream::unfold(State::First(first.into(), Box::new(sse)), |state| async {
         let (bytes, next) = match state {
             State::First(bytes, sse) => (bytes, State::Running(sse)),
@@ -70,6 +70,8 @@ struct Sse {
     peer: Peer,
     /// Whether the client has closed its half of the connection.
     finished: bool,
+    /// How the choice ended that ended last.
+    last: End,
 }
 
 impl Sse {
@@ -93,11 +95,12 @@ impl Sse {
             };
             match event {
                 Some(Ok((choice, Event::Part(part)))) => self.writer.part(choice, part, &mut out),
-                Some(Ok((choice, Event::Finished(finish, usage)))) => {
-                    self.writer.finish(choice, finish, &usage, &mut out);
+                Some(Ok((choice, Event::Finished(end)))) => {
+                    self.writer.finish(choice, &end, &mut out);
+                    self.last = end;
                 }
                 None => {
-                    self.writer.end(&mut out);
+                    self.writer.end(self.last, &mut out);
                     return Step::Last(out.into());
                 }
                 // The status has been sent: the client learns of the error from the last event.

@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 use super::error::ApiError;
 use super::read::{self, Refusal};
 
+/// The variable of templates that keep the thinking of earlier turns, if it is true.
+pub(super) const PRESERVE: &str = "preserve_thinking";
+
 /// The fields that say it.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
@@ -16,7 +19,7 @@ pub(super) struct ThinkingFields {
     reasoning_effort: Option<String>,
     /// Qwen's, which clients have taken up.
     enable_thinking: Option<bool>,
-    /// A variable of templates that keep the thinking of earlier turns.
+    /// The same as the variable [`PRESERVE`].
     preserve_thinking: Option<bool>,
 }
 
@@ -84,7 +87,7 @@ impl ThinkingFields {
             }
         };
         if self.preserve_thinking == Some(true) || self.thinking.is_some_and(|thinking| thinking.keep) {
-            variables.entry("preserve_thinking").or_insert(Value::Bool(true));
+            variables.entry(PRESERVE).or_insert(Value::Bool(true));
         }
         let variable = |name: &str| variables.get(name).and_then(Value::as_bool);
         let variable = variable("thinking").or_else(|| variable("enable_thinking"));

@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::http::error::ApiError;
 use crate::http::messages::{object, present, string, wrong};
 use crate::http::output::json_schema;
-use crate::http::read::{self, Object, Refusal, Whole};
+use crate::http::read::{Object, Refusal, Whole};
 use crate::http::responses::function;
 
 /// A declared tool.
@@ -62,11 +62,7 @@ impl TryFrom<Object<RawChoice>> for Choice {
             "any" => ToolChoice::Required,
             "none" => ToolChoice::None,
             "tool" => ToolChoice::Named(raw.name.ok_or_else(|| Refusal::missing("name"))?),
-            other => {
-                let found = read::describe(&Value::from(other));
-                let message = format!("expected \"auto\", \"any\", \"tool\" or \"none\", found {found}");
-                return Err(Refusal::at("type", "invalid_value", message));
-            }
+            other => return Err(Refusal::kind("\"auto\", \"any\", \"tool\" or \"none\"", other)),
         };
         Ok(Self { tools, parallel: !raw.disable_parallel_tool_use.unwrap_or(false) })
     }
@@ -96,11 +92,7 @@ impl TryFrom<Object<RawThinking>> for Thinking {
         match raw.r#type.as_str() {
             "enabled" | "adaptive" => Ok(Self(true)),
             "disabled" => Ok(Self(false)),
-            other => {
-                let found = read::describe(&Value::from(other));
-                let message = format!("expected \"enabled\", \"adaptive\" or \"disabled\", found {found}");
-                Err(Refusal::at("type", "invalid_value", message))
-            }
+            other => Err(Refusal::kind("\"enabled\", \"adaptive\" or \"disabled\"", other)),
         }
     }
 }
@@ -135,10 +127,7 @@ impl TryFrom<Object<RawFormat>> for Format {
                 }
                 Ok(Self(json_schema("", schema, false)))
             }
-            other => {
-                let found = read::describe(&Value::from(other));
-                Err(Refusal::at("type", "invalid_value", format!("expected \"json_schema\", found {found}")))
-            }
+            other => Err(Refusal::kind("\"json_schema\"", other)),
         }
     }
 }

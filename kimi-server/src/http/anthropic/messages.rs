@@ -1,11 +1,12 @@
 //! `system` and `messages` of Anthropic's API, and the messages of a chat that they stand for.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use kimi_core::chat::{Content, FunctionCall, Message, ToolCall};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
+use super::tool_id;
 use crate::http::error::ApiError;
 use crate::http::messages::{object, present, string, wrong};
 use crate::http::read::{self, Refusal};
@@ -213,12 +214,16 @@ pub(super) fn conversation(
     let last = turns.len() - 1;
     let mut messages: Vec<Message> =
         system.map(|System(text)| Message::new("system", text)).into_iter().collect();
-    let mut calls = HashSet::new();
+    // The ids of calls as the client has them, and as the model does.
+    let mut calls = HashMap::new();
     let mut goes_on = false;
     for (i, turn) in turns.into_iter().enumerate() {
         if turn.role == "assistant" {
-            let message = assistant(turn.blocks);
-            calls.extend(message.tool_calls.iter().map(|call| call.id.clone()));
+            let mut message = assistant(turn.blocks);
+            for call in &mut message.tool_calls {
+                let own = tool_id::restored(&call.id, &call.function.name);
+                calls.insert(std::mem::replace(&mut call.id, own.clone()), own);
+            }
             if i == last {
                 check_prefill(&message, i)?;
                 goes_on = true;
@@ -230,14 +235,14 @@ pub(super) fn conversation(
         for (at, block) in turn.blocks {
             match block {
                 Block::Result { id, text } => {
-                    if !calls.contains(&id) {
+                    let Some(id) = calls.get(&id) else {
                         let found = read::describe(&Value::from(id));
                         let message = format!("expected the id of a tool_use block before it, found {found}");
                         let path = format!("messages[{i}].content[{at}].tool_use_id");
                         return Err(ApiError::field(&path, "invalid_value", message));
-                    }
+                    };
                     messages.extend(said.take().map(|text| Message::new(turn.role, text)));
-                    messages.push(Message { tool_call_id: Some(id), ..Message::new("tool", text) });
+                    messages.push(Message { tool_call_id: Some(id.clone()), ..Message::new("tool", text) });
                 }
                 Block::Text(text) => push_line(said.get_or_insert_default(), &text),
                 Block::Thinking(_) | Block::Use(_) => {} // read as an assistant's only

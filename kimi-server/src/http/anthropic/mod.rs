@@ -5,6 +5,7 @@
 
 mod fields;
 mod messages;
+mod tool_id;
 mod writer;
 
 use kimi_core::chat_model::ToolChoice;
@@ -116,16 +117,10 @@ fn read(
         tool_choice,
         parallel_tool_calls,
         output,
-        thinking,
         continue_last,
-        params: options.sampling(model.engine().defaults().mode(thinking))?,
         max_tokens,
-        min_tokens: options.min_tokens()?,
-        stop: options.stop(),
-        stop_token_ids: options.stop_token_ids()?,
-        ignore_eos: options.ignore_eos(),
         cancel,
-        ..ChatRequest::default()
+        ..options.request(&model, thinking, None)?
     };
     Ok((model, options, chat))
 }

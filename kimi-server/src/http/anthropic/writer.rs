@@ -5,7 +5,8 @@ use kimi_core::chat_model::FinishReason;
 use kimi_core::engine::Usage;
 use serde_json::{Value, json};
 
-use crate::http::answer::{Answer, Writer};
+use super::tool_id;
+use crate::http::answer::{Answer, End, Writer};
 use crate::http::error::ApiError;
 use crate::http::response::new_id;
 use crate::http::stream::push_event;
@@ -25,7 +26,6 @@ pub(super) struct MessageWriter {
     open: Option<Open>,
     /// The stop sequence that ended the answer.
     stop_sequence: Option<String>,
-    ended: Option<(FinishReason, Usage)>,
 }
 
 /// The block that is being written.
@@ -50,7 +50,6 @@ impl MessageWriter {
             content: Vec::new(),
             open: None,
             stop_sequence: None,
-            ended: None,
         }
     }
 
@@ -84,7 +83,9 @@ impl MessageWriter {
                 }
                 self.add("thinking_delta", "thinking", &text);
             }
-            ChatEvent::ToolCallBegin { id, name, .. } => self.begin_block(Kind::Tool { id, name }),
+            ChatEvent::ToolCallBegin { id, name, .. } => {
+                self.begin_block(Kind::Tool { id: tool_id::shown(&id), name });
+            }
             ChatEvent::ToolCallArguments { fragment, .. } => {
                 self.add("input_json_delta", "partial_json", &fragment);
             }
@@ -99,7 +100,7 @@ impl MessageWriter {
         let block = match &kind {
             Kind::Text => json!({"type": "text", "text": ""}),
             Kind::Thinking => json!({"type": "thinking", "thinking": "", "signature": ""}),
-            Kind::Tool { id, name } => json!({"type": "tool_use", "id": id, "name": name, "input": {}}),
+            Kind::Tool { id, name } => tool_json(id, name, json!({})),
         };
         let index = self.content.len();
         self.event("content_block_start", || json!({"index": index, "content_block": block}));
@@ -124,15 +125,18 @@ impl MessageWriter {
                 self.event("content_block_delta", || json!({"index": index, "delta": delta}));
                 json!({"type": "thinking", "thinking": text, "signature": SIGNATURE})
             }
-            Kind::Tool { id, name } => {
-                json!({"type": "tool_use", "id": id, "name": name, "input": input(&text)})
-            }
+            Kind::Tool { id, name } => tool_json(&id, &name, input(&text)),
         };
         self.event("content_block_stop", || json!({"index": index}));
         self.content.push(block);
     }
 
-    fn message(&self, stop_reason: Value, usage: Value) -> Value {
+    /// `usage` may have more fields in a message than where it ends a stream.
+    fn message(&self, stop_reason: Value, usage: &Usage) -> Value {
+        let mut usage = usage_json(usage);
+        for field in ["cache_creation", "service_tier", "inference_geo"] {
+            usage[field] = Value::Null;
+        }
         json!({
             "id": self.id,
             "type": "message",
@@ -141,6 +145,8 @@ impl MessageWriter {
             "content": self.content,
             "stop_reason": stop_reason,
             "stop_sequence": self.stop_sequence,
+            "stop_details": null,
+            "container": null,
             "usage": usage,
         })
     }
@@ -178,14 +184,14 @@ impl Writer for MessageWriter {
 
     fn whole(&mut self, answers: Vec<Answer>) -> Value {
         self.end_block();
-        let ended = answers.into_iter().next().map(|answer| (answer.finish, answer.usage));
-        let (finish, usage) = ended.unwrap_or((FinishReason::Stop, Usage::default()));
-        self.message(self.stop_reason(finish, &usage).into(), usage_json(&usage))
+        let End { reason, usage } = answers.first().map(|answer| answer.end).unwrap_or_default();
+        self.message(self.stop_reason(reason, &usage).into(), &usage)
     }
 
-    fn begin(&mut self, out: &mut String) {
-        // How long the prompt is comes at the end, where clients take it from.
-        let message = self.message(Value::Null, usage_json(&Usage::default()));
+    fn begin(&mut self, prompt_tokens: usize, out: &mut String) {
+        // What of it was cached comes at the end.
+        let usage = Usage { prompt_tokens, ..Usage::default() };
+        let message = self.message(Value::Null, &usage);
         self.event("message_start", || json!({"message": message}));
         self.event("ping", || json!({}));
         self.flush(out);
@@ -196,15 +202,14 @@ impl Writer for MessageWriter {
         self.flush(out);
     }
 
-    fn finish(&mut self, _: usize, reason: FinishReason, usage: &Usage, _: &mut String) {
-        self.ended = Some((reason, *usage));
-    }
-
-    fn end(&mut self, out: &mut String) {
+    fn end(&mut self, End { reason, usage }: End, out: &mut String) {
         self.end_block();
-        let (finish, usage) = self.ended.take().unwrap_or((FinishReason::Stop, Usage::default()));
-        let stop =
-            json!({"stop_reason": self.stop_reason(finish, &usage), "stop_sequence": self.stop_sequence});
+        let stop = json!({
+            "stop_reason": self.stop_reason(reason, &usage),
+            "stop_sequence": self.stop_sequence,
+            "stop_details": null,
+            "container": null,
+        });
         self.event("message_delta", || json!({"delta": stop, "usage": usage_json(&usage)}));
         self.event("message_stop", || json!({}));
         self.flush(out);
@@ -217,6 +222,11 @@ impl Writer for MessageWriter {
     fn error(&self, error: &ApiError) -> Value {
         error.anthropic_body()
     }
+}
+
+/// A call, which nothing but the model itself has made.
+fn tool_json(id: &str, name: &str, input: Value) -> Value {
+    json!({"type": "tool_use", "id": id, "name": name, "input": input, "caller": {"type": "direct"}})
 }
 
 /// A call's arguments. What is no JSON object, as where the answer was cut off, is kept as text.
@@ -235,5 +245,7 @@ fn usage_json(usage: &Usage) -> Value {
         "cache_creation_input_tokens": 0,
         "cache_read_input_tokens": usage.cached_tokens,
         "output_tokens": usage.completion_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
+        "server_tool_use": null,
     })
 }

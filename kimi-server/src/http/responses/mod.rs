@@ -32,6 +32,7 @@ use super::options::Options;
 use super::output::Choice;
 use super::read::{self, Object, Whole};
 use super::routes::App;
+use super::thinking;
 
 /// What a request may ask to be added to the answer. Of these only probabilities can be there.
 const INCLUDES: [&str; 9] = [
@@ -56,6 +57,7 @@ struct Fields {
     instructions: Option<String>,
     previous_response_id: Option<String>,
     conversation: Option<Value>,
+    context_management: Option<Vec<Value>>,
     prompt: Option<Value>,
     store: Option<bool>,
     background: Option<bool>,
@@ -145,7 +147,11 @@ fn read(app: &App, mut body: Body, cancel: CancelFlag) -> Result<(super::ServedM
     let store = fields.store.unwrap_or(true);
     let (logprobs, top_logprobs) = logprobs(&fields)?;
     let reasoning = fields.reasoning.unwrap_or_default().0;
-    let thinking = reasoning.thinking()?;
+    let thinks = reasoning.thinking()?;
+    let mut template_kwargs = fields.chat_template_kwargs.unwrap_or_default().0;
+    if reasoning.keeps_earlier()? {
+        template_kwargs.entry(thinking::PRESERVE).or_insert(true.into());
+    }
     let (output, text) = fields.text.unwrap_or_default().0.read();
     let declared = fields.tools.unwrap_or_default();
     check_count(declared.len())?;
@@ -171,13 +177,13 @@ fn read(app: &App, mut body: Body, cancel: CancelFlag) -> Result<(super::ServedM
         return Err(ApiError::field("input", "missing_required_parameter", message));
     }
 
+    let common = options.request(&model, thinks, None)?;
     let max_tokens = match fields.max_output_tokens {
         Some(limit) => Some(limit.within("max_output_tokens", 1..=i64::from(u32::MAX))? as u32),
-        None => options.max_tokens()?.limit(None),
+        None => common.max_tokens,
     };
     let tool_choice = fields.tool_choice.map_or(ToolChoice::Auto, |choice| choice.0);
     let parallel_calls = fields.parallel_tool_calls.unwrap_or(true);
-    let params = options.sampling(model.engine().defaults().mode(thinking))?;
     let head = json!({
         "model": model.id(),
         "background": false,
@@ -187,19 +193,16 @@ fn read(app: &App, mut body: Body, cancel: CancelFlag) -> Result<(super::ServedM
         "metadata": fields.metadata.unwrap_or_default(),
         "parallel_tool_calls": parallel_calls,
         "previous_response_id": fields.previous_response_id,
-        "prompt_cache_key": fields.prompt_cache_key,
         "reasoning": reasoning.shown(),
-        "safety_identifier": fields.safety_identifier,
         "service_tier": "default",
         "store": store,
-        "temperature": shown.temperature.unwrap_or_else(|| decimal(params.temperature())),
+        "temperature": shown.temperature.unwrap_or_else(|| decimal(common.params.temperature())),
         "text": text,
         "tool_choice": if shown.tool_choice.is_null() { json!("auto") } else { shown.tool_choice },
         "tools": shown_tools,
         "top_logprobs": top_logprobs,
-        "top_p": shown.top_p.unwrap_or_else(|| decimal(params.top_p())),
+        "top_p": shown.top_p.unwrap_or_else(|| decimal(common.params.top_p())),
         "truncation": "disabled",
-        "user": fields.user,
     });
     let chat = ChatRequest {
         messages: conversation.messages,
@@ -207,23 +210,24 @@ fn read(app: &App, mut body: Body, cancel: CancelFlag) -> Result<(super::ServedM
         tool_choice,
         parallel_tool_calls: parallel_calls,
         output,
-        template_kwargs: fields.chat_template_kwargs.unwrap_or_default().0,
-        thinking,
-        params,
+        template_kwargs,
         max_tokens,
-        min_tokens: options.min_tokens()?,
-        stop: options.stop(),
-        stop_token_ids: options.stop_token_ids()?,
         logprobs,
         top_logprobs,
-        ignore_eos: options.ignore_eos(),
         cancel,
-        ..ChatRequest::default()
+        ..common
     };
-    let head = match head {
+    let mut head = match head {
         Value::Object(head) => head,
         _ => Map::new(),
     };
+    // These are not shown where they were not given.
+    let given = [
+        ("prompt_cache_key", fields.prompt_cache_key),
+        ("safety_identifier", fields.safety_identifier),
+        ("user", fields.user),
+    ];
+    head.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))));
     let as_summary = reasoning.as_summary();
     let stream = options.stream();
     Ok((model, Read { chat, input, before, head, stream, store, as_summary }))
@@ -242,6 +246,9 @@ fn refuse(fields: &Fields) -> Result<(), ApiError> {
     }
     if fields.conversation.is_some() {
         return no("conversation", "is not supported; use previous_response_id, or send all items");
+    }
+    if fields.context_management.as_ref().is_some_and(|managed| !managed.is_empty()) {
+        return no("context_management", "is not supported; leave out items that are not needed any more");
     }
     if fields.prompt.is_some() {
         return no("prompt", "templates of prompts are not kept here; send instructions and input");

@@ -59,14 +59,7 @@ impl TryFrom<Value> for Declared {
                 );
                 return Err(Refusal::at("type", "unsupported_value", message));
             }
-            found => {
-                let found = read::describe(&Value::from(found));
-                return Err(Refusal::at(
-                    "type",
-                    "invalid_value",
-                    format!("expected \"function\", found {found}"),
-                ));
-            }
+            found => return Err(Refusal::kind("\"function\"", found)),
         }
         let tool = function(fields, "parameters")?;
         value["strict"] = tool.strict().into();
@@ -162,9 +155,7 @@ impl TryFrom<Value> for Format {
                 json_schema(raw.name.as_deref().unwrap_or_default(), schema, raw.strict.unwrap_or(false))
             }
             other => {
-                let found = read::describe(&Value::from(other));
-                let message = format!("expected \"text\", \"json_object\" or \"json_schema\", found {found}");
-                return Err(Refusal::at("type", "invalid_value", message));
+                return Err(Refusal::kind("\"text\", \"json_object\" or \"json_schema\"", other));
             }
         };
         Ok(Self { output, shown })
@@ -179,6 +170,8 @@ pub(super) struct Reasoning {
     summary: Option<String>,
     /// What `summary` was called before.
     generate_summary: Option<String>,
+    mode: Option<String>,
+    context: Option<String>,
 }
 
 impl Reasoning {
@@ -199,6 +192,26 @@ impl Reasoning {
                     "invalid_value",
                     format!("{expected}, found {found}"),
                 ))
+            }
+        }
+    }
+
+    /// Checks what else there is of reasoning, and whether the thinking of earlier turns stays in the prompt.
+    ///
+    /// # Errors
+    /// 400 for what is not supported.
+    pub(super) fn keeps_earlier(&self) -> Result<bool, ApiError> {
+        if let Some(mode) = self.mode.as_deref().filter(|mode| *mode != "standard") {
+            let message = format!("{mode:?} is not supported: there is one way to think here; leave it out");
+            return Err(ApiError::field("reasoning.mode", "unsupported_value", message));
+        }
+        match self.context.as_deref() {
+            None | Some("auto" | "current_turn") => Ok(false),
+            Some("all_turns") => Ok(true),
+            Some(other) => {
+                let found = read::describe(&Value::from(other));
+                let message = format!("expected \"auto\", \"current_turn\" or \"all_turns\", found {found}");
+                Err(ApiError::field("reasoning.context", "invalid_value", message))
             }
         }
     }

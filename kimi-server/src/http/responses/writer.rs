@@ -8,7 +8,7 @@ use kimi_core::engine::Usage;
 use serde_json::{Map, Value, json};
 
 use super::store::{Conversation, Store, Turn};
-use crate::http::answer::{Answer, Writer};
+use crate::http::answer::{Answer, End, Writer};
 use crate::http::engine::unix_time;
 use crate::http::error::ApiError;
 use crate::http::response::{new_id, token_json};
@@ -38,7 +38,6 @@ pub(super) struct ResponsesWriter {
     open: Option<Open>,
     /// Probabilities of tokens whose text has not come yet.
     pending: Vec<TokenLogprob>,
-    ended: Option<(FinishReason, Usage)>,
 }
 
 /// The item that is being written.
@@ -76,7 +75,6 @@ impl ResponsesWriter {
             output: Vec::new(),
             open: None,
             pending: Vec::new(),
-            ended: None,
         }
     }
 
@@ -249,14 +247,14 @@ impl ResponsesWriter {
     }
 
     /// All has been said. Ends the item that is open, and gives the response.
-    fn close(&mut self, finish: FinishReason, usage: &Usage) -> Value {
-        let incomplete = finish == FinishReason::Length;
+    fn close(&mut self, End { reason, usage }: End) -> Value {
+        let incomplete = reason == FinishReason::Length;
         let status = if incomplete { "incomplete" } else { "completed" };
         self.end_item(status);
         let mut response = self.response(status);
         response["incomplete_details"] =
             if incomplete { json!({"reason": "max_output_tokens"}) } else { Value::Null };
-        response["usage"] = usage_json(usage);
+        response["usage"] = usage_json(&usage);
         response["completed_at"] = if incomplete { Value::Null } else { unix_time().into() };
         response
     }
@@ -267,7 +265,6 @@ impl ResponsesWriter {
         response.insert("error".into(), Value::Null);
         response.insert("incomplete_details".into(), Value::Null);
         response.insert("output".into(), self.output.clone().into());
-        response.insert("usage".into(), Value::Null);
         Value::Object(response)
     }
 
@@ -302,14 +299,12 @@ impl Writer for ResponsesWriter {
     }
 
     fn whole(&mut self, answers: Vec<Answer>) -> Value {
-        let ended = answers.into_iter().next().map(|answer| (answer.finish, answer.usage));
-        let (finish, usage) = ended.unwrap_or((FinishReason::Stop, Usage::default()));
-        let response = self.close(finish, &usage);
+        let response = self.close(answers.first().map(|answer| answer.end).unwrap_or_default());
         self.keep(&response);
         response
     }
 
-    fn begin(&mut self, out: &mut String) {
+    fn begin(&mut self, _: usize, out: &mut String) {
         let response = self.response("in_progress");
         for kind in ["response.created", "response.in_progress"] {
             self.event(kind, |_| json!({"response": response}));
@@ -322,16 +317,11 @@ impl Writer for ResponsesWriter {
         self.flush(out);
     }
 
-    fn finish(&mut self, _: usize, reason: FinishReason, usage: &Usage, _: &mut String) {
-        self.ended = Some((reason, *usage));
-    }
-
-    fn end(&mut self, out: &mut String) {
-        let (finish, usage) = self.ended.take().unwrap_or((FinishReason::Stop, Usage::default()));
-        let response = self.close(finish, &usage);
+    fn end(&mut self, last: End, out: &mut String) {
+        let response = self.close(last);
         // Before the client can ask for it.
         self.keep(&response);
-        let kind = match finish {
+        let kind = match last.reason {
             FinishReason::Length => "response.incomplete",
             _ => "response.completed",
         };
