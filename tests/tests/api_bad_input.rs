@@ -59,7 +59,7 @@ fn fields_out_of_their_types_and_ranges() {
         (
             "messages",
             message(
-                json!({"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": {}}}]}),
+                json!({"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": [1]}}]}),
             ),
             "invalid_type",
             "messages[0].tool_calls[0].function.arguments",
@@ -74,6 +74,8 @@ fn fields_out_of_their_types_and_ranges() {
         ("stop", json!([""]), "invalid_value", "stop"),
         ("stop", json!(vec!["x"; 65]), "invalid_value", "stop"),
         ("logprobs", json!(3), "invalid_type", "logprobs"),
+        ("options", json!({"temperature": 0}), "unsupported_parameter", "options"),
+        ("extra_body", json!({"top_k": 1}), "unsupported_parameter", "extra_body"),
         ("top_logprobs", json!(3), "invalid_value", "top_logprobs"),
         ("top_logprobs", json!(21), "integer_above_max_value", "top_logprobs"),
         ("seed", json!(1.5), "invalid_type", "seed"),

@@ -203,3 +203,15 @@ fn messages_are_read() {
     assert!(one(fields).continue_last);
     assert!(!one(json!({"messages": continued})).continue_last);
 }
+
+#[test]
+fn histories_of_other_servers_are_taken() {
+    let call = json!({"id": "a", "function": {"name": "f", "arguments": {"city": "Oslo", "days": [1]}}});
+    let chat = one(json!({"model": "", "messages": [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "a", "content": "sunny"},
+    ]}));
+    // As models write them.
+    assert_eq!(chat.messages[1].tool_calls[0].function.arguments, "{\"city\": \"Oslo\", \"days\": [1]}");
+}

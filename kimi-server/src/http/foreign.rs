@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 
-/// A field, the value besides `null` and `false` with which it changes nothing, and what to do instead.
+/// A field, the value besides `null`, `false` and `{}` with which it changes nothing, and what to do instead.
 type Foreign = (&'static str, Option<f64>, &'static str);
 
 const SAMPLING: &str = "sampling knows temperature, top_p, top_k, min_p, penalties and logit_bias";
@@ -18,6 +18,8 @@ const FOREIGN: &[Foreign] = &[
     ("functions", None, TOOLS),
     ("function_call", None, TOOLS),
     ("web_search_options", None, "this server searches nothing; declare a search of yours in tools"),
+    ("moderation", None, "this server judges no texts"),
+    ("personality", None, "say in the instructions how the model is to be"),
     ("plugins", None, "declare what the model may call in tools"),
     ("audio", None, TEXT),
     ("prediction", None, "leave it out"),
@@ -58,6 +60,8 @@ const FOREIGN: &[Foreign] = &[
     ("prompt_logprobs", None, "use logprobs, which the answer has"),
     ("return_tokens_as_token_ids", None, "use /v1/tokenize"),
     ("chat_template", None, "the template is the model's; chat_template_kwargs sets its variables"),
+    ("options", None, "put what it holds beside the other fields"),
+    ("extra_body", None, "put what it holds beside the other fields, as OpenAI's Python package does"),
     ("documents", None, "put them into the messages"),
     ("lora", None, "adapters are not supported"),
     ("image_data", None, TEXT),
@@ -95,6 +99,7 @@ const ONLY: [Only; 2] = [
 fn is_neutral(value: &Value, neutral: Option<f64>) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
+        Value::Object(fields) => fields.is_empty(),
         Value::Number(found) => neutral.is_some() && found.as_f64() == neutral,
         _ => false,
     }
@@ -112,6 +117,7 @@ mod tests {
             assert_eq!(refused(json!({name: null})), None, "{name}");
         }
         assert_eq!(refused(json!({"mirostat": 0, "typical_p": 1, "use_beam_search": false})), None);
+        assert_eq!(refused(json!({"extra_body": {}, "options": {}})), None);
         assert_eq!(refused(json!({"mirostat": 2})).as_deref(), Some("mirostat"));
         assert_eq!(refused(json!({"skip_special_tokens": true, "user": "x", "seed": 1})), None);
         assert_eq!(refused(json!({"verbosity": "medium"})), None);

@@ -41,6 +41,10 @@ impl Body {
             let at = error.valid_up_to();
             ApiError::invalid("invalid_utf8", format!("the request's body is not UTF-8 from byte {at} on"))
         })?;
+        if text.trim().is_empty() {
+            let message = "the request has no body; send a JSON object";
+            return Err(ApiError::invalid("invalid_json", message));
+        }
         let value: Value = serde_json::from_str(text).map_err(|error| {
             ApiError::invalid("invalid_json", format!("the request's body is not valid JSON: {error}"))
         })?;
@@ -152,6 +156,7 @@ mod tests {
         assert_eq!(code(b"{\"a\": NaN}"), "invalid_json");
         assert_eq!(code(b"{\"a\": \"\\ud800\"}"), "invalid_json");
         assert_eq!(code(b""), "invalid_json");
+        assert!(read(b" \n").unwrap_err().message.contains("no body"));
         assert_eq!(code(b"[]"), "invalid_type");
         assert_eq!(code("[".repeat(1_000_000).as_bytes()), "json_too_deep");
         let error = read(b"{\n  \"a\": ?\n}").unwrap_err();

@@ -6,7 +6,7 @@ use std::fmt;
 use kimi_core::chat::{Content, FunctionCall, Message, Tool, ToolCall, is_call_name};
 use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::read::{self, Object, Refusal};
@@ -160,10 +160,7 @@ impl TryFrom<Object<RawPart>> for Part {
                 let message = format!("{other:?} parts are not supported: this model takes text only");
                 Err(Refusal::at("type", "unsupported_value", message))
             }
-            other => {
-                let found = read::describe(&Value::from(other));
-                Err(Refusal::at("type", "invalid_value", format!("expected \"text\", found {found}")))
-            }
+            other => Err(Refusal::kind("\"text\"", other)),
         }
         .map(Self)
     }
@@ -184,7 +181,8 @@ struct RawCall {
 #[derive(Deserialize)]
 struct RawFunction {
     name: String,
-    arguments: String,
+    /// JSON text; other servers' histories have the object itself.
+    arguments: Value,
 }
 
 impl TryFrom<Object<RawCall>> for Call {
@@ -199,11 +197,14 @@ impl TryFrom<Object<RawCall>> for Call {
             let message = format!("expected a name without control characters, found {found}");
             return Err(Refusal::at("function.name", "invalid_value", message));
         }
-        Ok(Self(ToolCall {
-            id: raw.id,
-            kind: "function".to_owned(),
-            function: FunctionCall { name, arguments },
-        }))
+        let function = match arguments {
+            Value::String(arguments) => FunctionCall { name, arguments },
+            // Written as models write it.
+            Value::Object(_) => FunctionCall::deserialize(json!({"name": name, "arguments": arguments}))
+                .map_err(|error| Refusal::at("function.arguments", "invalid_value", error.to_string()))?,
+            other => return Err(wrong("function.arguments", "a string or an object", &other)),
+        };
+        Ok(Self(ToolCall { id: raw.id, kind: "function".to_owned(), function }))
     }
 }
 

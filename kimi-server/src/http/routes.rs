@@ -60,9 +60,9 @@ pub(super) struct Client {
 }
 
 impl App {
-    /// The model with an id or alias. Without one, the only model there is.
+    /// The model with an id or alias. Without one, the only model there is; an empty one is none.
     pub(super) fn model(&self, id: Option<&str>) -> Result<&ServedModel, ApiError> {
-        match (id, self.models.as_slice()) {
+        match (id.filter(|id| !id.is_empty()), self.models.as_slice()) {
             (None, [only]) => Ok(only),
             (None, _) => {
                 let message = format!("is missing; served: {}", self.ids().join(", "));
