@@ -3,12 +3,13 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use kimi_core::{ChatModel, Checkpoint, ModelOptions};
 use kimi_server::http::{HttpConfig, ServedModel, serve};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 
@@ -134,11 +135,12 @@ impl Server {
     pub fn stream(&self, body: &Value) -> Events {
         let mut body = body.clone();
         body["stream"] = true.into();
-        let mut events =
-            Events(BufReader::new(self.send(&request("/v1/chat/completions", body.to_string().as_bytes()))));
+        let socket = self.send(&request("/v1/chat/completions", body.to_string().as_bytes()));
+        let mut events = Events { lines: BufReader::new(socket), seen: String::new() };
         let head = events.line().expect("a status line");
         assert!(head.contains(" 200 "), "{head}");
         while !events.line().expect("a header").is_empty() {}
+        events.seen.clear();
         events
     }
 
@@ -198,7 +200,17 @@ impl Reply {
         socket.read_to_string(&mut text).expect("a response");
         let (head, body) = text.split_once("\r\n\r\n").expect("the end of the headers");
         let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).expect("a status");
-        Self { status, head: head.to_lowercase(), body: body.to_owned() }
+        let reply = Self { status, head: head.to_lowercase(), body: body.to_owned() };
+        keep(status, reply.header("content-type").unwrap_or_default(), body);
+        reply
+    }
+
+    /// The value of a header, in lower case; `name` too.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head
+            .lines()
+            .filter_map(|line| line.split_once(": "))
+            .find_map(|(key, value)| (key == name).then_some(value))
     }
 
     /// The body as JSON.
@@ -219,15 +231,35 @@ impl Reply {
     }
 }
 
+/// Adds a response to those in the folder that `KIMI_ANSWERS` names, if it is set: tests/clients/openapi.py checks them.
+fn keep(status: u16, content_type: &str, body: &str) {
+    let Some(folder) = std::env::var_os("KIMI_ANSWERS") else { return };
+    let path = Path::new(&folder).join(format!("{}.jsonl", std::process::id()));
+    let line = json!({"status": status, "type": content_type, "body": body}).to_string() + "\n";
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+    file.expect("a file for answers").write_all(line.as_bytes()).expect("an answer kept");
+}
+
 /// Data of a stream's events. Dropping it closes the connection.
 #[derive(Debug)]
-pub struct Events(BufReader<TcpStream>);
+pub struct Events {
+    lines: BufReader<TcpStream>,
+    /// All lines so far.
+    seen: String,
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        keep(200, "text/event-stream", &self.seen);
+    }
+}
 
 impl Events {
     /// The next line without its end; `None` at the end of the stream.
     pub fn line(&mut self) -> Option<String> {
         let mut line = String::new();
-        let read = self.0.read_line(&mut line).expect("a line of the stream");
+        let read = self.lines.read_line(&mut line).expect("a line of the stream");
+        self.seen.push_str(&line);
         (read > 0).then(|| line.trim_end().to_owned())
     }
 }

