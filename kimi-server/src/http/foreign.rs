@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::error::ApiError;
 
-/// A field, the value besides `null`, `false` and `{}` with which it changes nothing, and what to do instead.
+/// A field, the value besides `null` and `false` with which it changes nothing, and what to do instead.
 type Foreign = (&'static str, Option<f64>, &'static str);
 
 const SAMPLING: &str = "sampling knows temperature, top_p, top_k, min_p, penalties and logit_bias";
@@ -99,7 +99,6 @@ const ONLY: [Only; 2] = [
 fn is_neutral(value: &Value, neutral: Option<f64>) -> bool {
     match value {
         Value::Null | Value::Bool(false) => true,
-        Value::Object(fields) => fields.is_empty(),
         Value::Number(found) => neutral.is_some() && found.as_f64() == neutral,
         _ => false,
     }
@@ -117,7 +116,6 @@ mod tests {
             assert_eq!(refused(json!({name: null})), None, "{name}");
         }
         assert_eq!(refused(json!({"mirostat": 0, "typical_p": 1, "use_beam_search": false})), None);
-        assert_eq!(refused(json!({"extra_body": {}, "options": {}})), None);
         assert_eq!(refused(json!({"mirostat": 2})).as_deref(), Some("mirostat"));
         assert_eq!(refused(json!({"skip_special_tokens": true, "user": "x", "seed": 1})), None);
         assert_eq!(refused(json!({"verbosity": "medium"})), None);
