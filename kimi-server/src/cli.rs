@@ -30,7 +30,10 @@ pub fn main() -> ExitCode {
         Ok(Outcome::Failure) => ExitCode::from(1),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            ui::notice(format_args!("{} {error:#}", ui::stderr_style().error("error:")));
+            // It may quote a file, a server or a model.
+            let text = format!("{error:#}");
+            let text = ui::text_for_terminal(&text);
+            ui::notice(format_args!("{} {text}", ui::stderr_style().error("error:")));
             ExitCode::from(1)
         }
     }

@@ -1,5 +1,7 @@
 //! Tables of text.
 
+use kimi_net::printable;
+
 /// Lines up columns; those named in `right` are numbers.
 #[derive(Debug, Default)]
 pub struct Table {
@@ -13,9 +15,9 @@ impl Table {
         Self { rows: vec![headings.iter().map(|h| (*h).to_owned()).collect()], right: right.to_vec() }
     }
 
-    /// Adds a row.
+    /// Adds a row. Cells hold names of folders, models and machines: what would act on a terminal is written as a number.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.to_vec());
+        self.rows.push(cells.iter().map(|cell| printable(cell).into_owned()).collect());
     }
 }
 
@@ -35,5 +37,17 @@ impl std::fmt::Display for Table {
             writeln!(f, "{}", cells.collect::<Vec<_>>().join("  ").trim_end())?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_do_nothing_to_a_terminal() {
+        let mut table = Table::new(&["model", "size"], &[1]);
+        table.row(["a\x1b[2J\nb".to_owned(), "7 GB".to_owned()]);
+        assert_eq!(table.to_string(), "model          size\na\\u{1b}[2J\\nb  7 GB\n");
     }
 }

@@ -1,5 +1,6 @@
 //! What people see: colours on a terminal, progress.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -30,6 +31,28 @@ pub fn prompt(text: impl Display) {
 pub fn tell(text: impl Display) {
     let mut out = std::io::stdout().lock();
     let _ = out.write_all(format!("{text}\n").as_bytes()).and_then(|()| out.flush());
+}
+
+/// A model's text as it may be written to a terminal. Escape sequences and other control characters, with which a text could
+/// move the cursor, set the clipboard or change the window's title, are written as numbers, such as `\u{1b}`; so are marks
+/// that turn the direction of text around. Line ends, tabs and joined emojis stay. Pieces of a text can be given one by one.
+pub fn text_for_terminal(text: &str) -> Cow<'_, str> {
+    let acts = |c: char| {
+        c.is_control() && !matches!(c, '\n' | '\t')
+            || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    if !text.contains(acts) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        match c {
+            '\r' => {} // part of a line end, or would write over what is there
+            c if acts(c) => shown.extend(c.escape_unicode()),
+            c => shown.push(c),
+        }
+    }
+    Cow::Owned(shown)
 }
 
 /// Colours, or none.
@@ -182,6 +205,21 @@ mod tests {
         }
         fn flush(&self) -> io::Result<()> {
             Ok(())
+        }
+    }
+
+    #[test]
+    fn text_of_a_model_does_nothing_to_a_terminal() {
+        for (text, shown) in [
+            ("red \x1b[31mred\x1b]0;title\x07", "red \\u{1b}[31mred\\u{1b}]0;title\\u{7}"),
+            ("\u{9b}2J back\x08 del\x7f", "\\u{9b}2J back\\u{8} del\\u{7f}"),
+            ("safe\rrm\r\n\tx", "saferm\n\tx"),
+            ("\u{202e}txt.exe", "\\u{202e}txt.exe"),
+        ] {
+            assert_eq!(text_for_terminal(text), shown);
+        }
+        for text in ["", "a\n\tb", "é 机器 👩\u{200d}💻 \u{200f}שלום"] {
+            assert!(matches!(text_for_terminal(text), Cow::Borrowed(same) if same == text), "{text}");
         }
     }
 

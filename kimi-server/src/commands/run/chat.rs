@@ -1,7 +1,7 @@
 //! A conversation with a model, shown as it is written.
 
 use std::fs::OpenOptions;
-use std::io::{IsTerminal, Write};
+use std::io::{IsTerminal, Stdout, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 
@@ -193,8 +193,10 @@ impl Chat {
     }
 }
 
-/// An answer on standard output: its thinking dim, on a terminal only.
-struct Shown {
+/// An answer on standard output. On a terminal its thinking is shown too, dim, and nothing in it acts on the terminal; elsewhere
+/// it is written as the model wrote it.
+struct Shown<W> {
+    out: W,
     style: ui::Style,
     terminal: bool,
     text: String,
@@ -203,10 +205,16 @@ struct Shown {
     begun: bool,
 }
 
-impl Shown {
+impl Shown<Stdout> {
     fn new() -> Self {
-        let (style, terminal) = (ui::stdout_style(), std::io::stdout().is_terminal());
-        Self { style, terminal, text: String::new(), thinking: String::new(), begun: false }
+        Self::on(std::io::stdout(), std::io::stdout().is_terminal())
+    }
+}
+
+impl<W: Write> Shown<W> {
+    fn on(out: W, terminal: bool) -> Self {
+        let (text, thinking) = (String::new(), String::new());
+        Self { out, style: ui::stdout_style(), terminal, text, thinking, begun: false }
     }
 
     fn content(&mut self, piece: &str) -> anyhow::Result<()> {
@@ -215,12 +223,12 @@ impl Shown {
             self.write("\n")?;
         }
         self.text += piece;
-        self.write(piece)
+        if self.terminal { self.write(&ui::text_for_terminal(piece)) } else { self.write(piece) }
     }
 
     fn reasoning(&mut self, piece: &str) -> anyhow::Result<()> {
         self.thinking += piece;
-        if self.terminal { self.write(&self.style.dim(piece)) } else { Ok(()) }
+        if self.terminal { self.write(&self.style.dim(&ui::text_for_terminal(piece))) } else { Ok(()) }
     }
 
     fn end(&mut self) -> anyhow::Result<()> {
@@ -228,10 +236,9 @@ impl Shown {
     }
 
     fn write(&mut self, text: &str) -> anyhow::Result<()> {
-        let mut out = std::io::stdout().lock();
-        out.write_all(text.as_bytes())?;
+        self.out.write_all(text.as_bytes())?;
         self.begun = !text.ends_with('\n');
-        Ok(out.flush()?)
+        Ok(self.out.flush()?)
     }
 }
 
@@ -247,4 +254,26 @@ fn print_stats(usage: &Usage) {
         usage.completion_tokens,
         rate(after_first, usage.decode)
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_acts_on_no_terminal_and_is_whole_elsewhere() {
+        for (terminal, shown) in [(true, "a\\u{1b}]52;c;eA==\\u{7}\nb"), (false, "a\x1b]52;c;eA==\x07\r\nb")]
+        {
+            let mut answer = Shown::on(Vec::new(), terminal);
+            for piece in ["a\x1b", "]52;c;eA==\x07\r", "\nb"] {
+                answer.content(piece).unwrap();
+            }
+            assert_eq!(String::from_utf8(answer.out).unwrap(), shown);
+            // What goes back to the model is what it wrote.
+            assert_eq!(answer.text, "a\x1b]52;c;eA==\x07\r\nb");
+        }
+        let mut thoughts = Shown::on(Vec::new(), true);
+        thoughts.reasoning("\x1bc").unwrap();
+        assert!(String::from_utf8(thoughts.out).unwrap().contains("\\u{1b}c"));
+    }
 }
