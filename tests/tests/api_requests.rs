@@ -197,6 +197,14 @@ fn messages_are_read() {
     assert_eq!((messages[3].tool_call_id.as_deref(), text(3).as_deref()), (Some("f:0"), Some("42")));
     assert_eq!((messages[4].reasoning_content.as_deref(), text(4)), (Some("only thought"), None));
     assert_eq!((messages[6].name.as_deref(), text(6).as_deref()), (Some("Bo"), Some("The")));
+    // As kimi-cli writes a call without a text, and a result without output.
+    let bare = json!([
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": [], "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "f:0", "content": []},
+    ]);
+    let bare = one(json!({"messages": bare})).messages;
+    let texts: Vec<_> = bare.iter().map(|m| m.content.as_ref().map(|c| c.text())).collect();
+    assert_eq!(texts, ["a", "", ""].map(|text| Some(text.to_owned())));
     let continued = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
     let fields =
         json!({"messages": continued, "continue_final_message": true, "add_generation_prompt": false});

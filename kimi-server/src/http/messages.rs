@@ -48,7 +48,14 @@ impl TryFrom<Object<RawMessage>> for ChatMessage {
     fn try_from(Object(raw): Object<RawMessage>) -> Result<Self, Refusal> {
         let role = raw.role.0;
         let mut message = Message { role: role.to_owned(), name: raw.name, ..Message::default() };
-        message.content = raw.content.map(|text| Content::Text(text.0));
+        message.content = match raw.content {
+            // Clients write so what an assistant's or a tool's message without a text has (kimi-cli).
+            Some(Text(None)) if matches!(role, "assistant" | "tool") => Some(Content::Text(String::new())),
+            Some(Text(None)) => {
+                return Err(Refusal::at("content", "empty_array", "expected at least one part, found none"));
+            }
+            text => text.and_then(|text| text.0).map(Content::Text),
+        };
         match role {
             "assistant" => {
                 if raw.function_call.is_some() {
@@ -102,9 +109,9 @@ impl<'de> Deserialize<'de> for Role {
     }
 }
 
-/// A content's text: of a string, or of text parts one after another.
+/// A content's text: of a string, or of text parts one after another; `None` where there is no part.
 #[derive(Debug)]
-pub(super) struct Text(pub(super) String);
+struct Text(Option<String>);
 
 impl<'de> Deserialize<'de> for Text {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
@@ -117,18 +124,17 @@ impl<'de> Deserialize<'de> for Text {
             }
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Text, E> {
-                Ok(Text(text.to_owned()))
+                Ok(Text(Some(text.to_owned())))
             }
 
             fn visit_string<E: de::Error>(self, text: String) -> Result<Text, E> {
-                Ok(Text(text))
+                Ok(Text(Some(text)))
             }
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Text, A::Error> {
-                let none = || Refusal::new("empty_array", "expected at least one part, found none");
-                let Part(mut text) = parts.next_element()?.ok_or_else(|| none().into_serde())?;
+                let mut text: Option<String> = None;
                 while let Some(Part(more)) = parts.next_element()? {
-                    text.push_str(&more);
+                    text.get_or_insert_default().push_str(&more);
                 }
                 Ok(Text(text))
             }
