@@ -93,6 +93,11 @@ fn frameworks_for_python() {
 }
 
 #[test]
+fn llm_on_the_command_line() {
+    python_client("llm_client.py", "llm", kimi_tiny);
+}
+
+#[test]
 fn packages_for_node() {
     let Some(packages) = std::env::var_os("KIMI_NODE_PACKAGES").map(PathBuf::from) else {
         return skip(
