@@ -149,6 +149,14 @@ fn an_answer_is_stopped_and_what_came_stays() {
     ask(&mut browser, "Talk");
     browser.wait("some text", &format!("document.querySelector('{LAST}')?.textContent.length > 200"));
     assert_eq!(browser.eval("document.querySelector('#send').getAttribute('aria-label')"), "Stop");
+    // A page that is loaded again shows the same conversation, and what had come of the answer.
+    browser.eval("location.reload()");
+    let note = format!("document.querySelector('{LAST} .stats')?.textContent.includes('page was left')");
+    browser.wait("the conversation again", &note);
+    assert!(browser.text(LAST).contains("word word"), "{}", browser.text(LAST));
+    server.wait_for("the end of the work", |model| model["sequences"]["running"] == 0);
+    browser.click(&format!("{LAST} [aria-label='Answer again']"));
+    browser.wait("some text", &format!("document.querySelector('{LAST}')?.textContent.length > 200"));
     // Another conversation can be looked at meanwhile.
     browser.press("Control+k");
     assert_eq!(count(&mut browser, "#messages article"), 0);
@@ -279,6 +287,16 @@ fn markdown_is_shown_and_can_do_no_harm() {
     browser.resize(Screen::PHONE.dark());
     browser.eval("document.querySelector('#scroll').scrollTop = 0");
     browser.picture("phone-dark-markdown");
+    // Words of a wide table stay whole: it is scrolled, and the page is not.
+    let wide = browser.eval(
+        "(() => { const cell = document.querySelector('.markdown td'); \
+         cell.parentElement.append(...Array.from({length: 12}, () => { const one = cell.cloneNode(); one.textContent = 'Thunderbolt'; return one; })); \
+         const table = cell.closest('.table'); const text = document.createRange(); \
+         text.selectNodeContents(cell.parentElement.lastChild); \
+         return [text.getClientRects().length === 1, table.scrollWidth > table.clientWidth, \
+                 document.documentElement.scrollWidth > innerWidth]; })()",
+    );
+    assert_eq!(wide, json!([true, true, false]));
     assert_eq!(browser.problems(), Vec::<String>::new());
     // The policy holds even for what would get past that: a script that is put into the page does not run.
     browser.eval("{ const one = document.createElement('script'); one.textContent = 'window.hacked = 1'; document.body.append(one); }");

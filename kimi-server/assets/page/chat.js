@@ -20,6 +20,8 @@ let current = store.newChat();
 let hooks = { changed() {}, needsKey() {}, options: () => ({}) };
 let parts = [];
 let follows = true;
+/** Whether the page is being left; that breaks its connections, which is no error then. */
+let leaves = false;
 
 /** `changed` is called when the list of conversations or what is under way has changed, `needsKey` after a 401. */
 export function start(given) {
@@ -30,7 +32,11 @@ export function start(given) {
     $("to-end").hidden = follows;
   }, { passive: true });
   $("to-end").addEventListener("click", () => toEnd(true));
-  window.addEventListener("pagehide", () => live.forEach(({ chat, abort }) => abort && store.save(chat)));
+  window.addEventListener("pagehide", () => {
+    leaves = true;
+    live.forEach(({ chat, abort }) => abort && store.save(cutShort(chat)));
+  });
+  window.addEventListener("pageshow", () => (leaves = false));
 }
 
 export const chat = () => current;
@@ -41,8 +47,16 @@ export function open(id) {
   if (!isBusy()) live.delete(current.id);
   current = live.get(id)?.chat ?? (id && store.load(id)) ?? store.newChat();
   live.set(current.id, { ...live.get(current.id), chat: current });
+  store.setShown(current.id);
   show();
   hooks.changed();
+}
+
+/** A conversation as it is kept when the page is left while an answer comes in. */
+function cutShort(chat) {
+  const last = chat.messages.at(-1);
+  const calls = last.calls.filter((call) => call && isJson(call.arguments));
+  return { ...chat, messages: [...chat.messages.slice(0, -1), { ...last, calls, note: "Cut short when the page was left" }] };
 }
 
 /** Forgets a conversation. */
@@ -115,9 +129,10 @@ async function answer(chat) {
     });
     message.seconds = (performance.now() - begun) / 1000;
   } catch (error) {
+    if (leaves) return;
     if (error.name === "AbortError") message.note = "Stopped";
     else {
-      message.error = error.message;
+      message.error = error.retryAfter ? `${error.message} (again in ${duration(error.retryAfter)})` : error.message;
       if (error.status === 401) hooks.needsKey();
     }
   }

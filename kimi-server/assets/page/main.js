@@ -301,7 +301,7 @@ function start() {
   chat.start({ changed: showChats, needsKey: askKey, options });
   store.onChange(showChats);
   showChip();
-  chat.open();
+  chat.open(store.shown());
   cluster.start(serverChanged);
   // On a phone that would open the keyboard.
   if (!matchMedia("(pointer: coarse)").matches) $("prompt").focus();

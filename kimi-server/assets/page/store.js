@@ -77,6 +77,23 @@ export function forgetAll() {
   remove(INDEX);
 }
 
+/** The conversation that this tab showed before the page was loaded again. */
+export function shown() {
+  try {
+    return sessionStorage.getItem("kimi.shown");
+  } catch {
+    return null;
+  }
+}
+
+export function setShown(id) {
+  try {
+    sessionStorage.setItem("kimi.shown", id);
+  } catch {
+    // Then the page begins with a new conversation.
+  }
+}
+
 /** One of the settings: `key`, `temperature`, `maxTokens`, `model`, `tools`. */
 export function setting(name, otherwise) {
   return parsed(read(`kimi.${name}`), otherwise);
