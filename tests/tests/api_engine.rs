@@ -112,6 +112,23 @@ fn comments_keep_a_silent_stream_alive() {
     assert_eq!(lines.iter().rev().find(|line| !line.is_empty()).unwrap(), "data: [DONE]");
 }
 
+/// Claude Code and Codex give up on a stream that brings no event for five minutes, and count no comment as one.
+#[test]
+fn events_keep_a_silent_stream_alive_where_the_api_has_one() {
+    let config = HttpConfig { keepalive: Duration::from_millis(50), ..HttpConfig::default() };
+    let script = Script { pause: Duration::from_millis(500), events: two_calls(), ..Script::default() };
+    let server = serve(script, config);
+    let hi = json!([{"role": "user", "content": "hi"}]);
+    for (path, fields, kind) in [
+        ("/v1/messages", json!({"messages": hi, "max_tokens": 9}), "ping"),
+        ("/v1/responses", json!({"input": "hi"}), "response.in_progress"),
+    ] {
+        let events = server.named_events(path, &fields);
+        let (idle, others): (Vec<_>, Vec<_>) = events.into_iter().partition(|event| event["type"] == kind);
+        assert!((4..=30).contains(&idle.len()) && others.len() > 5, "{path}: {idle:?}");
+    }
+}
+
 #[test]
 fn slow_clients_are_given_up() {
     let config = HttpConfig {

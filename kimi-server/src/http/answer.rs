@@ -74,6 +74,12 @@ pub(super) trait Writer: Send + 'static {
     /// Begins a stream. `prompt_tokens` is the length of the first prompt.
     fn begin(&mut self, prompt_tokens: usize, out: &mut String);
 
+    /// Nothing has happened for a while, as before the first token of a long prompt. A comment, which clients skip; but some give
+    /// up on a stream that brings no event for minutes, and where the API has a harmless one, that is sent.
+    fn idle(&mut self, out: &mut String) {
+        out.push_str(sse::COMMENT);
+    }
+
     /// A choice goes on. Never [`ChatEvent::Finished`] or [`ChatEvent::Failed`].
     fn part(&mut self, choice: usize, part: ChatEvent, out: &mut String);
 

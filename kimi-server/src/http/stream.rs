@@ -18,8 +18,8 @@ use super::events::Event;
 use super::peer::Peer;
 use super::routes::App;
 
-/// What a stream carries when nothing has happened for a while. Clients skip it.
-const COMMENT: &[u8] = b": still working\n\n";
+/// What a stream carries when nothing has happened for a while, where the API has no event for that. Clients skip it.
+pub(super) const COMMENT: &str = ": still working\n\n";
 
 /// A response whose body follows the answer.
 pub(super) fn response(
@@ -87,10 +87,11 @@ impl Sse {
                 event = self.choices.next() => event,
                 () = self.peer.finished(), if !self.finished => {
                     self.finished = true;
-                    return Step::More(Bytes::from_static(COMMENT));
+                    return Step::More(Bytes::from_static(COMMENT.as_bytes()));
                 }
                 () = tokio::time::sleep(self.app.config.keepalive) => {
-                    return Step::More(Bytes::from_static(COMMENT));
+                    self.writer.idle(&mut out);
+                    return Step::More(out.into());
                 }
             };
             match event {

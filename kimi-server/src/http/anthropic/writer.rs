@@ -197,6 +197,11 @@ impl Writer for MessageWriter {
         self.flush(out);
     }
 
+    fn idle(&mut self, out: &mut String) {
+        self.event("ping", || json!({}));
+        self.flush(out);
+    }
+
     fn part(&mut self, _: usize, part: ChatEvent, out: &mut String) {
         self.take(part);
         self.flush(out);

@@ -312,6 +312,12 @@ impl Writer for ResponsesWriter {
         self.flush(out);
     }
 
+    fn idle(&mut self, out: &mut String) {
+        let response = self.response("in_progress");
+        self.event("response.in_progress", |_| json!({"response": response}));
+        self.flush(out);
+    }
+
     fn part(&mut self, _: usize, part: ChatEvent, out: &mut String) {
         self.take(part);
         self.flush(out);
