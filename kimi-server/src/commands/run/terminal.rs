@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
+use anyhow::Context;
 use tokio::runtime::Handle;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::chat::{Chat, End, Interrupt};
 use super::editor::{LineEditor, Typed};
@@ -53,7 +55,7 @@ impl<'l> Line<'l> {
 pub(super) fn talk(chat: &mut Chat, runtime: &Handle, keep_history: bool) -> anyhow::Result<()> {
     let style = ui::stderr_style();
     let interrupt = Interrupt::default();
-    let _watch = watch(runtime, interrupt.clone());
+    let _watch = watch(runtime, interrupt.clone())?;
     let mut editor = LineEditor::new(keep_history)?;
     ui::notice(style.dim("/help shows the commands; \"\"\" begins and ends a message of several lines"));
     let mut interrupted = false;
@@ -125,18 +127,25 @@ fn help() -> String {
 }
 
 /// Stops answers on Ctrl-C, for as long as it is kept.
-fn watch(runtime: &Handle, interrupt: Interrupt) -> impl Drop {
+///
+/// # Errors
+/// If the system does not take a handler.
+fn watch(runtime: &Handle, interrupt: Interrupt) -> anyhow::Result<impl Drop> {
     struct Watch(tokio::task::JoinHandle<()>);
     impl Drop for Watch {
         fn drop(&mut self) {
             self.0.abort();
         }
     }
-    Watch(runtime.spawn(async move {
-        while let Ok(()) = tokio::signal::ctrl_c().await {
+    // Now, and not when the task first runs: until then Ctrl-C would end the program.
+    let entered = runtime.enter();
+    let mut presses = signal(SignalKind::interrupt()).context("can't watch for Ctrl-C")?;
+    drop(entered);
+    Ok(Watch(runtime.spawn(async move {
+        while presses.recv().await.is_some() {
             interrupt.stop();
         }
-    }))
+    })))
 }
 
 #[cfg(test)]
