@@ -2,7 +2,7 @@
 //! a constant, which no step looks at. A token that is ruled out has the value minus infinity. The formulas are
 //! those of mlx-lm's sample_utils.
 
-use super::{TokenCount, TokenMask};
+use super::{TokenCount, TokenMask, vector};
 
 /// Adds a bias to some logits; ids outside the vocabulary are passed over.
 pub fn logit_bias(logits: &mut [f32], bias: &[(u32, f32)]) {
@@ -47,12 +47,11 @@ pub fn allow(logits: &mut [f32], mask: TokenMask<'_>) {
 
 /// `log(sum(exp(l)))`, summed in f64; minus infinity if all are ruled out.
 pub fn log_sum_exp(logits: &[f32]) -> f64 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let max = vector::survey(logits).max;
     if max == f32::NEG_INFINITY {
         return f64::NEG_INFINITY;
     }
-    let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
-    f64::from(max) + sum.ln()
+    f64::from(max) + vector::sum_of_exponentials(logits, max).ln()
 }
 
 /// `l - log(sum(exp(l)))`.
@@ -65,14 +64,8 @@ pub fn log_softmax(logits: &mut [f32]) {
 
 /// The index of the largest value, of equal ones the lowest; `None` if all are ruled out.
 pub fn argmax(values: &[f32]) -> Option<usize> {
-    let mut best = None;
-    let mut max = f32::NEG_INFINITY;
-    for (at, &value) in values.iter().enumerate() {
-        if value > max {
-            (best, max) = (Some(at), value);
-        }
-    }
-    best
+    let max = vector::survey(values).max;
+    if max > f32::NEG_INFINITY { vector::position(values, max) } else { None }
 }
 
 /// The `n` largest values with their tokens, the largest first, of equal ones the lower id first.

@@ -6,6 +6,7 @@
 //! order as log-probabilities do and are not rounded a second time, so that devices agree on ties.
 
 pub mod filters;
+mod vector;
 
 use thiserror::Error;
 
@@ -79,6 +80,15 @@ impl SampleRequest<'_> {
             allowed: None,
         }
     }
+
+    /// Whether the likeliest of the logits as they are is the answer, and nothing else is asked for.
+    fn takes_the_likeliest(&self) -> bool {
+        let no_penalty =
+            self.repetition_penalty == 1.0 && self.presence_penalty == 0.0 && self.frequency_penalty == 0.0;
+        let untouched =
+            self.logit_bias.is_empty() && self.allowed.is_none() && (no_penalty || self.counts.is_empty());
+        self.temperature == 0.0 && self.top_logprobs == 0 && untouched
+    }
 }
 
 /// A set of allowed tokens for constrained decoding: bit `id % 32` of word `id / 32`. Tokens past its end are
@@ -130,6 +140,29 @@ pub enum SampleError {
     },
 }
 
+/// Chooses a token from `logits` (`[vocabulary]`); the request's row is not looked at.
+///
+/// # Errors
+/// When a logit is not finite, or when nothing may be chosen.
+pub fn sample_row(logits: &[f32], request: &SampleRequest<'_>) -> Result<Sampled, SampleError> {
+    if logits.is_empty() || !request.takes_the_likeliest() {
+        return sample(&mut logits.to_vec(), request);
+    }
+    // As below, but nothing is written: a copy of all logits would take as long as the rest.
+    check_finite(logits)?;
+    let best = filters::argmax(logits).ok_or(SampleError::NothingAllowed { vocabulary: logits.len() })?;
+    let logprob = (f64::from(logits[best]) - filters::log_sum_exp(logits)) as f32;
+    Ok(Sampled { token: best as u32, logprob, top: Vec::new() })
+}
+
+fn check_finite(logits: &[f32]) -> Result<(), SampleError> {
+    if vector::survey(logits).finite {
+        return Ok(());
+    }
+    let token = logits.iter().position(|l| !l.is_finite()).unwrap_or_default();
+    Err(SampleError::NotFinite { token, found: logits[token].to_string() })
+}
+
 /// Chooses a token. `logits` (`[vocabulary]`) is used as working space; the request's row is not looked at.
 ///
 /// # Errors
@@ -139,9 +172,7 @@ pub fn sample(logits: &mut [f32], request: &SampleRequest<'_>) -> Result<Sampled
         return Err(SampleError::NoLogits);
     }
     penalize(logits, request);
-    if let Some(token) = logits.iter().position(|l| !l.is_finite()) {
-        return Err(SampleError::NotFinite { token, found: logits[token].to_string() });
-    }
+    check_finite(logits)?;
     // -0 becomes 0, its equal.
     logits.iter_mut().for_each(|l| *l += 0.0);
     if let Some(mask) = request.allowed {
