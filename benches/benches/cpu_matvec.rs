@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use kimi_quant::cpu::{Cpu, Routing, Tensor, read_bandwidth};
+use kimi_quant::cpu::{Cpu, Routing, Team, Tensor, read_bandwidth};
 use kimi_quant::{
     Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, FormatError, Norm, PackedMatrix,
     Router, RouterShape,
@@ -27,10 +27,7 @@ const HIDDEN: usize = 7168;
 const EXPERT: usize = 2048;
 
 fn main() -> Outcome<()> {
-    // On a thread of the pool, as the model runs: handing each op over to it would cost more than some of the ops.
-    let mut outcome = Ok(());
-    rayon::scope(|_| outcome = measure().map_err(|e| e.to_string()));
-    Ok(outcome?)
+    Team::current().step(measure) // as the model runs: with threads that are awake
 }
 
 fn measure() -> Outcome<()> {

@@ -5,7 +5,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{Random, misaligned};
-use kimi_quant::cpu::{Cpu, Isa, Tensor, dequantize};
+use kimi_quant::cpu::{Cpu, Isa, Team, Tensor, dequantize};
 use kimi_quant::{Backend, BitWidth, FloatType, Format, PackedMatrix};
 use proptest::prelude::*;
 
@@ -164,8 +164,8 @@ fn a_product_does_not_depend_on_the_number_of_threads() {
     let m = matrix(format, 999, 448, &mut random);
     let x = random.f32s(3 * 448);
     let with = |threads: usize| {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| product(Cpu::new(), &m, &x))
+        let team = Team::new(threads.try_into().unwrap());
+        team.install(|| product(Cpu::new(), &m, &x))
     };
     let one = with(1);
     assert_eq!(one, with(2));

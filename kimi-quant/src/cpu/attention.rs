@@ -6,8 +6,7 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
+use super::team::{self, Team};
 use super::{Cache, Isa, Tensor, dense, norm, rope};
 use crate::{HeadShape, Norm, Rope, TokenLayout};
 
@@ -94,7 +93,7 @@ impl Attention<'_> {
         let HeadShape { heads, latent, .. } = self.heads;
         let tokens = first..first + out.len() / (heads * latent);
         // Few tokens: few heads a task, for more tasks. Many: more heads, so that a cached key is read less often.
-        let step = if tokens.len() >= 4 * rayon::current_num_threads() { 16 } else { 4 };
+        let step = if tokens.len() >= 4 * Team::current().threads() { 16 } else { 4 };
         let mut tasks = Vec::new();
         for token in tokens.clone() {
             for start in (0..heads).step_by(step) {
@@ -103,7 +102,7 @@ impl Attention<'_> {
                 tasks.extend(segments.map(|segment| Task { token, heads: heads.clone(), segment }));
             }
         }
-        let partials: Vec<Vec<Partial>> = tasks.par_iter().map(|task| self.segment(task)).collect();
+        let partials: Vec<Vec<Partial>> = team::map(tasks.len(), |i| self.segment(&tasks[i]));
         let mut results = out.chunks_exact_mut(latent);
         let mut rest = tasks.iter().zip(partials).peekable();
         while let Some((task, mut whole)) = rest.next() {

@@ -2,10 +2,8 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::matmul::{self, Operand};
-use super::{Isa, Tensor, dense, rope};
+use super::{Isa, Tensor, dense, rope, team};
 use crate::{HeadShape, LatentProjections, PackedMatrix, Rope, TokenLayout};
 
 type Projections = LatentProjections<PackedMatrix>;
@@ -19,17 +17,20 @@ pub(crate) fn absorb_query(
     rope: &Rope,
     layout: &TokenLayout,
 ) -> Tensor {
-    let per_head: Vec<Vec<f32>> =
-        (0..heads.heads).into_par_iter().map(|h| absorb_head(isa, q, projections, heads, h)).collect();
+    let per_head: Vec<Vec<f32>> = team::map(heads.heads, |h| absorb_head(isa, q, projections, heads, h));
     let (from, to) = (heads.nope + heads.rope, heads.latent + heads.rope);
     let mut out = vec![0.0; q.rows() * heads.heads * to];
-    out.par_chunks_mut((heads.heads * to).max(1)).enumerate().for_each(|(t, out)| {
+    let token = |t: usize, out: &mut [f32]| {
         for (h, out) in out.chunks_exact_mut(to).enumerate() {
             let (latent, positional) = out.split_at_mut(heads.latent);
             latent.copy_from_slice(&per_head[h][t * heads.latent..][..heads.latent]);
             positional.copy_from_slice(&q.row(t)[h * from + heads.nope..][..heads.rope]);
             rope::rotate(positional, rope, layout.positions()[t]);
         }
+    };
+    let (width, part) = (heads.heads * to, team::part(q.rows(), 8 * heads.heads * to, 1));
+    team::for_each_chunk(&mut out, part * width, |i, out| {
+        out.chunks_exact_mut(width.max(1)).enumerate().for_each(|(t, out)| token(i * part + t, out));
     });
     Tensor::from_parts(q.rows(), heads.heads * to, out)
 }
@@ -92,14 +93,11 @@ pub(crate) fn project_values(
         LatentProjections::Joint(kv_b) => (kv_b, heads.nope + heads.value, heads.nope),
         LatentProjections::Split { unembed_out, .. } => (unembed_out, heads.value, 0),
     };
-    let per_head: Vec<Vec<f32>> = (0..heads.heads)
-        .into_par_iter()
-        .map(|h| {
-            let part = columns(attended, h * heads.latent..(h + 1) * heads.latent);
-            let first = h * stride + offset;
-            project_head(isa, m, first..first + heads.value, &part, attended.rows())
-        })
-        .collect();
+    let per_head: Vec<Vec<f32>> = team::map(heads.heads, |h| {
+        let part = columns(attended, h * heads.latent..(h + 1) * heads.latent);
+        let first = h * stride + offset;
+        project_head(isa, m, first..first + heads.value, &part, attended.rows())
+    });
     let width = heads.heads * heads.value;
     let mut out = vec![0.0; attended.rows() * width];
     for (t, out) in out.chunks_exact_mut(width.max(1)).enumerate() {

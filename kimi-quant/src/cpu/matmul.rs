@@ -6,15 +6,11 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use rayon::prelude::*;
 
 use super::kernel::{Kernel, PreparedRows, Product};
 use super::order::Order;
-use super::{Isa, Tensor, dequant};
+use super::{Isa, Tensor, dequant, team};
 use crate::{FloatType, Format, PackedMatrix};
-
-/// Packed bytes that one task reads: enough to hide the task's cost, small enough for a core's second-level cache.
-const TASK_BYTES: usize = 128 << 10;
 
 /// A cache line of values: vectors that straddle two lines take twice the time to load.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
@@ -53,7 +49,7 @@ fn key(isa: Isa, m: &PackedMatrix) -> (Isa, Format, usize) {
     (isa, m.format(), m.cols())
 }
 
-/// Calls `f` with each row of `out` and of `x`: on all cores where there are enough rows to be worth it.
+/// Calls `f` with each row of `out` and of `x`.
 pub(crate) fn for_each_row(
     out: &mut [f32],
     out_width: usize,
@@ -62,10 +58,11 @@ pub(crate) fn for_each_row(
     f: impl Fn(&mut [f32], &[f32]) + Sync,
 ) {
     let (out_width, x_width) = (out_width.max(1), x_width.max(1));
-    if x.len() / x_width < 8 {
-        return out.chunks_exact_mut(out_width).zip(x.chunks_exact(x_width)).for_each(|(out, x)| f(out, x));
-    }
-    out.par_chunks_exact_mut(out_width).zip(x.par_chunks_exact(x_width)).for_each(|(out, x)| f(out, x));
+    let rows = team::part(x.len() / x_width, 4 * x_width, 1);
+    team::for_each_chunk(out, rows * out_width, |i, out| {
+        let x = x[i * rows * x_width..].chunks_exact(x_width);
+        out.chunks_exact_mut(out_width).zip(x).for_each(|(out, x)| f(out, x));
+    });
 }
 
 /// How the rows of a matrix reach a kernel.
@@ -111,7 +108,7 @@ fn readable(m: &PackedMatrix, range: Range<usize>, order: Order, reading: Readin
 /// Rows of `m` that one task takes.
 pub(crate) fn rows_per_task(m: &PackedMatrix) -> usize {
     let row = (m.bytes() as usize / m.rows().max(1)).max(1);
-    (TASK_BYTES / row).clamp(8, 512) & !7
+    team::part(m.rows(), row, 8)
 }
 
 /// `out[(r - range.start) * tokens.len() + t] = m[r] . x[tokens[t]]` for the rows of `range`, which are rows of `m`.
@@ -178,7 +175,7 @@ pub(crate) fn decode_rows(isa: Isa, m: &PackedMatrix, range: Range<usize>, out: 
 fn product_transposed(isa: Isa, m: &PackedMatrix, x: &Operand, tokens: &[u32]) -> Vec<f32> {
     let mut out = vec![0.0; m.rows() * tokens.len()];
     let task = rows_per_task(m);
-    out.par_chunks_mut((task * tokens.len()).max(1)).enumerate().for_each(|(i, out)| {
+    team::for_each_chunk(&mut out, task * tokens.len(), |i, out| {
         let start = i * task;
         rows(isa, m, start..(start + task).min(m.rows()), x, tokens, out);
     });
@@ -211,10 +208,13 @@ pub(crate) fn transpose(x: Vec<f32>, rows: usize, cols: usize) -> Vec<f32> {
     }
     let mut out = vec![0.0; x.len()];
     // Eight output rows at a time, so that a cache line of the input is used whole.
-    out.par_chunks_mut(8 * rows).enumerate().for_each(|(block, out)| {
-        for r in 0..rows {
-            for (i, out) in out.chunks_exact_mut(rows).enumerate() {
-                out[r] = x[r * cols + block * 8 + i];
+    let part = team::part(cols, 4 * rows, 8);
+    team::for_each_chunk(&mut out, part * rows, |i, out| {
+        for (block, out) in out.chunks_mut(8 * rows).enumerate() {
+            for r in 0..rows {
+                for (j, out) in out.chunks_exact_mut(rows).enumerate() {
+                    out[r] = x[r * cols + i * part + block * 8 + j];
+                }
             }
         }
     });

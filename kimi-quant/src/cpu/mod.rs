@@ -1,4 +1,4 @@
-//! The CPU backend: rayon over rows, vector kernels over a row.
+//! The CPU backend: a team of threads over rows, vector kernels over a row.
 //!
 //! What holds of its results:
 //!
@@ -14,6 +14,7 @@ mod avx2;
 mod avx512;
 mod bandwidth;
 mod codec;
+mod cores;
 mod dense;
 mod dequant;
 #[cfg(target_arch = "x86_64")]
@@ -32,6 +33,7 @@ mod router;
 mod scalar;
 mod scales;
 mod simd;
+mod team;
 mod tensor;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -39,9 +41,8 @@ mod vnni;
 pub use bandwidth::read_bandwidth;
 pub use dequant::{dequantize, dequantize_row};
 pub use isa::Isa;
+pub use team::Team;
 pub use tensor::{Cache, Experts, Routing, Tensor};
-
-use rayon::prelude::*;
 
 use crate::backend::check;
 use crate::{
@@ -51,7 +52,7 @@ use crate::{
 
 type Result<T> = std::result::Result<T, BackendError>;
 
-/// Runs the model on the CPU, on all threads of the current rayon pool.
+/// Runs the model on the CPU, on the threads of the current [`Team`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cpu {
     isa: Isa,
@@ -132,11 +133,11 @@ impl Backend for Cpu {
     type Chosen = Vec<std::result::Result<Sampled, SampleError>>;
 
     fn name(&self) -> String {
-        format!("cpu ({}, {} threads)", self.isa.name(), rayon::current_num_threads())
+        format!("cpu ({}, {} threads)", self.isa.name(), Team::current().threads())
     }
 
     fn enter<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {
-        rayon::scope(|_| step())
+        Team::current().step(step)
     }
 
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<PackedMatrix> {
@@ -351,8 +352,8 @@ impl Backend for Cpu {
 
     fn start_sample(&self, logits: &Tensor, requests: &[SampleRequest<'_>]) -> Result<Self::Chosen> {
         check::sample(logits.size(), requests)?;
-        let choose = |r: &SampleRequest<'_>| sample::sample(&mut logits.row(r.row as usize).to_vec(), r);
-        Ok(requests.par_iter().map(choose).collect())
+        let choose = |r: &SampleRequest<'_>| sample::sample_row(logits.row(r.row as usize), r);
+        Ok(team::map(requests.len(), |i| choose(&requests[i])))
     }
 
     fn finish_sample(&self, chosen: &Self::Chosen) -> Result<Self::Chosen> {

@@ -5,11 +5,10 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::matmul::{Operand, add, rows, rows_per_task, transpose};
 use super::norm::swiglu;
 use super::router::{ExpertLoad, loads};
+use super::team::{self, Team};
 use super::tensor::Routing;
 use super::{Isa, Tensor};
 use crate::{ExpertHidden, PackedMatrix};
@@ -91,12 +90,13 @@ fn run_loads(isa: Isa, gated: &[GatedLoad<'_>]) -> Vec<Vec<f32>> {
             Task { load, range, out }
         }));
     }
-    tasks.into_par_iter().for_each(|task| {
-        let Task { load, range, out } = task;
-        let mut up = vec![0.0; out.len()];
-        rows(isa, load.gate, range.clone(), load.gate_x, &load.tokens, out);
-        rows(isa, load.up, range, load.up_x, &load.tokens, &mut up);
-        out.iter_mut().zip(up).for_each(|(gate, up)| *gate = swiglu(*gate, up));
+    team::for_each_chunk(&mut tasks, 1, |_, tasks| {
+        for Task { load, range, out } in tasks {
+            let mut up = vec![0.0; out.len()];
+            rows(isa, load.gate, range.clone(), load.gate_x, &load.tokens, out);
+            rows(isa, load.up, range.clone(), load.up_x, &load.tokens, &mut up);
+            out.iter_mut().zip(up).for_each(|(gate, up)| *gate = swiglu(*gate, up));
+        }
     });
     blocks
 }
@@ -110,9 +110,12 @@ fn scatter_pairs(loads: &[ExpertLoad], blocks: &[Vec<f32>], pairs: usize, width:
         }
     }
     let mut out = vec![0.0; pairs * width];
-    out.par_chunks_mut(width.max(1)).zip(source).for_each(|(out, (e, i))| {
-        let count = loads[e].pairs.len();
-        out.iter_mut().zip(blocks[e].iter().skip(i).step_by(count)).for_each(|(o, v)| *o = *v);
+    let part = team::part(pairs, 4 * width, 1);
+    team::for_each_chunk(&mut out, part * width, |first, out| {
+        for (out, &(e, i)) in out.chunks_exact_mut(width.max(1)).zip(&source[first * part..]) {
+            let count = loads[e].pairs.len();
+            out.iter_mut().zip(blocks[e].iter().skip(i).step_by(count)).for_each(|(o, v)| *o = *v);
+        }
     });
     Tensor::from_parts(pairs, width, out)
 }
@@ -134,9 +137,9 @@ pub(crate) fn experts_down_add(
     let shared_x = shared.zip(hidden.shared.as_ref()).map(|(m, h)| (m, Operand::new(isa, m, h.data())));
     let all: Vec<u32> = (0..tokens as u32).collect();
     // Large blocks, because each starts at a cold place of every expert; small enough to keep all cores busy.
-    let step = (first.rows() / (4 * rayon::current_num_threads())).clamp(8, 128) & !7;
+    let step = (first.rows() / (4 * Team::current().threads())).clamp(8, 128) & !7;
     let mut sums = vec![0.0; first.rows() * tokens];
-    sums.par_chunks_mut((step * tokens).max(1)).enumerate().for_each(|(i, sums)| {
+    team::for_each_chunk(&mut sums, step * tokens, |i, sums| {
         let range = i * step..((i + 1) * step).min(first.rows());
         let mut part = vec![0.0; sums.len()];
         for load in &loads {
