@@ -15,7 +15,7 @@
 #![warn(missing_docs)]
 
 // For what unit tests share with the tests in tests/.
-#[cfg(test)]
+#[cfg(all(test, feature = "gpu"))]
 extern crate self as kimi_quant;
 
 mod backend;
