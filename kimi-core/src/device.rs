@@ -1,12 +1,14 @@
 //! Which device a stage runs on: the CPU, or a GPU that its weights and cache fit.
 
 use std::fmt;
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 #[cfg(feature = "gpu")]
 use std::time::Instant;
 
+use kimi_quant::cpu::Team;
 use kimi_quant::{Backend, BackendError, Chip, Cpu};
 
 use crate::checkpoint::Checkpoint;
@@ -43,6 +45,8 @@ pub struct DeviceChoice {
     pub as_metal: Option<&'static Chip>,
     /// Where machine code of kernels is kept between runs, if it is; see [`crate::kernel_store`].
     pub kernels: Option<PathBuf>,
+    /// Threads that the CPU computes with, the first choice of a process for all of it; `None` for one on each fast core.
+    pub threads: Option<NonZeroUsize>,
 }
 
 /// A stage on its device.
@@ -102,25 +106,41 @@ impl DeviceChoice {
     ) -> Result<LoadedStage, LoadError> {
         let source = Source { checkpoint, layers, cache };
         match self.kind {
-            DeviceKind::Cpu => on_cpu(&source, progress),
+            DeviceKind::Cpu => self.on_cpu(&source, progress),
             DeviceKind::Gpu => self.on_gpu(&source, progress),
             DeviceKind::Auto => match self.on_gpu(&source, progress) {
                 Err(reason @ LoadError::Backend(BackendError::NoAdapter { .. }))
                     if self.adapter.is_none() =>
                 {
                     tracing::info!("running on the CPU: {reason}");
-                    on_cpu(&source, progress)
+                    self.on_cpu(&source, progress)
                 }
                 Err(missing @ LoadError::Backend(BackendError::NoAdapter { .. })) => Err(missing),
                 Err(
                     reason @ (LoadError::DoesNotFit { .. } | LoadError::Backend(_) | LoadError::WarmUp(_)),
                 ) => {
                     tracing::warn!("running on the CPU: {reason}");
-                    on_cpu(&source, progress)
+                    self.on_cpu(&source, progress)
                 }
                 other => other,
             },
         }
+    }
+
+    /// The CPU with the threads of choice.
+    pub fn open_cpu(&self) -> Cpu {
+        if let Some(threads) = self.threads {
+            Team::set_shared(threads);
+        }
+        Cpu::new()
+    }
+
+    fn on_cpu(
+        &self,
+        source: &Source<'_>,
+        progress: &mut dyn FnMut(LoadStep),
+    ) -> Result<LoadedStage, LoadError> {
+        LoadedStage::new(load(Arc::new(self.open_cpu()), source, progress)?, false)
     }
 
     #[cfg(feature = "gpu")]
@@ -200,10 +220,6 @@ impl MachineCode {
             _ => {}
         }
     }
-}
-
-fn on_cpu(source: &Source<'_>, progress: &mut dyn FnMut(LoadStep)) -> Result<LoadedStage, LoadError> {
-    LoadedStage::new(load(Arc::new(Cpu::new()), source, progress)?, false)
 }
 
 fn load<B: Backend>(

@@ -109,6 +109,9 @@ impl WorkerCommand {
         if let Some(bytes) = self.device.memory {
             command.arg("--gpu-memory").arg((bytes as f64 / 1e9).to_string());
         }
+        if let Some(threads) = self.device.threads {
+            command.arg("--threads").arg(threads.to_string());
+        }
         if self.device.idle_clocks {
             command.arg("--idle-clocks");
         }

@@ -5,7 +5,7 @@ use kimi_core::plan::ModelBytes;
 use kimi_core::synthetic::{Synthetic, SyntheticShape};
 use kimi_core::weights::Weights;
 use kimi_core::{Checkpoint, DeviceKind};
-use kimi_quant::{BitWidth, Cpu};
+use kimi_quant::BitWidth;
 
 use super::Outcome;
 use crate::bench::device::Measured;
@@ -33,13 +33,13 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
 fn on_device(args: &BenchArgs) -> anyhow::Result<Report> {
     let choice = args.device.choice();
     if choice.kind == DeviceKind::Cpu {
-        return on(args, Cpu::new());
+        return on(args, args.device.choice().open_cpu());
     }
     match choice.open_gpu() {
         Ok(gpu) => on(args, gpu),
         Err(reason @ kimi_quant::BackendError::NoAdapter { .. }) if choice.kind == DeviceKind::Auto => {
             tracing::info!("running on the CPU: {reason}");
-            on(args, Cpu::new())
+            on(args, args.device.choice().open_cpu())
         }
         Err(error) => Err(error.into()),
     }
@@ -51,7 +51,7 @@ fn on_device(args: &BenchArgs) -> anyhow::Result<Report> {
         args.device.choice().kind != DeviceKind::Gpu,
         "this program was built without the feature `gpu`; use --backend cpu"
     );
-    on(args, Cpu::new())
+    on(args, args.device.choice().open_cpu())
 }
 
 fn on<B: Measured>(args: &BenchArgs, backend: B) -> anyhow::Result<Report> {

@@ -1,5 +1,7 @@
 //! What computes.
 
+use std::num::NonZeroUsize;
+
 use clap::{Args, ValueEnum};
 use kimi_core::{DeviceChoice, DeviceKind};
 use kimi_quant::Chip;
@@ -24,6 +26,10 @@ pub struct DeviceArgs {
     /// What computes.
     #[arg(long, value_enum, env = "KIMI_BACKEND", default_value_t)]
     pub backend: BackendChoice,
+    /// Threads that compute where the CPU does. They keep a core busy while an answer is made [default: one for each of the
+    /// machine's fast cores].
+    #[arg(long, value_name = "N", env = "KIMI_THREADS")]
+    pub threads: Option<NonZeroUsize>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub gpu: GpuArgs,
@@ -59,11 +65,12 @@ pub struct GpuArgs {
 impl DeviceArgs {
     /// The same for kimi-core.
     pub fn choice(&self) -> DeviceChoice {
-        self.gpu.choice(match self.backend {
+        let kind = match self.backend {
             BackendChoice::Auto => DeviceKind::Auto,
             BackendChoice::Cpu => DeviceKind::Cpu,
             BackendChoice::Gpu => DeviceKind::Gpu,
-        })
+        };
+        DeviceChoice { threads: self.threads, ..self.gpu.choice(kind) }
     }
 }
 
@@ -78,6 +85,7 @@ impl GpuArgs {
             idle_clocks: self.idle_clocks,
             as_metal: self.as_metal,
             kernels: crate::system::cache_folder().map(|folder| folder.join("kernels")),
+            ..DeviceChoice::default()
         }
     }
 }
