@@ -5,6 +5,7 @@
 //! rounding.
 
 mod adapter;
+mod alone;
 mod attention;
 mod bandwidth;
 mod batched;
@@ -27,6 +28,7 @@ mod recorder;
 mod rows;
 mod sample;
 mod shader;
+mod tally;
 mod tensor;
 #[cfg(test)]
 mod tests;

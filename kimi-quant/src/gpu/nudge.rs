@@ -4,8 +4,9 @@
 //! touches is its own.
 
 use super::Gpu;
+use super::alone::Alone;
 use super::device::Device;
-use super::shader::{NUDGE, Spec};
+use super::shader::NUDGE;
 use crate::BackendError;
 
 /// Threads of a workgroup.
@@ -30,68 +31,21 @@ const SOFTWARE: Size = Size { workgroups: 1, steps: 256 };
 /// The one dispatch, made ready.
 pub(super) struct Nudge {
     workgroups: u32,
-    pipeline: wgpu::ComputePipeline,
-    bind_group: wgpu::BindGroup,
+    kernel: Alone,
 }
 
 impl Nudge {
     pub(super) fn new(device: &Device) -> Self {
         let Size { workgroups, steps } = if device.about.is_hardware() { HARDWARE } else { SOFTWARE };
-        let device = &device.device;
-        let text = Spec::new(&NUDGE, vec![("WORKGROUP", WORKGROUP), ("STEPS", steps)]).source(&NUDGE);
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(NUDGE.name),
-            source: wgpu::ShaderSource::Wgsl(text.into()),
-        });
-        // Said, not derived from the shader: wgpu cannot derive it under the limits of a simulated Apple GPU.
-        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(NUDGE.name),
-            entries: &[wgpu::BindGroupLayoutEntry {
-                binding: 0,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                ty: wgpu::BindingType::Buffer {
-                    ty: wgpu::BufferBindingType::Storage { read_only: false },
-                    has_dynamic_offset: false,
-                    min_binding_size: None,
-                },
-                count: None,
-            }],
-        });
-        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(NUDGE.name),
-            bind_group_layouts: &[Some(&bindings)],
-            immediate_size: 0,
-        });
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(NUDGE.name),
-            layout: Some(&layout),
-            module: &module,
-            entry_point: Some("main"),
-            compilation_options: wgpu::PipelineCompilationOptions::default(),
-            cache: None,
-        });
-        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some(NUDGE.name),
-            size: 4 * u64::from(WORKGROUP),
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
-        });
-        let bind_group = device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(NUDGE.name),
-            layout: &bindings,
-            entries: &[wgpu::BindGroupEntry { binding: 0, resource: buffer.as_entire_binding() }],
-        });
-        Self { workgroups, pipeline, bind_group }
+        let constants = vec![("WORKGROUP", WORKGROUP), ("STEPS", steps)];
+        Self { workgroups, kernel: Alone::new(&device.device, &NUDGE, constants, 4 * u64::from(WORKGROUP)) }
     }
 
     fn submit(&self, device: &Device) {
         let mut encoder = device.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        {
-            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-            pass.set_pipeline(&self.pipeline);
-            pass.set_bind_group(0, &self.bind_group, &[]);
-            pass.dispatch_workgroups(self.workgroups, 1, 1);
-        }
+        let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+        self.kernel.dispatch(&mut pass, self.workgroups);
+        drop(pass);
         device.queue.submit([encoder.finish()]);
     }
 }

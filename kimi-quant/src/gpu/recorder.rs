@@ -14,6 +14,7 @@ use super::pace::{Pace, Work};
 use super::pool::{Buffer, Pool};
 use super::profile::{Profile, queries};
 use super::shader::{Op, Spec};
+use super::tally::{TALLY_BYTES, Tally, unfinished};
 use crate::BackendError;
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -42,6 +43,8 @@ pub(super) struct State {
     pub(super) pass: Option<wgpu::ComputePass<'static>>, // before the encoder, so that it is dropped first
     pub(super) encoder: Option<wgpu::CommandEncoder>,
     recorded: usize,
+    /// Submissions that the device was told to count.
+    counted: u32,
     /// Submissions since the last that is or was waited for.
     submitted: usize,
     /// Held by results that are on their way too.
@@ -72,6 +75,8 @@ pub(crate) struct Arriving {
     /// The submission that brings them.
     submission: wgpu::SubmissionIndex,
     work: Work,
+    /// Submissions that it must have counted then.
+    counted: u32,
     _on_the_way: Arc<()>,
 }
 
@@ -83,6 +88,7 @@ pub(crate) struct Recorder {
     /// While much is uploaded.
     staging: Mutex<Option<Staging>>,
     dispatches: AtomicU64,
+    tally: Arc<Tally>,
     dump: Mutex<Dump>,
     /// Kernels that had to be made when they were needed.
     pub(super) made_in_steps: AtomicU64,
@@ -114,22 +120,31 @@ pub(crate) struct Dispatch<'a> {
 
 impl Recorder {
     pub(crate) fn new(device: Device) -> Self {
-        let pool = Pool::new(device.device.clone());
-        Self::over(device, pool, Dump::from_environment(), None)
+        let (pool, tally) = (Pool::new(device.device.clone()), Arc::new(Tally::new(&device)));
+        Self::over(device, tally, pool, Dump::from_environment(), None)
     }
 
     /// Of a twin that notes kernels and computes nothing.
     pub(super) fn rehearsing(&self) -> Self {
-        Self::over(self.device.clone(), self.pool.rehearsing(), Dump::default(), Some(Mutex::default()))
+        let rehearsal = Some(Mutex::default());
+        let (device, tally) = (self.device.clone(), self.tally.clone());
+        Self::over(device, tally, self.pool.rehearsing(), Dump::default(), rehearsal)
     }
 
-    fn over(device: Device, pool: Arc<Pool>, dump: Dump, rehearsal: Option<Mutex<Rehearsal>>) -> Self {
+    fn over(
+        device: Device,
+        tally: Arc<Tally>,
+        pool: Arc<Pool>,
+        dump: Dump,
+        rehearsal: Option<Mutex<Rehearsal>>,
+    ) -> Self {
         Self {
             device,
             pool,
             state: Mutex::default(),
             staging: Mutex::default(),
             dispatches: AtomicU64::new(0),
+            tally,
             dump: Mutex::new(dump),
             made_in_steps: AtomicU64::new(0),
             rehearsal,
@@ -225,7 +240,25 @@ impl Recorder {
         })
     }
 
+    /// Lets the device count the submission that is recorded, as its last kernel, if it has any.
+    fn count_submission(&self, state: &mut State) {
+        if state.recorded == 0 {
+            return;
+        }
+        state.recorded = 0;
+        if state.profile.is_some() {
+            state.pass = None; // it is timed
+        }
+        let encoder = state
+            .encoder
+            .get_or_insert_with(|| self.device.device.create_command_encoder(&Default::default()));
+        let new = || encoder.begin_compute_pass(&Default::default()).forget_lifetime();
+        self.tally.count(state.pass.get_or_insert_with(new));
+        state.counted = state.counted.wrapping_add(1);
+    }
+
     fn submit(&self, state: &mut State) -> wgpu::SubmissionIndex {
+        self.count_submission(state);
         state.pass = None;
         let index = self.device.queue.submit(state.encoder.take().map(wgpu::CommandEncoder::finish));
         state.recorded = 0;
@@ -397,7 +430,8 @@ impl Recorder {
         if state.whole || self.rehearsal.is_some() {
             return None;
         }
-        let total: u64 = parts.iter().map(|(_, range)| length(range).next_multiple_of(8)).sum();
+        let results: u64 = parts.iter().map(|(_, range)| length(range).next_multiple_of(8)).sum();
+        let total = results + TALLY_BYTES;
         let kept = state.readbacks.iter().position(|buffer| buffer.size() >= total);
         let buffer = match kept {
             Some(i) => state.readbacks.swap_remove(i),
@@ -408,6 +442,7 @@ impl Recorder {
                 mapped_at_creation: false,
             }),
         };
+        self.count_submission(state);
         state.pass = None;
         let encoder = state
             .encoder
@@ -417,16 +452,18 @@ impl Recorder {
             encoder.copy_buffer_to_buffer(&from.raw, range.start, &buffer, offset, Some(length(range)));
             offset += length(range).next_multiple_of(8);
         }
+        encoder.copy_buffer_to_buffer(self.tally.buffer(), 0, &buffer, offset, Some(TALLY_BYTES));
+        let counted = state.counted;
         let submission = self.submit(state);
         state.submitted = 0;
         let lengths = parts.iter().map(|(_, range)| length(range) as usize).collect();
         let _on_the_way = state.on_the_way.clone();
-        Some(Arriving { buffer, lengths, submission, work: state.pace.submitted(), _on_the_way })
+        Some(Arriving { buffer, lengths, submission, work: state.pace.submitted(), counted, _on_the_way })
     }
 
     /// Waits for bytes that were asked for, and for nothing that was recorded after them.
     pub(crate) fn finish_read(&self, arriving: Arriving) -> Result<Vec<Vec<u8>>> {
-        let Arriving { buffer, lengths, submission, work, _on_the_way } = arriving;
+        let Arriving { buffer, lengths, submission, work, counted, _on_the_way } = arriving;
         let last = self.lock().last_wait;
         let failed = |what: String| BackendError::Device(format!("can't read results: {what}"));
         let start = Instant::now();
@@ -454,8 +491,13 @@ impl Recorder {
                 out.push(view[offset..offset + bytes].to_vec());
                 offset += bytes.next_multiple_of(8);
             }
+            let found = bytemuck::pod_read_unaligned(&view[offset..offset + TALLY_BYTES as usize]);
+            if found != counted {
+                let _ = self.device.failure.set(unfinished(found, counted)); // the first failure stays
+            }
         }
         buffer.unmap();
+        self.device.check()?;
         self.staging.lock().unwrap_or_else(PoisonError::into_inner).take();
         let mut state = self.lock();
         state.last_wait = start.elapsed();

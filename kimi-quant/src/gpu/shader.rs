@@ -68,6 +68,7 @@ op!(RMS_NORM, "rms_norm", [false, true, false], 0, true, 1);
 op!(ROUTE, "route", [false, true, true, false], 0, false, 3);
 op!(SWIGLU, "swiglu", [false, true], 0, false, 1);
 op!(NUDGE, "nudge", [true], 0, false, 0);
+op!(TALLY, "tally", [true], 0, false, 0);
 op!(READ, "read", [false, true], 0, false, 1);
 op!(GATHER_ROWS, "gather_rows", [false, true, false], 0, false, 2);
 op!(SAMPLE_SCAN, "sample_scan", [false, true, true, true, false, false], 0, false, 4, with "sample");

@@ -7,6 +7,7 @@ mod execute;
 mod fake;
 mod msl;
 mod plan;
+mod tally;
 mod translate;
 
 use super::device::Device;
