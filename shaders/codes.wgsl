@@ -40,6 +40,15 @@ fn e2m1(code: u32) -> f32 {
     return select(value, -value, code >= 8u);
 }
 
+// The group of a row that part `sub` of unit `unit` is in.
+fn group_of(unit: u32, sub: u32) -> u32 {
+    var group = select((unit >> GROUP_SHIFT), unit * PARTS + sub, PARTS > 1u);
+    if (RAGGED == 1u) {
+        group = min(group, GROUPS - 1u); // a unit filled up with zeros
+    }
+    return group;
+}
+
 // The 32 bits in which code `k` ends at the top of the mantissa. Lower places hold the codes before it.
 fn window(words: ptr<function, array<u32, BITS>>, k: u32) -> u32 {
     let top = k * BITS;

@@ -6,12 +6,11 @@ struct Prepared {
 }
 
 fn prepare(values: array<vec4<f32>, 8>, factor: f32) -> Prepared {
-    var scaled = values;
     var prepared: Prepared;
-    for (var part = 0u; part < PARTS; part++) {
+    @unroll for (var part = 0u; part < PARTS; part++) {
         var sum = vec4(0.0);
-        for (var q = part * (8u / PARTS); q < (part + 1u) * (8u / PARTS); q++) {
-            let value = scaled[q] * factor;
+        @unroll for (var q = part * (8u / PARTS); q < (part + 1u) * (8u / PARTS); q++) {
+            let value = values[q] * factor;
             sum += value;
             prepared.values[q] = value * place_factors();
         }
@@ -20,21 +19,19 @@ fn prepare(values: array<vec4<f32>, 8>, factor: f32) -> Prepared {
     return prepared;
 }
 
-fn unit_product(words: array<u32, BITS>, groups: array<vec2<f32>, PARTS>, prepared: Prepared) -> f32 {
+fn unit_product(words: array<u32, BITS>, groups: array<vec2<f32>, PARTS>, x: Prepared) -> f32 {
     var unit = words;
-    var scales = groups;
-    var x = prepared;
     var result = 0.0;
-    for (var part = 0u; part < PARTS; part++) {
+    @unroll for (var part = 0u; part < PARTS; part++) {
         var sums = vec2(0.0);
-        for (var q = part * (8u / PARTS); q < (part + 1u) * (8u / PARTS); q++) {
+        @unroll for (var q = part * (8u / PARTS); q < (part + 1u) * (8u / PARTS); q++) {
             let code = placed(&unit, q);
             sums.x = fma(x.values[q].x, code.x, sums.x);
             sums.y = fma(x.values[q].y, code.y, sums.y);
             sums.x = fma(x.values[q].z, code.z, sums.x);
             sums.y = fma(x.values[q].w, code.w, sums.y);
         }
-        result = fma(scales[part].x, sums.x + sums.y, fma(scales[part].y, x.sums[part], result));
+        result = fma(groups[part].x, sums.x + sums.y, fma(groups[part].y, x.sums[part], result));
     }
     return result;
 }

@@ -19,7 +19,7 @@ fn fixed(value: f32) -> u32 {
 fn planes(a: f32, b: f32, c: f32, d: f32) -> vec3<u32> {
     let number = vec4(fixed(a), fixed(b), fixed(c), fixed(d));
     var digits: vec3<u32>;
-    for (var i = 0u; i < 3u; i++) {
+    @unroll for (var i = 0u; i < 3u; i++) {
         let digit = number >> vec4(8u * i);
         let low = insertBits(digit.x, digit.y, 8u, 8u);
         digits[i] = insertBits(low, insertBits(digit.z, digit.w, 8u, 8u), 16u, 16u);
@@ -31,7 +31,7 @@ fn prepare(v: array<vec4<f32>, UNIT / 4u>, factor: f32) -> Prepared {
     var largest = vec4(0.0);
     var sum = vec4(0.0);
     var all = v;
-    for (var q = 0u; q < UNIT / 4u; q++) {
+    @unroll for (var q = 0u; q < UNIT / 4u; q++) {
         largest = max(largest, abs(all[q]));
         sum += all[q];
     }

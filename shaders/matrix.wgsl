@@ -10,7 +10,7 @@
 
 fn MATRIX_load(unit: u32) -> array<u32, WORDS> {
     var words: array<u32, WORDS>;
-    for (var i = 0u; i < WORDS / CHUNK; i++) {
+    @unroll for (var i = 0u; i < WORDS / CHUNK; i++) {
         let chunk = MATRIX_codes[unit * (WORDS / CHUNK) + i];
         UNPACK_CHUNK
     }
@@ -46,11 +46,11 @@ fn MATRIX_parameter(base: u32, i: u32) -> f32 {
 
 // Scale and bias of part `sub` of unit `unit` of row `row`, of matrix `index`: a weight is scale * code + bias.
 fn MATRIX_group(index: u32, row: u32, unit: u32, sub: u32, scale_base: u32) -> vec2<f32> {
-    var group = select((unit >> GROUP_SHIFT), unit * PARTS + sub, PARTS > 1u);
-    if (RAGGED == 1u) {
-        group = min(group, GROUPS - 1u); // a unit filled up with zeros
-    }
-    let at = row / SCALE_ROWS * GROUPS + group;
+    return MATRIX_group_at(index, row / SCALE_ROWS * GROUPS + group_of(unit, sub), scale_base);
+}
+
+// The same of group `at` of all.
+fn MATRIX_group_at(index: u32, at: u32, scale_base: u32) -> vec2<f32> {
     if (KIND == KIND_AFFINE) {
         switch SCALE {
             case SCALE_BF16: {

@@ -3,21 +3,27 @@
 // replaced (SECOND is up, with GATED).
 
 fn FIRST_fetch(index: u32, row_at: u32, unit: u32, scale_base: u32, fetched: ptr<function, Fetched>) {
-    for (var i = 0u; i < VALUES; i++) {
-        let row = row_at + i / (GATED + 1u);
+    let first_unit = row_at * UNITS + unit;
+    @unroll for (var i = 0u; i < VALUES; i++) {
+        let at = first_unit + i / (GATED + 1u) * UNITS;
         if (GATED == 1u && (i & 1u) == 1u) {
-            (*fetched).words[i] = SECOND_load(row * UNITS + unit);
+            (*fetched).words[i] = SECOND_load(at);
         } else {
-            (*fetched).words[i] = FIRST_load(row * UNITS + unit);
+            (*fetched).words[i] = FIRST_load(at);
         }
     }
-    for (var i = 0u; i < VALUES; i++) {
-        let row = row_at + i / (GATED + 1u);
-        for (var part = 0u; part < PARTS; part++) {
+    @unroll for (var part = 0u; part < PARTS; part++) {
+        let group = group_of(unit, part);
+        let first_group = row_at * GROUPS + group;
+        @unroll for (var i = 0u; i < VALUES; i++) {
+            var at = first_group + i / (GATED + 1u) * GROUPS;
+            if (SCALE_ROWS > 1u) {
+                at = (row_at + i / (GATED + 1u)) / SCALE_ROWS * GROUPS + group;
+            }
             if (GATED == 1u && (i & 1u) == 1u) {
-                (*fetched).groups[i][part] = SECOND_group(index, row, unit, part, scale_base);
+                (*fetched).groups[i][part] = SECOND_group_at(index, at, scale_base);
             } else {
-                (*fetched).groups[i][part] = FIRST_group(index, row, unit, part, scale_base);
+                (*fetched).groups[i][part] = FIRST_group_at(index, at, scale_base);
             }
         }
     }

@@ -8,3 +8,7 @@ fn MATRIX_load(unit: u32) -> array<u32, WORDS> {
 fn MATRIX_group(index: u32, row: u32, unit: u32, sub: u32, scale_base: u32) -> vec2<f32> {
     return vec2(0.0);
 }
+
+fn MATRIX_group_at(index: u32, at: u32, scale_base: u32) -> vec2<f32> {
+    return vec2(0.0);
+}

@@ -1,5 +1,5 @@
 // Sizes of matvec.wgsl for one shape of matrix.
 
 fn sizes() -> Sizes {
-    return Sizes(COLS, UNITS, BESIDE, SPAN, SLOTS, NORM, ADD, SEVERAL);
+    return Sizes(COLS, UNITS, BESIDE, TURN, SPAN, SLOTS, NORM, ADD, SEVERAL);
 }

@@ -1,84 +1,60 @@
 // Products of many lines with packed rows: bound by arithmetic.
 //
-// A workgroup has LINES lines and TILE_ROWS rows (of each matrix), a thread BLOCK_LINES x BLOCK_ROWS of their results. For
-// every unit of 32 columns the weights are decoded once into shared memory, beside the activations, in cells of four
-// columns: `ws[column / 4][row]`, `xs[column / 4][line]`, so that neighbouring threads read neighbouring cells. The next
-// unit is on its way while this one is multiplied. With GATED there are two matrices, gate and up, and the
-// result is silu(gate) * up; with COUNTED a workgroup skips the lines it does not have.
+// A workgroup has LINES lines; a thread has two rows, with GATED one of gate and the same one of up, and all of the lines'
+// results for them. It decodes a unit of its rows into registers and multiplies it with every line's activations, which
+// are in shared memory: all threads read the same ones at the same time. With GATED the result is silu(gate) * up; with
+// COUNTED a workgroup skips the lines it does not have.
 
 alias Input = f32;
 
-const ACROSS = LINES / BLOCK_LINES;    // threads along the lines
-const DOWN = TILE_ROWS / BLOCK_ROWS;   // threads along the rows
-const RESULTS = BLOCK_LINES * BLOCK_ROWS;
-const PIECES = max(WORKGROUP / TILE_ROWS, 1u);  // threads that share a unit
-const LOADS = max(TILE_ROWS / WORKGROUP, 1u);   // units of a thread
-const INPUTS = LINES * 8u / WORKGROUP;          // cells of activations of a thread
-const PITCH = LINES + 1u;                       // keeps columns apart in the banks of shared memory
-const PIECE_QUADS = 8u / PIECES;
+const OWN = 2u - GATED;                 // rows of a thread, WORKGROUP apart
+const TILE_ROWS = OWN * WORKGROUP;
+const STAGED_QUADS = STAGED * 8u;       // of each line, at a time
 const PART_QUADS = 8u / PARTS;
 
-var<workgroup> ws: array<vec4<f32>, 8u * TILE_ROWS>;
-var<workgroup> up_ws: array<vec4<f32>, 8u * TILE_ROWS * GATED + 1u>;
-var<workgroup> xs: array<vec4<f32>, 8u * PITCH>;
+var<workgroup> xs: array<vec4<f32>, LINES * STAGED_QUADS>;
 var<workgroup> inputs: array<u32, LINES>;
 
-// What a thread brings in of one unit.
+// What a thread brings in of one unit: gate and up, or two rows.
 struct Fetched {
-    words: array<array<u32, BITS>, LOADS>,
-    up_words: array<array<u32, BITS>, LOADS>,
-    scales: array<vec2<f32>, LOADS * PARTS>,
-    up_scales: array<vec2<f32>, LOADS * PARTS>,
-    values: array<vec4<f32>, INPUTS>,
+    words: array<array<u32, BITS>, 2>,
+    scales: array<array<vec2<f32>, PARTS>, 2>,
 }
 
-fn fetch(lines: Lines, row_at: u32, thread: u32, unit: u32, fetched: ptr<function, Fetched>) {
-    for (var l = 0u; l < LOADS; l++) {
-        let row = lines.first_row + min(row_at + (thread + l * WORKGROUP) % TILE_ROWS, p.rows - 1u);
-        (*fetched).words[l] = gate_load(row * UNITS + unit);
+// Of rows `first` and `second` of gate, or of row `first` of gate and up.
+fn fetch(matrix: u32, first: u32, second: u32, unit: u32) -> Fetched {
+    var fetched: Fetched;
+    fetched.words[0] = gate_load(first * UNITS + unit);
+    if (GATED == 1u) {
+        fetched.words[1] = up_load(first * UNITS + unit);
+    } else {
+        fetched.words[1] = gate_load(second * UNITS + unit);
+    }
+    @unroll for (var part = 0u; part < PARTS; part++) {
+        fetched.scales[0][part] = gate_group(matrix, first, unit, part, p.scale_base);
         if (GATED == 1u) {
-            (*fetched).up_words[l] = up_load(row * UNITS + unit);
-        }
-        for (var part = 0u; part < PARTS; part++) {
-            let at = l * PARTS + part;
-            (*fetched).scales[at] = gate_group(lines.matrix, row, unit, part, p.scale_base);
-            (*fetched).up_scales[at] = up_group(lines.matrix, row, unit, part, p.scale_base);
+            fetched.scales[1][part] = up_group(matrix, first, unit, part, p.scale_base);
+        } else {
+            fetched.scales[1][part] = gate_group(matrix, second, unit, part, p.scale_base);
         }
     }
-    let column = unit * 32u + 4u * (thread & 7u);
-    for (var i = 0u; i < INPUTS; i++) {
-        let at = inputs[(thread >> 3u) + i * (WORKGROUP / 8u)] + column;
-        var value = vec4(0.0);
-        for (var k = 0u; k < 4u; k++) {
-            if (RAGGED == 0u || column + k < COLS) {
-                value[k] = x[at + k];
-            }
-        }
-        (*fetched).values[i] = value;
-    }
+    return fetched;
 }
 
-// Decodes what was fetched into shared memory.
-fn lay(thread: u32, fetched: ptr<function, Fetched>) {
-    let place = place_factors();
-    let piece = thread / TILE_ROWS;
-    for (var l = 0u; l < LOADS; l++) {
-        var words = (*fetched).words[l];
-        var up_words = (*fetched).up_words[l];
-        let row = (thread + l * WORKGROUP) % TILE_ROWS;
-        for (var j = 0u; j < 8u; j++) {
-            if (PIECES == 1u || j / PIECE_QUADS == piece) {
-                let scale = l * PARTS + j / PART_QUADS;
-                ws[j * TILE_ROWS + row] = weighed(quad(&words, j), (*fetched).scales[scale], place);
-                if (GATED == 1u) {
-                    up_ws[j * TILE_ROWS + row] = weighed(quad(&up_words, j), (*fetched).up_scales[scale], place);
-                }
-            }
+// Brings the lines' activations of STAGED units from `first` on into shared memory.
+fn stage(thread: u32, first: u32) {
+    for (var cell = thread; cell < LINES * STAGED_QUADS; cell += WORKGROUP) {
+        let column = first * 32u + cell % STAGED_QUADS * 4u;
+        let at = inputs[cell / STAGED_QUADS] + column;
+        var value = vec4(0.0);
+        if (column + 3u < COLS) {
+            value = vec4(x[at], x[at + 1u], x[at + 2u], x[at + 3u]);
+        } else if (column < COLS) {
+            value.x = x[at];
+            value.y = select(0.0, x[at + min(1u, COLS - 1u - column)], column + 1u < COLS);
+            value.z = select(0.0, x[at + min(2u, COLS - 1u - column)], column + 2u < COLS);
         }
-    }
-    // Whole cells: on Metal, threads that write parts of one vector lose each other's.
-    for (var i = 0u; i < INPUTS; i++) {
-        xs[(thread & 7u) * PITCH + (thread >> 3u) + i * (WORKGROUP / 8u)] = (*fetched).values[i];
+        xs[cell] = value;
     }
 }
 
@@ -89,64 +65,57 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (lines.count == 0u) {
         return;
     }
-    let row_at = select(group.x, group.y, MODE == PLAIN) * TILE_ROWS;
+    let row_at = select(group.x, group.y, MODE == PLAIN) * TILE_ROWS + thread;
+    let first = lines.first_row + min(row_at, p.rows - 1u);
+    let second = lines.first_row + min(row_at + WORKGROUP, p.rows - 1u);
     for (var t = thread; t < LINES; t += WORKGROUP) {
         inputs[t] = input_at(lines, t);
     }
-    workgroupBarrier();
-    // Eight neighbouring threads have neighbouring rows, so that they write one run of memory.
-    let across = (thread >> 3u) % ACROSS;
-    let down = (thread & 7u) + (thread / (8u * ACROSS)) * 8u;
 
-    var acc: array<f32, RESULTS>;
-    var up_acc: array<f32, RESULTS>;
-    for (var i = 0u; i < RESULTS; i++) {
-        acc[i] = 0.0;
-        up_acc[i] = 0.0;
+    let place = place_factors();
+    var acc: array<vec2<f32>, LINES>;
+    @unroll for (var t = 0u; t < LINES; t++) {
+        acc[t] = vec2(0.0);
     }
-    var fetched: Fetched;
-    fetch(lines, row_at, thread, 0u, &fetched);
-    for (var unit = 0u; unit < UNITS; unit++) {
+    var fetched = fetch(lines.matrix, first, second, 0u);
+    for (var staged = 0u; staged < UNITS; staged += STAGED) {
         workgroupBarrier();
-        lay(thread, &fetched);
+        stage(thread, staged);
         workgroupBarrier();
-        if (unit + 1u < UNITS) {
-            fetch(lines, row_at, thread, unit + 1u, &fetched);
-        }
-        for (var j = 0u; j < 8u; j++) {
-            var w: array<vec4<f32>, BLOCK_ROWS>;
-            var up_w: array<vec4<f32>, BLOCK_ROWS>;
-            for (var r = 0u; r < BLOCK_ROWS; r++) {
-                w[r] = ws[j * TILE_ROWS + down + r * DOWN];
-                if (GATED == 1u) {
-                    up_w[r] = up_ws[j * TILE_ROWS + down + r * DOWN];
-                }
+        for (var unit = staged; unit < min(staged + STAGED, UNITS); unit++) {
+            var w: array<vec4<f32>, 8>;
+            var other_w: array<vec4<f32>, 8>;
+            var words = fetched.words[0];
+            var other_words = fetched.words[1];
+            @unroll for (var j = 0u; j < 8u; j++) {
+                w[j] = weighed(quad(&words, j), fetched.scales[0][j / PART_QUADS], place);
+                other_w[j] = weighed(quad(&other_words, j), fetched.scales[1][j / PART_QUADS], place);
             }
-            for (var t = 0u; t < BLOCK_LINES; t++) {
-                if (COUNTED == 0u || t * ACROSS < lines.count) {
-                    let value = xs[j * PITCH + across + t * ACROSS];
-                    for (var r = 0u; r < BLOCK_ROWS; r++) {
-                        let at = t * BLOCK_ROWS + r;
-                        acc[at] = multiply(value, w[r], acc[at]);
-                        if (GATED == 1u) {
-                            up_acc[at] = multiply(value, up_w[r], up_acc[at]);
-                        }
+            // The next unit is on its way while this one is multiplied.
+            fetched = fetch(lines.matrix, first, second, min(unit + 1u, UNITS - 1u));
+            let cell = (unit - staged) * 8u;
+            @unroll for (var t = 0u; t < LINES; t++) {
+                if (COUNTED == 0u || t < lines.count) {
+                    var sums = acc[t];
+                    @unroll for (var j = 0u; j < 8u; j++) {
+                        let value = xs[t * STAGED_QUADS + cell + j];
+                        sums = vec2(multiply(value, w[j], sums.x), multiply(value, other_w[j], sums.y));
                     }
+                    acc[t] = sums;
                 }
             }
         }
     }
 
-    for (var t = 0u; t < BLOCK_LINES; t++) {
-        for (var r = 0u; r < BLOCK_ROWS; r++) {
-            let line = across + t * ACROSS;
-            let row = row_at + down + r * DOWN;
-            if (line < lines.count && row < p.rows) {
-                var result = acc[t * BLOCK_ROWS + r];
-                if (GATED == 1u) {
-                    result = swiglu(result, up_acc[t * BLOCK_ROWS + r]);
+    @unroll for (var t = 0u; t < LINES; t++) {
+        if (t < lines.count && row_at < p.rows) {
+            if (GATED == 1u) {
+                put(lines, t, row_at, swiglu(acc[t].x, acc[t].y));
+            } else {
+                put(lines, t, row_at, acc[t].x);
+                if (row_at + WORKGROUP < p.rows) {
+                    put(lines, t, row_at + WORKGROUP, acc[t].y);
                 }
-                put(lines, line, row, result);
             }
         }
     }

@@ -9,8 +9,8 @@ use super::hardware::Hardware;
 use super::matvec::{Matvec, Mode, Routed, Source};
 use super::pool::Buffer;
 use super::recorder::Dispatch;
-use super::shader::{COOPERATIVE, FEW, Packing, SPLIT16, Spec, TILED, UNIT};
-use super::tuning::integer;
+use super::shader::{COOPERATIVE, Dot, FEW, Packing, SPLIT16, Spec, TILED, UNIT};
+use super::tuning::{dot, integer};
 use super::weights::{GpuExperts, Part};
 use super::{Gpu, GpuRouting, GpuTensor};
 use crate::BackendError;
@@ -70,6 +70,18 @@ pub(crate) struct Batched<'a> {
 /// Tokens of one dispatch's workgroup in `few.wgsl`.
 const FEW_LINES: usize = 8;
 
+/// What codes are to the one-token kernel.
+#[derive(Debug, Clone, Copy)]
+enum Codes {
+    Integers,
+    /// Denormal 16-bit floats.
+    Halves,
+    Floats,
+}
+
+/// Tokens up to which the one-token kernel is faster than kernels that share rows, where codes are halves.
+const HALVES_TOKENS: usize = 32;
+
 /// Tokens from which on tiles are faster, if there are enough of them.
 const MANY: usize = 64;
 
@@ -83,63 +95,61 @@ const ENOUGH_WORKGROUPS: f64 = 1.515;
 #[derive(Debug, Clone, Copy)]
 struct Tile {
     lines: u32,
-    block_lines: u32,
+    workgroup: u32,
+    /// Rows of a workgroup; with gate and up, so many of each.
     rows: u32,
-    block_rows: u32,
+}
+
+/// Lines of a workgroup of `tiled.wgsl`: the results that a thread has room for, twice.
+const TILED_LINES: u32 = 16;
+/// Units of activations that are in shared memory at a time.
+const TILED_STAGED: u32 = 4;
+
+/// Lines of a workgroup of `cooperative.wgsl`.
+fn cooperative_lines(device: &Device, tokens: usize, rows: usize, gated: bool) -> u32 {
+    let blocks = rows.div_ceil(if gated { 64 } else { 128 });
+    let enough = device.hardware.workgroups(ENOUGH_WORKGROUPS);
+    [64, 32].into_iter().find(|&lines| blocks * tokens.div_ceil(lines as usize) >= enough).unwrap_or(16)
 }
 
 impl Tile {
-    fn workgroup(self) -> u32 {
-        self.lines / self.block_lines * (self.rows / self.block_rows)
-    }
-
-    /// For `tokens` tokens. With `gated` a workgroup has so many rows of gate and as many of up.
-    fn choose(device: &Device, tokens: usize, rows: usize, gated: bool) -> Self {
-        let (tile_rows, block_rows) = Self::rows(device, gated);
-        let sizes = [(64, 8), (32, 4), (16, 4)];
-        let blocks = rows.div_ceil(tile_rows as usize);
+    /// For `lines` lines (of which there are so many tiles), with `gated` of two matrices.
+    fn choose(device: &Device, lines: u32, tiles: usize, rows: usize, gated: bool) -> Self {
+        let own = if gated { 1 } else { 2 };
         let enough = device.hardware.workgroups(ENOUGH_WORKGROUPS);
-        let busy = |lines: u32| blocks * tokens.div_ceil(lines as usize) >= enough;
-        let fits = |&(lines, _): &(u32, u32)| device.hardware.lanes >= 32 && busy(lines);
-        let (lines, block_lines) = sizes.into_iter().find(fits).unwrap_or((16, 4));
-        Self { lines, block_lines, rows: tile_rows, block_rows }
-    }
-
-    /// For experts: blocks of lines that a workgroup does not have are skipped.
-    fn of_groups(device: &Device, lines: u32, gated: bool) -> Self {
-        let (rows, block_rows) = Self::rows(device, gated);
-        Self { lines, block_lines: lines / 4, rows, block_rows }
-    }
-
-    /// Rows of a workgroup and of a thread.
-    fn rows(device: &Device, gated: bool) -> (u32, u32) {
-        match (device.hardware.lanes, gated) {
-            (..32, _) => (32, 4),
-            (_, true) => (64, 4),
-            (_, false) => (128, 8),
-        }
+        let busy = |workgroup: &u32| rows.div_ceil((own * workgroup) as usize) * tiles >= enough;
+        let workgroup = [128, 64].into_iter().find(busy).unwrap_or(32);
+        Self { lines, workgroup, rows: own * workgroup }
     }
 }
 
 impl BatchKernel {
-    /// For `tokens` tokens and `rows` outputs in all; `integer` if codes are multiplied as integers.
-    fn dense(hardware: &Hardware, tokens: usize, rows: usize, integer: bool) -> Self {
+    /// For `tokens` tokens and `rows` outputs in all.
+    fn dense(hardware: &Hardware, tokens: usize, rows: usize, codes: Codes) -> Self {
         // With few tokens, tiles are too few to keep a GPU busy, or mostly empty. With many they do less work a token.
         let idle = rows.div_ceil(128) * tokens.div_ceil(16) < hardware.workgroups(ENOUGH_WORKGROUPS);
-        match integer {
-            true if tokens <= MANY || (idle && tokens <= 4 * MANY) => Self::Matvec,
-            false if tokens <= 2 * FEW_LINES || (idle && tokens <= MANY) => Self::Few,
+        match codes {
+            Codes::Integers if tokens <= MANY || (idle && tokens <= 4 * MANY) => Self::Matvec,
+            Codes::Halves if tokens <= HALVES_TOKENS => Self::Matvec,
+            Codes::Halves | Codes::Floats if tokens <= 2 * FEW_LINES || (idle && tokens <= MANY) => Self::Few,
             _ => Self::Tiled,
         }
     }
 
     /// The kernel for experts, and how many pairs a workgroup takes at most.
-    fn grouped(given: Option<Self>, routing: &GpuRouting, experts: usize, integer: bool) -> (Self, usize) {
+    fn grouped(
+        given: Option<Self>,
+        routing: &GpuRouting,
+        experts: usize,
+        codes: Codes,
+        cooperative: bool,
+    ) -> (Self, usize) {
         // Pairs of an expert on average; few experts have more than twice as many.
         let mean = (routing.tokens * routing.chosen) as f64 / experts.max(1) as f64;
-        let kernel = given.unwrap_or(match integer {
-            true if mean < 24.0 => Self::Matvec,
-            false if mean < 4.0 => Self::Few,
+        let kernel = given.unwrap_or(match codes {
+            Codes::Integers if mean < 24.0 => Self::Matvec,
+            Codes::Halves if mean < 4.0 => Self::Matvec,
+            Codes::Floats if mean < 4.0 => Self::Few,
             _ => Self::Tiled,
         });
         let lines = match kernel {
@@ -147,6 +157,7 @@ impl BatchKernel {
             Self::Few if mean < 0.3 => 2.min(routing.tokens),
             Self::Few if mean < 1.0 => 4.min(routing.tokens),
             Self::Few => FEW_LINES.min(routing.tokens),
+            _ if !cooperative => TILED_LINES as usize,
             _ if mean < 8.0 => 16,
             _ => 32,
         };
@@ -172,16 +183,22 @@ impl Gpu {
 
     /// The kernel for a product of `tokens` tokens with `rows` outputs.
     pub(crate) fn dense_kernel(&self, tokens: usize, rows: usize, packing: Packing) -> BatchKernel {
-        let (hardware, integer) = (&self.recorder.device.hardware, self.multiplies_integers(packing));
-        self.batch_kernel().unwrap_or_else(|| match BatchKernel::dense(hardware, tokens, rows, integer) {
+        let (hardware, codes) = (&self.recorder.device.hardware, self.codes(packing));
+        self.batch_kernel().unwrap_or_else(|| match BatchKernel::dense(hardware, tokens, rows, codes) {
             // Measured to be faster, for floats too.
             BatchKernel::Few if hardware.integer_dot => BatchKernel::Matvec,
             kernel => kernel,
         })
     }
 
-    fn multiplies_integers(&self, packing: Packing) -> bool {
-        integer(&self.recorder.device, self.tuning(), packing)
+    /// How the one-token kernel multiplies codes. (A software adapter shares rows between tokens whatever it is.)
+    fn codes(&self, packing: Packing) -> Codes {
+        let device = &self.recorder.device;
+        match dot(device, packing, integer(device, self.tuning(), packing)) {
+            Dot::Integer => Codes::Integers,
+            Dot::Half if !device.hardware.software => Codes::Halves,
+            Dot::Half | Dot::Float => Codes::Floats,
+        }
     }
 
     /// Cooperative matrices instead of tiles where they can be used, and the reverse where they can't. They take
@@ -226,8 +243,14 @@ impl Gpu {
         routing: &GpuRouting,
         experts: &GpuExperts,
     ) -> Result<(BatchKernel, Groups)> {
-        let integer = self.multiplies_integers(experts.packing);
-        let (kernel, lines) = BatchKernel::grouped(self.batch_kernel(), routing, experts.count, integer);
+        let codes = self.codes(experts.packing);
+        let (kernel, lines) = BatchKernel::grouped(
+            self.batch_kernel(),
+            routing,
+            experts.count,
+            codes,
+            self.recorder.device.hardware.cooperative,
+        );
         Ok((kernel, self.groups(routing, experts.count, lines)?))
     }
 
@@ -241,9 +264,15 @@ impl Gpu {
         };
         let device = &self.recorder.device;
         let gated = u32::from(product.up.is_some());
-        let tile = || match product.lines {
-            Lines::Tokens => Tile::choose(device, x.rows, rows, gated == 1),
-            Lines::Experts { groups, .. } => Tile::of_groups(device, groups.lines as u32, gated == 1),
+        let tile = || {
+            let (lines, tiles) = match product.lines {
+                Lines::Tokens => {
+                    let lines = TILED_LINES;
+                    (lines, x.rows.div_ceil(lines as usize))
+                }
+                Lines::Experts { groups, .. } => (groups.lines as u32, groups.max_tiles),
+            };
+            Tile::choose(device, lines, tiles, rows, gated == 1)
         };
         let (op, mut constants, block_rows, lines) = match kernel {
             BatchKernel::Matvec | BatchKernel::Few => {
@@ -259,7 +288,11 @@ impl Gpu {
             BatchKernel::Cooperative => {
                 let (split, factor) = (u32::from(!packing.exact_in_f16()), packing.f16_factor());
                 let constants = vec![("WORKGROUP", COOPERATIVE_ROWS), ("SPLIT", split), ("FACTOR", factor)];
-                (&COOPERATIVE, constants, COOPERATIVE_ROWS / (1 + gated), tile().lines)
+                let lines = match product.lines {
+                    Lines::Tokens => cooperative_lines(device, x.rows, rows, gated == 1),
+                    Lines::Experts { groups, .. } => groups.lines as u32,
+                };
+                (&COOPERATIVE, constants, COOPERATIVE_ROWS / (1 + gated), lines)
             }
         };
         let share = if kernel == BatchKernel::Few { share(packing) } else { 1 };
@@ -444,11 +477,6 @@ impl Few {
 
 impl Tile {
     fn constants(self) -> Vec<(&'static str, u32)> {
-        vec![
-            ("WORKGROUP", self.workgroup()),
-            ("TILE_ROWS", self.rows),
-            ("BLOCK_ROWS", self.block_rows),
-            ("BLOCK_LINES", self.block_lines),
-        ]
+        vec![("WORKGROUP", self.workgroup), ("STAGED", TILED_STAGED)]
     }
 }

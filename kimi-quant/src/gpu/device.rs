@@ -1,5 +1,6 @@
 //! The device made from an adapter.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::adapter::{self, Adapter};
@@ -47,6 +48,8 @@ pub(crate) struct Device {
     pub(crate) hardware: Hardware,
     /// The chip that it plays.
     pub(super) as_metal: Option<&'static Chip>,
+    /// Whether denormal 16-bit floats are numbers to it and not zero, as far as that was tried.
+    pub(crate) half_denormals: Arc<AtomicBool>,
     /// Bytes that weights and caches may take, if known.
     pub(crate) memory: Option<u64>,
     /// The first error; the device can't be used after it.
@@ -135,6 +138,7 @@ impl Device {
             limits,
             hardware,
             as_metal: options.as_metal,
+            half_denormals: Arc::default(),
             memory,
             failure,
             machine_code: Arc::default(),
@@ -147,6 +151,11 @@ impl Device {
             None => Ok(()),
             Some(what) => Err(BackendError::Device(format!("{}: {what}", self.about))),
         }
+    }
+
+    /// Whether codes may be read as denormal 16-bit floats.
+    pub(crate) fn keeps_denormals(&self) -> bool {
+        self.half_denormals.load(Ordering::Relaxed)
     }
 
     /// Threads that a workgroup may have along one dimension.

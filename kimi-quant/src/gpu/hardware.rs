@@ -31,8 +31,12 @@ const CORES: usize = 132;
 /// The same for Apple's GPUs: those of a Max.
 const APPLE_CORES: usize = 40;
 
-/// As measured on an H100. On an M1 or M2 it is 384 to 576 by the registers that Mesa's compiler gives the kernels.
+/// As measured on an H100.
 const RESIDENT_THREADS: usize = 512;
+
+/// On an M1 or M2 by the registers that Mesa's compiler gives the kernels (docs/metal-instructions.md). An H100 that plays one
+/// is as fast with 768 as with 1,024, and slower with 512.
+const APPLE_RESIDENT_THREADS: usize = 768;
 
 /// PCI vendor.
 pub(crate) const NVIDIA: u32 = 0x10de;
@@ -74,7 +78,7 @@ impl Hardware {
             cooperative: false,
             software: false,
             cores: chip.map_or(APPLE_CORES, |chip| chip.cores as usize),
-            resident_threads: RESIDENT_THREADS,
+            resident_threads: APPLE_RESIDENT_THREADS,
             head_threads: 256,
         }
     }

@@ -3,7 +3,7 @@
 
 use super::grouped::Groups;
 use super::recorder::Dispatch;
-use super::shader::{Dot, MATVEC, MATVEC_RAGGED, MATVEC_VARIED, Packing, Spec};
+use super::shader::{MATVEC, MATVEC_RAGGED, MATVEC_VARIED, Packing, Spec};
 use super::tensor::Input;
 use super::tuning::{Shape, Sizes};
 use super::weights::Part;
@@ -80,6 +80,23 @@ pub(crate) struct Matvec<'a> {
     pub(crate) add: bool,
 }
 
+/// What modes are to the shader.
+const ROWS: u32 = 0;
+const GATHER: u32 = 1;
+const SUM: u32 = 2;
+const ROUTED: u32 = 3;
+
+/// What the mode of a shader is called.
+#[cfg(test)]
+pub(super) fn mode_name(mode: u32) -> &'static str {
+    match mode {
+        ROWS => "rows",
+        GATHER => "gather",
+        SUM => "sum",
+        _ => "routed",
+    }
+}
+
 /// Matrices that a dispatch has room for.
 const MAX_MATRICES: usize = 6;
 /// Sources that a dispatch has room for: places for their offsets in `Params`.
@@ -111,6 +128,7 @@ impl Gpu {
         let shape = Shape {
             packing: product.packing,
             beside: beside as u32,
+            apart: if let Mode::Sum(_) = product.mode { product.packing.units() as u32 } else { 1 },
             rows: [product.rows, second],
             outputs: (outputs + second) * tokens,
             gated: product.sources.iter().any(|s| s.up.is_some()),
@@ -132,10 +150,10 @@ impl Gpu {
         let gated = u32::from(product.sources.iter().any(|s| s.up.is_some()));
         let none = &*self.nothing;
         let (mode, choices) = match product.mode {
-            Mode::Rows { .. } => (0, None),
-            Mode::Gather(choices) => (1, Some(choices)),
-            Mode::Sum(choices) => (2, Some(choices)),
-            Mode::Routed(_) => (3, None),
+            Mode::Rows { .. } => (ROWS, None),
+            Mode::Gather(choices) => (GATHER, Some(choices)),
+            Mode::Sum(choices) => (SUM, Some(choices)),
+            Mode::Routed(_) => (ROUTED, None),
         };
         let second = if let Mode::Rows { second } = product.mode { second } else { None };
         let several = matches!(product.mode, Mode::Rows { .. }) && product.x.rows() > 1;
@@ -168,7 +186,7 @@ impl Gpu {
             ]);
         }
         let mut spec = Spec::new(op, constants).with_matrices(sizes.packing, sources as u32 * (1 + gated));
-        spec.dot = Some(if sizes.integer { Dot::Integer } else { Dot::Float });
+        spec.dot = Some(sizes.dot);
         let norm = norm.map_or(none, |n| &*n.weight.buffer);
         let [norm_or_tiles, ids, weights] = match (routed, choices) {
             (Some(p), _) => [&*p.groups.tiles, &*p.groups.pairs, &*p.routing.weights],
@@ -228,6 +246,7 @@ impl Matvec<'_> {
         params[12..18].copy_from_slice(&more.map(|n| n as u32));
         params[18..21].copy_from_slice(&[sizes.span, sizes.slots, sizes.steps]);
         params[21..23].copy_from_slice(&[norm.is_some(), self.add].map(u32::from));
+        params[23] = sizes.turns;
         params
     }
 }

@@ -10,10 +10,12 @@ mod attention;
 mod bandwidth;
 mod batched;
 mod cuts;
+mod denormals;
 mod device;
 mod dump;
 mod f16_range;
 mod grouped;
+mod halves;
 mod hardware;
 mod interop;
 mod kernels;
@@ -33,6 +35,7 @@ mod tensor;
 #[cfg(test)]
 mod tests;
 mod tuning;
+mod unroll;
 mod upload;
 mod weights;
 
@@ -143,7 +146,9 @@ impl Gpu {
     /// # Errors
     /// [`BackendError::Device`] if there is none, naming those that there are, or if it lacks what the kernels need.
     pub fn new(options: &GpuOptions) -> Result<Self> {
-        Self::over(Device::open(options)?, options.tuning)
+        let gpu = Self::over(Device::open(options)?, options.tuning)?;
+        gpu.try_denormals()?;
+        Ok(gpu)
     }
 
     fn over(device: Device, tuning: Option<Tuning>) -> Result<Self> {

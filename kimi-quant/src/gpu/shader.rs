@@ -1,6 +1,6 @@
 //! Shaders: an operation's text, the pieces it shares with others, and the constants that specialise it.
 
-use super::cuts;
+use super::{cuts, halves, unroll};
 use crate::{FloatType, Format};
 
 /// Largest grid dimension that is used; what is more goes on in the next dimension.
@@ -118,6 +118,7 @@ const MATRICES: [&str; 6] = ["m0", "m1", "m2", "m3", "m4", "m5"];
 const GATE_AND_UP: [&str; 2] = ["gate", "up"];
 
 const DOT_FLOAT: &str = include_str!("../../../shaders/dot_float.wgsl");
+const DOT_HALF: &str = include_str!("../../../shaders/dot_half.wgsl");
 const DOT_INTEGER: &str = include_str!("../../../shaders/dot_integer.wgsl");
 const CODES: &str = include_str!("../../../shaders/codes.wgsl");
 const MATRIX: &str = include_str!("../../../shaders/matrix.wgsl");
@@ -200,7 +201,12 @@ impl Packing {
 
     /// Whether its units can be multiplied by integer dot products.
     pub(crate) fn is_integer(self) -> bool {
-        matches!(self.format, Format::Affine { .. } | Format::Int4 { .. }) && self.parts() == 1
+        self.has_integer_codes() && self.parts() == 1
+    }
+
+    /// Whether its codes are whole numbers, of 2 to 8 bits.
+    pub(crate) fn has_integer_codes(self) -> bool {
+        matches!(self.format, Format::Affine { .. } | Format::Int4 { .. })
     }
 
     fn constants(self) -> Vec<(&'static str, u32)> {
@@ -271,6 +277,8 @@ pub(crate) struct Spec {
 pub(crate) enum Dot {
     /// dot_float.wgsl: any format.
     Float,
+    /// dot_half.wgsl: integer codes, on a device that keeps denormal 16-bit floats.
+    Half,
     /// dot_integer.wgsl: integer codes with scales for 32 or more.
     Integer,
 }
@@ -302,7 +310,7 @@ impl Spec {
             let sizes = packing.constants().into_iter().filter(|(name, _)| !varies(name));
             sizes.for_each(|(name, value)| constant(name, value));
             let (chunk, unpack) = match packing.chunk() {
-                4 => ("vec4<u32>", "for (var k = 0u; k < 4u; k++) { words[4u * i + k] = chunk[k]; }"),
+                4 => ("vec4<u32>", "@unroll for (var k = 0u; k < 4u; k++) { words[4u * i + k] = chunk[k]; }"),
                 2 => ("vec2<u32>", "words[2u * i] = chunk.x; words[2u * i + 1u] = chunk.y;"),
                 _ => ("u32", "words[i] = chunk;"),
             };
@@ -330,6 +338,9 @@ impl Spec {
             (Some(Dot::Integer), Some(packing)) => {
                 text.push_str(&cuts::shader(DOT_INTEGER, packing.bits(), packing.unit));
             }
+            (Some(Dot::Half), Some(packing)) => {
+                text.push_str(&halves::shader(DOT_HALF, packing.bits(), packing.unit, packing.parts()));
+            }
             (Some(Dot::Float), _) => text.push_str(DOT_FLOAT),
             _ => {}
         }
@@ -337,6 +348,6 @@ impl Spec {
             text.push_str(if self.subgroups { REDUCE_SUBGROUP } else { REDUCE_SHARED });
         }
         text.push_str(op.text);
-        text
+        unroll::unroll(&text)
     }
 }

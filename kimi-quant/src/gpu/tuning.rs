@@ -2,7 +2,7 @@
 
 use super::device::Device;
 use super::hardware::Hardware;
-use super::shader::{Packing, UNIT};
+use super::shader::{Dot, Packing, UNIT};
 
 /// Sizes of the one-token kernel that may be tried out. Without it they are chosen by format and shape.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub(crate) struct Shape {
     pub(crate) packing: Packing,
     /// How many rows are side by side as one.
     pub(crate) beside: u32,
+    /// Units that have to be multiplied in one turn: those of a row, where several rows are side by side.
+    pub(crate) apart: u32,
     /// Rows of a matrix or expert; of the second matrix, if there are two.
     pub(crate) rows: [usize; 2],
     /// Outputs of all workgroups together, for all tokens.
@@ -44,13 +46,16 @@ pub(crate) struct Shape {
 pub(crate) struct Sizes {
     /// The weights', with the unit that a thread has.
     pub(crate) packing: Packing,
-    pub(crate) integer: bool,
+    pub(crate) dot: Dot,
     /// Rows of a step and of both matrices together.
     pub(crate) step_rows: u32,
     pub(crate) values: u32,
     pub(crate) steps: u32,
-    /// Units of a row or of the rows side by side, threads on them, and rows beneath each other.
+    /// Units of a row or of the rows side by side, and how many turns they are multiplied in, of so many units each.
     units: u32,
+    pub(crate) turns: u32,
+    turn: u32,
+    /// Threads on the units of a turn, and rows beneath each other.
     pub(crate) span: u32,
     pub(crate) slots: u32,
     pub(crate) workgroup: u32,
@@ -87,12 +92,24 @@ const BUSY_OUTPUTS: usize = 50_000;
 /// Bytes of activations that are staged at once, about: with over 24 KB of shared memory in all, an H100 runs one workgroup
 /// at a time where its registers allow two.
 const STAGED: u32 = 16 << 10;
+/// Units that are multiplied in one turn at most where codes are not multiplied as integers: their activations are all the
+/// registers and the shared memory that bringing them in takes.
+const MAX_TURN: u32 = 64;
 /// Quads of activations that a thread loads in a kernel for many sizes: 256 threads load 8192 activations.
 const COMMON_LOADS: u32 = 8;
 
 /// Whether codes are multiplied as integers.
 pub(crate) fn integer(device: &Device, given: Option<Tuning>, packing: Packing) -> bool {
     given.map_or(device.hardware.integer_dot, |t| t.integer) && packing.is_integer()
+}
+
+/// How a unit of activations meets a unit of codes.
+pub(crate) fn dot(device: &Device, packing: Packing, integer: bool) -> Dot {
+    match integer {
+        true => Dot::Integer,
+        false if device.keeps_denormals() && packing.has_integer_codes() => Dot::Half,
+        false => Dot::Float,
+    }
 }
 
 /// Bytes of shared memory for staged units of activations, sums, and the sums over a workgroup.
@@ -126,21 +143,26 @@ impl Sizes {
         let wide = if integer && unit > UNIT { shape.packing.wide() } else { None };
         let packing = wide.unwrap_or(shape.packing);
         let units = packing.units() as u32 * shape.beside;
-        let values = Self::values(device, given, shape, units, packing.unit > UNIT);
+        let threads = THREADS.min(max_threads);
+        let max_turn = MAX_TURN.min(threads);
+        let turn = if integer { units } else { Self::turn(units, shape.apart, max_turn) };
+        let turns = units.div_ceil(turn);
+        let values = Self::values(device, given, shape, turn, packing.unit > UNIT);
         let longest = Self::longest_run(device);
         let run =
-            if device.hardware.subgroups { longest.min(units.next_power_of_two()).max(values) } else { 1 };
-        let span = units.next_multiple_of(run.max(values)); // so that no step has more outputs than threads
+            if device.hardware.subgroups { longest.min(turn.next_power_of_two()).max(values) } else { 1 };
+        let span = turn.next_multiple_of(run.max(values)); // so that no step has more outputs than threads
         if span > max_threads {
             return None;
         }
-        let threads = THREADS.min(max_threads);
         let max_slots = (threads / span).max(1);
         // A software adapter is slow where threads idle, and has no instruction cache to save. Where sizes are given (by a
         // test), it runs what hardware would.
         let wanted = shape.common && (!device.hardware.software || given.is_some());
-        let quads = units * packing.unit as u32 / 4;
-        let fits = run == longest && span <= threads && quads.div_ceil(threads) <= COMMON_LOADS;
+        let quads = turn * packing.unit as u32 / 4;
+        let common_loads =
+            if integer { COMMON_LOADS } else { (max_turn * UNIT as u32 / 4).div_ceil(threads) };
+        let fits = run == longest && span <= threads && quads.div_ceil(threads) <= common_loads;
         let common = wanted && packing.unit == UNIT && packing.cols.is_multiple_of(4) && fits;
         // The number of slots that leaves the fewest threads without work.
         let idle = |slots: u32| (span * slots).next_multiple_of(device.hardware.lanes) * 60 / slots;
@@ -149,10 +171,11 @@ impl Sizes {
         let mut workgroup = (span * slots).next_multiple_of(device.hardware.lanes).min(max_threads);
         let mut loads = quads.div_ceil(workgroup);
         let unit_bytes = 4 * (packing.unit as u32 + 4);
-        let mut staged = units.div_ceil((units * unit_bytes).div_ceil(STAGED));
+        let at_once = if integer { STAGED } else { max_turn * unit_bytes };
+        let mut staged = turn.div_ceil((turn * unit_bytes).div_ceil(at_once));
         if common {
-            (workgroup, loads) = (threads, COMMON_LOADS);
-            staged = STAGED / unit_bytes / RUN * RUN;
+            (workgroup, loads) = (threads, common_loads);
+            staged = if integer { STAGED / unit_bytes / RUN * RUN } else { max_turn };
         }
         let step_rows = values / matrices;
         let steps_in_all = shape.outputs.div_ceil((step_rows * slots) as usize);
@@ -169,11 +192,13 @@ impl Sizes {
         };
         let mut sizes = Self {
             packing,
-            integer,
+            dot: dot(device, packing, integer),
             step_rows,
             values,
             steps,
             units,
+            turns,
+            turn,
             span,
             slots,
             workgroup,
@@ -196,13 +221,32 @@ impl Sizes {
         Some(sizes)
     }
 
+    /// Units of a turn, of which `apart` belong together: as many as there are threads, in turns of the same size.
+    fn turn(units: u32, apart: u32, threads: u32) -> u32 {
+        if units <= threads || apart > threads {
+            return units;
+        }
+        let pieces = units.div_ceil(apart);
+        let turns = pieces.div_ceil(threads / apart);
+        pieces.div_ceil(turns) * apart
+    }
+
     /// Sums of a step: a power of two that divides all rows, so that a step has all of its rows or none. With `units` on a
     /// row, `wide` ones or not.
     fn values(device: &Device, given: Option<Tuning>, shape: &Shape, units: u32, wide: bool) -> u32 {
         let matrices = 1 + u32::from(shape.gated);
+        let half = dot(device, shape.packing, integer(device, given, shape.packing)) == Dot::Half;
         let wanted = given.map_or_else(
             || match shape.packing.bits() {
                 9.. => matrices,
+                // Codes of more bits take more registers, and many rows at once more than leave enough threads.
+                bits if half => {
+                    if shape.single || bits > 5 {
+                        4
+                    } else {
+                        8
+                    }
+                }
                 _ if units > 288 => 4, // many threads, so fewer registers
                 _ if wide || shape.gated || shape.outputs >= BUSY_OUTPUTS => 8,
                 _ => 4, // as fast alone, and less code to fetch where other kernels came before
@@ -265,9 +309,11 @@ impl Sizes {
             ("LOADS", self.loads),
             ("RUN", self.run),
             ("MAX_STEPS", self.max_steps),
+            ("TURNS", if self.dot == Dot::Integer || (self.turns == 1 && !self.common) { 1 } else { 2 }), // how many is a parameter
         ];
         if !self.common {
-            constants.extend([("BESIDE", self.units), ("SPAN", self.span), ("SLOTS", self.slots)]);
+            let sizes = [self.units, self.turn, self.span, self.slots];
+            constants.extend(["BESIDE", "TURN", "SPAN", "SLOTS"].into_iter().zip(sizes));
         }
         constants
     }

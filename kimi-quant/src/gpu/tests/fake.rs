@@ -1,10 +1,13 @@
 //! GPUs that are not here: the program's own choices for their features and limits, on wgpu's backend that computes
 //! nothing.
 
+use std::sync::Arc;
+
 use super::super::adapter::{Adapter, AdapterKind};
 use super::super::device::{COOPERATIVE, Device, GpuOptions, IMMEDIATE_BYTES, watch};
 use super::super::hardware::{Hardware, NVIDIA};
 use super::super::shader::{Op, Packing, Spec};
+use super::super::tuning::Tuning;
 use super::super::weights::{GpuExperts, GpuMatrix, Part};
 use super::super::{Gpu, GpuHidden, GpuTensor, GpuVector, wgpu};
 use crate::{
@@ -182,6 +185,7 @@ impl Looks {
             limits,
             hardware: Hardware { cooperative: self.cooperative, ..hardware },
             as_metal: None,
+            half_denormals: Arc::new((!hardware.integer_dot).into()),
             memory: None,
             failure,
             machine_code: std::sync::Arc::default(),
@@ -401,8 +405,19 @@ fn oddities(gpu: &Gpu) -> Result {
 
 /// Those of one token of Kimi-K2 in four bits.
 pub(super) fn of_one_token(looks: &Looks) -> Result<Vec<(&'static Op, Spec)>> {
+    of_tokens(looks, BitWidth::B4, 1, None)
+}
+
+/// Those of some tokens of Kimi-K2, with the sizes that are given.
+pub(super) fn of_tokens(
+    looks: &Looks,
+    bits: BitWidth,
+    tokens: usize,
+    tuning: Option<Tuning>,
+) -> Result<Vec<(&'static Op, Spec)>> {
     let gpu = &looks.gpu()?;
-    Run { gpu, model: K2, format: affine(BitWidth::B4, 64, FloatType::Bf16) }.step(1)?;
+    gpu.set_tuning(tuning);
+    Run { gpu, model: K2, format: affine(bits, 64, FloatType::Bf16) }.step(tokens)?;
     Ok(std::mem::take(&mut gpu.recorder.lock().made))
 }
 

@@ -5,6 +5,7 @@
 mod common;
 mod execute;
 mod fake;
+mod kernels;
 mod msl;
 mod plan;
 mod tally;

@@ -106,7 +106,7 @@ const UNCHECKED: BoundsCheckPolicies = BoundsCheckPolicies {
 };
 
 /// To SPIR-V, as wgpu's Vulkan backend does for a trusted shader without checks and without zeroed shared memory.
-fn spirv(module: &Module, info: &ModuleInfo) -> Result<(), String> {
+pub(super) fn spirv(module: &Module, info: &ModuleInfo) -> Result<Vec<u32>, String> {
     // Of Vulkan 1.3.
     let options = spv::Options {
         lang_version: (1, 6),
@@ -119,7 +119,7 @@ fn spirv(module: &Module, info: &ModuleInfo) -> Result<(), String> {
     };
     let entry = "main".to_owned();
     let pipeline = spv::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: entry };
-    spv::write_vec(module, info, &options, Some(&pipeline)).map(drop).map_err(|e| format!("SPIR-V: {e}"))
+    spv::write_vec(module, info, &options, Some(&pipeline)).map_err(|e| format!("SPIR-V: {e}"))
 }
 
 /// The bindings of parameters and of buffers' sizes.
