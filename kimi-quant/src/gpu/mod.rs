@@ -21,6 +21,8 @@ mod interop;
 mod kernels;
 mod layout;
 mod matvec;
+#[cfg(target_os = "macos")]
+mod metal_memory;
 mod moe;
 mod nudge;
 mod pace;

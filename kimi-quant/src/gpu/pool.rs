@@ -113,6 +113,17 @@ impl Pool {
         self.long_lived(what, bytes, true)
     }
 
+    /// A buffer that was made elsewhere, as one that lives as long as its last holder.
+    #[cfg(target_os = "macos")]
+    pub(crate) fn adopt(&self, raw: wgpu::Buffer) -> Arc<Buffer> {
+        let (id, class) = (self.next_id.fetch_add(1, Ordering::Relaxed), raw.size());
+        Arc::new(Buffer { id, raw, class, written_by_host: false, home: None })
+    }
+
+    /// What all buffers are used for.
+    pub(crate) const USAGE: wgpu::BufferUsages =
+        wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
     fn long_lived(&self, what: &'static str, bytes: u64, mapped: bool) -> Result<Arc<Buffer>, BackendError> {
         let class = bytes.max(4).next_multiple_of(16);
         let (id, raw) = self.create(what, class, bytes, mapped)?;
@@ -134,8 +145,7 @@ impl Pool {
             return Ok((0, stand_in.clone()));
         }
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let mut usage =
-            wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+        let mut usage = Self::USAGE;
         usage.set(wgpu::BufferUsages::MAP_WRITE, mapped);
         let descriptor =
             wgpu::BufferDescriptor { label: Some(what), size, usage, mapped_at_creation: mapped };

@@ -92,6 +92,9 @@ pub(crate) struct Recorder {
     dump: Mutex<Dump>,
     /// Kernels that had to be made when they were needed.
     pub(super) made_in_steps: AtomicU64,
+    /// Keeps the weights in reach.
+    #[cfg(target_os = "macos")]
+    pub(super) residency: Option<super::metal_memory::Residency>,
     /// Of a twin that computes nothing.
     pub(super) rehearsal: Option<Mutex<Rehearsal>>,
 }
@@ -138,7 +141,14 @@ impl Recorder {
         dump: Dump,
         rehearsal: Option<Mutex<Rehearsal>>,
     ) -> Self {
+        #[cfg(target_os = "macos")]
+        let residency = match rehearsal {
+            None => super::metal_memory::Residency::new(&device.device, &device.queue),
+            Some(_) => None,
+        };
         Self {
+            #[cfg(target_os = "macos")]
+            residency,
             device,
             pool,
             state: Mutex::default(),
@@ -260,6 +270,10 @@ impl Recorder {
     fn submit(&self, state: &mut State) -> wgpu::SubmissionIndex {
         self.count_submission(state);
         state.pass = None;
+        #[cfg(target_os = "macos")]
+        if let Some(residency) = &self.residency {
+            residency.used();
+        }
         let index = self.device.queue.submit(state.encoder.take().map(wgpu::CommandEncoder::finish));
         state.recorded = 0;
         state.submitted += 1;

@@ -15,36 +15,60 @@ const SHORT: usize = 4096;
 /// Fills a new buffer with bytes of any length and alignment, one after another.
 pub(super) struct Writer<'a> {
     recorder: &'a Recorder,
-    buffer: Arc<Buffer>,
-    /// The buffer's memory, where the host can write it.
-    view: Option<wgpu::BufferViewMut>,
+    memory: Memory,
     offset: usize,
     pending: Vec<u8>,
+}
+
+/// What is filled.
+enum Memory {
+    /// A buffer that only the device writes.
+    Staged(Arc<Buffer>),
+    /// A buffer whose memory the host writes, and that memory.
+    Mapped(Arc<Buffer>, wgpu::BufferViewMut),
+    /// Memory that is no buffer of wgpu's yet.
+    #[cfg(target_os = "macos")]
+    Own(&'static str, super::metal_memory::Unfilled),
 }
 
 impl<'a> Writer<'a> {
     /// A buffer of at least `bytes` bytes to be filled.
     pub(super) fn new(recorder: &'a Recorder, what: &'static str, bytes: u64) -> Result<Self> {
-        let buffer = match recorder.device.writes_in_place() {
-            true => recorder.pool.keep_mapped(what, bytes)?,
-            false => recorder.pool.keep(what, bytes)?,
-        };
-        let view = match recorder.device.writes_in_place() {
-            true => {
-                let view = buffer.raw.get_mapped_range_mut(..);
-                Some(view.map_err(|e| BackendError::Device(format!("can't write weights: {e}")))?)
-            }
-            false => None,
-        };
-        Ok(Self { recorder, buffer, view, offset: 0, pending: Vec::new() })
+        let memory = Self::memory(recorder, what, bytes)?;
+        Ok(Self { recorder, memory, offset: 0, pending: Vec::new() })
+    }
+
+    fn memory(recorder: &Recorder, what: &'static str, bytes: u64) -> Result<Memory> {
+        if !recorder.device.writes_in_place() {
+            return Ok(Memory::Staged(recorder.pool.keep(what, bytes)?));
+        }
+        #[cfg(target_os = "macos")]
+        if let Some(memory) = super::metal_memory::Unfilled::new(&recorder.device.device, bytes) {
+            return Ok(Memory::Own(what, memory));
+        }
+        let buffer = recorder.pool.keep_mapped(what, bytes)?;
+        let view = buffer.raw.get_mapped_range_mut(..);
+        let view = view.map_err(|e| BackendError::Device(format!("can't write weights: {e}")))?;
+        Ok(Memory::Mapped(buffer, view))
     }
 
     /// Appends bytes. The caller keeps to the size that it asked for.
     pub(super) fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
-        if let Some(view) = &mut self.view {
-            view.slice(self.offset..self.offset + bytes.len()).copy_from_slice(bytes);
-            self.offset += bytes.len();
-            return Ok(());
+        let range = self.offset..self.offset + bytes.len();
+        match &mut self.memory {
+            Memory::Staged(_) => {}
+            Memory::Mapped(_, view) => {
+                view.slice(range).copy_from_slice(bytes);
+                self.offset += bytes.len();
+                return Ok(());
+            }
+            #[cfg(target_os = "macos")]
+            Memory::Own(_, memory) => {
+                let too_long = || BackendError::Device("more weights than were announced".to_owned());
+                memory.bytes_mut().get_mut(range).ok_or_else(too_long)?.copy_from_slice(bytes);
+                self.offset += bytes.len();
+                return Ok(());
+            }
         }
         while !bytes.is_empty() {
             if self.pending.is_empty() && bytes.len() >= SHORT {
@@ -83,19 +107,31 @@ impl<'a> Writer<'a> {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.recorder.upload(&self.buffer, self.offset as u64, bytes)?;
+        if let Memory::Staged(buffer) = &self.memory {
+            self.recorder.upload(buffer, self.offset as u64, bytes)?;
+        }
         self.offset += bytes.len();
         Ok(())
     }
 
     /// The buffer, with all that was written.
     pub(super) fn finish(mut self) -> Result<Arc<Buffer>> {
-        if self.view.take().is_some() {
-            self.buffer.raw.unmap();
-        } else {
+        if let Memory::Staged(_) = self.memory {
             self.pending.resize(self.pending.len().next_multiple_of(4), 0);
             self.send_pending()?;
         }
-        Ok(self.buffer)
+        Ok(match self.memory {
+            Memory::Staged(buffer) => buffer,
+            Memory::Mapped(buffer, view) => {
+                drop(view);
+                buffer.raw.unmap();
+                buffer
+            }
+            #[cfg(target_os = "macos")]
+            Memory::Own(what, memory) => {
+                let (device, residency) = (&self.recorder.device.device, self.recorder.residency.as_ref());
+                self.recorder.pool.adopt(memory.import(what, device, super::pool::Pool::USAGE, residency))
+            }
+        })
     }
 }
