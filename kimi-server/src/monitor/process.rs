@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::MacMemory;
+
 /// Bytes read for one page fault at least.
 const PAGE_BYTES: u64 = 4096;
 
@@ -23,6 +25,8 @@ pub struct ProcessState {
     pub open_files: Option<u64>,
     /// Most of them.
     pub max_open_files: Option<u64>,
+    /// The machine's memory, where it is a Mac.
+    pub mac: Option<MacMemory>,
     /// Kernels of GPUs that were compiled in the middle of a step, which waited for them.
     pub kernels_made_in_steps: u64,
 }
@@ -41,6 +45,7 @@ impl ProcessState {
             open_files: std::fs::read_dir("/proc/self/fd")
                 .ok()
                 .map(|files| (files.count() as u64).saturating_sub(1)),
+            mac: MacMemory::now(),
             #[cfg(feature = "gpu")]
             kernels_made_in_steps: kimi_quant::gpu::kernels_made_in_steps(),
             ..Self::usage()

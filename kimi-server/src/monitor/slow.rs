@@ -2,7 +2,7 @@
 
 use indicatif::DecimalBytes;
 
-use super::{ModelState, ModelStatus, Snapshot, StageState};
+use super::{MemoryPressure, ModelState, ModelStatus, Snapshot, StageState};
 
 /// Bytes paged in per second from which it is said. A healthy server reads nothing: its weights stay in memory. A disk reads
 /// 20 to 300 times as much in a second, so that a step waits for it by then.
@@ -45,6 +45,8 @@ impl Slow {
 pub enum Cause {
     /// A machine reads its weights from the disk again and again: this one, or a node with its name.
     Paging(Option<String>),
+    /// This machine's memory is short: a Mac compresses and swaps.
+    Pressure,
     /// Requests wait for pages of a model's cache.
     Cache(String),
     /// The link to a node.
@@ -68,7 +70,9 @@ pub fn why_slow(before: &Snapshot, now: &Snapshot) -> Option<Slow> {
     let loaded = before.models.iter().chain(&now.models).all(|model| model.status == ModelStatus::Ok);
     let computed = loaded && pairs.iter().any(|pair| computed(*pair));
     let paging = if computed { paging(before, now, seconds) } else { None };
+    let pressure = if computed { pressure(before, now) } else { None };
     paging
+        .or(pressure)
         .or_else(|| first(evictions))
         .or_else(|| first(link))
         .or_else(|| first(split))
@@ -114,6 +118,23 @@ fn paging(before: &Snapshot, now: &Snapshot, seconds: f64) -> Option<Slow> {
         );
         too_much(bytes).then_some(Slow { cause: Cause::Paging(Some(node)), text })
     })
+}
+
+/// Only where it lasts: at both moments.
+fn pressure(before: &Snapshot, now: &Snapshot) -> Option<Slow> {
+    let short = |of: &Snapshot| of.process.mac.filter(|memory| memory.pressure > MemoryPressure::Normal);
+    let memory = short(before).and(short(now))?;
+    let limit = match memory.wired_limit_bytes {
+        Some(bytes) => format!(" (iogpu.wired_limit_mb lets GPUs keep {})", DecimalBytes(bytes)),
+        None => String::new(),
+    };
+    let text = format!(
+        "this Mac's memory is short: {} are compressed and {} are in swap{limit}; give it fewer layers (--usable-memory, or its \
+         memory in discovery.json) or end other programs",
+        DecimalBytes(memory.compressed_bytes),
+        DecimalBytes(memory.swap_bytes)
+    );
+    Some(Slow { cause: Cause::Pressure, text })
 }
 
 fn evictions(before: &ModelState, now: &ModelState, seconds: f64) -> Option<Slow> {

@@ -224,6 +224,7 @@ fn process_line(before: Option<&ProcessState>, now: &ProcessState, rates: &Rates
         Some(rates.show(faults, now.major_page_faults as f64, "page-ins")),
         cores.map(|cores| format!("{cores:.1} CPU cores busy")),
         files,
+        now.mac.map(|memory| format!("{} compressed on this Mac", DecimalBytes(memory.compressed_bytes))),
     ];
     let parts: Vec<_> = parts.into_iter().flatten().collect();
     Line::from(format!("this process: {}", parts.join(", ")))

@@ -143,3 +143,27 @@ fn too_few_steps_say_nothing() {
     }
     assert_eq!(why_slow(&before, &now), None);
 }
+
+#[test]
+fn a_mac_whose_memory_is_short() {
+    use crate::monitor::{MacMemory, MemoryPressure};
+    let mut pair = healthy();
+    let memory = MacMemory {
+        pressure: MemoryPressure::Warning,
+        compressed_bytes: 3_000_000_000,
+        swap_bytes: 1_000_000_000,
+        wired_limit_bytes: Some(460_000_000_000),
+    };
+    pair.1.process.mac = Some(memory);
+    assert_eq!(text(&pair), "", "it may pass");
+    pair.0.process.mac = Some(memory);
+    let said = text(&pair);
+    assert!(
+        said.starts_with("this Mac's memory is short: 3.00 GB are compressed and 1.00 GB are in swap"),
+        "{said}"
+    );
+    assert!(said.contains("lets GPUs keep 460.00 GB") && said.contains("--usable-memory"), "{said}");
+    assert_eq!(why_slow(&pair.0, &pair.1).unwrap().cause, Cause::Pressure);
+    pair.0.process.mac = Some(MacMemory::default());
+    assert_eq!(text(&pair), "");
+}
