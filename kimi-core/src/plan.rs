@@ -5,6 +5,7 @@ mod bytes;
 mod estimate;
 mod order;
 pub mod predict;
+pub mod roofline;
 mod split;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@ mod advice;
 #[cfg(feature = "cli")]
 mod flags;
 mod prediction;
+pub mod roofline;
 
 use std::fmt;
 use std::ops::Range;

@@ -1,11 +1,13 @@
 //! `kimi bench`.
 
 use anyhow::Context;
-use kimi_core::plan::ModelBytes;
+use kimi_core::plan::roofline::{Kernels, Machine};
+use kimi_core::plan::{AverageBits, ModelBytes};
 use kimi_core::synthetic::{Synthetic, SyntheticShape};
 use kimi_core::weights::Weights;
 use kimi_core::{Checkpoint, DeviceKind};
-use kimi_quant::BitWidth;
+use kimi_quant::{BitWidth, Chip};
+use serde_json::json;
 
 use super::Outcome;
 use crate::bench::device::Measured;
@@ -14,18 +16,64 @@ use crate::bench::{Workload, fitting_layers, measure};
 use crate::cli::args::{BenchArgs, SyntheticModel};
 use crate::cli::defaults::BENCH_LAYERS;
 use crate::cli::ui;
+use crate::placement::roofline::{KernelTable, prompt_text, token_text, trust_text};
 
 /// Measures a model on a device.
 ///
 /// # Errors
 /// If the model does not fit the device, by how much; or if there is no model or no device.
 pub fn run(args: &BenchArgs) -> anyhow::Result<Outcome> {
+    if let Some(chip) = args.predict {
+        return predict(args, chip);
+    }
     let report = on_device(args)?;
     if args.json {
         super::print_json(&report)?;
     } else {
         super::print(&report.to_string())?;
     }
+    Ok(Outcome::Success)
+}
+
+/// Prints what a chip is predicted to take.
+fn predict(args: &BenchArgs, chip: &Chip) -> anyhow::Result<Outcome> {
+    let Some(synthetic) = args.synthetic else { anyhow::bail!("--predict needs --synthetic") };
+    let (format, shape) = (BitWidth::try_from(args.bits).context("--bits")?, synthetic.shape());
+    let layers = args.layers.unwrap_or(shape.layers());
+    anyhow::ensure!(
+        layers <= shape.layers(),
+        "--layers {layers} was given, but the model has {}",
+        shape.layers()
+    );
+    let config = shape.config(layers, args.experts).context("--experts")?;
+    // Scales and biases of 16 bits each for 64 weights.
+    let bits = format.bits() as f64 + 0.5;
+    let bits = AverageBits { experts: bits, other: bits };
+    let as_metal = args.device.choice().as_metal.is_some();
+    let machine = Machine::of_chip(chip, as_metal);
+    let kernels = Kernels::new(&config, bits, &(0..layers), args.context);
+    let prompt = Kernels::new(&config, bits, &(0..layers), args.prompt / 2).prompt(&machine, args.prompt);
+    let token = kernels.token(&machine, true);
+    if args.json {
+        let (name, bytes) = (&machine.name, kernels.token_bytes());
+        super::print_json(&json!({
+            "chip": name, "machine": machine, "kernels": kernels.kernels, "token_bytes": bytes, "token_seconds": token,
+            "prompt_tokens": args.prompt, "prompt_seconds": prompt,
+        }))?;
+        return Ok(Outcome::Success);
+    }
+    let gigabytes = machine.bytes_per_second / 1e9;
+    let path = if as_metal { ", with Metal's kernels" } else { "" };
+    super::print(&format!(
+        "{}{path}, {layers} layers, {} bits: a token reads {:.2} GB at up to {gigabytes:.0} GB/s\n{}{}\n{}\n{}\n",
+        machine.name,
+        args.bits,
+        kernels.token_bytes() / 1e9,
+        KernelTable { kernels: &kernels, machine: &machine },
+        token_text(token),
+        prompt_text(args.prompt, prompt),
+        trust_text(machine.extrapolated),
+    ))?;
     Ok(Outcome::Success)
 }
 

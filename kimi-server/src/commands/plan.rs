@@ -1,15 +1,22 @@
 //! `kimi plan`.
 
 use anyhow::Context;
-use kimi_core::plan::{HumanBytes, ModelBytes, Node, Plan, PlanError};
+use kimi_core::config::ModelConfig;
+use kimi_core::plan::predict::{Link, PROMPT, RateSource};
+use kimi_core::plan::roofline::{Class, Kernels, Machine, Seconds, pipeline};
+use kimi_core::plan::{AverageBits, HumanBytes, ModelBytes, Node, Plan, PlanError, PlannedStage};
+use kimi_core::synthetic::SyntheticShape;
 use kimi_core::{ChatFiles, Checkpoint, ModelOptions};
+use kimi_quant::Chip;
 use serde_json::{Value, json};
 
 use super::Outcome;
 use crate::cli::args::{CacheArgs, PlanArgs};
+use crate::cli::defaults::BENCH_CONTEXT;
 use crate::cli::ui::{self, Table};
 use crate::discovery::Discovery;
 use crate::models::{Build, Lookup, LookupError, Registry, Size};
+use crate::placement::roofline::{KernelTable, prompt_text, token_text, trust_text};
 use crate::placement::{self, PlanTable, PredictionText};
 use crate::rates::{self, Split};
 
@@ -33,6 +40,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     };
     let goes_on = planned.is_ok() || args.placement.force;
     let prediction = plan.predict(&subject.bytes, args.link.link());
+    let kernels = args.predict.then(|| Predicted::new(&subject, &plan, args.link.link())).transpose()?;
     let token_bytes = subject.bytes.token_weights(&(0..subject.bytes.layers.len()));
     let fits = subject.build.map(|_| builds(&nodes, &args.cache)).transpose()?;
     if args.json {
@@ -45,6 +53,7 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
         value["from"] = json!(if subject.build.is_some() { "registry" } else { "checkpoint" });
         value["token_bytes"] = json!(token_bytes);
         value["prediction"] = json!(prediction); // an estimate; null where it can't be made
+        value["kernels"] = kernels.as_ref().map_or(Value::Null, |found| found.json(&plan));
         value["advice"] = json!(advice);
         value["warnings"] = json!(subject.warnings);
         if let Some(fits) = &fits {
@@ -64,6 +73,9 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
     text += &PlanTable { plan: &plan, limits: true }.to_string();
     text += &format!("a token reads {} of weights\n", HumanBytes(token_bytes));
     text += &PredictionText { plan: &plan, prediction: prediction.as_ref() }.to_string();
+    if let Some(found) = &kernels {
+        text += &found.text(&plan);
+    }
     if !advice.is_empty() {
         text += "\nWhat would help:\n";
         for line in &advice {
@@ -84,6 +96,72 @@ pub fn run(args: &PlanArgs) -> anyhow::Result<Outcome> {
             Ok(Outcome::Success)
         }
         Ok(()) => Ok(Outcome::Success),
+    }
+}
+
+/// What the roofline model says of a plan.
+struct Predicted {
+    /// The kernels of each stage, and its machine; `None` where its chip is not known.
+    stages: Vec<Option<(Kernels, Machine)>>,
+    /// A token through all of them, if all are known.
+    token: Option<Seconds>,
+    /// A prompt of as many tokens as [`PROMPT`].
+    prompt: Option<Seconds>,
+}
+
+impl Predicted {
+    fn new(subject: &Subject, plan: &Plan, link: Link) -> anyhow::Result<Self> {
+        let machine = |stage: &PlannedStage| match &stage.rate.as_ref()?.source {
+            RateSource::Chip(name) => Chip::of_device(name).map(|chip| Machine::of_chip(chip, false)),
+            _ => None,
+        };
+        let kernels = |layers: &std::ops::Range<usize>, context| {
+            Kernels::new(&subject.config, subject.bits, layers, context)
+        };
+        let stages: Vec<_> = plan
+            .stages
+            .iter()
+            .map(|stage| Some((kernels(&stage.layers(), BENCH_CONTEXT), machine(stage)?)))
+            .collect();
+        let all: Option<Vec<_>> = stages.iter().map(|stage| stage.as_ref().map(|(k, m)| (k, m))).collect();
+        let token = all.map(|all| pipeline(&all, subject.bytes.hidden, link));
+        let mut prompt = Some(Seconds::default());
+        for (stage, found) in plan.stages.iter().zip(&stages) {
+            let found =
+                found.as_ref().and_then(|(_, m)| kernels(&stage.layers(), PROMPT / 2).prompt(m, PROMPT));
+            prompt = prompt.zip(found).map(|(mut sum, seconds)| {
+                sum += seconds;
+                sum
+            });
+        }
+        Ok(Self { stages, token, prompt })
+    }
+
+    fn text(&self, plan: &Plan) -> String {
+        let mut text = String::new();
+        for (stage, found) in plan.stages.iter().zip(&self.stages) {
+            text += &match found {
+                Some((kernels, machine)) => {
+                    format!("\n{} ({})\n{}", stage.node, machine.name, KernelTable { kernels, machine })
+                }
+                None => format!("\n{}: no kernels are predicted, its chip is not known\n", stage.node),
+            };
+        }
+        if let Some(token) = self.token {
+            let extrapolated = self.stages.iter().flatten().any(|(_, machine)| machine.extrapolated);
+            text += &format!("{}\n{}\n", token_text(token), prompt_text(PROMPT, self.prompt));
+            text += &format!("{}\n", trust_text(extrapolated));
+        }
+        text
+    }
+
+    fn json(&self, plan: &Plan) -> Value {
+        let stage = |(stage, found): (&PlannedStage, &Option<(Kernels, Machine)>)| {
+            let found = found.as_ref();
+            json!({ "node": stage.node, "kernels": found.map(|(k, _)| &k.kernels), "machine": found.map(|(_, m)| m) })
+        };
+        let stages: Vec<_> = plan.stages.iter().zip(&self.stages).map(stage).collect();
+        json!({ "stages": stages, "token_seconds": self.token, "prompt_tokens": PROMPT, "prompt_seconds": self.prompt })
     }
 }
 
@@ -129,6 +207,9 @@ struct Subject {
     name: String,
     id: String,
     bytes: ModelBytes,
+    config: ModelConfig,
+    /// How its weights are stored, on average.
+    bits: AverageBits,
     /// Tokens to leave room for.
     tokens: usize,
     warnings: Vec<String>,
@@ -151,7 +232,9 @@ impl Subject {
                 return Ok(Self {
                     name: name.to_owned(),
                     id: found.id,
+                    bits: average_bits(&ModelBytes::of(&checkpoint)?, checkpoint.config()),
                     bytes: ModelBytes::of(&checkpoint)?,
+                    config: checkpoint.config().clone(),
                     tokens,
                     warnings: warnings(&checkpoint),
                     last: rates::recall(&checkpoint),
@@ -165,11 +248,40 @@ impl Subject {
                 let bytes = build.bytes()?.context("the build has a size")?;
                 let tokens = build_tokens(build, &args.cache);
                 let (build, id) = (Some((build, size)), name.to_owned());
-                Ok(Self { name: id.clone(), id, bytes, tokens, warnings: Vec::new(), last: None, build })
+                let config = SyntheticShape::KimiK2.config(bytes.layers.len(), None)?;
+                let warnings = Vec::new();
+                Ok(Self {
+                    name: id.clone(),
+                    id,
+                    bytes,
+                    config,
+                    bits: size.bits,
+                    tokens,
+                    warnings,
+                    last: None,
+                    build,
+                })
             }
             None => Err(not_here.into()),
         }
     }
+}
+
+/// Bits of a weight that explain a model's bytes: of the experts by what a layer stores beyond what a token reads of it.
+fn average_bits(bytes: &ModelBytes, config: &ModelConfig) -> AverageBits {
+    let one = AverageBits { experts: 8.0, other: 0.0 };
+    let layers = 0..bytes.layers.len();
+    let unread: u64 =
+        bytes.layers.iter().zip(&bytes.token_layers).map(|(all, read)| all.saturating_sub(*read)).sum();
+    let kernels = |bits| Kernels::new(config, bits, &layers, 0);
+    let routed = kernels(one);
+    let chosen = routed.kernels.iter().filter(|k| k.class == Class::Experts).map(|k| k.bytes).sum::<f64>();
+    let unread_weights = routed.stored_bytes - routed.token_bytes();
+    let experts = if unread_weights > 0.0 { unread as f64 * 8.0 / unread_weights } else { 4.5 };
+    let others = kernels(AverageBits { experts: 0.0, other: 8.0 });
+    let other_weights = others.token_bytes();
+    let other_bytes = bytes.token_weights(&layers) as f64 - chosen * experts / 8.0;
+    AverageBits { experts, other: (other_bytes * 8.0 / other_weights.max(1.0)).clamp(1.0, 32.0) }
 }
 
 /// Tokens to leave room for: one conversation, if nothing else is asked for.

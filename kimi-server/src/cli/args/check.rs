@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 use kimi_core::synthetic::SyntheticShape;
+use kimi_quant::Chip;
 
 use super::{DeviceArgs, GpuArgs, ModelArgs, at_least_one, tolerance};
 use crate::cli::defaults;
@@ -139,10 +140,20 @@ pub struct BenchArgs {
     /// Sequences that are decoded at once.
     #[arg(long, value_name = "N", default_value_t = defaults::BENCH_SEQUENCES, value_parser = at_least_one)]
     pub sequences: usize,
+    /// Measure nothing: predict it of a chip, kernel by kernel, such as "M3 Ultra" or "H100 80GB HBM3". With --as-metal, as the
+    /// chip would be with Metal's kernels.
+    #[arg(long, value_name = "CHIP", value_parser = chip, requires = "synthetic")]
+    pub predict: Option<&'static Chip>,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+/// A chip by its name, with or without its maker's.
+fn chip(text: &str) -> Result<&'static Chip, String> {
+    let found = Chip::of_device(text).map_or_else(|| Chip::of_apple(text), Ok);
+    found.map_err(|error| format!("{error}; or one such as H100 80GB HBM3"))
 }

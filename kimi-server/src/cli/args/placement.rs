@@ -104,6 +104,9 @@ pub struct PlanArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub link: LinkArgs,
+    /// Show what each kernel is predicted to take on each machine whose chip is known, and how uncertain that is.
+    #[arg(long)]
+    pub predict: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
