@@ -238,8 +238,9 @@ pub trait Backend: Send + Sync + 'static {
     fn download_routing(&self, routing: &Self::Routing) -> Result<(Vec<u32>, Vec<f32>)>;
     /// Waits, and brings the cache entries of the layout's own tokens out, `[T * (kl + rope)]`.
     fn download_cache(&self, cache: &Self::Cache, layout: &TokenLayout) -> Result<Vec<f32>>;
-    /// How a cache stores its values. A page of one cache can be put into another of the same shape and form only.
-    fn cache_form(&self, cache: &Self::Cache) -> &'static str;
+    /// How a cache stores its values, and what computes them: instruction set or device, and precision where there are several. A
+    /// page of one cache can be put into another of the same shape and form only.
+    fn cache_form(&self, cache: &Self::Cache) -> String;
     /// Waits, and brings a page of some caches out as it is stored: [`CacheShape::page_bytes`] of each, one after another.
     fn read_page(&self, caches: &[Self::Cache], page: u32) -> Result<Vec<u8>>;
     /// Puts a page in that [`Self::read_page`] has brought out.

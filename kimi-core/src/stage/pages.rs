@@ -35,11 +35,8 @@ impl<B: Backend> Stage<B> {
         let bytes = shape.page_bytes().checked_mul(self.caches.len())?;
         let end = if cfg!(target_endian = "little") { "little" } else { "big" };
         let (latent, rope, tokens) = (shape.latent, shape.rope, shape.page_tokens);
-        let form = format!(
-            "{tokens} tokens of {latent} + {rope} values, {end}-endian {}, by {}",
-            forms.join(", "),
-            self.backend.name()
-        );
+        let forms = forms.join(", ");
+        let form = format!("{tokens} tokens of {latent} + {rope} values, {end}-endian {forms}");
         Some(PageForm { form, bytes })
     }
 

@@ -192,8 +192,9 @@ impl Backend for Cpu {
         Ok(out)
     }
 
-    fn cache_form(&self, _: &Cache) -> &'static str {
-        "floats on a CPU"
+    fn cache_form(&self, _: &Cache) -> String {
+        // The number of threads changes no result.
+        format!("floats, cpu {}", self.isa.name())
     }
 
     fn read_page(&self, caches: &[Cache], page: u32) -> Result<Vec<u8>> {

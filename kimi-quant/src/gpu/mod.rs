@@ -377,8 +377,9 @@ impl Backend for Gpu {
         Ok(if cache.split { attention::from_split(&keys, cache.shape) } else { keys })
     }
 
-    fn cache_form(&self, cache: &GpuCache) -> &'static str {
-        if cache.split { "halves on a GPU" } else { "floats on a GPU" }
+    fn cache_form(&self, cache: &GpuCache) -> String {
+        let values = if cache.split { "pairs of halves" } else { "floats" };
+        format!("{values}, {}", self.recorder.device.name())
     }
 
     fn read_page(&self, caches: &[GpuCache], page: u32) -> Result<Vec<u8>> {

@@ -206,7 +206,7 @@ impl<B: Measured> Backend for Timed<B> {
         self.inner.new_cache(shape)
     }
 
-    fn cache_form(&self, cache: &B::Cache) -> &'static str {
+    fn cache_form(&self, cache: &B::Cache) -> String {
         self.inner.cache_form(cache)
     }
 
