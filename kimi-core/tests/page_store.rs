@@ -7,10 +7,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use kimi_core::batch::Batch;
 use kimi_core::engine::{Engine, EngineConfig, EngineError, Request, TokenEvent};
 use kimi_core::page_store::{PageStoreConfig, PageStoreError};
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
-use kimi_core::stage::{CacheConfig, Done, Hidden, StageRunner, StageSpan};
+use kimi_core::stage::{
+    CacheConfig, Compute, Done, Finish, Hidden, PageForm, StageError, StageRunner, StageSpan,
+};
 use toy::{ToyStage, VOCAB, on_thread};
 
 const PAGE_TOKENS: usize = 8;
@@ -241,6 +244,38 @@ fn a_folder_that_can_not_be_used_is_refused() {
     assert!(error.contains("layers 0-0 are on another machine"), "{error}");
 }
 
+/// A stage whose pages mean something else.
+struct OtherForm(ToyStage);
+
+impl Compute for OtherForm {
+    fn span(&self) -> StageSpan {
+        self.0.span()
+    }
+
+    fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
+        self.0.start(batch, input)
+    }
+
+    fn page_form(&self) -> Option<PageForm> {
+        self.0.page_form().map(|form| PageForm { form: "others".to_owned(), ..form })
+    }
+}
+
+#[test]
+fn a_stage_of_another_kind_gets_no_stored_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = start(1, store(folder.path(), 1 << 20, 1));
+    let (cold, _) = answer(&engine, 0, 100);
+    wait_until_stored(&engine, 12);
+    let stage = || ToyStage::new(0, 1, CACHE.pages as u32, PAGE_TOKENS);
+    // The memory of a stage goes with it; the disk stays, and is of use to one of the same kind.
+    engine.replace_stage(0, on_thread(stage())).unwrap();
+    assert_eq!(answer(&engine, 0, 100), (cold.clone(), 96));
+    engine.replace_stage(0, on_thread(OtherForm(stage()))).unwrap();
+    assert_eq!(answer(&engine, 0, 100), (cold, 0));
+    assert_eq!(engine.stats().scheduler.prefix.stored, 0);
+}
+
 /// A stage of another machine.
 struct Elsewhere;
 
@@ -249,5 +284,5 @@ impl StageRunner for Elsewhere {
         toy::span(0, 1)
     }
 
-    fn submit(&mut self, _: std::sync::Arc<kimi_core::batch::Batch>, _: Option<Hidden>, _: Done) {}
+    fn submit(&mut self, _: std::sync::Arc<Batch>, _: Option<Hidden>, _: Done) {}
 }

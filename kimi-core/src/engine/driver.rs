@@ -426,6 +426,7 @@ impl Driver {
     fn replace(&mut self, stage: usize, runner: Box<dyn StageRunner>) -> Result<(), PipelineError> {
         self.pipeline.replace(stage, runner)?;
         self.forget();
+        self.check_page_forms();
         self.lost.retain(|lost| *lost != stage);
         self.state.stats().stages[stage].lost = None;
         self.active = false; // the new one has to be told

@@ -18,7 +18,7 @@ use crate::page_store::{PageStore, PageStoreConfig, PageStoreError};
 use crate::pipeline::Pipeline;
 use crate::prefix_cache::PageHash;
 use crate::scheduler::{Restore, Save};
-use crate::stage::CacheConfig;
+use crate::stage::{CacheConfig, PageForm};
 
 /// Most pages that wait to be written: they are copies in memory.
 const MAX_UNWRITTEN: usize = 4;
@@ -49,8 +49,8 @@ enum Job {
 /// The engine's side of a [`PageStore`].
 pub(super) struct Keeper {
     store: Arc<PageStore>,
-    /// Bytes of a page in each stage.
-    parts: Vec<usize>,
+    /// What a page is in each stage.
+    forms: Vec<PageForm>,
     mailbox: Sender<Message>,
     writes: Sender<Job>,
     loads: Sender<Restore>,
@@ -76,14 +76,14 @@ impl Keeper {
         identity.update(b"kimi cache pages 1\0");
         identity.update(env!("CARGO_PKG_VERSION").as_bytes());
         identity.update(&config.model);
-        let mut parts = Vec::new();
+        let mut forms = Vec::new();
         for (span, form) in pipeline.spans().iter().zip(pipeline.page_forms()) {
             let (first, last) = (span.layers.start, span.layers.end.saturating_sub(1));
             let form = form.ok_or(PageStoreError::Elsewhere { first, last })?;
             identity.update(format!("\0{first}-{last}: {}, {} bytes", form.form, form.bytes).as_bytes());
-            parts.push(form.bytes);
+            forms.push(form);
         }
-        let (folder, bytes) = (&config.folder, parts.iter().sum());
+        let (folder, bytes) = (&config.folder, forms.iter().map(|form| form.bytes).sum());
         let identity = identity.finalize().into();
         let store = PageStore::open(folder, identity, bytes, cache.page_tokens, config.max_bytes)?;
         let store = Arc::new(store);
@@ -110,7 +110,7 @@ impl Keeper {
         thread::Builder::new().name("kimi-page-loads".into()).spawn(read).map_err(failed)?;
         Ok(Self {
             store,
-            parts,
+            forms,
             mailbox,
             writes,
             loads,
@@ -147,8 +147,8 @@ impl Keeper {
 
     /// A page as the stages have it.
     fn split(&self, mut page: Bytes) -> Option<Vec<Bytes>> {
-        let whole = page.len() == self.parts.iter().sum::<usize>();
-        whole.then(|| self.parts.iter().map(|&bytes| page.split_to(bytes)).collect())
+        let whole = page.len() == self.forms.iter().map(|form| form.bytes).sum::<usize>();
+        whole.then(|| self.forms.iter().map(|form| page.split_to(form.bytes)).collect())
     }
 
     /// Sends an event to the engine's thread from wherever a copy ends.
@@ -256,6 +256,19 @@ impl Driver {
                 }
             }
             PageEvent::Restored { ticket, is_there } => self.restored(ticket, is_there),
+        }
+    }
+
+    /// A stage was replaced: if its pages have another form now (a CPU in place of a GPU), those that are stored are of no use.
+    pub(super) fn check_page_forms(&mut self) {
+        let Some(keeper) = &self.keeper else { return };
+        let forms = self.pipeline.page_forms();
+        if !forms.iter().map(Option::as_ref).eq(keeper.forms.iter().map(Some)) {
+            tracing::warn!(
+                "a stage was replaced by one of another kind: the prefix cache on disk is not used any more"
+            );
+            self.keeper = None;
+            self.scheduler.stop_storing();
         }
     }
 

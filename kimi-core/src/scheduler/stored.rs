@@ -129,6 +129,18 @@ impl Scheduler {
         self.stored.pages.extend(stored);
     }
 
+    /// Has no more pages stored or brought back.
+    pub fn stop_storing(&mut self) {
+        let copies = std::mem::take(&mut self.stored.restoring);
+        for copy in copies.into_values() {
+            if let Err(error) = self.pool.release(copy.restore.page) {
+                tracing::error!(%error, "a page that was brought back was released twice");
+            }
+        }
+        let Stored { next_ticket, restored, .. } = self.stored;
+        self.stored = Stored { next_ticket, restored, ..Stored::default() };
+    }
+
     /// The pages to be brought back since the last call. Each is reported with [`Self::restored`].
     pub fn take_restores(&mut self) -> Vec<Restore> {
         std::mem::take(&mut self.stored.wanted)
