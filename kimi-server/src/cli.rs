@@ -25,6 +25,7 @@ pub fn main() -> ExitCode {
         _ => defaults::LOG,
     };
     start_logging(cli.log.as_deref().unwrap_or(usual), cli.log_format);
+    system::allow_open_files();
     match commands::run(cli.command) {
         Ok(Outcome::Success) => ExitCode::SUCCESS,
         Ok(Outcome::Failure) => ExitCode::from(1),

@@ -59,3 +59,23 @@ pub fn return_freed_memory() {
         libc::malloc_trim(0);
     }
 }
+
+/// Open files that a server wants: each of its connections is one. macOS gives no more.
+#[cfg(unix)]
+const OPEN_FILES: u64 = 10_240;
+
+/// Lets this process have as many open files as it may: macOS begins with 256, fewer than the server's connections, and
+/// Linux with 1,024. For `main`.
+pub fn allow_open_files() {
+    #[cfg(unix)]
+    {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+        let wanted = hard.min(OPEN_FILES);
+        if soft < wanted
+            && let Err(error) = setrlimit(Resource::RLIMIT_NOFILE, wanted, hard)
+        {
+            tracing::debug!(%error, "can't raise the limit of open files");
+        }
+    }
+}
