@@ -37,6 +37,9 @@ use crate::system;
 /// How long a request whose client has closed its half of the connection may still wait for its answer to begin.
 const LEFT: Duration = Duration::from_secs(1);
 
+/// Bytes of a body whose weight is found at once: it takes less time than handing it to another thread.
+const WEIGHED_AT_ONCE: usize = 16 << 10;
+
 /// What a front door has made of a body.
 pub(super) struct Prepared {
     /// Who answers.
@@ -265,8 +268,10 @@ pub(super) async fn read<T: Send + 'static>(
     work: impl FnOnce(JsonBody, CancelFlag) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let limit = app.budget.max_reading();
-    let (body, weight) =
-        blocking(move || json::weigh(&body.bytes, limit).map(|weight| (body, weight))).await?;
+    let (body, weight) = match body.bytes.len() <= WEIGHED_AT_ONCE {
+        true => json::weigh(&body.bytes, limit).map(|weight| (body, weight))?,
+        false => blocking(move || json::weigh(&body.bytes, limit).map(|weight| (body, weight))).await?,
+    };
     let memory = app.budget.read(weight).await?;
     let wanted = Wanted::default();
     let cancel = wanted.0.clone();

@@ -2,6 +2,7 @@
 
 use kimi_core::ChatEvent;
 use kimi_core::chat_model::{FinishReason, TokenLogprob};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::answer::{Answer, End, Writer};
@@ -11,6 +12,18 @@ use super::stream::push_data;
 
 /// The last event of a stream that ended as it should.
 pub(super) const DONE: &str = "data: [DONE]\n\n";
+
+/// What a part of a stream is.
+const CHUNK: &str = "chat.completion.chunk";
+
+/// What a part of a stream says of a choice.
+#[derive(Serialize)]
+struct ChunkChoice {
+    index: usize,
+    delta: Value,
+    logprobs: Option<Value>,
+    finish_reason: Option<&'static str>,
+}
 
 /// Writes chat completions.
 pub(super) struct ChatWriter {
@@ -35,9 +48,9 @@ impl ChatWriter {
         let logprobs = std::mem::take(&mut self.pending[choice]);
         let logprobs = (!logprobs.is_empty()).then(|| logprobs_json(&logprobs));
         let finish = finish.map(finish_json);
-        let choice = json!({"index": choice, "delta": delta, "logprobs": logprobs, "finish_reason": finish});
+        let choice = ChunkChoice { index: choice, delta, logprobs, finish_reason: finish };
         let usage = self.include_usage.then_some(Value::Null);
-        push_data(out, &self.head.object("chat.completion.chunk", vec![choice], usage));
+        push_data(out, &self.head.object(CHUNK, &[choice], usage));
     }
 }
 
@@ -53,7 +66,7 @@ impl Writer for ChatWriter {
                 "message": message(answer),
             }));
         }
-        self.head.object("chat.completion", choices, Some(self.totals.json()))
+        json!(self.head.object("chat.completion", &choices, Some(self.totals.json())))
     }
 
     fn begin(&mut self, _: usize, out: &mut String) {
@@ -94,7 +107,7 @@ impl Writer for ChatWriter {
     fn end(&mut self, _: End, out: &mut String) {
         if self.include_usage {
             let usage = self.totals.json();
-            push_data(out, &self.head.object("chat.completion.chunk", Vec::new(), Some(usage)));
+            push_data(out, &self.head.object::<Value>(CHUNK, &[], Some(usage)));
         }
         out.push_str(DONE);
     }

@@ -65,7 +65,7 @@ impl CompletionWriter {
         let finish = finish.map(finish_json);
         let choice = json!({"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish});
         let usage = self.include_usage.then_some(Value::Null);
-        push_data(out, &self.head.object("text_completion", vec![choice], usage));
+        push_data(out, &self.head.object("text_completion", &[choice], usage));
     }
 }
 
@@ -80,7 +80,7 @@ impl Writer for CompletionWriter {
             choices
                 .push(json!({"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish}));
         }
-        self.head.object("text_completion", choices, Some(self.totals.json()))
+        json!(self.head.object("text_completion", &choices, Some(self.totals.json())))
     }
 
     fn begin(&mut self, _: usize, out: &mut String) {
@@ -107,7 +107,7 @@ impl Writer for CompletionWriter {
     fn end(&mut self, _: End, out: &mut String) {
         if self.include_usage {
             let usage = self.totals.json();
-            push_data(out, &self.head.object("text_completion", Vec::new(), Some(usage)));
+            push_data(out, &self.head.object::<Value>("text_completion", &[], Some(usage)));
         }
         out.push_str(DONE);
     }

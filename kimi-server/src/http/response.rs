@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use kimi_core::chat_model::{FinishReason, LikelyToken};
 use kimi_core::engine::Usage;
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::engine::unix_time;
@@ -36,20 +37,28 @@ impl Head {
     }
 
     /// A whole response, or a part of a streamed one.
-    pub(super) fn object(&self, kind: &str, choices: Vec<Value>, usage: Option<Value>) -> Value {
-        let mut object = json!({
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "system_fingerprint": FINGERPRINT,
-            "choices": choices,
-        });
-        if let Some(usage) = usage {
-            object["usage"] = usage;
-        }
-        object
+    pub(super) fn object<'a, C: Serialize>(
+        &'a self,
+        object: &'static str,
+        choices: &'a [C],
+        usage: Option<Value>,
+    ) -> Object<'a, C> {
+        let Self { id, created, model } = self;
+        Object { id, object, created: *created, model, system_fingerprint: FINGERPRINT, choices, usage }
     }
+}
+
+/// A response that is about to be written. Parts of streams are written once for each token, so they are no [`Value`]s.
+#[derive(Serialize)]
+pub(super) struct Object<'a, C> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    model: &'a str,
+    system_fingerprint: &'static str,
+    choices: &'a [C],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    usage: Option<Value>,
 }
 
 /// What all choices of a response took.

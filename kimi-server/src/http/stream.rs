@@ -9,6 +9,7 @@ use http_body_util::StreamBody;
 use hyper::Response;
 use hyper::body::Frame;
 use hyper::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName, HeaderValue};
+use serde::Serialize;
 use serde_json::Value;
 
 use super::Body;
@@ -127,8 +128,9 @@ pub(super) fn push_event(out: &mut String, name: &str, data: &Value) {
 }
 
 /// Appends an event that has only data. JSON text has no line ends, so it is one line.
-pub(super) fn push_data(out: &mut String, data: &Value) {
-    out.push_str("data: ");
-    out.push_str(&data.to_string());
-    out.push_str("\n\n");
+pub(super) fn push_data(out: &mut String, data: &impl Serialize) {
+    match serde_json::to_string(data) {
+        Ok(text) => out.extend(["data: ", &text, "\n\n"]),
+        Err(error) => tracing::error!(%error, "can't write an event"), // none of our values does that
+    }
 }
