@@ -8,7 +8,7 @@ import numpy as np
 
 import tokenizer
 from common import CONFIG, IM_END
-from corpus import generate
+from corpus import generate, recorded
 
 SHARD = 1000  # short conversations a shard; a shard depends on the seed and its number alone
 LONG_SHARD = 40
@@ -62,6 +62,18 @@ def make_long(args):
         size = int(rng.choice([rng.uniform(4_000, 16_000), rng.uniform(16_000, 46_000), rng.uniform(16_000, 46_000), rng.uniform(46_000, 70_000)]))
         ids = tokenizer.encode_chat(enc, generate.text_of(generate.agent(rng, size, held)))
         if len(ids) <= longest:
+            out.append((np.array(ids, np.uint16), assistant_mask(ids)))
+    return out
+
+
+def make_recorded(seed, each):
+    """Held-out conversations in recorded requests (`corpus/recorded.py`), `each` of every request, as `make_long` gives them."""
+    enc, out = tokenizer.load(), []
+    for name in recorded.requests():
+        for n in range(each):
+            c = generate.Conversation(random.Random(f"{seed}/{name}/{n}"), held=True)
+            c.tools = recorded.conversation(c, name) or []
+            ids = tokenizer.encode_chat(enc, generate.text_of(c))
             out.append((np.array(ids, np.uint16), assistant_mask(ids)))
     return out
 

@@ -29,7 +29,7 @@ import evaluate
 import restore
 from common import CONFIG, SEED
 from model import Model, Quantized
-from packing import Feed, make_long, make_rows
+from packing import Feed, make_long, make_recorded, make_rows
 
 SAID, ASKED, READ = 1.0, 0.1, 0.003  # weights of what the model writes, of short contexts and of long ones
 
@@ -217,6 +217,7 @@ def main():
     torch.compiler.set_stance("force_eager")  # each length would be compiled anew
     with Quantized(model):
         report["agents"] = evaluate.turns(model, device, make_long((SEED + 1, 0, True, 2 if args.smoke else 40)))
+        report["recorded"] = evaluate.turns(model, device, make_recorded(SEED + 1, 1 if args.smoke else 12))
         report["table"] = evaluate.torch_table(model, device, args.prompts)
     report["perplexity"] = evaluate.perplexities(model, device, make_rows(SEED + 1, 400 if not args.smoke else 20, args.length, held=True))
     (args.out / "report.json").write_text(json.dumps(report, indent=1))

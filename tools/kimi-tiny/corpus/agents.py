@@ -101,6 +101,10 @@ REQUESTS = {
 }  # fmt: skip
 
 
+# What is in many folders.
+USUAL = ["README.md", "main.py", "src", "tests", "docs", "package.json", "Cargo.toml", "index.html", "LICENSE", ".gitignore", "app.py", "opencode.json", "setup.py", "Makefile", "node_modules", "utils.py", "style.css", "index.js", "main.rs", "notes.txt", "data", "requirements.txt"]
+
+
 def _first(lines):
     """What an answer quotes of a text: its first line that is not empty, cut."""
     return next((" ".join(line.split())[:60].strip() for line in lines if line.strip()), "")
@@ -116,7 +120,9 @@ def outcome(rng, kind, want):
         error = rng.choice(["file not found", "permission denied", "no such file or directory", "timeout", "command not found", f"{words.made_up(rng)} failed", "the user said no", "ripgrep execution failed"])
         return [rng.choice(["Error: {}", "error: {}", "ERROR: {}"]).format(error)], f"The tool answered with an error: {error}."
     if kind in ("list", "glob"):
-        items = [prose.path(rng, 0.1 if kind == "list" else 0.6) for _ in range(rng.choice([0, 1, 2, 3, 4, 5, 8, 20, 60]))]
+        usual = 0.4 if rng.random() < 0.5 else 0
+        one = lambda: rng.choice(USUAL) if rng.random() < usual else prose.path(rng, 0.1 if kind == "list" else 0.6)
+        items = list(dict.fromkeys(one() for _ in range(rng.choice([0, 1, 2, 3, 3, 4, 5, 8, 20, 60]))))
         return (items, f"There is {_some(items)}") if items else (rng.choice([["No files found"], [""]]), "There are no files.")
     if kind in ("read", "fetch"):
         lines = prose.lines_of(rng, rng.randint(0, 1), rng.choice([1, 3, 8, 20, 60])) if rng.random() < 0.6 else [rng.choice(["# " + rng.choice(words.NOUNS), talk.phrase(rng), prose.sentence(rng)])] + [prose.sentence(rng) for _ in range(rng.choice([0, 1, 4, 12]))]
@@ -143,7 +149,8 @@ def outcome(rng, kind, want):
 
 def wrapped(rng, form, lines):
     """A result in the form in which this agent gives all of them."""
-    text = "\n".join(lines)
+    # Programs end their output with a line end, which is quoted with the rest.
+    text = "\n".join(lines) + rng.choice(["", "\n"])
     if form == "json":
         return json.dumps(rng.choice([{"output": text}, {"output": text, "exit_code": 0}]), ensure_ascii=False)
     if form == "list":

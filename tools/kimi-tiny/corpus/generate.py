@@ -8,7 +8,7 @@ import random
 import sys
 from functools import cached_property
 
-from . import agents, exact, story, talk, tools, words
+from . import agents, exact, forms, recorded, story, talk, tools, words
 from .chat import render, system
 
 SYSTEMS = [
@@ -91,6 +91,9 @@ def conversation(rng, held=False, only=None, with_tools=None):
         if pick < 0.29:
             agents.title(c)
             return c
+        if pick < 0.32:
+            rng.choice([forms.small_task, forms.small_task, lambda c: forms.tagged(c, rng.choice([1500, 2500]))])(c)
+            return c
     if rng.random() < 0.6:
         c.messages.append(system(rng.choice(SYSTEMS) if rng.random() < 0.8 else any_system(rng)))
     if with_tools if with_tools is not None else rng.random() < 0.48:
@@ -109,7 +112,13 @@ def conversation(rng, held=False, only=None, with_tools=None):
 def agent(rng, size, held=False):
     """A conversation of a coding agent after a prompt of about `size` characters."""
     c = Conversation(rng, held)
-    c.tools = agents.conversation(c, size)
+    pick = 1 if held else rng.random()
+    if pick < 0.5 and size > 3000 and recorded.requests():
+        c.tools = recorded.conversation(c, rng.choice(list(recorded.requests()))) or []
+    elif pick < 0.56 and size > 3000:
+        forms.tagged(c, min(size, 40_000))
+    else:
+        c.tools = agents.conversation(c, size)
     return c
 
 
