@@ -94,6 +94,12 @@ impl Recorder {
         made
     }
 
+    /// Counts the kernels made so far as not made in a step: the device was examined with them.
+    pub(super) fn examined(&self) {
+        let made = self.made_in_steps.swap(0, Ordering::Relaxed);
+        MADE_IN_STEPS.fetch_sub(made, Ordering::Relaxed);
+    }
+
     /// Compiles a kernel. Any number of threads may.
     fn make(
         &self,

@@ -150,6 +150,7 @@ impl Gpu {
     pub fn new(options: &GpuOptions) -> Result<Self> {
         let gpu = Self::over(Device::open(options)?, options.tuning)?;
         gpu.try_denormals()?;
+        gpu.recorder.examined();
         Ok(gpu)
     }
 
