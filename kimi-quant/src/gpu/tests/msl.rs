@@ -138,7 +138,7 @@ fn a_wrong_kernel_is_noticed() {
     assert!(is_right(None, 20));
     let missing_barrier = Change { op: "rms_norm", from: "workgroupBarrier();", to: "" };
     let wrong_shift = Change { op: "tiled", from: ">> shift", to: ">> (shift + 1u)" };
-    let row_too_far = Change { op: "tiled", from: "row < p.rows", to: "row <= p.rows" };
+    let row_too_far = Change { op: "tiled", from: "row_at < p.rows", to: "row_at <= p.rows" };
     for change in [missing_barrier, wrong_shift, row_too_far] {
         assert!(!is_right(Some(change), 21), "{change:?}");
     }
