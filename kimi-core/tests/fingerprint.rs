@@ -86,7 +86,7 @@ fn kimi_tiny_has_this_fingerprint() {
     let config: Vec<_> = description.config.iter().map(|(key, value)| format!("{key} = {value}")).collect();
     assert_eq!(
         (description.version, hex.as_str()),
-        (1, "94099cf3f5c50d607a22858fca93fc2467af8b63a466b9276f25d05ce0dd3626"),
+        (1, "d75544cfc8ce1fbfb404a9debd42fdc30cb5185d3f7afc3fa840bbf10809eb64"),
         "{config:#?}"
     );
 }

@@ -111,7 +111,7 @@ fn a_seed_reproduces() {
     };
     let first = text(7);
     assert_eq!(first, text(7));
-    assert_ne!(first, text(8));
+    assert!((8..16).any(|seed| text(seed) != first), "eight other seeds make the same text");
 }
 
 #[test]
