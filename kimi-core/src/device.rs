@@ -184,7 +184,7 @@ impl DeviceChoice {
     }
 
     #[cfg(not(feature = "gpu"))]
-    fn on_gpu(&self, _: &Source<'_>, _: &mut dyn FnMut(u64)) -> Result<LoadedStage, LoadError> {
+    fn on_gpu(&self, _: &Source<'_>, _: &mut dyn FnMut(LoadStep)) -> Result<LoadedStage, LoadError> {
         let asked = self.adapter.clone().unwrap_or_else(|| "any".to_owned());
         let seen = "none in this program: it was built without the feature `gpu`".to_owned();
         Err(BackendError::NoAdapter { asked, seen }.into())
