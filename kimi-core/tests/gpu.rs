@@ -4,6 +4,8 @@
 #![cfg(feature = "gpu")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "common/adapter.rs"]
+mod adapter;
 mod checkpoints;
 
 use std::path::{Path, PathBuf};
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use adapter::gpu;
 use checkpoints::golden::Golden;
 use checkpoints::{max_abs_err, shared};
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
@@ -25,17 +28,6 @@ use kimi_quant::gpu::GpuOptions;
 
 const TOLERANCE: f32 = 2e-3;
 const PAGE_TOKENS: usize = 16;
-
-fn gpu() -> Option<Arc<Gpu>> {
-    match Gpu::new(&GpuOptions::default()) {
-        Ok(gpu) => Some(Arc::new(gpu)),
-        Err(e) if std::env::var_os("KIMI_REQUIRE_GPU").is_none() => {
-            println!("skipped: no adapter ({e})");
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
-}
 
 /// A model cut into stages, all on one device.
 struct Model {

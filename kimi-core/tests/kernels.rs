@@ -4,8 +4,12 @@
 #![cfg(feature = "gpu")]
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+#[path = "common/adapter.rs"]
+mod adapter;
+
 use std::sync::Arc;
 
+use adapter::gpu;
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::device::LoadedStage;
 use kimi_core::engine::{Engine, EngineConfig, Request, TokenEvent};
@@ -16,17 +20,6 @@ use kimi_quant::gpu::GpuOptions;
 use kimi_quant::{BitWidth, Gpu};
 
 const CACHE: CacheConfig = CacheConfig { pages: 700, page_tokens: 64 };
-
-fn gpu() -> Option<Arc<Gpu>> {
-    match Gpu::new(&GpuOptions::default()) {
-        Ok(gpu) => Some(Arc::new(gpu)),
-        Err(e) if std::env::var_os("KIMI_REQUIRE_GPU").is_none() => {
-            println!("skipped: no adapter ({e})");
-            None
-        }
-        Err(e) => panic!("{e}"),
-    }
-}
 
 fn model() -> Synthetic {
     Synthetic::new(SyntheticShape::Tiny.config(3, None).unwrap(), BitWidth::B4)
