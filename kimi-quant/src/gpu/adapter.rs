@@ -249,15 +249,14 @@ fn memory(adapter: &wgpu::Adapter) -> Option<AdapterMemory> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn adapter(name: &str, kind: AdapterKind, address: &str) -> (Adapter, ()) {
-        let adapter = Adapter {
+impl Adapter {
+    /// One of this name and kind that is said to have nothing.
+    pub(super) fn named(name: &str, kind: AdapterKind) -> Self {
+        Self {
             number: 0,
             name: name.to_owned(),
             api: "Vulkan".to_owned(),
-            address: address.to_owned(),
+            address: String::new(),
             driver: String::new(),
             kind,
             memory: None,
@@ -269,8 +268,16 @@ mod tests {
             timestamps: false,
             unified_memory: false,
             missing: None,
-        };
-        (adapter, ())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(name: &str, kind: AdapterKind, address: &str) -> (Adapter, ()) {
+        (Adapter { address: address.to_owned(), ..Adapter::named(name, kind) }, ())
     }
 
     /// In an order that a driver may list them in.

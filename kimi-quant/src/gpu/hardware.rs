@@ -123,26 +123,6 @@ mod tests {
     use super::super::adapter::{Adapter, AdapterKind};
     use super::*;
 
-    fn adapter(name: &str, kind: AdapterKind) -> Adapter {
-        Adapter {
-            number: 0,
-            name: name.to_owned(),
-            api: "Vulkan".to_owned(),
-            address: String::new(),
-            driver: String::new(),
-            kind,
-            memory: None,
-            largest_binding: 0,
-            largest_buffer: 0,
-            subgroups: None,
-            f16: false,
-            cooperative_matrices: false,
-            timestamps: false,
-            unified_memory: false,
-            missing: None,
-        }
-    }
-
     fn hardware(name: &str, kind: AdapterKind, sizes: (u32, u32), as_metal: Option<&str>) -> Hardware {
         let device_type = match kind {
             AdapterKind::Software => wgpu::DeviceType::Cpu,
@@ -157,7 +137,7 @@ mod tests {
         };
         let as_metal = as_metal.map(|name| Chip::of_apple(name).unwrap());
         let options = GpuOptions { as_metal, ..GpuOptions::default() };
-        Hardware::new(&adapter(name, kind), &info, wgpu::Features::SUBGROUP, &options)
+        Hardware::new(&Adapter::named(name, kind), &info, wgpu::Features::SUBGROUP, &options)
     }
 
     #[test]
