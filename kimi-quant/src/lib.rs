@@ -27,6 +27,7 @@ mod format;
 pub mod gpu;
 mod layout;
 mod matrix;
+mod precision;
 mod random;
 pub mod sample;
 
@@ -42,5 +43,6 @@ pub use format::{BitWidth, FloatType, Format};
 pub use gpu::Gpu;
 pub use layout::TokenLayout;
 pub use matrix::PackedMatrix;
+pub use precision::{Precision, PrecisionError};
 pub use random::RandomWeights;
 pub use sample::{SampleError, SampleRequest, Sampled, TokenCount, TokenMask};

@@ -6,7 +6,7 @@ mod common;
 use bytes::Bytes;
 use common::{Random, misaligned};
 use kimi_quant::cpu::{Cpu, Isa, Team, Tensor, dequantize};
-use kimi_quant::{Backend, BitWidth, FloatType, Format, PackedMatrix};
+use kimi_quant::{Backend, BitWidth, FloatType, Format, PackedMatrix, Precision};
 use proptest::prelude::*;
 
 const FLOATS: [FloatType; 3] = [FloatType::Bf16, FloatType::F16, FloatType::F32];
@@ -146,7 +146,7 @@ fn a_token_alone_and_in_any_batch_has_the_same_bits() {
         let cols = format.group().max(16) * (1 + random.below(4));
         let m = matrix(format, 5, cols, &mut random);
         let x = random.f32s(19 * cols);
-        for cpu in cpus() {
+        for cpu in cpus().flat_map(|cpu| [cpu, cpu.with_precision(Precision::Fast)]) {
             let all = product(cpu, &m, &x);
             for count in [1, 2, 3, 4, 5, 8] {
                 let first = random.below(20 - count);
@@ -163,13 +163,39 @@ fn a_product_does_not_depend_on_the_number_of_threads() {
     let format = Format::Affine { bits: BitWidth::B3, group: 64, scales: FloatType::Bf16 };
     let m = matrix(format, 999, 448, &mut random);
     let x = random.f32s(3 * 448);
-    let with = |threads: usize| {
-        let team = Team::new(threads.try_into().unwrap());
-        team.install(|| product(Cpu::new(), &m, &x))
-    };
-    let one = with(1);
-    assert_eq!(one, with(2));
-    assert_eq!(one, with(7));
+    for precision in [Precision::Exact, Precision::Fast] {
+        let with = |threads: usize| {
+            let team = Team::new(threads.try_into().unwrap());
+            team.install(|| product(Cpu::new().with_precision(precision), &m, &x))
+        };
+        let one = with(1);
+        assert_eq!(one, with(2));
+        assert_eq!(one, with(7));
+    }
+}
+
+#[test]
+fn fast_products_differ_by_the_rounding_of_activations_alone() {
+    let mut random = Random(11);
+    for format in formats() {
+        let cols = format.group().max(16) * (1 + random.below(5));
+        let m = matrix(format, 7, cols, &mut random);
+        let x = random.f32s(5 * cols);
+        let weights = dequantize(&m);
+        for cpu in cpus() {
+            let [exact, fast] =
+                [Precision::Exact, Precision::Fast].map(|p| product(cpu.with_precision(p), &m, &x));
+            for (i, (exact, fast)) in exact.into_iter().zip(fast).enumerate() {
+                // No activation is rounded by more than half of a 127th of the largest, which is below one; what a
+                // group's bias adds is rounded so too.
+                let (row, column) = (i % 7, |c: usize| f64::from(weights[i % 7 * cols + c].abs()));
+                let group = |c| magnitude(&m, (row * cols + c) / format.group());
+                let size: f64 = (0..cols).map(|c| column(c).max(group(c))).sum();
+                let error = f64::from((exact - fast).abs());
+                assert!(error <= size * 0.51 / 127.0, "{} {format} {i}: {exact} {fast}", cpu.name());
+            }
+        }
+    }
 }
 
 proptest! {

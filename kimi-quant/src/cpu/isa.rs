@@ -2,7 +2,25 @@
 
 use super::dense::Dense;
 use super::kernel::Kernel;
-use crate::Format;
+use crate::{Format, Precision};
+
+/// What chooses kernels: an instruction set and how precisely it computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arithmetic {
+    pub(crate) isa: Isa,
+    pub(crate) precision: Precision,
+}
+
+impl Arithmetic {
+    /// The kernels for a format; the exact ones where there are no fast ones.
+    pub(crate) const fn kernel(self, format: Format) -> Kernel {
+        match (self.isa.0, self.precision) {
+            #[cfg(target_arch = "x86_64")]
+            (Kind::Avx512Vnni, Precision::Fast) => super::vnni::fast_kernel(format),
+            _ => self.isa.kernel(format),
+        }
+    }
+}
 
 /// An instruction set with kernels of its own.
 ///
@@ -68,8 +86,8 @@ impl Isa {
         }
     }
 
-    /// The kernels for a format. That `self` exists makes them safe to run on this machine.
-    pub(crate) const fn kernel(self, format: Format) -> Kernel {
+    /// The exact kernels for a format. That `self` exists makes them safe to run on this machine.
+    const fn kernel(self, format: Format) -> Kernel {
         match self.0 {
             Kind::Scalar => super::scalar::kernel(format),
             #[cfg(target_arch = "x86_64")]

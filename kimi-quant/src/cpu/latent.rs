@@ -3,21 +3,22 @@
 use std::ops::Range;
 
 use super::matmul::{self, Operand};
-use super::{Isa, Tensor, dense, rope, team};
+use super::{Arithmetic, Tensor, dense, rope, team};
 use crate::{HeadShape, LatentProjections, PackedMatrix, Rope, TokenLayout};
 
 type Projections = LatentProjections<PackedMatrix>;
 
 /// Queries `[T, nh * (nope + rope)]` to latent queries `[T, nh * (kl + rope)]`; operands are checked.
 pub(crate) fn absorb_query(
-    isa: Isa,
+    arithmetic: Arithmetic,
     q: &Tensor,
     projections: &Projections,
     heads: HeadShape,
     rope: &Rope,
     layout: &TokenLayout,
 ) -> Tensor {
-    let per_head: Vec<Vec<f32>> = team::map(heads.heads, |h| absorb_head(isa, q, projections, heads, h));
+    let per_head: Vec<Vec<f32>> =
+        team::map(heads.heads, |h| absorb_head(arithmetic, q, projections, heads, h));
     let (from, to) = (heads.nope + heads.rope, heads.latent + heads.rope);
     let mut out = vec![0.0; q.rows() * heads.heads * to];
     let token = |t: usize, out: &mut [f32]| {
@@ -36,16 +37,22 @@ pub(crate) fn absorb_query(
 }
 
 /// One head's queries in the latent space, `[T, kl]`.
-fn absorb_head(isa: Isa, q: &Tensor, projections: &Projections, heads: HeadShape, h: usize) -> Vec<f32> {
+fn absorb_head(
+    arithmetic: Arithmetic,
+    q: &Tensor,
+    projections: &Projections,
+    heads: HeadShape,
+    h: usize,
+) -> Vec<f32> {
     let start = h * (heads.nope + heads.rope);
     let part = columns(q, start..start + heads.nope);
     match projections {
         LatentProjections::Joint(kv_b) => {
             let first = h * (heads.nope + heads.value);
-            weighted_rows(isa, kv_b, first..first + heads.nope, &part, q.rows())
+            weighted_rows(arithmetic, kv_b, first..first + heads.nope, &part, q.rows())
         }
         LatentProjections::Split { embed_q, .. } => {
-            project_head(isa, embed_q, h * heads.latent..(h + 1) * heads.latent, &part, q.rows())
+            project_head(arithmetic, embed_q, h * heads.latent..(h + 1) * heads.latent, &part, q.rows())
         }
     }
 }
@@ -55,26 +62,26 @@ const DECODED_ROWS: usize = 16;
 
 /// `out[t] = sum_r coefficients[t][r] * m[range.start + r]`: `[T, m.cols]`, rows in ascending order.
 fn weighted_rows(
-    isa: Isa,
+    arithmetic: Arithmetic,
     m: &PackedMatrix,
     range: Range<usize>,
     coefficients: &[f32],
     tokens: usize,
 ) -> Vec<f32> {
-    let order = matmul::order(isa, m);
+    let order = matmul::order(arithmetic, m);
     let stride = order.padded(m.cols());
     let mut sums = vec![0.0; tokens * stride];
     let mut decoded = vec![0.0; DECODED_ROWS * stride];
     for first in (0..range.len()).step_by(DECODED_ROWS) {
         let count = DECODED_ROWS.min(range.len() - first);
         let start = range.start + first;
-        matmul::decode_rows(isa, m, start..start + count, &mut decoded[..count * stride]);
+        matmul::decode_rows(arithmetic, m, start..start + count, &mut decoded[..count * stride]);
         let rows: Vec<&[f32]> = decoded.chunks_exact(stride).take(count).collect();
         let weights: Vec<f32> = coefficients
             .chunks_exact(range.len())
             .flat_map(|c| c[first..first + count].iter().copied())
             .collect();
-        dense::mix(isa, &mut sums, stride, &weights, &rows);
+        dense::mix(arithmetic.isa, &mut sums, stride, &weights, &rows);
     }
     let mut out = vec![0.0; tokens * m.cols()];
     let rows = out.chunks_exact_mut(m.cols()).zip(sums.chunks_exact(stride));
@@ -84,7 +91,7 @@ fn weighted_rows(
 
 /// Attention results `[T, nh * kl]` to values `[T, nh * vd]`; operands are checked.
 pub(crate) fn project_values(
-    isa: Isa,
+    arithmetic: Arithmetic,
     attended: &Tensor,
     projections: &Projections,
     heads: HeadShape,
@@ -96,7 +103,7 @@ pub(crate) fn project_values(
     let per_head: Vec<Vec<f32>> = team::map(heads.heads, |h| {
         let part = columns(attended, h * heads.latent..(h + 1) * heads.latent);
         let first = h * stride + offset;
-        project_head(isa, m, first..first + heads.value, &part, attended.rows())
+        project_head(arithmetic, m, first..first + heads.value, &part, attended.rows())
     });
     let width = heads.heads * heads.value;
     let mut out = vec![0.0; attended.rows() * width];
@@ -109,12 +116,18 @@ pub(crate) fn project_values(
 }
 
 /// `x @ m[range]^T` for `x [T, m.cols]`: `[T, range.len()]`.
-fn project_head(isa: Isa, m: &PackedMatrix, range: Range<usize>, x: &[f32], tokens: usize) -> Vec<f32> {
-    let operand = Operand::new(isa, m, x);
+fn project_head(
+    arithmetic: Arithmetic,
+    m: &PackedMatrix,
+    range: Range<usize>,
+    x: &[f32],
+    tokens: usize,
+) -> Vec<f32> {
+    let operand = Operand::new(arithmetic, m, x);
     let ids: Vec<u32> = (0..tokens as u32).collect();
     let mut out = vec![0.0; range.len() * tokens];
     let outputs = range.len();
-    matmul::rows(isa, m, range, &operand, &ids, &mut out);
+    matmul::rows(arithmetic, m, range, &operand, &ids, &mut out);
     matmul::transpose(out, outputs, tokens)
 }
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::kernel::{Kernel, PreparedRows, Product};
 use super::order::Order;
-use super::{Isa, Tensor, dequant, team};
+use super::{Arithmetic, Tensor, dequant, team};
 use crate::{FloatType, Format, PackedMatrix};
 
 /// A cache line of values: vectors that straddle two lines take twice the time to load.
@@ -20,15 +20,16 @@ struct Line([f32; 16]);
 /// Activations in the order in which the kernels of one format read them.
 pub(crate) struct Operand {
     /// Which matrices it is for.
-    key: (Isa, Format, usize),
+    key: (Arithmetic, Format, usize),
     data: Vec<Line>,
     stride: usize,
 }
 
 impl Operand {
     /// Prepares `x`, rows of `m.cols()` values, for products with `m` and its like.
-    pub(crate) fn new(isa: Isa, m: &PackedMatrix, x: &[f32]) -> Self {
-        let (Kernel { order, length, prepare, .. }, group) = (kernel_for(isa, m).0, m.format().group());
+    pub(crate) fn new(arithmetic: Arithmetic, m: &PackedMatrix, x: &[f32]) -> Self {
+        let (Kernel { order, length, prepare, .. }, group) =
+            (kernel_for(arithmetic, m).0, m.format().group());
         let stride = length(order, group, m.cols());
         let values = x.len() / m.cols() * stride;
         let mut data = vec![Line([0.0; 16]); values.div_ceil(16)];
@@ -36,7 +37,7 @@ impl Operand {
             // SAFETY: the instruction set is this machine's.
             unsafe { prepare(order, group, x, out) }
         });
-        Self { key: key(isa, m), data, stride }
+        Self { key: key(arithmetic, m), data, stride }
     }
 
     fn rows(&self) -> PreparedRows<'_> {
@@ -45,8 +46,8 @@ impl Operand {
 }
 
 /// What an operand depends on.
-fn key(isa: Isa, m: &PackedMatrix) -> (Isa, Format, usize) {
-    (isa, m.format(), m.cols())
+fn key(arithmetic: Arithmetic, m: &PackedMatrix) -> (Arithmetic, Format, usize) {
+    (arithmetic, m.format(), m.cols())
 }
 
 /// Calls `f` with each row of `out` and of `x`.
@@ -77,12 +78,12 @@ enum Reading {
 }
 
 /// The kernel for `m`.
-fn kernel_for(isa: Isa, m: &PackedMatrix) -> (Kernel, Reading) {
+fn kernel_for(arithmetic: Arithmetic, m: &PackedMatrix) -> (Kernel, Reading) {
     const F32: Format = Format::Float(FloatType::F32);
-    let kernel = isa.kernel(m.format());
+    let kernel = arithmetic.kernel(m.format());
     let scaled = matches!(m.format(), Format::Float(_)) && m.global_scale() != 1.0;
     if scaled || !kernel.order.fits_group(m.format().group()) {
-        (isa.kernel(F32), Reading::Plain)
+        (arithmetic.kernel(F32), Reading::Plain)
     } else if kernel.order.padded(m.cols()) == m.cols() {
         (kernel, Reading::Direct)
     } else {
@@ -113,16 +114,16 @@ pub(crate) fn rows_per_task(m: &PackedMatrix) -> usize {
 
 /// `out[(r - range.start) * tokens.len() + t] = m[r] . x[tokens[t]]` for the rows of `range`, which are rows of `m`.
 pub(crate) fn rows(
-    isa: Isa,
+    arithmetic: Arithmetic,
     m: &PackedMatrix,
     range: Range<usize>,
     x: &Operand,
     tokens: &[u32],
     out: &mut [f32],
 ) {
-    let (kernel, reading) = kernel_for(isa, m);
+    let (kernel, reading) = kernel_for(arithmetic, m);
     let count = range.len() * tokens.len();
-    let fits = range.end <= m.rows() && x.key == key(isa, m);
+    let fits = range.end <= m.rows() && x.key == key(arithmetic, m);
     debug_assert!(fits && out.len() == count);
     if range.is_empty() || tokens.is_empty() || out.len() != count || !fits {
         return;
@@ -148,13 +149,13 @@ pub(crate) fn rows(
 }
 
 /// The order of [`Operand`]s made for `m`.
-pub(crate) fn order(isa: Isa, m: &PackedMatrix) -> Order {
-    kernel_for(isa, m).0.order
+pub(crate) fn order(arithmetic: Arithmetic, m: &PackedMatrix) -> Order {
+    kernel_for(arithmetic, m).0.order
 }
 
 /// Weights of rows `range` in the order of [`Operand`]s made for `m`; `out` has as many rows of their length.
-pub(crate) fn decode_rows(isa: Isa, m: &PackedMatrix, range: Range<usize>, out: &mut [f32]) {
-    let (kernel, reading) = kernel_for(isa, m);
+pub(crate) fn decode_rows(arithmetic: Arithmetic, m: &PackedMatrix, range: Range<usize>, out: &mut [f32]) {
+    let (kernel, reading) = kernel_for(arithmetic, m);
     let fits = range.end <= m.rows() && out.len() == range.len() * kernel.order.padded(m.cols());
     debug_assert!(fits);
     if !fits {
@@ -172,27 +173,27 @@ pub(crate) fn decode_rows(isa: Isa, m: &PackedMatrix, range: Range<usize>, out: 
 }
 
 /// `x @ m^T`, transposed: `[m.rows, T]`.
-fn product_transposed(isa: Isa, m: &PackedMatrix, x: &Operand, tokens: &[u32]) -> Vec<f32> {
+fn product_transposed(arithmetic: Arithmetic, m: &PackedMatrix, x: &Operand, tokens: &[u32]) -> Vec<f32> {
     let mut out = vec![0.0; m.rows() * tokens.len()];
     let task = rows_per_task(m);
     team::for_each_chunk(&mut out, task * tokens.len(), |i, out| {
         let start = i * task;
-        rows(isa, m, start..(start + task).min(m.rows()), x, tokens, out);
+        rows(arithmetic, m, start..(start + task).min(m.rows()), x, tokens, out);
     });
     out
 }
 
 /// `x @ m^T`: `[T, m.rows]`. The caller has checked the widths.
-pub(crate) fn product(isa: Isa, m: &PackedMatrix, x: &Tensor) -> Tensor {
-    let operand = Operand::new(isa, m, x.data());
+pub(crate) fn product(arithmetic: Arithmetic, m: &PackedMatrix, x: &Tensor) -> Tensor {
+    let operand = Operand::new(arithmetic, m, x.data());
     let tokens: Vec<u32> = (0..x.rows() as u32).collect();
-    let transposed = product_transposed(isa, m, &operand, &tokens);
+    let transposed = product_transposed(arithmetic, m, &operand, &tokens);
     Tensor::from_parts(x.rows(), m.rows(), transpose(transposed, m.rows(), x.rows()))
 }
 
 /// `residual += x @ m^T`.
-pub(crate) fn product_add(isa: Isa, m: &PackedMatrix, x: &Tensor, residual: &mut Tensor) {
-    let y = product(isa, m, x);
+pub(crate) fn product_add(arithmetic: Arithmetic, m: &PackedMatrix, x: &Tensor, residual: &mut Tensor) {
+    let y = product(arithmetic, m, x);
     add(residual.data_mut(), y.data());
 }
 

@@ -40,6 +40,7 @@ mod vnni;
 
 pub use bandwidth::read_bandwidth;
 pub use dequant::{dequantize, dequantize_row};
+use isa::Arithmetic;
 pub use isa::Isa;
 pub use team::Team;
 pub use tensor::{Cache, Experts, Routing, Tensor};
@@ -47,7 +48,7 @@ pub use tensor::{Cache, Experts, Routing, Tensor};
 use crate::backend::check;
 use crate::{
     AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
-    PackedMatrix, Rope, Router, SampleError, SampleRequest, Sampled, TokenLayout, sample,
+    PackedMatrix, Precision, Rope, Router, SampleError, SampleRequest, Sampled, TokenLayout, sample,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -55,7 +56,7 @@ type Result<T> = std::result::Result<T, BackendError>;
 /// Runs the model on the CPU, on the threads of the current [`Team`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cpu {
-    isa: Isa,
+    arithmetic: Arithmetic,
 }
 
 impl Default for Cpu {
@@ -67,22 +68,36 @@ impl Default for Cpu {
 impl Cpu {
     /// Uses the fastest instruction set that this machine has.
     pub fn new() -> Self {
-        Self { isa: Isa::best() }
+        Self::exact(Isa::best())
     }
 
     /// Uses plain code: slow, and the same on every machine.
     pub fn scalar() -> Self {
-        Self { isa: Isa::SCALAR }
+        Self::exact(Isa::SCALAR)
     }
 
     /// Uses `isa`, if this machine has it.
     pub fn with_isa(isa: Isa) -> Option<Self> {
-        Isa::available().contains(&isa).then_some(Self { isa })
+        Isa::available().contains(&isa).then_some(Self::exact(isa))
+    }
+
+    fn exact(isa: Isa) -> Self {
+        Self { arithmetic: Arithmetic { isa, precision: Precision::Exact } }
+    }
+
+    /// Computes products with `precision`, which is [`Precision::Exact`] otherwise.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { arithmetic: Arithmetic { precision, ..self.arithmetic } }
+    }
+
+    /// How precisely products are computed.
+    pub fn precision(&self) -> Precision {
+        self.arithmetic.precision
     }
 
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
-        self.isa
+        self.arithmetic.isa
     }
 
     /// Stores each token's key: `kv [T, kl + rope]` with its latent part normalised and its positional part rotated.
@@ -116,7 +131,7 @@ impl Cpu {
         layout: &TokenLayout,
     ) -> Result<Tensor> {
         check::absorb_query("absorb_query", q.size(), projections, heads, rope, layout)?;
-        Ok(latent::absorb_query(self.isa, q, projections, heads, rope, layout))
+        Ok(latent::absorb_query(self.arithmetic, q, projections, heads, rope, layout))
     }
 }
 
@@ -133,7 +148,8 @@ impl Backend for Cpu {
     type Chosen = Vec<std::result::Result<Sampled, SampleError>>;
 
     fn name(&self) -> String {
-        format!("cpu ({}, {} threads)", self.isa.name(), Team::current().threads())
+        let fast = if self.precision() == Precision::Fast { ", fast" } else { "" };
+        format!("cpu ({}{fast}, {} threads)", self.isa().name(), Team::current().threads())
     }
 
     fn enter<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {
@@ -194,7 +210,8 @@ impl Backend for Cpu {
 
     fn cache_form(&self, _: &Cache) -> String {
         // The number of threads changes no result.
-        format!("floats, cpu {}", self.isa.name())
+        let fast = if self.precision() == Precision::Fast { ", fast" } else { "" };
+        format!("floats, cpu {}{fast}", self.isa().name())
     }
 
     fn read_page(&self, caches: &[Cache], page: u32) -> Result<Vec<u8>> {
@@ -240,7 +257,7 @@ impl Backend for Cpu {
     ) -> Result<[Tensor; N]> {
         check::norm_project(x.size(), norm.weight.len(), &projections)?;
         let x = norm::rms_norm(x, norm);
-        Ok(projections.map(|m| matmul::product(self.isa, m, &x)))
+        Ok(projections.map(|m| matmul::product(self.arithmetic, m, &x)))
     }
 
     fn latent_query(
@@ -255,7 +272,7 @@ impl Backend for Cpu {
         let sizes = [q.size(), kv.size()];
         check::latent_query(sizes, norm.weight.len(), rope, cache.shape(), projections, heads, layout)?;
         attention::store_latent(cache, kv, norm, rope, layout);
-        Ok(latent::absorb_query(self.isa, q, projections, heads, rope, layout))
+        Ok(latent::absorb_query(self.arithmetic, q, projections, heads, rope, layout))
     }
 
     fn attend_latent(
@@ -267,7 +284,7 @@ impl Backend for Cpu {
         layout: &TokenLayout,
     ) -> Result<Tensor> {
         check::attend_latent(q.size(), cache.shape(), heads, layout)?;
-        Ok(attention::attend(self.isa, q, cache, heads, scale, layout))
+        Ok(attention::attend(self.arithmetic.isa, q, cache, heads, scale, layout))
     }
 
     fn project_values(
@@ -277,12 +294,12 @@ impl Backend for Cpu {
         heads: HeadShape,
     ) -> Result<Tensor> {
         check::project_values(attended.size(), projections, heads)?;
-        Ok(latent::project_values(self.isa, attended, projections, heads))
+        Ok(latent::project_values(self.arithmetic, attended, projections, heads))
     }
 
     fn project_add(&self, x: &Tensor, w: &PackedMatrix, residual: &mut Tensor) -> Result<()> {
         check::project_add(x.size(), w, residual.size())?;
-        matmul::product_add(self.isa, w, x, residual);
+        matmul::product_add(self.arithmetic, w, x, residual);
         Ok(())
     }
 
@@ -295,7 +312,7 @@ impl Backend for Cpu {
     ) -> Result<Tensor> {
         check::norm_swiglu(x.size(), norm.weight.len(), gate, up)?;
         let x = norm::rms_norm(x, norm);
-        Ok(moe::swiglu_dense(self.isa, &x, gate, up))
+        Ok(moe::swiglu_dense(self.arithmetic, &x, gate, up))
     }
 
     fn route(
@@ -307,7 +324,7 @@ impl Backend for Cpu {
         let (experts, shape) = (router.gate.rows(), router.shape);
         check::route(x.size(), norm.weight.len(), &router.gate, router.bias.len(), shape)?;
         let x = norm::rms_norm(x, norm);
-        let logits = matmul::product(self.isa, &router.gate, &x);
+        let logits = matmul::product(self.arithmetic, &router.gate, &x);
         let routing = router::choose(logits.data(), experts, &router.bias, shape);
         Ok((x, routing))
     }
@@ -321,7 +338,7 @@ impl Backend for Cpu {
         shared: Option<(&PackedMatrix, &PackedMatrix)>,
     ) -> Result<ExpertHidden<Tensor>> {
         check::experts_swiglu(x.size(), routing.size(), gate, up, shared)?;
-        Ok(moe::experts_swiglu(self.isa, x, routing, &gate.matrices, &up.matrices, shared))
+        Ok(moe::experts_swiglu(self.arithmetic, x, routing, &gate.matrices, &up.matrices, shared))
     }
 
     fn experts_down_add(
@@ -334,7 +351,7 @@ impl Backend for Cpu {
     ) -> Result<()> {
         let sizes = (hidden.routed.size(), hidden.shared.as_ref().map(Tensor::size));
         check::experts_down_add(sizes, routing.size(), down, shared, residual.size())?;
-        moe::experts_down_add(self.isa, hidden, routing, &down.matrices, shared, residual);
+        moe::experts_down_add(self.arithmetic, hidden, routing, &down.matrices, shared, residual);
         Ok(())
     }
 
@@ -348,7 +365,7 @@ impl Backend for Cpu {
         check::head(x.size(), rows, norm.weight.len(), lm_head)?;
         let picked: Vec<f32> = rows.iter().flat_map(|&row| x.row(row as usize)).copied().collect();
         let x = norm::rms_norm(&Tensor::from_parts(rows.len(), x.cols(), picked), norm);
-        Ok(matmul::product(self.isa, lm_head, &x))
+        Ok(matmul::product(self.arithmetic, lm_head, &x))
     }
 
     fn start_sample(&self, logits: &Tensor, requests: &[SampleRequest<'_>]) -> Result<Self::Chosen> {

@@ -10,7 +10,7 @@ use super::norm::swiglu;
 use super::router::{ExpertLoad, loads};
 use super::team::{self, Team};
 use super::tensor::Routing;
-use super::{Isa, Tensor};
+use super::{Arithmetic, Tensor};
 use crate::{ExpertHidden, PackedMatrix};
 
 /// Gate and up of one expert with the tokens that go through it.
@@ -34,7 +34,7 @@ struct Task<'a> {
 ///
 /// Operands are checked; an id is below the number of experts.
 pub(crate) fn experts_swiglu(
-    isa: Isa,
+    arithmetic: Arithmetic,
     x: &Tensor,
     routing: &Routing,
     gate: &[PackedMatrix],
@@ -43,7 +43,7 @@ pub(crate) fn experts_swiglu(
 ) -> ExpertHidden<Tensor> {
     let loads = loads(routing);
     let width = gate.first().map_or(0, PackedMatrix::rows);
-    let operand = |m: Option<&PackedMatrix>| m.map(|m| Operand::new(isa, m, x.data()));
+    let operand = |m: Option<&PackedMatrix>| m.map(|m| Operand::new(arithmetic, m, x.data()));
     let (gate_x, up_x) = (operand(gate.first()), operand(up.first()));
     let (shared_gate_x, shared_up_x) = (operand(shared.map(|s| s.0)), operand(shared.map(|s| s.1)));
     let mut gated = Vec::with_capacity(loads.len() + 1);
@@ -59,7 +59,7 @@ pub(crate) fn experts_swiglu(
     if let (Some((gate, up)), Some(gate_x), Some(up_x)) = (shared, &shared_gate_x, &shared_up_x) {
         gated.push(GatedLoad { gate, up, gate_x, up_x, tokens: (0..x.rows() as u32).collect() });
     }
-    let mut blocks = run_loads(isa, &gated);
+    let mut blocks = run_loads(arithmetic, &gated);
     let shared = shared.map(|(gate, _)| {
         let block = blocks.pop().unwrap_or_default();
         Tensor::from_parts(x.rows(), gate.rows(), transpose(block, gate.rows(), x.rows()))
@@ -69,16 +69,21 @@ pub(crate) fn experts_swiglu(
 }
 
 /// `silu(x @ gate^T) * (x @ up^T)`: `[T, gate.rows]`, of a dense layer.
-pub(crate) fn swiglu_dense(isa: Isa, x: &Tensor, gate: &PackedMatrix, up: &PackedMatrix) -> Tensor {
-    let gate_x = Operand::new(isa, gate, x.data());
-    let up_x = Operand::new(isa, up, x.data());
+pub(crate) fn swiglu_dense(
+    arithmetic: Arithmetic,
+    x: &Tensor,
+    gate: &PackedMatrix,
+    up: &PackedMatrix,
+) -> Tensor {
+    let gate_x = Operand::new(arithmetic, gate, x.data());
+    let up_x = Operand::new(arithmetic, up, x.data());
     let tokens = (0..x.rows() as u32).collect();
-    let block = run_loads(isa, &[GatedLoad { gate, up, gate_x: &gate_x, up_x: &up_x, tokens }]).pop();
+    let block = run_loads(arithmetic, &[GatedLoad { gate, up, gate_x: &gate_x, up_x: &up_x, tokens }]).pop();
     Tensor::from_parts(x.rows(), gate.rows(), transpose(block.unwrap_or_default(), gate.rows(), x.rows()))
 }
 
 /// For each expert `[gate.rows, its tokens]`.
-fn run_loads(isa: Isa, gated: &[GatedLoad<'_>]) -> Vec<Vec<f32>> {
+fn run_loads(arithmetic: Arithmetic, gated: &[GatedLoad<'_>]) -> Vec<Vec<f32>> {
     let mut blocks: Vec<Vec<f32>> =
         gated.iter().map(|load| vec![0.0; load.gate.rows() * load.tokens.len()]).collect();
     let mut tasks = Vec::new();
@@ -93,8 +98,8 @@ fn run_loads(isa: Isa, gated: &[GatedLoad<'_>]) -> Vec<Vec<f32>> {
     team::for_each_chunk(&mut tasks, 1, |_, tasks| {
         for Task { load, range, out } in tasks {
             let mut up = vec![0.0; out.len()];
-            rows(isa, load.gate, range.clone(), load.gate_x, &load.tokens, out);
-            rows(isa, load.up, range.clone(), load.up_x, &load.tokens, &mut up);
+            rows(arithmetic, load.gate, range.clone(), load.gate_x, &load.tokens, out);
+            rows(arithmetic, load.up, range.clone(), load.up_x, &load.tokens, &mut up);
             out.iter_mut().zip(up).for_each(|(gate, up)| *gate = swiglu(*gate, up));
         }
     });
@@ -124,7 +129,7 @@ fn scatter_pairs(loads: &[ExpertLoad], blocks: &[Vec<f32>], pairs: usize, width:
 ///
 /// The experts of a token are added in the order of their ids, then the shared expert. Operands are checked.
 pub(crate) fn experts_down_add(
-    isa: Isa,
+    arithmetic: Arithmetic,
     hidden: &ExpertHidden<Tensor>,
     routing: &Routing,
     down: &[PackedMatrix],
@@ -133,8 +138,9 @@ pub(crate) fn experts_down_add(
 ) {
     let (Some(first), tokens) = (down.first(), residual.rows()) else { return };
     let loads = loads(routing);
-    let routed_x = Operand::new(isa, first, hidden.routed.data());
-    let shared_x = shared.zip(hidden.shared.as_ref()).map(|(m, h)| (m, Operand::new(isa, m, h.data())));
+    let routed_x = Operand::new(arithmetic, first, hidden.routed.data());
+    let shared_x =
+        shared.zip(hidden.shared.as_ref()).map(|(m, h)| (m, Operand::new(arithmetic, m, h.data())));
     let all: Vec<u32> = (0..tokens as u32).collect();
     // Large blocks, because each starts at a cold place of every expert; small enough to keep all cores busy.
     let step = (first.rows() / (4 * Team::current().threads())).clamp(8, 128) & !7;
@@ -144,7 +150,7 @@ pub(crate) fn experts_down_add(
         let mut part = vec![0.0; sums.len()];
         for load in &loads {
             let part = &mut part[..range.len() * load.pairs.len()];
-            rows(isa, &down[load.expert], range.clone(), &routed_x, &load.pairs, part);
+            rows(arithmetic, &down[load.expert], range.clone(), &routed_x, &load.pairs, part);
             for (sums, part) in sums.chunks_exact_mut(tokens).zip(part.chunks_exact(load.pairs.len())) {
                 for (&pair, value) in load.pairs.iter().zip(part) {
                     sums[pair as usize / routing.chosen] += routing.weights[pair as usize] * value;
@@ -152,7 +158,7 @@ pub(crate) fn experts_down_add(
             }
         }
         if let Some((m, x)) = &shared_x {
-            rows(isa, m, range, x, &all, &mut part);
+            rows(arithmetic, m, range, x, &all, &mut part);
             add(sums, &part);
         }
     });

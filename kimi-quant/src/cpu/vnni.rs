@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 use super::avx512::{self, Avx512};
 use super::codec::{Codec, Packed};
-use super::digits::{self, ByteDot, InIntegers};
+use super::digits::{self, ByteDot, EXACT, FAST, InIntegers};
 use super::kernel::{self, Kernel, Multiply, Product};
 use super::order::Order;
 use crate::{BitWidth, Format};
@@ -19,30 +19,49 @@ unsafe fn dot<M: Multiply, const R: usize, const T: usize>(p: &Product<'_>, out:
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-unsafe fn prepare<const CODES: usize>(_order: Order, group: usize, x: &[f32], out: &mut [f32]) {
-    digits::write::<CODES>(group, x, out)
+unsafe fn prepare<const CODES: usize, const DIGITS: usize>(
+    _order: Order,
+    group: usize,
+    x: &[f32],
+    out: &mut [f32],
+) {
+    digits::write::<CODES, DIGITS>(group, x, out)
 }
 
-/// The kernels for a format. They run only where the machine has the instruction set.
+/// The exact kernels for a format. They run only where the machine has the instruction set.
 pub(crate) const fn kernel(format: Format) -> Kernel {
+    with_digits::<EXACT>(format)
+}
+
+/// The fast kernels for a format.
+pub(crate) const fn fast_kernel(format: Format) -> Kernel {
+    with_digits::<FAST>(format)
+}
+
+const fn with_digits<const DIGITS: usize>(format: Format) -> Kernel {
     let floats = avx512::kernel(format);
     match format {
-        Format::Affine { bits: BitWidth::B2, group: 32.., .. } => in_integers::<2, 16>(floats),
-        Format::Affine { bits: BitWidth::B3, group: 32.., .. } => in_integers::<3, 8>(floats),
+        Format::Affine { bits: BitWidth::B2, group: 32.., .. } => in_integers::<2, 16, DIGITS>(floats),
+        Format::Affine { bits: BitWidth::B3, group: 32.., .. } => in_integers::<3, 8, DIGITS>(floats),
         Format::Affine { bits: BitWidth::B4, group: 32.., .. } | Format::Int4 { group: 32.., .. } => {
-            in_integers::<4, 8>(floats)
+            in_integers::<4, 8, DIGITS>(floats)
         }
         _ => floats, // 5 and 6 bits have four codes a unit: no faster for one token, slower for many
     }
 }
 
-const fn in_integers<const BITS: usize, const CODES: usize>(floats: Kernel) -> Kernel {
-    type M<const BITS: usize> = InIntegers<Avx512, BITS>;
+const fn in_integers<const BITS: usize, const CODES: usize, const DIGITS: usize>(floats: Kernel) -> Kernel {
+    type M<const BITS: usize, const DIGITS: usize> = InIntegers<Avx512, BITS, DIGITS>;
     assert!(CODES == Packed::<Avx512, BITS, false>::CODES);
     Kernel {
-        length: digits::length::<CODES>,
-        prepare: prepare::<CODES>,
-        dot: [dot::<M<BITS>, 4, 1>, dot::<M<BITS>, 4, 2>, dot::<M<BITS>, 2, 4>, dot::<M<BITS>, 2, 8>],
+        length: digits::length::<CODES, DIGITS>,
+        prepare: prepare::<CODES, DIGITS>,
+        dot: [
+            dot::<M<BITS, DIGITS>, 4, 1>,
+            dot::<M<BITS, DIGITS>, 4, 2>,
+            dot::<M<BITS, DIGITS>, 2, 4>,
+            dot::<M<BITS, DIGITS>, 2, 8>,
+        ],
         ..floats
     }
 }
