@@ -8,9 +8,13 @@
 //! and goes on with them; the stages that are there stay loaded. Requests wait for that only so long. Without recovery it goes
 //! down.
 
+mod config;
 mod draft_pace;
 mod driver;
+mod error;
 mod pace;
+mod request;
+mod stats;
 mod store;
 
 use std::fmt;
@@ -20,310 +24,19 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::constraint::{Constrained, Drafter, MinLength};
+use crate::constraint::MinLength;
 use crate::lookup::PromptLookup;
-use crate::page_store::{PageStoreConfig, PageStoreError};
-use crate::pipeline::{Pipeline, PipelineError};
-use crate::sampler::SamplingParams;
-use crate::scheduler::{NewSequence, SchedulerConfig, SchedulerStats, SequenceError};
-use crate::stage::{CacheConfig, StageRunner, StageTime};
+use crate::pipeline::Pipeline;
+use crate::scheduler::{NewSequence, SchedulerConfig};
+use crate::stage::StageRunner;
 use driver::{Driver, Message, Sink, Submission};
 use store::Keeper;
 
 pub use crate::scheduler::{FinishReason, RequestError};
-
-/// Whether tokens are guessed, so that one step can verify several. The answer does not depend on it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Speculation {
-    /// Only where a request brings a [`Drafter`].
-    #[default]
-    Off,
-    /// By [`PromptLookup`] for all requests, where it pays as measured for each.
-    Auto,
-    /// By [`PromptLookup`] for all requests, so many tokens wherever the text repeats itself.
-    Fixed(usize),
-}
-
-/// Sizes of an [`Engine`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EngineConfig {
-    /// Token ids are below this.
-    pub vocab_size: u32,
-    /// Most tokens of a sequence, prompt and answer together.
-    pub context_tokens: usize,
-    /// The cache of every stage.
-    pub cache: CacheConfig,
-    /// Tokens that end an answer.
-    pub eos_ids: Vec<u32>,
-    /// Most new tokens in a batch.
-    pub token_budget: usize,
-    /// Most sequences that run at once; others wait.
-    pub max_sequences: usize,
-    /// Most requests, running and waiting; others are refused.
-    pub max_requests: usize,
-    /// How long a batch should take at most while sequences decode: prompts are cut accordingly.
-    pub prompt_time: Duration,
-    /// Most guesses that a step verifies for one request, where [`Self::speculation`] names no number.
-    pub max_drafts: usize,
-    /// Whether tokens are guessed.
-    pub speculation: Speculation,
-    /// Whether requests begin with what others have computed of the same text; see [`crate::prefix_cache`].
-    pub prefix_cache: bool,
-    /// Where pages outlive the process, if they do: all stages must be in it.
-    pub page_store: Option<PageStoreConfig>,
-    /// How long running requests wait for a lost stage to be replaced, and for a step to go through all stages again. They
-    /// fail after it; the engine goes on when the stage is there again. 0 takes the engine down at once.
-    pub recovery: Duration,
-}
-
-impl EngineConfig {
-    /// Default of [`Self::prompt_time`].
-    pub const PROMPT_TIME: Duration = Duration::from_millis(100);
-
-    /// Batches of [`TOKEN_BUDGET`](crate::stage::TOKEN_BUDGET) tokens, 32 running sequences, 1024 requests, prompts cut to
-    /// 100 ms, shared prefixes, no end-of-sequence ids, no recovery.
-    pub fn new(vocab_size: u32, context_tokens: usize, cache: CacheConfig) -> Self {
-        Self {
-            vocab_size,
-            context_tokens,
-            cache,
-            eos_ids: Vec::new(),
-            token_budget: crate::stage::TOKEN_BUDGET,
-            max_sequences: 32,
-            max_requests: 1024,
-            prompt_time: Self::PROMPT_TIME,
-            max_drafts: 8,
-            speculation: Speculation::Off,
-            prefix_cache: true,
-            page_store: None,
-            recovery: Duration::ZERO,
-        }
-    }
-
-    fn scheduler(&self, pipeline: &Pipeline) -> Result<SchedulerConfig, EngineError> {
-        let sizes = [
-            ("vocab_size", self.vocab_size as usize, 1),
-            ("context_tokens", self.context_tokens, 2),
-            ("cache.pages", self.cache.pages, 1),
-            ("cache.page_tokens", self.cache.page_tokens, 1),
-            ("token_budget", self.token_budget, 1),
-            ("max_sequences", self.max_sequences, 1),
-            ("max_requests", self.max_requests, 1),
-        ];
-        if let Some(&(name, found, min)) = sizes.iter().find(|(_, found, min)| found < min) {
-            return Err(EngineError::Config { name, found, min });
-        }
-        Ok(SchedulerConfig {
-            context_tokens: self.context_tokens,
-            cache: self.cache,
-            token_budget: self.token_budget,
-            max_sequences: self.max_sequences,
-            stages: pipeline.spans().len(),
-            queues: pipeline.queues(),
-            chains: pipeline.chains(),
-            max_drafts: match self.speculation {
-                Speculation::Fixed(max) => max,
-                Speculation::Off | Speculation::Auto => self.max_drafts,
-            },
-            prefix_cache: self.prefix_cache,
-        })
-    }
-}
-
-/// What to generate.
-#[derive(Debug, Clone, Default)]
-pub struct Request {
-    /// Token ids of the prompt, at least one.
-    pub prompt: Vec<u32>,
-    /// How tokens are chosen. Without a seed one is drawn.
-    pub params: SamplingParams,
-    /// Most tokens to generate; `None` for as many as the context holds.
-    pub max_tokens: Option<u32>,
-    /// Tokens of the answer before it may end on a stop token; until then none can be chosen.
-    pub min_tokens: u32,
-    /// Tokens that end the answer, beside the model's own.
-    pub stop_ids: Vec<u32>,
-    /// Go on after the model's own end-of-sequence tokens.
-    pub ignore_eos: bool,
-    /// How many most likely tokens to report beside each sampled one.
-    pub top_logprobs: u8,
-    /// Limits the tokens of the answer; a constraint of its own for each request.
-    pub constraint: Option<Constrained>,
-    /// Guesses tokens, so that one step can verify several, in place of what [`EngineConfig::speculation`] says. The answer does
-    /// not depend on it.
-    pub drafter: Option<Arc<dyn Drafter>>,
-}
-
-/// Something that happened to a request.
-#[derive(Debug, Clone)]
-pub enum TokenEvent {
-    /// A new token, never one that ends the answer.
-    Token {
-        /// Its id.
-        id: u32,
-        /// Natural logarithm of its probability.
-        logprob: f32,
-        /// The most likely tokens with their log-probabilities, best first, as many as asked for.
-        top: Vec<(u32, f32)>,
-        /// Counts the tokens of the answer from 0.
-        index: u32,
-    },
-    /// The last event.
-    Finished {
-        /// How it ended.
-        reason: FinishReason,
-        /// What it took.
-        usage: Usage,
-    },
-    /// The last event, if the engine could not go on.
-    Failed {
-        /// What happened.
-        error: EngineError,
-    },
-}
-
-/// What a request took.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens of the prompt.
-    pub prompt_tokens: usize,
-    /// Those of them that were not computed for this request, since another one had.
-    pub cached_tokens: usize,
-    /// Tokens generated, the one that ended the answer included.
-    pub completion_tokens: u32,
-    /// Those of them that are a chat's thinking; the engine, which knows no chats, leaves it 0.
-    pub reasoning_tokens: u32,
-    /// From submission to the first batch.
-    pub queue: Duration,
-    /// From the first batch to the first generated token.
-    pub prefill: Duration,
-    /// From the first generated token to the end.
-    pub decode: Duration,
-    /// From submission to the first generated token; `None` if there was none.
-    pub time_to_first_token: Option<Duration>,
-}
-
-/// Why the engine could not do what a valid request asked for.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum EngineError {
-    /// The engine has stopped for good.
-    #[error("the engine is down: {reason}")]
-    Down {
-        /// What stopped it.
-        reason: String,
-    },
-    /// A stage is lost, and was not replaced in time. Requests are taken again when it is there.
-    #[error("{reason}; no other came within {} s", after.as_secs_f64())]
-    StageLost {
-        /// What was seen of the stage.
-        reason: String,
-        /// [`EngineConfig::recovery`].
-        after: Duration,
-    },
-    /// Too many requests.
-    #[error("{limit} requests run or wait already, which is the limit; try again later")]
-    Busy {
-        /// [`EngineConfig::max_requests`].
-        limit: usize,
-    },
-    /// The sequence of this request failed; others may go on.
-    #[error(transparent)]
-    Sequence(#[from] SequenceError),
-    /// A size in the configuration is too small.
-    #[error("engine configuration: {name} is {found}, expected at least {min}")]
-    Config {
-        /// Field of [`EngineConfig`].
-        name: &'static str,
-        /// Its value.
-        found: usize,
-        /// The smallest value that works.
-        min: usize,
-    },
-    /// The operating system gave no thread.
-    #[error("can't start the engine's thread: {reason}")]
-    Thread {
-        /// What the system said.
-        reason: String,
-    },
-    /// The stages do not make up a model, or a replacement does not fit.
-    #[error(transparent)]
-    Pipeline(#[from] PipelineError),
-    /// Pages can't be kept on a disk.
-    #[error(transparent)]
-    PageStore(#[from] PageStoreError),
-}
-
-/// Why [`Engine::submit`] refused.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum SubmitError {
-    /// The request is at fault.
-    #[error(transparent)]
-    Request(#[from] RequestError),
-    /// The engine is at fault.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
-}
-
-/// Counts of an [`Engine`], taken between two batches.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct EngineStats {
-    /// Sequences and pages of the moment.
-    pub scheduler: SchedulerStats,
-    /// Batches computed.
-    pub steps: u64,
-    /// Tokens generated for all requests, those that ended an answer not included.
-    pub tokens_generated: u64,
-    /// Tokens of prompts computed for all requests; those computed again, after an eviction or a loss, count again.
-    pub prompt_tokens_computed: u64,
-    /// Each stage, in order.
-    pub stages: Vec<StageStats>,
-    /// How many batches may be in flight at the moment.
-    pub depth: usize,
-    /// How many tokens of prompts a batch takes at the moment while others decode.
-    pub prompt_tokens: usize,
-    /// How often a stage was lost.
-    pub losses: u64,
-    /// Bytes of pages on the disk, those of other models included; 0 if none are kept there.
-    pub stored_bytes: u64,
-}
-
-/// What a stage of an [`Engine`] has done since the start.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct StageStats {
-    /// Batches that it has computed.
-    pub steps: u64,
-    /// Where their time went.
-    pub time: StageTime,
-    /// Those of them that computed one token of one answer and nothing else.
-    pub single: SingleSteps,
-    /// Why it is lost; `None` while it works.
-    pub lost: Option<String>,
-}
-
-/// Steps of one token: how fast a stage is for one conversation.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SingleSteps {
-    /// How many there were.
-    pub steps: u64,
-    /// The time that the stage worked on them, see [`StageTime::busy`].
-    pub busy: Duration,
-}
-
-impl SingleSteps {
-    /// Time of one; `None` before the first.
-    pub fn mean(&self) -> Option<Duration> {
-        (self.steps > 0).then(|| self.busy.div_f64(self.steps as f64))
-    }
-}
-
-/// A stage that is lost.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LostStage {
-    /// Its place in the pipeline.
-    pub stage: usize,
-    /// What was seen.
-    pub reason: String,
-}
+pub use config::{EngineConfig, Speculation};
+pub use error::{EngineError, SubmitError};
+pub use request::{Request, TokenEvent, Usage};
+pub use stats::{EngineStats, LostStage, SingleSteps, StageStats};
 
 /// A handle to a running engine; clones share it.
 ///
