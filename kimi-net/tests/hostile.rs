@@ -130,7 +130,11 @@ fn any_message() -> impl Strategy<Value = (Message, Bytes)> {
             Message::Assign(Assign { layers: start..start + layers, cache_pages, ..assign() })
         }),
         (any::<u64>(), any::<u64>()).prop_map(|(loaded_bytes, total_bytes)| {
-            Message::LoadProgress(LoadProgress { loaded_bytes, total_bytes })
+            Message::LoadProgress(LoadProgress {
+                loaded_bytes,
+                total_bytes,
+                kernels: Some((loaded_bytes as u32, 9)),
+            })
         }),
         any::<u64>().prop_map(|weight_bytes| Message::Ready(Ready { weight_bytes, ..ready() })),
         any::<bool>().prop_map(|active| Message::Activity(Activity { active })),

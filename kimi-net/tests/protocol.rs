@@ -23,7 +23,7 @@ fn a_whole_session_however_the_bytes_arrive() {
         pair.send(COORDINATOR, Message::Assign(assign()));
         pair.settle();
         assert_eq!(pair.events[WORKER][1], Event::Assigned(assign()));
-        let progress = LoadProgress { loaded_bytes: 5, total_bytes: 10 };
+        let progress = LoadProgress { loaded_bytes: 10, total_bytes: 10, kernels: Some((3, 40)) };
         pair.send(WORKER, Message::LoadProgress(progress));
         pair.send(WORKER, Message::Ready(ready()));
         pair.settle();

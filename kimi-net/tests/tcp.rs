@@ -32,7 +32,9 @@ fn echo(mut worker: Worker) -> JoinHandle<LinkError> {
             let sent = match worker.next().await {
                 Ok(Event::Assigned(_)) => {
                     for loaded_bytes in [1, 2] {
-                        sender.progress(LoadProgress { loaded_bytes, total_bytes: 2 }).unwrap();
+                        sender
+                            .progress(LoadProgress { loaded_bytes, total_bytes: 2, kernels: None })
+                            .unwrap();
                     }
                     sender.ready(ready())
                 }

@@ -277,7 +277,11 @@ fn the_api_says_how_far_loading_is() {
     let at = fake(|event, sender| {
         if let Event::Assigned(_) = event {
             sender
-                .progress(LoadProgress { loaded_bytes: 3_000_000_000, total_bytes: 4_000_000_000 })
+                .progress(LoadProgress {
+                    loaded_bytes: 4_000_000_000,
+                    total_bytes: 4_000_000_000,
+                    kernels: Some((30, 120)),
+                })
                 .unwrap();
         }
     });
@@ -295,7 +299,8 @@ fn the_api_says_how_far_loading_is() {
         seen = body["models"][0].clone();
         status == 503
             && seen["status"] == "loading"
-            && seen["stages"][0]["loading"]["loaded_bytes"] == 3_000_000_000_u64
+            && seen["stages"][0]["loading"]["loaded_bytes"] == 4_000_000_000_u64
+            && seen["stages"][0]["loading"]["kernels_made"] == 30
     });
     let (status, answer) = http(&address, "POST", "/v1/chat/completions", &request(8, false));
     child.kill().unwrap();

@@ -104,6 +104,8 @@ pub struct LoadProgress {
     pub loaded_bytes: u64,
     /// Bytes of weights in all.
     pub total_bytes: u64,
+    /// Kernels of a GPU that are compiled, of how many, once the weights are in place.
+    pub kernels: Option<(u32, u32)>,
 }
 
 /// The assigned stage can compute.

@@ -204,9 +204,12 @@ impl Host {
         let cache_bytes = bytes.cache(&layers, cache.tokens());
         let mut report = |step| {
             self.progress.fetch_add(1, Ordering::Relaxed);
-            let LoadStep::Weights(loaded_bytes) = step else { return };
+            let (loaded_bytes, kernels) = match step {
+                LoadStep::Weights(loaded) => (loaded, None),
+                LoadStep::Kernels { made, total } => (weight_bytes, Some((made as u32, total as u32))),
+            };
             // Loading goes on if the coordinator has left: it may come back for the layers.
-            let _ = sender.progress(LoadProgress { loaded_bytes, total_bytes: weight_bytes });
+            let _ = sender.progress(LoadProgress { loaded_bytes, total_bytes: weight_bytes, kernels });
         };
         report(LoadStep::Weights(0));
         let mut stage =

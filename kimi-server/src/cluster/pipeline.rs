@@ -174,7 +174,8 @@ pub fn build(
 
 /// What a worker says of its loading.
 fn node_load(progress: LoadProgress) -> NodeLoad {
-    NodeLoad::of(progress.loaded_bytes, progress.total_bytes)
+    let kernels = progress.kernels.map(|(made, total)| (made as usize, total as usize));
+    NodeLoad { kernels, ..NodeLoad::of(progress.loaded_bytes, progress.total_bytes) }
 }
 
 impl Placement {

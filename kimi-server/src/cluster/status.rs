@@ -30,7 +30,7 @@ pub struct NodeLoad {
     pub loaded: u64,
     /// Bytes of weights in all; 0 until it is known.
     pub total: u64,
-    /// Kernels compiled, of how many, after the weights; `None` before that, and where a node does not say.
+    /// Kernels compiled, of how many, after the weights; `None` before that.
     pub kernels: Option<(usize, usize)>,
 }
 

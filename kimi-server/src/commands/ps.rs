@@ -13,7 +13,7 @@ use crate::cli::defaults;
 use crate::cli::ui::Table;
 use crate::client;
 use crate::cluster::look::{Question, look};
-use crate::monitor::{ModelState, ModelStatus, Snapshot};
+use crate::monitor::{LoadState, ModelState, ModelStatus, Snapshot};
 use crate::system;
 
 /// How long a program may take to answer.
@@ -57,6 +57,13 @@ async fn server(port: u16) -> Option<Snapshot> {
 fn model_row(model: &ModelState, port: u16) -> [String; 5] {
     let state = match (model.status, &model.loading, &model.reason) {
         (ModelStatus::Ok, ..) => "ready".to_owned(),
+        (
+            ModelStatus::Loading,
+            Some(LoadState { kernels_made: Some(made), kernels_total: Some(total), .. }),
+            _,
+        ) => {
+            format!("loading, {made} of {total} kernels made")
+        }
         (ModelStatus::Loading, Some(load), _) => {
             format!("loading, {} of {}", HumanBytes(load.loaded_bytes), HumanBytes(load.total_bytes))
         }

@@ -231,6 +231,9 @@ fn process_line(before: Option<&ProcessState>, now: &ProcessState, rates: &Rates
 }
 
 fn loading_text(loading: &LoadState) -> String {
+    if let Some((made, total)) = loading.kernels_made.zip(loading.kernels_total) {
+        return format!("weights in place; kernels: {made} of {total}");
+    }
     let left = loading.remaining_seconds.filter(|_| loading.total_bytes > 0);
     let left = left.map_or_else(String::new, |seconds| format!(", {} left", duration(seconds)));
     format!("loading: {} of {}{left}", DecimalBytes(loading.loaded_bytes), DecimalBytes(loading.total_bytes))
