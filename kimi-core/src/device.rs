@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 #[cfg(feature = "gpu")]
 use std::time::Instant;
 
@@ -41,6 +42,9 @@ pub struct DeviceChoice {
     pub memory: Option<u64>,
     /// Whether a GPU's clock may fall while it idles between the steps of running sequences.
     pub idle_clocks: bool,
+    /// How long after the last step a GPU's weights must stay in memory, where the system could take it (macOS); `None` for
+    /// three minutes.
+    pub keep_alive: Option<Duration>,
     /// The chip of Apple's whose kernels and sizes a GPU takes in place of its own.
     pub as_metal: Option<&'static Chip>,
     /// Where machine code of kernels is kept between runs, if it is; see [`crate::kernel_store`].
@@ -178,6 +182,7 @@ impl DeviceChoice {
             adapter: self.adapter.clone(),
             hardware_only: self.kind == DeviceKind::Auto,
             memory: self.memory,
+            keep_alive: self.keep_alive,
             as_metal: self.as_metal,
             ..kimi_quant::gpu::GpuOptions::default()
         })

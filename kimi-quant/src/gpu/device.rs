@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use super::adapter::{self, Adapter};
 use super::hardware::{Hardware, metal_limits};
@@ -19,6 +20,9 @@ pub struct GpuOptions {
     pub hardware_only: bool,
     /// Bytes of device memory to use at most, where that is less than what the driver says is free.
     pub memory: Option<u64>,
+    /// How long after the last step weights must stay in memory, where the system could take it (macOS); `None` for three
+    /// minutes.
+    pub keep_alive: Option<Duration>,
     /// Sends weights through staging memory even where the host can write the device's own.
     pub staged_upload: bool,
     /// Uses plain shared memory even where the adapter has subgroups.
@@ -52,6 +56,9 @@ pub(crate) struct Device {
     pub(crate) half_denormals: Arc<AtomicBool>,
     /// Bytes that weights and caches may take, if known.
     pub(crate) memory: Option<u64>,
+    /// See [`GpuOptions::keep_alive`].
+    #[cfg(target_os = "macos")]
+    pub(super) keep_alive: Option<Duration>,
     /// The first error; the device can't be used after it.
     pub(super) failure: Arc<OnceLock<String>>,
     /// Collects the machine code of kernels, where that is asked for and the driver hands it out.
@@ -140,6 +147,8 @@ impl Device {
             as_metal: options.as_metal,
             half_denormals: Arc::default(),
             memory,
+            #[cfg(target_os = "macos")]
+            keep_alive: options.keep_alive,
             failure,
             machine_code: Arc::default(),
         })

@@ -18,9 +18,11 @@ use objc2_metal::{
 };
 use wgpu::hal::api::Metal;
 
+use super::device::Device;
+
 /// How often residency is asked for while weights are used. Others found 500 ms to be enough.
 const BEAT: Duration = Duration::from_millis(500);
-/// How long after the last step weights stay resident, unless the system needs the memory.
+/// How long after the last step weights stay resident if nothing else is said.
 const KEEP: Duration = Duration::from_secs(180);
 
 /// Memory for weights that nobody reads yet.
@@ -81,6 +83,8 @@ struct Set {
     resident: bool,
     /// When work was last given to the GPU.
     used: Instant,
+    /// For how long from then on it stays resident.
+    keep: Duration,
 }
 
 // SAFETY: a residency set belongs to no thread. It must not be used by two at once, which the mutex around it sees to.
@@ -91,12 +95,13 @@ impl Set {
         if std::mem::take(&mut self.changed) {
             self.raw.commit();
         }
-        match self.used.elapsed() < KEEP {
+        let kept = self.used.elapsed() < self.keep;
+        match kept {
             true => self.raw.requestResidency(), // asked for again and again: that is the heartbeat
             false if self.resident => self.raw.endResidency(),
             false => {}
         }
-        self.resident = self.used.elapsed() < KEEP;
+        self.resident = kept;
     }
 }
 
@@ -115,7 +120,9 @@ fn lock(set: &Mutex<Set>) -> MutexGuard<'_, Set> {
 
 impl Residency {
     /// `None` before macOS 15, which has no such sets.
-    pub(super) fn new(device: &wgpu::Device, queue: &wgpu::Queue) -> Option<Self> {
+    pub(super) fn new(device: &Device) -> Option<Self> {
+        let keep = device.keep_alive.unwrap_or(KEEP);
+        let Device { device, queue, .. } = device;
         // SAFETY: the handles are asked for a set and told of it, while `device` and `queue` hold them.
         let (hal, hal_queue) = unsafe { (device.as_hal::<Metal>()?, queue.as_hal::<Metal>()?) };
         let raw_device = hal.raw_device();
@@ -124,7 +131,8 @@ impl Residency {
         }
         let raw = raw_device.newResidencySetWithDescriptor_error(&MTLResidencySetDescriptor::new()).ok()?;
         hal_queue.as_raw().addResidencySet(&raw);
-        let set = Arc::new(Mutex::new(Set { raw, changed: false, resident: false, used: Instant::now() }));
+        let set =
+            Arc::new(Mutex::new(Set { raw, changed: false, resident: false, used: Instant::now(), keep }));
         let (stop, stopped) = mpsc::channel();
         let theirs = set.clone();
         let beat = move || {

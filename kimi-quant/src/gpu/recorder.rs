@@ -143,7 +143,7 @@ impl Recorder {
     ) -> Self {
         #[cfg(target_os = "macos")]
         let residency = match rehearsal {
-            None => super::metal_memory::Residency::new(&device.device, &device.queue),
+            None => super::metal_memory::Residency::new(&device),
             Some(_) => None,
         };
         Self {

@@ -115,6 +115,9 @@ impl WorkerCommand {
         if self.device.idle_clocks {
             command.arg("--idle-clocks");
         }
+        if let Some(time) = self.device.keep_alive {
+            command.arg("--keep-alive").arg(time.as_secs().to_string());
+        }
         if let Some(chip) = self.device.as_metal {
             command.arg(format!("--as-metal={}", chip.short_name()));
         }

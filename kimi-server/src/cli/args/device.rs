@@ -1,6 +1,7 @@
 //! What computes.
 
 use std::num::NonZeroUsize;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use kimi_core::{DeviceChoice, DeviceKind};
@@ -48,6 +49,10 @@ pub struct GpuArgs {
     /// work every few milliseconds meanwhile, so that one answer over several machines is not slowed by sleeping GPUs.
     #[arg(long, env = "KIMI_IDLE_CLOCKS")]
     pub idle_clocks: bool,
+    /// On a Mac, how long after the last step the GPU's weights must stay in memory [default: 180]. Later macOS may take the
+    /// memory for other programs, and the next request then waits until the weights are back.
+    #[arg(long, value_name = "SECONDS", env = "KIMI_KEEP_ALIVE")]
+    pub keep_alive: Option<u64>,
     /// Take the kernels and sizes of this chip of Apple's in place of the GPU's own: to check and to measure on any GPU what
     /// a Mac would run. With `--backend auto` it must be a GPU then, be it software.
     #[arg(
@@ -83,6 +88,7 @@ impl GpuArgs {
             adapter: self.adapter.clone(),
             memory,
             idle_clocks: self.idle_clocks,
+            keep_alive: self.keep_alive.map(Duration::from_secs),
             as_metal: self.as_metal,
             kernels: crate::system::cache_folder().map(|folder| folder.join("kernels")),
             ..DeviceChoice::default()
