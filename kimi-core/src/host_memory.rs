@@ -6,10 +6,13 @@
 mod cgroup;
 mod darwin;
 mod linux;
+mod mac;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::OnceLock;
+
+pub use mac::{MacMemory, MemoryPressure};
 
 /// Memory of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,6 +26,8 @@ mod format;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod layout;
+#[cfg(target_os = "macos")]
+pub mod macos;
 mod matrix;
 mod precision;
 mod random;

@@ -13,6 +13,9 @@ pub struct Capacity {
     pub memory: u64,
     /// Whether the device has that memory for itself, and not with the rest of the machine.
     pub separate: bool,
+    /// Bytes of the machine's memory that a GPU without memory of its own may hold, where its driver says: on a Mac what
+    /// Metal recommends, which `iogpu.wired_limit_mb` sets.
+    pub gpu_limit: Option<u64>,
 }
 
 impl Capacity {
@@ -20,7 +23,12 @@ impl Capacity {
     pub fn of(choice: &DeviceChoice) -> Self {
         let host = HostMemory::total_bytes().unwrap_or(0);
         let gpu = if choice.kind == DeviceKind::Cpu { None } else { gpu(choice, host) };
-        gpu.unwrap_or_else(|| Self { device: Cpu::new().name(), memory: host, separate: false })
+        gpu.unwrap_or_else(|| Self {
+            device: Cpu::new().name(),
+            memory: host,
+            separate: false,
+            gpu_limit: None,
+        })
     }
 
     /// Bytes that layers may fill now, those included that `held` bytes of layers take already. `None` where the system does
@@ -28,8 +36,14 @@ impl Capacity {
     pub fn free(&self, held: u64) -> Option<u64> {
         match self.separate {
             true => Some(self.memory),
-            false => HostMemory::now().map(|now| now.available.bytes.saturating_add(held)),
+            false => self.shared(HostMemory::now().map(|now| now.available.bytes), held),
         }
+    }
+
+    /// The same where the memory is the machine's, of which `available` bytes are free.
+    fn shared(&self, available: Option<u64>, held: u64) -> Option<u64> {
+        let free = available.map(|bytes| bytes.saturating_add(held));
+        free.into_iter().chain(self.gpu_limit).min()
     }
 }
 
@@ -48,7 +62,23 @@ fn gpu(choice: &DeviceChoice, host: u64) -> Option<Capacity> {
     };
     let adapter = kimi_quant::gpu::adapters().into_iter().find(fits)?;
     // Where the GPU has no memory of its own, it is the machine's.
-    let own = adapter.memory.map(|memory| memory.total).filter(|_| !adapter.unified_memory);
+    let total = adapter.memory.map(|memory| memory.total);
+    let (own, gpu_limit) = if adapter.unified_memory { (None, total) } else { (total, None) };
     let memory = own.unwrap_or(host).min(choice.memory.unwrap_or(u64::MAX));
-    Some(Capacity { device: format!("{} ({})", adapter.name, adapter.api), memory, separate: own.is_some() })
+    let device = format!("{} ({})", adapter.name, adapter.api);
+    Some(Capacity { device, memory, separate: own.is_some(), gpu_limit })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gpu_may_hold_less_than_is_free() {
+        let mac = |gpu_limit| Capacity { device: String::new(), memory: 512, separate: false, gpu_limit };
+        assert_eq!(mac(None).shared(Some(400), 50), Some(450));
+        assert_eq!(mac(Some(384)).shared(Some(400), 50), Some(384));
+        assert_eq!(mac(Some(384)).shared(Some(200), 50), Some(250));
+        assert_eq!(mac(Some(384)).shared(None, 50), Some(384));
+    }
 }

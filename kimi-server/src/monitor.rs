@@ -1,14 +1,12 @@
 //! What the program does at the moment: one [`Snapshot`], which `/health`, `/metrics` and `kimi top` all show, and what two
 //! of them say about why it is slow.
 
-mod mac;
 mod process;
 #[cfg(feature = "cli")]
 mod slow;
 #[cfg(feature = "cli")]
 mod snapshot;
 
-pub use mac::{MacMemory, MemoryPressure};
 pub use process::ProcessState;
 #[cfg(feature = "cli")]
 pub use slow::{Cause, Slow, why_slow};

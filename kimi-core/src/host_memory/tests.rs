@@ -101,11 +101,12 @@ fn limits_of_the_process_bind_its_own_memory_only() {
 
 #[test]
 fn macs() {
-    let text = "Mach Virtual Memory Statistics: (page size of 16384 bytes)\nPages free:                  100.\n\
-                Pages active:                900.\nPages inactive:              20.\nPages speculative:           3.\n\
-                Pages throttled:             0.\nPages purgeable:             1.\n";
-    assert_eq!(darwin::free(text), Some(124 * 16384));
-    assert_eq!(darwin::free("no"), None);
+    let free = darwin::free_bytes(16384, [103, 20, 1]);
+    assert_eq!(free, 124 * 16384);
+    let span = |free| darwin::span(1 << 30, free);
+    assert_eq!(span(Some(free)), Span { total: 1 << 30, free });
+    assert_eq!(span(Some(2 << 30)).free, 1 << 30, "pages may be counted twice");
+    assert_eq!(span(None).free, 1 << 30);
 }
 
 #[cfg(any(target_os = "linux", target_os = "macos"))]

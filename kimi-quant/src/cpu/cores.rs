@@ -28,9 +28,7 @@ fn cores() -> Option<usize> {
 /// What the system says of its cores.
 #[cfg(target_os = "macos")]
 fn cores() -> Option<usize> {
-    let mut command = std::process::Command::new("/usr/sbin/sysctl");
-    let output = command.args(["-n", "hw.perflevel0.physicalcpu"]).output().ok()?;
-    String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+    usize::try_from(crate::macos::sysctl_integer("hw.perflevel0.physicalcpu")?).ok()
 }
 
 /// What the system says of its cores.

@@ -1,6 +1,6 @@
 //! This machine: memory, swap, limits, GPU.
 
-use kimi_core::host_memory::{HostMemory, Limit};
+use kimi_core::host_memory::{HostMemory, Limit, MacMemory, MemoryPressure};
 use kimi_core::plan::HumanBytes;
 
 use super::Finding;
@@ -16,16 +16,18 @@ const MUCH_SWAP: u64 = 1 << 30;
 
 /// Everything about this machine that needs no model.
 pub fn look() -> Vec<Finding> {
+    let mac = MacMemory::now();
     let mut findings = vec![
         Finding::ok(
             "version",
             format!("kimi {}, protocol {}", env!("CARGO_PKG_VERSION"), kimi_net::Versions::OURS),
         ),
         memory(HostMemory::now()),
-        swap(swap_bytes()),
+        swap(swap_bytes(mac)),
     ];
+    findings.extend(mac.map(pressure));
     findings.extend(open_files_limit().map(open_files));
-    findings.extend(gpu());
+    findings.extend(gpu(mac));
     findings.extend(firewall());
     findings
 }
@@ -57,10 +59,10 @@ fn memory(memory: Option<HostMemory>) -> Finding {
 }
 
 /// Bytes of swap in use, and of swap.
-fn swap_bytes() -> Option<(u64, u64)> {
-    match cfg!(target_os = "macos") {
-        true => swapusage(&output("/usr/sbin/sysctl", &["-n", "vm.swapusage"])?),
-        false => meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?),
+fn swap_bytes(mac: Option<MacMemory>) -> Option<(u64, u64)> {
+    match mac {
+        Some(mac) => Some((mac.swap_bytes, mac.swap_total_bytes)),
+        None => meminfo(&std::fs::read_to_string("/proc/meminfo").ok()?),
     }
 }
 
@@ -71,16 +73,6 @@ fn meminfo(text: &str) -> Option<(u64, u64)> {
     };
     let total = value("SwapTotal:")?;
     Some((total.saturating_sub(value("SwapFree:")?), total))
-}
-
-/// `total = 2048.00M  used = 512.25M  free = 1535.75M  (encrypted)`
-fn swapusage(text: &str) -> Option<(u64, u64)> {
-    let value = |key: &str| {
-        let word = text.split_once(key)?.1.split_whitespace().next()?;
-        let megabytes: f64 = word.strip_suffix('M')?.parse().ok()?;
-        Some((megabytes * f64::from(1 << 20)) as u64)
-    };
-    Some((value("used = ")?, value("total = ")?))
 }
 
 fn swap(bytes: Option<(u64, u64)>) -> Finding {
@@ -131,19 +123,16 @@ fn open_files(limit: u64) -> Finding {
     }
 }
 
-fn gpu() -> Vec<Finding> {
+fn gpu(mac: Option<MacMemory>) -> Vec<Finding> {
     let report = match Report::new(false) {
         Ok(report) => report,
         Err(error) => {
             return vec![Finding::warn("GPU", format!("{error:#}"), "everything is computed on the CPU")];
         }
     };
-    let mut findings = vec![of_report(&report)];
-    if cfg!(target_os = "macos") {
-        let limit = output("/usr/sbin/sysctl", &["-n", "iogpu.wired_limit_mb"]).unwrap_or_default();
-        findings.extend(wired_limit(&limit));
-    }
-    findings
+    let recommended = report.gpus.iter().flatten().find(|gpu| gpu.auto).and_then(|gpu| gpu.memory_bytes);
+    let wired = mac.and_then(|mac| wired_limit(mac.wired_limit_bytes, recommended));
+    std::iter::once(of_report(&report)).chain(wired).collect()
 }
 
 fn of_report(report: &Report) -> Finding {
@@ -177,16 +166,32 @@ fn of_report(report: &Report) -> Finding {
     }
 }
 
-/// macOS: how much memory GPUs may hold. 0 is its default, about three quarters.
-fn wired_limit(text: &str) -> Option<Finding> {
-    let megabytes: u64 = text.trim().parse().ok()?;
-    Some(match megabytes {
-        0 => Finding::ok(
-            "GPU memory",
-            "the system's limit, about three quarters of the memory (iogpu.wired_limit_mb is 0)",
-        ),
-        n => Finding::ok("GPU memory", format!("at most {} (iogpu.wired_limit_mb)", HumanBytes(n << 20))),
+/// macOS: how much memory GPUs may hold. Without a limit that somebody set it is what Metal recommends.
+fn wired_limit(set: Option<u64>, recommended: Option<u64>) -> Option<Finding> {
+    let found = match (set, recommended) {
+        (Some(bytes), _) => format!("at most {} (iogpu.wired_limit_mb)", HumanBytes(bytes)),
+        (None, Some(bytes)) => format!("at most {}, the system's own limit", HumanBytes(bytes)),
+        (None, None) => return None,
+    };
+    let more = "if layers need more: sudo sysctl iogpu.wired_limit_mb=N, until the next start of the machine";
+    Some(match set {
+        Some(_) => Finding::ok("GPU memory", found),
+        None => Finding::ok("GPU memory", found).fix(more),
     })
+}
+
+/// macOS: how short memory is.
+fn pressure(mac: MacMemory) -> Finding {
+    let found = |word| format!("{word}; {} are compressed", HumanBytes(mac.compressed_bytes));
+    let (means, fix) = (
+        "macOS compresses and swaps: weights may leave memory between two tokens",
+        "end programs that hold memory, or give this machine fewer layers with a smaller --usable-memory",
+    );
+    match mac.pressure {
+        MemoryPressure::Normal => Finding::ok("memory pressure", found("normal")),
+        MemoryPressure::Warning => Finding::warn("memory pressure", found("warning"), means).fix(fix),
+        MemoryPressure::Critical => Finding::fail("memory pressure", found("critical"), means).fix(fix),
+    }
 }
 
 /// macOS: whether its firewall is on. Elsewhere a port that can't be reached tells.
@@ -215,9 +220,8 @@ mod tests {
     fn swap_is_read_from_both_systems() {
         let linux = "MemTotal: 100 kB\nSwapTotal:       2097148 kB\nSwapFree:         524284 kB\n";
         assert_eq!(meminfo(linux), Some((1_572_864 << 10, 2_097_148 << 10)));
-        let mac = "total = 2048.00M  used = 512.25M  free = 1535.75M  (encrypted)\n";
-        assert_eq!(swapusage(mac), Some((537_133_056, 2 << 30)));
-        assert_eq!((meminfo(""), swapusage("vm.swapusage: ?")), (None, None));
+        let mac = MacMemory { swap_bytes: 5, swap_total_bytes: 9, ..MacMemory::default() };
+        assert_eq!((swap_bytes(Some(mac)), meminfo("")), (Some((5, 9)), None));
         assert_eq!(swap(Some((2 << 30, 4 << 30))).level, Level::Warn);
         assert_eq!((swap(Some((0, 0))).level, swap(None).level), (Level::Ok, Level::Ok));
     }
@@ -236,9 +240,14 @@ mod tests {
 
     #[test]
     fn macos_says_what_holds_there() {
-        assert!(wired_limit("0\n").unwrap().found.contains("three quarters"));
-        assert!(wired_limit("460000\n").unwrap().found.contains("482.3 GB"));
-        assert_eq!(wired_limit("sysctl: unknown oid"), None);
+        let limit = |set, recommended| wired_limit(set, recommended).map(|finding| finding.found);
+        let own = wired_limit(None, Some(384 << 30)).unwrap();
+        assert!(own.found.contains("the system's own limit") && own.fix.is_some(), "{own}");
+        assert!(limit(Some(460_000 << 20), Some(1)).unwrap().contains("482.3 GB"));
+        assert_eq!(limit(None, None), None);
+        let levels = [MemoryPressure::Normal, MemoryPressure::Warning, MemoryPressure::Critical]
+            .map(|level| pressure(MacMemory { pressure: level, ..MacMemory::default() }).level);
+        assert_eq!(levels, [Level::Ok, Level::Warn, Level::Fail]);
         assert_eq!(firewall_state("Firewall is enabled. (State = 1)").level, Level::Warn);
         assert_eq!(firewall_state("Firewall is disabled. (State = 0)").level, Level::Ok);
     }

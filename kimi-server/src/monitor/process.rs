@@ -1,8 +1,7 @@
 //! What the system has given a process, and what it has taken away.
 
+use kimi_core::host_memory::MacMemory;
 use serde::{Deserialize, Serialize};
-
-use super::MacMemory;
 
 /// Bytes read for one page fault at least.
 const PAGE_BYTES: u64 = 4096;

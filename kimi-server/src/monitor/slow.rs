@@ -2,7 +2,9 @@
 
 use indicatif::DecimalBytes;
 
-use super::{MemoryPressure, ModelState, ModelStatus, Snapshot, StageState};
+use kimi_core::host_memory::MemoryPressure;
+
+use super::{ModelState, ModelStatus, Snapshot, StageState};
 
 /// Bytes paged in per second from which it is said. A healthy server reads nothing: its weights stay in memory. A disk reads
 /// 20 to 300 times as much in a second, so that a step waits for it by then.

@@ -34,7 +34,8 @@ pub fn advice(bytes: &ModelBytes, nodes: &[Node], tokens: usize) -> Vec<String> 
         let unlimited = Node { free: None, ..node.clone() };
         if let Some(free) = node.free.filter(|_| unlimited.usable_bytes() > node.usable_bytes()) {
             lines.push(format!(
-                "end other programs on {}: only {} of its memory is free",
+                "end other programs on {}: only {} of its memory is free (or, on a Mac, for its GPU: raise \
+                 iogpu.wired_limit_mb)",
                 node.id,
                 HumanBytes(free)
             ));

@@ -146,12 +146,13 @@ fn too_few_steps_say_nothing() {
 
 #[test]
 fn a_mac_whose_memory_is_short() {
-    use crate::monitor::{MacMemory, MemoryPressure};
+    use kimi_core::host_memory::{MacMemory, MemoryPressure};
     let mut pair = healthy();
     let memory = MacMemory {
         pressure: MemoryPressure::Warning,
         compressed_bytes: 3_000_000_000,
         swap_bytes: 1_000_000_000,
+        swap_total_bytes: 2_000_000_000,
         wired_limit_bytes: Some(460_000_000_000),
     };
     pair.1.process.mac = Some(memory);

@@ -1,7 +1,8 @@
-//! What macOS says of the machine's memory: how pressed it is, what is compressed, what is in swap, what GPUs may wire.
-//!
-//! The numbers come from `sysctlbyname`; what they mean is read the same way everywhere, so that it is tested everywhere.
+//! What macOS says of the machine's memory: how much is free, how pressed it is, what is compressed, what is in swap, what
+//! GPUs may wire. What the numbers mean is read the same way everywhere, so that it is tested everywhere.
 
+#[cfg(target_os = "macos")]
+use kimi_quant::macos;
 use serde::{Deserialize, Serialize};
 
 /// How short memory is.
@@ -27,6 +28,8 @@ pub struct MacMemory {
     pub compressed_bytes: u64,
     /// Bytes in swap.
     pub swap_bytes: u64,
+    /// Bytes of swap in all, which grows as it is needed.
+    pub swap_total_bytes: u64,
     /// Bytes that GPUs may wire, where that is set (`iogpu.wired_limit_mb`).
     pub wired_limit_bytes: Option<u64>,
 }
@@ -49,36 +52,29 @@ impl MacMemory {
     fn of(number: impl Fn(&str) -> Option<u64>, bytes: impl Fn(&str) -> Option<Vec<u8>>) -> Option<Self> {
         let pressure = MemoryPressure::of_level(number("kern.memorystatus_vm_pressure_level")?);
         let limit = number("iogpu.wired_limit_mb").filter(|megabytes| *megabytes > 0);
+        let swap = bytes("vm.swapusage");
+        let swap = |at| swap.as_deref().and_then(|usage| swap_count(usage, at)).unwrap_or(0);
         Some(Self {
             pressure,
             compressed_bytes: number("vm.compressor_bytes_used").unwrap_or(0),
-            swap_bytes: bytes("vm.swapusage").and_then(|usage| swap_used(&usage)).unwrap_or(0),
+            swap_bytes: swap(2),
+            swap_total_bytes: swap(0),
             wired_limit_bytes: limit.and_then(|megabytes| megabytes.checked_mul(1 << 20)),
         })
     }
 }
 
-/// `struct xsw_usage`: total, available and used bytes, 8 each, then others.
+/// Of `struct xsw_usage`, which has total, available and used bytes, 8 each, then others.
 #[cfg(any(target_os = "macos", test))]
-fn swap_used(usage: &[u8]) -> Option<u64> {
-    Some(u64::from_ne_bytes(usage.get(16..24)?.try_into().ok()?))
-}
-
-/// An integer of 4 or 8 bytes.
-#[cfg(any(target_os = "macos", test))]
-fn integer(bytes: &[u8]) -> Option<u64> {
-    match bytes.len() {
-        4 => Some(u64::from(u32::from_ne_bytes(bytes.try_into().ok()?))),
-        8 => Some(u64::from_ne_bytes(bytes.try_into().ok()?)),
-        _ => None,
-    }
+fn swap_count(usage: &[u8], at: usize) -> Option<u64> {
+    Some(u64::from_ne_bytes(*usage.as_chunks().0.get(at)?))
 }
 
 #[cfg(target_os = "macos")]
 impl MacMemory {
     /// Now.
     pub fn now() -> Option<Self> {
-        Self::of(|name| integer(&sysctl(name)?), sysctl)
+        Self::of(macos::sysctl_integer, macos::sysctl)
     }
 }
 
@@ -88,21 +84,6 @@ impl MacMemory {
     pub fn now() -> Option<Self> {
         None
     }
-}
-
-/// The value of a name, at most 64 bytes of it.
-#[cfg(target_os = "macos")]
-fn sysctl(name: &str) -> Option<Vec<u8>> {
-    let name = std::ffi::CString::new(name).ok()?;
-    let mut value = vec![0u8; 64];
-    let mut length = value.len();
-    // SAFETY: `name` ends in 0; the system writes at most `length` bytes into `value`, which has as many, and how many it
-    // wrote into `length`. Nothing is set.
-    let failed = unsafe {
-        libc::sysctlbyname(name.as_ptr(), value.as_mut_ptr().cast(), &mut length, std::ptr::null_mut(), 0)
-    };
-    value.truncate(length);
-    (failed == 0).then_some(value)
 }
 
 #[cfg(test)]
@@ -121,6 +102,7 @@ mod tests {
         let found = MacMemory::of(number, |_| Some(usage.clone())).unwrap();
         assert_eq!(found.pressure, MemoryPressure::Warning);
         assert_eq!((found.compressed_bytes, found.swap_bytes), (3 << 30, 1 << 30));
+        assert_eq!(found.swap_total_bytes, 4 << 30);
         assert_eq!(found.wired_limit_bytes, Some(460_000 << 20));
         assert_eq!(MacMemory::of(|_| None, |_| None), None, "another system");
         let little = MacMemory::of(|name| name.starts_with("kern").then_some(1), |_| None).unwrap();
@@ -129,10 +111,8 @@ mod tests {
     }
 
     #[test]
-    fn integers_have_4_or_8_bytes() {
-        assert_eq!(integer(&7u32.to_ne_bytes()), Some(7));
-        assert_eq!(integer(&(9u64 << 40).to_ne_bytes()), Some(9 << 40));
-        assert_eq!((integer(&[]), integer(&[1, 2, 3]), swap_used(&[0; 23])), (None, None, None));
+    fn levels_and_short_answers() {
+        assert_eq!((swap_count(&[0; 23], 2), swap_count(&[0; 24], 2)), (None, Some(0)));
         let levels = [1, 2, 4].map(MemoryPressure::of_level);
         assert_eq!(levels, [MemoryPressure::Normal, MemoryPressure::Warning, MemoryPressure::Critical]);
     }
