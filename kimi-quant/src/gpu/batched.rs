@@ -9,7 +9,7 @@ use super::hardware::Hardware;
 use super::matvec::{Matvec, Mode, Routed, Source};
 use super::pool::Buffer;
 use super::recorder::Dispatch;
-use super::shader::{COOPERATIVE, Dot, FEW, Packing, SPLIT16, Spec, TILED, UNIT};
+use super::shader::{COOPERATIVE, COOPERATIVE_8X8, Dot, FEW, Packing, SPLIT16, Spec, TILED, UNIT};
 use super::tuning::{dot, integer};
 use super::weights::{GpuExperts, Part};
 use super::{Gpu, GpuRouting, GpuTensor};
@@ -26,7 +26,8 @@ pub enum BatchKernel {
     Few,
     /// Many tokens (`tiled.wgsl`): bound by arithmetic.
     Tiled,
-    /// Many tokens by cooperative matrices (`cooperative.wgsl`), where the adapter has them; else as `Tiled`.
+    /// Many tokens by cooperative matrices (`cooperative.wgsl`, `cooperative_8x8.wgsl`), where the adapter has them; else as
+    /// `Tiled`.
     Cooperative,
 }
 
@@ -85,7 +86,7 @@ const HALVES_TOKENS: usize = 32;
 /// Tokens from which on tiles are faster, if there are enough of them.
 const MANY: usize = 64;
 
-/// Threads of `cooperative.wgsl`, each of which has a row.
+/// Threads of `cooperative.wgsl` and `cooperative_8x8.wgsl`, each of which has a row.
 const COOPERATIVE_ROWS: u32 = 128;
 
 /// Workgroups a core that keep a GPU busy.
@@ -105,7 +106,7 @@ const TILED_LINES: u32 = 16;
 /// Units of activations that are in shared memory at a time.
 const TILED_STAGED: u32 = 4;
 
-/// Lines of a workgroup of `cooperative.wgsl`.
+/// Lines of a workgroup of `cooperative.wgsl` or `cooperative_8x8.wgsl`.
 fn cooperative_lines(device: &Device, tokens: usize, rows: usize, gated: bool) -> u32 {
     let blocks = rows.div_ceil(if gated { 64 } else { 128 });
     let enough = device.hardware.workgroups(ENOUGH_WORKGROUPS);
@@ -173,7 +174,7 @@ impl Gpu {
 
     /// The kernels that this device has.
     pub fn batch_kernels(&self) -> Vec<BatchKernel> {
-        let cooperative = self.recorder.device.hardware.cooperative.then_some(BatchKernel::Cooperative);
+        let cooperative = self.recorder.device.hardware.has_matrices().then_some(BatchKernel::Cooperative);
         [BatchKernel::Matvec, BatchKernel::Few, BatchKernel::Tiled].into_iter().chain(cooperative).collect()
     }
 
@@ -201,11 +202,12 @@ impl Gpu {
         }
     }
 
-    /// Cooperative matrices instead of tiles where they can be used, and the reverse where they can't. They take
-    /// weights that fit 16-bit floats.
+    /// Cooperative matrices instead of tiles where they can be used, and the reverse where they can't. Those of 16-bit floats
+    /// take weights that fit them.
     fn usable(&self, product: &Batched<'_>) -> BatchKernel {
         let fit = product.weights.fits_f16 && product.up.is_none_or(|up| up.fits_f16);
-        let usable = self.recorder.device.hardware.cooperative && fit;
+        let hardware = &self.recorder.device.hardware;
+        let usable = hardware.cooperative_8x8 || (hardware.cooperative && fit);
         match product.kernel {
             BatchKernel::Cooperative if !usable => BatchKernel::Tiled,
             BatchKernel::Tiled if usable && self.batch_kernel().is_none() => BatchKernel::Cooperative,
@@ -249,7 +251,7 @@ impl Gpu {
             routing,
             experts.count,
             codes,
-            self.recorder.device.hardware.cooperative,
+            self.recorder.device.hardware.has_matrices(),
         );
         Ok((kernel, self.groups(routing, experts.count, lines)?))
     }
@@ -286,13 +288,17 @@ impl Gpu {
             }
             BatchKernel::Tiled => (&TILED, tile().constants(), tile().rows, tile().lines),
             BatchKernel::Cooperative => {
-                let (split, factor) = (u32::from(!packing.exact_in_f16()), packing.f16_factor());
-                let constants = vec![("WORKGROUP", COOPERATIVE_ROWS), ("SPLIT", split), ("FACTOR", factor)];
+                let mut constants = vec![("WORKGROUP", COOPERATIVE_ROWS)];
                 let lines = match product.lines {
                     Lines::Tokens => cooperative_lines(device, x.rows, rows, gated == 1),
                     Lines::Experts { groups, .. } => groups.lines as u32,
                 };
-                (&COOPERATIVE, constants, COOPERATIVE_ROWS / (1 + gated), lines)
+                let op = if device.hardware.cooperative { &COOPERATIVE } else { &COOPERATIVE_8X8 };
+                if device.hardware.cooperative {
+                    let split = u32::from(!packing.exact_in_f16());
+                    constants.extend([("SPLIT", split), ("FACTOR", packing.f16_factor())]);
+                }
+                (op, constants, COOPERATIVE_ROWS / (1 + gated), lines)
             }
         };
         let share = if kernel == BatchKernel::Few { share(packing) } else { 1 };
@@ -303,7 +309,8 @@ impl Gpu {
             ("SHARE", share),
         ]);
         constants.extend(product.lines.constants());
-        let split = (kernel == BatchKernel::Cooperative).then(|| self.split16(packing, x)).transpose()?;
+        let splits = kernel == BatchKernel::Cooperative && device.hardware.cooperative;
+        let split = splits.then(|| self.split16(packing, x)).transpose()?;
         let none = &*self.nothing;
         let [pairs, tiles, weights_of_pairs] = match product.lines {
             Lines::Tokens => [none; 3],

@@ -103,9 +103,14 @@ impl Device {
         if !about.unified_memory || options.staged_upload {
             features.remove(wgpu::Features::MAPPABLE_PRIMARY_BUFFERS); // slow on a card of its own
         }
-        let masked = options.no_cooperative || options.as_metal.is_some();
-        let cooperative = !masked && has_cooperative(&adapter);
-        features.set(COOPERATIVE, cooperative);
+        let cooperative = options.as_metal.is_none() && has_cooperative(&adapter);
+        let matrices = match (options.no_cooperative, cooperative) {
+            (true, _) => wgpu::Features::empty(),
+            (false, true) => COOPERATIVE,
+            (false, false) if has_cooperative_8x8(&adapter) => COOPERATIVE_8X8,
+            (false, false) => wgpu::Features::empty(),
+        };
+        features |= matrices;
         let mut limits = wgpu::Limits { max_immediate_size: IMMEDIATE_BYTES, ..adapter.limits() };
         let binding = &mut limits.max_storage_buffer_binding_size;
         *binding = options.max_binding.unwrap_or(u64::MAX).min(*binding);
@@ -118,9 +123,9 @@ impl Device {
             required_limits: limits.clone(),
             // Small blocks: larger buffers have memory of their own, so that nothing of a block is wasted.
             memory_hints: wgpu::MemoryHints::Manual { suballocated_device_memory_block_size: BLOCK_BYTES },
-            experimental_features: match cooperative {
-                // SAFETY: what is experimental are cooperative matrices. Only cooperative.wgsl and attend_cooperative.wgsl
-                // use them, in uniform control flow, on shared memory that they have written and on buffers as large as
+            experimental_features: match !matrices.is_empty() {
+                // SAFETY: what is experimental are cooperative matrices. Only cooperative.wgsl, attend_cooperative.wgsl and
+                // cooperative_8x8.wgsl use them, in uniform control flow, on shared memory that they have written and on buffers as large as
                 // they take them to be, and only where the adapter lists their shape.
                 true => unsafe { wgpu::ExperimentalFeatures::enabled() },
                 false => wgpu::ExperimentalFeatures::disabled(),
@@ -134,7 +139,9 @@ impl Device {
         let mut hardware = Hardware::new(&about, &info, features, options);
         let memory = options.memory.into_iter().chain(about.memory.map(|m| m.available())).min();
         let room = limits.max_compute_workgroup_storage_size >= COOPERATIVE_SHARED;
-        hardware.cooperative = cooperative && hardware.subgroups && hardware.lanes == 32 && room;
+        let whole = hardware.subgroups && hardware.lanes == 32;
+        hardware.cooperative = matrices == COOPERATIVE && whole && room;
+        hardware.cooperative_8x8 = matrices == COOPERATIVE_8X8 && whole;
         Ok(Self {
             instance,
             adapter,
@@ -211,15 +218,27 @@ const BLOCK_BYTES: std::ops::Range<u64> = 4 << 20..16 << 20;
 pub(super) const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
-/// Bytes of shared memory that they use at most.
+/// What `cooperative_8x8.wgsl` needs.
+const COOPERATIVE_8X8: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+
+/// Bytes of shared memory that `cooperative.wgsl` and `attend_cooperative.wgsl` use at most.
 const COOPERATIVE_SHARED: u32 = 40 << 10;
 
 /// Whether the adapter multiplies 16x16 matrices of f16 into f32.
 fn has_cooperative(adapter: &wgpu::Adapter) -> bool {
-    adapter.features().contains(COOPERATIVE)
-        && adapter.cooperative_matrix_properties().iter().any(|p| {
-            [p.m_size, p.n_size, p.k_size] == [16; 3]
-                && p.ab_type == wgpu::CooperativeScalarType::F16
-                && p.cr_type == wgpu::CooperativeScalarType::F32
-        })
+    adapter.features().contains(COOPERATIVE) && has_matrices(adapter, 16, wgpu::CooperativeScalarType::F16)
+}
+
+/// Whether the adapter multiplies 8x8 matrices of f32: Metal's.
+fn has_cooperative_8x8(adapter: &wgpu::Adapter) -> bool {
+    adapter.features().contains(COOPERATIVE_8X8) && has_matrices(adapter, 8, wgpu::CooperativeScalarType::F32)
+}
+
+/// Whether the adapter multiplies square matrices of `size` rows, with values of `factors`, into f32.
+fn has_matrices(adapter: &wgpu::Adapter, size: u32, factors: wgpu::CooperativeScalarType) -> bool {
+    adapter.cooperative_matrix_properties().iter().any(|p| {
+        [p.m_size, p.n_size, p.k_size] == [size; 3]
+            && p.ab_type == factors
+            && p.cr_type == wgpu::CooperativeScalarType::F32
+    })
 }

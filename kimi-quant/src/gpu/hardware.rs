@@ -15,6 +15,8 @@ pub(crate) struct Hardware {
     pub(crate) integer_dot: bool,
     /// Whether it has the cooperative matrices of `cooperative.wgsl` and `attend_cooperative.wgsl`.
     pub(crate) cooperative: bool,
+    /// Whether it has the cooperative matrices of `cooperative_8x8.wgsl` instead.
+    pub(crate) cooperative_8x8: bool,
     /// Whether it is the CPU: it is slow where threads idle, and has no instruction cache to save.
     pub(crate) software: bool,
     /// Cores (multiprocessors), each of which runs some workgroups at a time.
@@ -61,6 +63,7 @@ impl Hardware {
                 subgroups,
                 integer_dot: info.backend == wgpu::Backend::Vulkan && adapter.is_hardware(),
                 cooperative: false,
+                cooperative_8x8: false,
                 software: !adapter.is_hardware(),
                 cores: Chip::of_device(&adapter.name).map_or(CORES, |chip| chip.cores as usize),
                 resident_threads: RESIDENT_THREADS,
@@ -69,18 +72,24 @@ impl Hardware {
         }
     }
 
-    /// An Apple GPU. It has no packed dot product, and cooperative matrices of 8x8 alone, which no kernel uses.
+    /// An Apple GPU. It has no packed dot product; whether it has cooperative matrices (of 8x8) its adapter says.
     pub(crate) fn apple(lanes: u32, subgroups: bool, chip: Option<&Chip>) -> Self {
         Self {
             lanes,
             subgroups,
             integer_dot: false,
             cooperative: false,
+            cooperative_8x8: false,
             software: false,
             cores: chip.map_or(APPLE_CORES, |chip| chip.cores as usize),
             resident_threads: APPLE_RESIDENT_THREADS,
             head_threads: 256,
         }
+    }
+
+    /// Whether products of many tokens go through cooperative matrices.
+    pub(crate) fn has_matrices(&self) -> bool {
+        self.cooperative || self.cooperative_8x8
     }
 
     /// As many workgroups as are `per_core` for every core.

@@ -52,6 +52,8 @@ op!(FEW, "few", [false, true, false, false, false], 2, true, 10, with "lines");
 op!(TILED, "tiled", [false, true, false, false, false], 2, false, 10, with "lines");
 op!(COOPERATIVE, "cooperative", [false, true, false, false, false, false], 2, false, 10, with "lines",
     enable "f16", enable "wgpu_cooperative_matrix");
+op!(COOPERATIVE_8X8, "cooperative_8x8", [false, true, false, false, false], 2, false, 10, with "lines", with "matrix_8x8",
+    enable "wgpu_cooperative_matrix");
 op!(SPLIT16, "split16", [false, true, true], 0, false, 1, enable "f16");
 op!(GROUP, "group", [false, true, true], 0, false, 2);
 op!(COMBINE, "combine", [false, true], 0, false, 4);
@@ -78,13 +80,14 @@ op!(SAMPLE_CHOOSE, "sample_choose", [false, false, false, false, false, true], 0
 
 /// All of them.
 #[cfg(test)]
-pub(crate) static ALL: [&Op; 26] = [
+pub(crate) static ALL: [&Op; 27] = [
     &MATVEC,
     &MATVEC_RAGGED,
     &MATVEC_VARIED,
     &FEW,
     &TILED,
     &COOPERATIVE,
+    &COOPERATIVE_8X8,
     &SPLIT16,
     &GROUP,
     &COMBINE,

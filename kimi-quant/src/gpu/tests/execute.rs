@@ -1,6 +1,6 @@
 //! A GPU of Metal's that is not here, played by the CPU: kernels in Metal's language, compiled by clang (tools/metal).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -86,21 +86,29 @@ pub(super) struct Executor {
     seed: u32,
     change: Option<Change>,
     changed: AtomicU32,
+    /// Names of operations that it has computed.
+    ran: Mutex<HashSet<&'static str>>,
     /// By the text in Metal's language.
     programs: Mutex<HashMap<String, PathBuf>>,
 }
 
 /// An Apple GPU whose dispatches the CPU computes; fibres are ordered by `seed`. `None` without clang.
 pub(super) fn apple(seed: u32, change: Option<Change>) -> Option<(Gpu, Arc<Executor>)> {
+    executed(Looks::apple(), seed, change)
+}
+
+/// The same for a device of such looks.
+pub(super) fn executed(looks: &Looks, seed: u32, change: Option<Change>) -> Option<(Gpu, Arc<Executor>)> {
     let executor = Arc::new(Executor {
         clang: clang()?,
         folder: Folder::new().unwrap(),
         seed,
         change,
         changed: AtomicU32::new(0),
+        ran: Mutex::default(),
         programs: Mutex::default(),
     });
-    let gpu = Looks::apple().gpu().unwrap();
+    let gpu = looks.gpu().unwrap();
     gpu.recorder.lock().observer = Some(executor.clone());
     Some((gpu, executor))
 }
@@ -109,6 +117,11 @@ impl Executor {
     /// How many shaders were changed.
     pub(super) fn changed(&self) -> u32 {
         self.changed.load(Ordering::Relaxed)
+    }
+
+    /// Whether it has computed an operation of this name.
+    pub(super) fn ran(&self, op: &str) -> bool {
+        self.ran.lock().unwrap().contains(op)
     }
 
     /// The program of a kernel.
@@ -191,6 +204,7 @@ fn contents(device: &Device, buffer: &wgpu::Buffer) -> Result<Vec<u8>> {
 
 impl Observer for Executor {
     fn see(&self, device: &Device, seen: &Seen<'_>) -> Result<bool> {
+        self.ran.lock().unwrap().insert(seen.op.name);
         let mut source = seen.spec.source(seen.op);
         if let Some(Change { op, from, to }) = self.change
             && op == seen.op.name

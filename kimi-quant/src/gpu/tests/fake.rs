@@ -18,6 +18,7 @@ use crate::{
 type Result<T = ()> = std::result::Result<T, BackendError>;
 
 /// What kernels are chosen by.
+#[derive(Clone, Copy)]
 pub(super) struct Looks {
     pub(super) name: &'static str,
     kind: AdapterKind,
@@ -26,6 +27,7 @@ pub(super) struct Looks {
     /// The smallest and the largest that the driver says, where there are any.
     subgroups: Option<(u32, u32)>,
     cooperative: bool,
+    cooperative_8x8: bool,
     /// Bytes of memory that a workgroup shares.
     pub(super) shared: u32,
     pub(super) threads: u32,
@@ -43,6 +45,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         vendor: NVIDIA,
         subgroups: Some((32, 32)),
         cooperative: true,
+        cooperative_8x8: false,
         shared: 48 << 10,
         threads: 1024,
         binding: (1 << 31) - 1,
@@ -55,6 +58,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         vendor: NVIDIA,
         subgroups: Some((32, 32)),
         cooperative: false,
+        cooperative_8x8: false,
         shared: 48 << 10,
         threads: 1024,
         binding: (1 << 31) - 1,
@@ -67,6 +71,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         vendor: 0,
         subgroups: Some((4, 64)),
         cooperative: false,
+        cooperative_8x8: true,
         shared: 32 << 10,
         threads: 1024,
         binding: (1 << 32) - 4,
@@ -79,6 +84,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         vendor: 0x10005,
         subgroups: Some((8, 8)),
         cooperative: false,
+        cooperative_8x8: false,
         shared: 32 << 10,
         threads: 1024,
         binding: 128 << 20,
@@ -91,6 +97,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         vendor: 0x1002,
         subgroups: None,
         cooperative: false,
+        cooperative_8x8: false,
         shared: 32 << 10,
         threads: 256,
         binding: 128 << 20,
@@ -108,11 +115,18 @@ impl Looks {
         LOOKS.iter().find(|looks| looks.is_metal()).unwrap()
     }
 
+    /// The same under another name, which says how many cores it has.
+    pub(super) fn named(self, name: &'static str) -> Self {
+        Self { name, ..self }
+    }
+
     pub(super) fn gpu(&self) -> Result<Gpu> {
         let failed = |e: String| BackendError::Device(format!("{}: {e}", self.name));
         let mut features = wgpu::Features::IMMEDIATES;
         features.set(wgpu::Features::SUBGROUP, self.subgroups.is_some());
         features.set(COOPERATIVE, self.cooperative);
+        let experimental = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
+        features.set(experimental, self.cooperative || self.cooperative_8x8);
         let limits = wgpu::Limits {
             max_compute_workgroup_storage_size: self.shared,
             max_compute_invocations_per_workgroup: self.threads,
@@ -168,7 +182,7 @@ impl Looks {
             largest_buffer: limits.max_buffer_size,
             subgroups: self.subgroups,
             f16: self.cooperative,
-            cooperative_matrices: self.cooperative,
+            cooperative_matrices: self.cooperative || self.cooperative_8x8,
             timestamps: false,
             unified_memory: self.kind != AdapterKind::Discrete,
             missing: None,
@@ -183,7 +197,11 @@ impl Looks {
             info,
             about,
             limits,
-            hardware: Hardware { cooperative: self.cooperative, ..hardware },
+            hardware: Hardware {
+                cooperative: self.cooperative,
+                cooperative_8x8: self.cooperative_8x8,
+                ..hardware
+            },
             as_metal: None,
             half_denormals: Arc::new((!hardware.integer_dot).into()),
             memory: None,

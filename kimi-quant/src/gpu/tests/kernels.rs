@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::super::matvec::mode_name;
-use super::super::shader::{MATVEC, MATVEC_VARIED, Op, Spec};
+use super::super::shader::{COOPERATIVE_8X8, MATVEC, MATVEC_VARIED, Op, Spec};
 use super::super::tuning::{Tuning, shared_bytes_of};
 use super::fake::{LOOKS, of_tokens};
 use super::translate::{parse, spirv};
@@ -31,7 +31,7 @@ fn write_kernels() {
             for (op, spec) in of_tokens(apple, bits, tokens, tuning).unwrap() {
                 let product = spec.packing.is_some_and(|packing| packing.bits() <= 8);
                 let wanted = product && (sums.is_none() || op.name == MATVEC.name);
-                let text = spec.source(op);
+                let text = without_matrices(op, spec.source(op));
                 if wanted && seen.insert(text.clone()) {
                     let (module, info) = parse(&text).unwrap();
                     let words = spirv(&module, &info).unwrap();
@@ -51,6 +51,46 @@ fn write_kernels() {
     }
     std::fs::write(folder.join("kernels.tsv"), table).unwrap();
 }
+
+/// Mesa's compiler has no matrices of 8x8. In its place are the two values of each that a thread has, and for a product two
+/// multiply-adds: registers, memory and code are about what they would be.
+fn without_matrices(op: &Op, text: String) -> String {
+    if !std::ptr::eq(op, &COOPERATIVE_8X8) {
+        return text;
+    }
+    let matrices = include_str!("../../../../shaders/matrix_8x8.wgsl");
+    let begin = "    // Loaded like this";
+    assert!(text.contains(matrices) && text.contains(begin));
+    let own = "    own_row = (thread & 31u) >> 2u;\n    own_column = (thread & 3u) * 2u;\n";
+    text.replace(matrices, VALUES_OF_MATRICES).replace(begin, &format!("{own}{begin}"))
+}
+
+const VALUES_OF_MATRICES: &str = "
+alias Left = vec2<f32>;
+alias Right = vec2<f32>;
+alias Sum = vec2<f32>;
+var<private> own_row: u32;
+var<private> own_column: u32;
+fn left(at: u32) -> Left {
+    let own = at + own_row * PITCH + own_column;
+    return vec2(cells[own], cells[own + 1u]);
+}
+fn right(at: u32) -> Right {
+    let own = at + own_column * PITCH + own_row;
+    return vec2(cells[own], cells[own + PITCH]);
+}
+fn sum_from(at: u32) -> Sum {
+    return left(at);
+}
+fn multiplied(x: Left, w: Right, sum: Sum) -> Sum {
+    return fma(x, w, sum);
+}
+fn store(sum: Sum, at: u32, pitch: u32) {
+    let own = at + own_row * pitch + own_column;
+    cells[own] = sum.x;
+    cells[own + 1u] = sum.y;
+}
+";
 
 /// A name, sums of a step, and bytes of shared memory where they were counted.
 fn describe(op: &Op, spec: &Spec) -> (String, u32, u32) {

@@ -5,8 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rayon::prelude::*;
 
+use super::super::BatchKernel;
 use super::common::both::{Both, FOUR_BITS, close};
-use super::execute::{Change, Folder, apple, clang, compile};
+use super::execute::{Change, Folder, apple, clang, compile, executed};
+use super::fake::Looks;
 use crate::{Backend, BitWidth, Cpu, FloatType, Format, HeadShape, RouterShape, SampleRequest, TokenMask};
 
 /// Texts that clang reads at once.
@@ -62,6 +64,31 @@ fn every_operation_over_one_matrix() {
         let Some((gpu, _)) = apple(10, None) else { return };
         Both::new(&gpu, 2).projections(FOUR_BITS, tokens, rows, 96);
     }
+}
+
+/// Tiles of 16, 32 and 64 lines on matrices of 8x8: an M1 with its few cores is busy with larger ones. Rows of whole units and
+/// such that end amid one.
+#[test]
+fn products_by_matrices_of_8x8() {
+    let m1 = Looks::apple().named("Apple M1");
+    for (looks, format, tokens, rows, cols) in [
+        (Looks::apple(), affine(BitWidth::B3), 65, 150, 128),
+        (Looks::apple(), Format::Nvfp4, 65, 33, 48),
+        (&m1, Format::Float(FloatType::Bf16), 70, 400, 56),
+        (&m1, affine(BitWidth::B6), 130, 400, 64),
+    ] {
+        let Some((gpu, executor)) = executed(looks, 15, None) else { return };
+        Both::new(&gpu, 8).projections(format, tokens, rows, cols);
+        assert!(executor.ran("cooperative_8x8"));
+    }
+}
+
+#[test]
+fn products_by_tiles_where_there_are_no_matrices() {
+    let Some((gpu, executor)) = apple(16, None) else { return };
+    gpu.set_batch_kernel(Some(BatchKernel::Tiled));
+    Both::new(&gpu, 9).projections(FOUR_BITS, 70, 150, 96);
+    assert!(executor.ran("tiled"));
 }
 
 #[test]
@@ -121,9 +148,12 @@ fn sampling() {
     }
 }
 
-/// Whether products of a few tokens are right with a shader that was changed.
+/// Whether products of some tokens are right with a shader that was changed.
 fn is_right(change: Option<Change>, seed: u32) -> bool {
     let (gpu, executor) = apple(seed, change).unwrap();
+    if change.is_some_and(|change| change.op == "tiled") {
+        gpu.set_batch_kernel(Some(BatchKernel::Tiled));
+    }
     let compare = || Both::new(&gpu, 7).projections(FOUR_BITS, 70, 150, 96);
     let right = catch_unwind(AssertUnwindSafe(compare)).is_ok();
     assert!(change.is_none() || executor.changed() > 0, "nothing was changed: {change:?}");
@@ -139,7 +169,16 @@ fn a_wrong_kernel_is_noticed() {
     let missing_barrier = Change { op: "rms_norm", from: "workgroupBarrier();", to: "" };
     let wrong_shift = Change { op: "tiled", from: ">> shift", to: ">> (shift + 1u)" };
     let row_too_far = Change { op: "tiled", from: "row_at < p.rows", to: "row_at <= p.rows" };
-    for change in [missing_barrier, wrong_shift, row_too_far] {
+    let laid = "lay(thread, fetched);";
+    let not_waited_for = Change {
+        op: "cooperative_8x8",
+        from: "lay(thread, fetched);\n        workgroupBarrier();",
+        to: laid,
+    };
+    let wrong_rows = Change { op: "cooperative_8x8", from: "multiplied(a, w1,", to: "multiplied(a, w0," };
+    let result_too_far =
+        Change { op: "cooperative_8x8", from: "row_at + row < p.rows", to: "row_at + row <= p.rows" };
+    for change in [missing_barrier, wrong_shift, row_too_far, not_waited_for, wrong_rows, result_too_far] {
         assert!(!is_right(Some(change), 21), "{change:?}");
     }
 }
