@@ -158,6 +158,30 @@ fn a_token_alone_and_in_any_batch_has_the_same_bits() {
 }
 
 #[test]
+fn a_token_of_long_rows_has_the_same_bits_alone_and_in_any_batch() {
+    let mut random = Random(12);
+    let grouped = |format: &Format| format.group().is_power_of_two() && format.group() >= 32;
+    for format in formats().into_iter().filter(grouped) {
+        let (rows, cols) = (37, 2304); // more than whole tiles and whole chunks
+        let m = matrix(format, rows, cols, &mut random);
+        let x = random.f32s(13 * cols);
+        for cpu in cpus().map(|cpu| cpu.with_precision(Precision::Fast)) {
+            let all = product(cpu, &m, &x);
+            for count in [1, 2, 3, 4, 6, 7] {
+                let first = random.below(14 - count);
+                let some = product(cpu, &m, &x[first * cols..(first + count) * cols]);
+                assert_eq!(
+                    some,
+                    all[first * rows..(first + count) * rows],
+                    "{} {format} {count}",
+                    cpu.name()
+                );
+            }
+        }
+    }
+}
+
+#[test]
 fn a_product_does_not_depend_on_the_number_of_threads() {
     let mut random = Random(9);
     let format = Format::Affine { bits: BitWidth::B3, group: 64, scales: FloatType::Bf16 };

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speeds of kimi's CPU kernels beside llama.cpp's, asked in turn, as medians of ratios over rounds.
 
-    compare.py KIMI GGML [--formats 4,5] [--operations up:1,output:64] [--rounds 5]
+    compare.py KIMI GGML [--formats 4,5] [--operations up:1,output:64] [--rounds 5] [--precision exact,fast]
 
 KIMI and GGML are the programs that README.md says how to build. A machine that others use too changes by the second, so
 every round asks each program for a fraction of a second right after the other, in an order that turns, and only ratios of
@@ -59,7 +59,7 @@ class Program:
 
 def compare(args, form):
     threads = str(args.threads)
-    kimi = Program([args.kimi, form, threads])
+    ours = [Program([args.kimi, form, threads, precision]) for precision in args.precision.split(",")]
     peers = [Program([args.ggml, peer, repack, threads]) for peer in PEERS[form] for repack in "01"]
     peers = [peer for peer in peers if peer.name]
     for operation in args.operations.split(","):
@@ -67,19 +67,20 @@ def compare(args, form):
         seconds = 0.2 if tokens == "1" else 0.5
         rates, bandwidths = {}, []
         for turn in range(args.rounds):
-            bandwidths.append(kimi.ask("bandwidth", 1, 0.1))
-            order = [kimi] + peers
+            bandwidths.append(ours[0].ask("bandwidth", 1, 0.1))
+            order = ours + peers
             for program in order if turn % 2 == 0 else order[::-1]:
                 ask = program.ask_by_cpu_time if args.cpu_time else program.ask
                 rates.setdefault(program, []).append(ask(what, tokens, seconds))
-        ratios = {peer.name: statistics.median(a / b for a, b in zip(rates[kimi], rates[peer])) for peer in peers}
-        read = WEIGHTS[what] * BITS[form] / 8
-        share = statistics.median(rate * read / bandwidth for rate, bandwidth in zip(rates[kimi], bandwidths))
-        own = f"{share:6.0%} of reading" if tokens == "1" else " " * 17
-        own += f" {statistics.median(rates[kimi]) * 2 * WEIGHTS[what] * int(tokens) / 1e9:8.0f} GFLOP/s"
-        names = "  ".join(f"{ratio:5.2f} of {name.split(', ')[1]}" for name, ratio in ratios.items())
-        print(f"{form:>5} {what:>6} x{tokens:<4}{own}  {names}", flush=True)
-    for program in [kimi] + peers:
+        for kimi, precision in zip(ours, args.precision.split(",")):
+            ratios = {peer.name: statistics.median(a / b for a, b in zip(rates[kimi], rates[peer])) for peer in peers}
+            read = WEIGHTS[what] * BITS[form] / 8
+            share = statistics.median(rate * read / bandwidth for rate, bandwidth in zip(rates[kimi], bandwidths))
+            own = f"{share:6.0%} of reading" if tokens == "1" else " " * 17
+            own += f" {statistics.median(rates[kimi]) * 2 * WEIGHTS[what] * int(tokens) / 1e9:8.0f} GFLOP/s"
+            names = "  ".join(f"{ratio:5.2f} of {name.split(', ')[1]}" for name, ratio in ratios.items())
+            print(f"{form:>5} {precision:<5} {what:>6} x{tokens:<4}{own}  {names}", flush=True)
+    for program in ours + peers:
         program.end()
     return peers[0].name.split(",")[0] if peers else "nothing"
 
@@ -90,6 +91,7 @@ def main():
     parser.add_argument("ggml")
     parser.add_argument("--formats", default=",".join(PEERS))
     parser.add_argument("--operations", default="up:1,down:1,output:1,head:1,output:64,output:512,up:512")
+    parser.add_argument("--precision", default="exact,fast")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--cpu-time", action="store_true", help="one thread, by the time that it ran (Linux)")

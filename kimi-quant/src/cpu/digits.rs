@@ -1,8 +1,7 @@
 //! Products in integers: activations as fixed-point numbers times codes as they are.
 //!
 //! The columns of a lane's codes in a block are a unit. Its activations are integers of 23 bits and a sign times a power
-//! of two, as three digits from -128 to 127 to the base 256; or, where they are rounded, of 7 bits and a sign times a
-//! fraction of the largest. Codes are bytes, so that one instruction multiplies and
+//! of two, as three digits from -128 to 127 to the base 256. Codes are bytes, so that one instruction multiplies and
 //! adds four of a lane, and the sum of a unit is an exact integer. While it is one, each group's zero point times the
 //! sum of the unit's activations is subtracted: where weights are small and scale and bias are large, scale * code and
 //! bias nearly cancel, so the rounding error of the activations would dominate. Then the sum is scaled as a whole; the
@@ -13,68 +12,57 @@
 
 use std::marker::PhantomData;
 
+use super::bytes::Bytes;
 use super::codec::{Codec, Packed};
 use super::kernel::{Blocks, Multiply, each_step, sums};
 use super::order::Order;
 use super::scales::Parameters;
-use super::simd::{MAX_LANES, Simd};
+use super::simd::MAX_LANES;
 use crate::PackedMatrix;
 
 /// Dot products of four bytes in every lane.
 ///
 /// # Safety
 /// As for [`Simd`].
-pub(crate) trait ByteDot: Simd {
-    unsafe fn zeros() -> Self::Words;
-    /// In every lane its codes `k`, `k + step`, `k + 2 * step` and `k + 3 * step` of `BITS` bits, a byte each.
-    unsafe fn codes<const BITS: usize>(words: Self::Words, k: usize, step: usize) -> Self::Words;
+pub(crate) trait DigitDot: Bytes {
     /// Adds to every lane its four codes times the four signed bytes that `digits` has for it.
     unsafe fn dot(sums: Self::Words, codes: Self::Words, digits: Self::Words) -> Self::Words;
     /// `256 * high + low`.
     unsafe fn shift_add(high: Self::Words, low: Self::Words) -> Self::Words;
     /// `sums - zeros * totals`; `zeros` are integers.
     unsafe fn without(sums: Self::Words, zeros: Self::V, totals: Self::Words) -> Self::Words;
-    /// The lanes as signed integers.
-    unsafe fn floats(sums: Self::Words) -> Self::V;
 }
 
-/// Digits of an activation that keeps the precision of f32.
-pub(crate) const EXACT: usize = 3;
-
-/// Digits of an activation that is rounded: 7 bits and a sign of the largest of its unit.
-pub(crate) const FAST: usize = 1;
+/// Digits of an activation.
+const DIGITS: usize = 3;
 
 /// Vectors of a block before its digits.
 const HEAD: usize = 2;
 
 /// 32-bit words of a block of `codes` codes a lane.
-const fn block_words(codes: usize, digits: usize) -> usize {
-    MAX_LANES * (HEAD + digits * codes / 4)
+const fn block_words(codes: usize) -> usize {
+    MAX_LANES * (HEAD + DIGITS * codes / 4)
 }
 
 /// 32-bit words of a row for blocks of `CODES` codes a lane. See [`super::kernel::Length`].
-pub(crate) fn length<const CODES: usize, const DIGITS: usize>(
-    order: Order,
-    group: usize,
-    cols: usize,
-) -> usize {
+pub(crate) fn length<const CODES: usize>(order: Order, group: usize, cols: usize) -> usize {
     let cols = order.padded(cols);
-    cols / (MAX_LANES * CODES) * block_words(CODES, DIGITS) + (cols / group).next_multiple_of(MAX_LANES)
+    cols / (MAX_LANES * CODES) * block_words(CODES) + (cols / group).next_multiple_of(MAX_LANES)
 }
 
 /// Writes a row of activations for blocks of `CODES` codes a lane to `out`, which is zeros.
 #[inline(always)]
-pub(crate) fn write<const CODES: usize, const DIGITS: usize>(group: usize, x: &[f32], out: &mut [f32]) {
+pub(crate) fn write<const CODES: usize>(group: usize, x: &[f32], out: &mut [f32]) {
     let units = x.as_chunks::<CODES>().0;
-    let (blocks, sums) = out.split_at_mut(units.len().div_ceil(MAX_LANES) * block_words(CODES, DIGITS));
-    for (units, out) in units.chunks(MAX_LANES).zip(blocks.chunks_exact_mut(block_words(CODES, DIGITS))) {
+    let (blocks, sums) = out.split_at_mut(units.len().div_ceil(MAX_LANES) * block_words(CODES));
+    for (units, out) in units.chunks(MAX_LANES).zip(blocks.chunks_exact_mut(block_words(CODES))) {
         let mut values = [[0.0; MAX_LANES]; CODES];
         for (lane, unit) in units.iter().enumerate() {
             for (values, &value) in values.iter_mut().zip(unit) {
                 values[lane] = value;
             }
         }
-        write_block::<CODES, DIGITS>(&values, bytemuck::cast_slice_mut(out));
+        write_block::<CODES>(&values, bytemuck::cast_slice_mut(out));
     }
     for (sum, x) in sums.iter_mut().zip(x.chunks(group)) {
         let mut parts = [0.0; MAX_LANES];
@@ -87,10 +75,7 @@ pub(crate) fn write<const CODES: usize, const DIGITS: usize>(group: usize, x: &[
 
 /// Writes a block, `values[k]` the `k`-th activations of the lanes.
 #[inline(always)]
-fn write_block<const CODES: usize, const DIGITS: usize>(
-    values: &[[f32; MAX_LANES]; CODES],
-    out: &mut [[u32; MAX_LANES]],
-) {
+fn write_block<const CODES: usize>(values: &[[f32; MAX_LANES]; CODES], out: &mut [[u32; MAX_LANES]]) {
     let Some(([down, totals], planes)) = out.split_first_chunk_mut::<HEAD>() else { return };
     let mut largest = [0; MAX_LANES];
     for values in values {
@@ -100,13 +85,6 @@ fn write_block<const CODES: usize, const DIGITS: usize>(
     }
     let mut up = [0.0; MAX_LANES];
     for ((up, down), largest) in up.iter_mut().zip(down).zip(largest) {
-        if DIGITS == FAST {
-            let largest = f32::from_bits(largest);
-            // A unit of zeros, or nearly so, has zeros.
-            let reciprocal = if largest > f32::MIN_POSITIVE { 127.0 / largest } else { 0.0 };
-            (*up, *down) = (reciprocal, (largest / 127.0).to_bits());
-            continue;
-        }
         // What is 127/128 of a power of two or more belongs to the next: 2^23 itself has no three digits.
         let exponent = ((largest + (1 << 17)) >> 23).clamp(23, 254);
         *up = f32::from_bits((276 - exponent) << 23);
@@ -145,9 +123,9 @@ fn with_offset(value: f32) -> u32 {
 }
 
 /// Unsigned codes of [`Packed`], multiplied in integers with activations of some digits.
-pub(crate) struct InIntegers<S, const BITS: usize, const DIGITS: usize>(PhantomData<S>);
+pub(crate) struct InIntegers<S, const BITS: usize>(PhantomData<S>);
 
-impl<S: ByteDot, const BITS: usize, const DIGITS: usize> Multiply for InIntegers<S, BITS, DIGITS> {
+impl<S: DigitDot, const BITS: usize> Multiply for InIntegers<S, BITS> {
     type C = Packed<S, BITS, false>;
 
     #[inline(always)]
@@ -178,7 +156,7 @@ impl<S: ByteDot, const BITS: usize, const DIGITS: usize> Multiply for InIntegers
             let mut acc = [[S::splat(0.0); T]; R];
             for group in (0..m.cols() / m.format().group()).step_by(MAX_LANES) {
                 for t in 0..T {
-                    let sum = S::load(x[t].add(blocks * block_words(codes, DIGITS) + group));
+                    let sum = S::load(x[t].add(blocks * block_words(codes) + group));
                     for (r, acc) in acc.iter_mut().enumerate() {
                         acc[t] = S::fma(parameters.biases(r, group), sum, acc[t]);
                     }
@@ -191,14 +169,14 @@ impl<S: ByteDot, const BITS: usize, const DIGITS: usize> Multiply for InIntegers
                 for r in 0..R {
                     let words = Self::C::load(at.weight[r]);
                     for (k, cut) in cut.iter_mut().enumerate().take(step) {
-                        cut[r] = S::codes::<BITS>(words, k, step);
+                        cut[r] = S::codes::<BITS, false>(words, k, step);
                     }
                     scales[r] = parameters.scales(r, block);
                     zeros[r] = parameters.zeros(r, block);
                 }
                 // The remainders are for the steps from `T` on, which are not taken.
                 each_step!(T, t => {
-                    let here = x[t % T].add(block * block_words(codes, DIGITS));
+                    let here = x[t % T].add(block * block_words(codes));
                     let mut sums = [[S::zeros(); R]; DIGITS];
                     for (digit, sums) in sums.iter_mut().enumerate() {
                         for (k, cut) in cut.iter().enumerate().take(step) {
@@ -231,7 +209,7 @@ mod tests {
     use super::*;
 
     /// What the digits of a block say, in the order of the values.
-    fn read<const CODES: usize, const DIGITS: usize>(out: &[u32]) -> Vec<f64> {
+    fn read<const CODES: usize>(out: &[u32]) -> Vec<f64> {
         let (step, vector) = (CODES / 4, |i: usize| &out[MAX_LANES * i..][..MAX_LANES]);
         let value = |lane: usize, code: usize| {
             let (j, k) = (code / step, code % step);
@@ -244,27 +222,26 @@ mod tests {
         (0..MAX_LANES).flat_map(|lane| (0..CODES).map(move |code| value(lane, code))).collect()
     }
 
-    fn check<const CODES: usize, const DIGITS: usize>(x: &[f32]) {
-        let mut out = vec![0.0; block_words(CODES, DIGITS) + MAX_LANES];
-        write::<CODES, DIGITS>(CODES * 4, x, &mut out);
+    fn check<const CODES: usize>(x: &[f32]) {
+        let mut out = vec![0.0; block_words(CODES) + MAX_LANES];
+        write::<CODES>(CODES * 4, x, &mut out);
         let words: &[u32] = bytemuck::cast_slice(&out);
-        let found = read::<CODES, DIGITS>(words);
+        let found = read::<CODES>(words);
         for (x, found) in x.chunks(CODES).zip(found.chunks(CODES)) {
             let largest = x.iter().fold(0f64, |largest, x| largest.max(f64::from(x.abs())));
             for (&x, found) in x.iter().zip(found) {
                 let error = (f64::from(x) - found).abs();
-                let bound = if DIGITS == FAST { 0.501 / 127.0 } else { 2f64.powi(-23) };
-                assert!(error <= largest * bound || largest < 1e-30, "{x:e}: {found:e}");
+                assert!(error <= largest * 2f64.powi(-23) || largest < 1e-30, "{x:e}: {found:e}");
             }
         }
         let sums = x.chunks(CODES * 4).map(|x| x.iter().map(|&x| f64::from(x)).sum::<f64>());
-        for (sum, found) in sums.zip(&out[block_words(CODES, DIGITS)..]) {
+        for (sum, found) in sums.zip(&out[block_words(CODES)..]) {
             assert!((sum - f64::from(*found)).abs() <= sum.abs() * 1e-5, "{sum} {found}");
         }
     }
 
     #[test]
-    fn digits_have_the_values_to_their_bits_of_the_largest() {
+    fn digits_have_the_values_to_23_bits_of_the_largest() {
         // Zeros, all powers of two that have a place, either sign, and mantissas about the one that needs the next power.
         let near = [0x3f7d_ffff, 0x3f7e_0000, 0x3f7f_ffff, 0x3f80_0000, 0x3f80_0001].map(f32::from_bits);
         for power in (-95..127).step_by(3) {
@@ -273,12 +250,10 @@ mod tests {
                 if i < 16 { 0.0 } else { sign * near[i % 5] * 2f32.powi(power - i as i32 % 7) }
             };
             let x: Vec<f32> = (0..256).map(value).collect();
-            check::<4, EXACT>(&x[..64]);
-            check::<8, EXACT>(&x[..128]);
-            check::<16, EXACT>(&x);
-            check::<16, EXACT>(&x[..64]);
-            check::<8, FAST>(&x[..128]);
-            check::<16, FAST>(&x[..64]);
+            check::<4>(&x[..64]);
+            check::<8>(&x[..128]);
+            check::<16>(&x);
+            check::<16>(&x[..64]);
         }
     }
 }

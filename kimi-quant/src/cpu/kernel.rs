@@ -83,6 +83,8 @@ pub(crate) struct Kernel {
     pub(crate) prepare: Prepare,
     /// For up to 1, 2, 4 and 8 tokens. All give a token the same bits.
     pub(crate) dot: [Dot; 4],
+    /// Whether the last takes any number of tokens.
+    pub(crate) any_number: bool,
     /// Weights of some rows in the kernel's order, `[rows, cols]`.
     pub(crate) decode: Decode,
 }
@@ -90,7 +92,7 @@ pub(crate) struct Kernel {
 impl Kernel {
     pub(crate) const fn of<C: Codec>(dot: [Dot; 4], decode: Decode) -> Self {
         assert!(C::S::LANES <= MAX_LANES);
-        Self { order: Order::of::<C>(), length: floats, prepare: permute, dot, decode }
+        Self { order: Order::of::<C>(), length: floats, prepare: permute, dot, any_number: false, decode }
     }
 }
 

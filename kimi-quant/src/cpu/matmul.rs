@@ -106,10 +106,13 @@ fn readable(m: &PackedMatrix, range: Range<usize>, order: Order, reading: Readin
     PackedMatrix::new(range.len(), cols, format, bytes, Bytes::new(), Bytes::new()).ok()
 }
 
-/// Rows of `m` that one task takes.
-pub(crate) fn rows_per_task(m: &PackedMatrix) -> usize {
+/// Rows that kernels for many tokens take at once, and a multiple of what others take.
+pub(crate) const TILE_ROWS: usize = 32;
+
+/// Rows of `m` that one task takes for some tokens.
+pub(crate) fn rows_per_task(m: &PackedMatrix, tokens: usize) -> usize {
     let row = (m.bytes() as usize / m.rows().max(1)).max(1);
-    team::part(m.rows(), row, 8)
+    team::part(m.rows(), row, if tokens > 2 { TILE_ROWS } else { 8 })
 }
 
 /// `out[(r - range.start) * tokens.len() + t] = m[r] . x[tokens[t]]` for the rows of `range`, which are rows of `m`.
@@ -138,13 +141,14 @@ pub(crate) fn rows(
         None => return,
     };
     let x = x.rows();
-    for (i, some) in tokens.chunks(8).enumerate() {
-        let dot = kernel.dot[some.len().next_power_of_two().ilog2() as usize];
+    let chunk = if kernel.any_number { tokens.len() } else { 8 };
+    for (i, some) in tokens.chunks(chunk).enumerate() {
+        let dot = kernel.dot[(some.len().next_power_of_two().ilog2() as usize).min(3)];
         let product = Product { m, range: range.clone(), x, tokens: some };
         // SAFETY: the instruction set is this machine's; the kernel is that of the matrix's format, whose groups fit,
         // whose rows are whole blocks, and takes so many tokens; the range lies in the matrix and the operand is in the
         // kernel's order.
-        unsafe { dot(&product, &mut out[8 * i..], tokens.len()) }
+        unsafe { dot(&product, &mut out[chunk * i..], tokens.len()) }
     }
 }
 
@@ -175,7 +179,7 @@ pub(crate) fn decode_rows(arithmetic: Arithmetic, m: &PackedMatrix, range: Range
 /// `x @ m^T`, transposed: `[m.rows, T]`.
 fn product_transposed(arithmetic: Arithmetic, m: &PackedMatrix, x: &Operand, tokens: &[u32]) -> Vec<f32> {
     let mut out = vec![0.0; m.rows() * tokens.len()];
-    let task = rows_per_task(m);
+    let task = rows_per_task(m, tokens.len());
     team::for_each_chunk(&mut out, task * tokens.len(), |i, out| {
         let start = i * task;
         rows(arithmetic, m, start..(start + task).min(m.rows()), x, tokens, out);

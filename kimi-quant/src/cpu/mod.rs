@@ -2,7 +2,7 @@
 //!
 //! What holds of its results:
 //!
-//! * Sums are f32, or exact integers over a few columns and f32 from there (`digits.rs`). A product's order of summation
+//! * Sums are f32, or exact integers over a few columns and f32 from there (`digits.rs`, `rounded.rs`). A product's order of summation
 //!   depends on the matrix and the instruction set only, so a token's result is the same bits alone or in any batch, and
 //!   on any number of threads. Attention splits the positions of a sequence at fixed places for the same reason.
 //! * Two instruction sets differ by rounding.
@@ -13,6 +13,8 @@ mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 mod bandwidth;
+#[cfg(target_arch = "x86_64")]
+mod bytes;
 mod codec;
 mod cores;
 mod dense;
@@ -29,12 +31,16 @@ mod neon;
 mod norm;
 mod order;
 mod rope;
+#[cfg(target_arch = "x86_64")]
+mod rounded;
 mod router;
 mod scalar;
 mod scales;
 mod simd;
 mod team;
 mod tensor;
+#[cfg(target_arch = "x86_64")]
+mod tile;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use super::matmul::{Operand, add, rows, rows_per_task, transpose};
+use super::matmul::{Operand, TILE_ROWS, add, rows, rows_per_task, transpose};
 use super::norm::swiglu;
 use super::router::{ExpertLoad, loads};
 use super::team::{self, Team};
@@ -88,7 +88,7 @@ fn run_loads(arithmetic: Arithmetic, gated: &[GatedLoad<'_>]) -> Vec<Vec<f32>> {
         gated.iter().map(|load| vec![0.0; load.gate.rows() * load.tokens.len()]).collect();
     let mut tasks = Vec::new();
     for (load, block) in gated.iter().zip(&mut blocks) {
-        let step = rows_per_task(load.gate);
+        let step = rows_per_task(load.gate, load.tokens.len());
         let outs = block.chunks_mut((step * load.tokens.len()).max(1));
         tasks.extend(outs.enumerate().map(|(i, out)| {
             let range = i * step..((i + 1) * step).min(load.gate.rows());
@@ -143,7 +143,8 @@ pub(crate) fn experts_down_add(
         shared.zip(hidden.shared.as_ref()).map(|(m, h)| (m, Operand::new(arithmetic, m, h.data())));
     let all: Vec<u32> = (0..tokens as u32).collect();
     // Large blocks, because each starts at a cold place of every expert; small enough to keep all cores busy.
-    let step = (first.rows() / (4 * Team::current().threads())).clamp(8, 128) & !7;
+    let step = (first.rows() / (4 * Team::current().threads())).clamp(8, 128);
+    let step = if step < TILE_ROWS { step & !7 } else { step & !(TILE_ROWS - 1) };
     let mut sums = vec![0.0; first.rows() * tokens];
     team::for_each_chunk(&mut sums, step * tokens, |i, sums| {
         let range = i * step..((i + 1) * step).min(first.rows());

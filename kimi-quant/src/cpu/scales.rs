@@ -26,14 +26,24 @@ impl<S: Simd> Parameters<S> {
     /// The machine has the instruction set.
     #[inline(always)]
     pub(crate) unsafe fn new<C: Codec<S = S>>(m: &PackedMatrix, rows: usize) -> Self {
-        let (group, block) = (m.format().group(), S::LANES * C::CODES);
+        // SAFETY: passed on.
+        unsafe { Self::of_lanes::<C>(m, rows, C::CODES) }
+    }
+
+    /// For blocks of other lanes, `width` columns each.
+    ///
+    /// # Safety
+    /// The machine has the instruction set.
+    #[inline(always)]
+    pub(crate) unsafe fn of_lanes<C: Codec<S = S>>(m: &PackedMatrix, rows: usize, width: usize) -> Self {
+        let (group, block) = (m.format().group(), S::LANES * width);
         let groups = if C::SCALING == Scaling::None { 0 } else { m.format().groups(m.cols()) };
         let stride = groups + MAX_LANES;
         let biases = if C::SCALING == Scaling::Affine { rows * stride } else { 0 };
         let mut lanes = [0; MAX_LANES];
         if group < block {
             for (i, place) in lanes.iter_mut().enumerate() {
-                *place = (i * C::CODES / group) as i32;
+                *place = (i * width / group) as i32;
             }
         }
         Self {
@@ -155,21 +165,30 @@ impl<S: Simd> Parameters<S> {
         unsafe { S::load(self.biases.as_ptr().add(slot * self.stride + group)) }
     }
 
+    /// Biases of the lanes of block `block`.
+    ///
+    /// # Safety
+    /// As for [`Self::scales`], of a codec that has biases.
+    #[inline(always)]
+    pub(crate) unsafe fn picked_biases(&self, slot: usize, block: usize) -> S::V {
+        // SAFETY: as for scales.
+        unsafe { S::pick(self.biases.as_ptr().add(slot * self.stride + self.first(block)), self.places) }
+    }
+
     /// Scales and biases of the lanes of block `block`.
     ///
     /// # Safety
     /// As for [`Simd`]; a row with that block was read into `slot`.
     #[inline(always)]
     pub(crate) unsafe fn lanes<C: Codec<S = S>>(&self, slot: usize, block: usize) -> (S::V, S::V) {
-        let at = slot * self.stride + self.first(block);
-        // SAFETY: a block's groups lie in a row, and a vector of padding follows it.
+        // SAFETY: passed on.
         unsafe {
             let scale = match C::SCALING {
                 Scaling::None => S::splat(1.0),
                 _ => self.scales(slot, block),
             };
             let bias = match C::SCALING {
-                Scaling::Affine => S::pick(self.biases.as_ptr().add(at), self.places),
+                Scaling::Affine => self.picked_biases(slot, block),
                 _ => S::splat(0.0),
             };
             (scale, bias)

@@ -1,6 +1,6 @@
 //! kimi's CPU kernels at the shapes of Kimi-K2, timed on request.
 //!
-//! `cpu-compare FORMAT THREADS` prints a line that begins with `ready`, then answers each line `OPERATION TOKENS SECONDS`
+//! `cpu-compare FORMAT THREADS [exact|fast]` prints a line that begins with `ready`, then answers each line `OPERATION TOKENS SECONDS`
 //! of its input with a number: operations a second. `ggml.cpp` answers the same for llama.cpp, and `compare.py` asks both in
 //! turn. Weights rotate through more memory than the caches hold, as they do in the model.
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use kimi_quant::cpu::{Cpu, Experts, Routing, Team, Tensor, read_bandwidth};
 use kimi_quant::{
     Backend, BitWidth, ExpertHidden, FloatType, Format, HeadShape, LatentProjections, Norm, PackedMatrix,
-    Router, RouterShape, SampleRequest,
+    Precision, Router, RouterShape, SampleRequest,
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -47,7 +47,8 @@ fn main() -> Outcome<()> {
     let format = format(&arguments.next().ok_or("expected FORMAT: 2, 3, 4, 5, 6, 8, mxfp4 or bf16")?)?;
     let threads = arguments.next().ok_or("expected the number of threads")?.parse()?;
     Team::set_shared(threads);
-    let mut bench = Bench::new(format)?;
+    let precision = arguments.next().map_or(Ok(Precision::Exact), |word| word.parse())?;
+    let mut bench = Bench::new(format, precision)?;
     println!("ready {} {format}", bench.cpu.name());
     std::io::stdout().flush()?;
     for line in std::io::stdin().lock().lines() {
@@ -78,8 +79,8 @@ fn format(name: &str) -> Outcome<Format> {
 }
 
 impl Bench {
-    fn new(format: Format) -> Outcome<Self> {
-        let cpu = Cpu::new();
+    fn new(format: Format, precision: Precision) -> Outcome<Self> {
+        let cpu = Cpu::new().with_precision(precision);
         let gate = matrices(format, EXPERTS, WIDTH, HIDDEN)?;
         // The same memory serves gate and up, half a turn apart: no matrix is read twice in a step.
         let mut up = gate.clone();

@@ -1,0 +1,273 @@
+//! Activations as bytes, and products of one or two tokens with them.
+//!
+//! A unit is 64 neighbouring columns, or 32 where groups are as small: all its weights have one scale and one bias. Its
+//! activations are integers of up to [`largest`] times a step of their own. The sum of their products with the codes is
+//! an exact integer; it is multiplied with the steps of both sides as a float, and the sum of the rounded activations
+//! with the bias. So a result has no error but the rounding of its activations and that of some sums in f32.
+//!
+//! A chunk is as many units as a vector has lanes. Its row of activations has their steps, then their sums, then the
+//! bytes in the order in which packed words give codes: for each vector of words and plane the vectors that meet its
+//! codes. Planes are digits to the base 256, the highest first.
+//!
+//! Lane `i` adds up the units `i` of all chunks; then neighbouring lanes are added, and neighbouring sums.
+
+use std::marker::PhantomData;
+
+use super::bytes::{ByteDot, Bytes};
+use super::codec::{Codec, Packed};
+use super::kernel::{Product, each_step};
+use super::order::Order;
+use super::scales::Parameters;
+use super::simd::{LINE, MAX_LANES, Simd};
+
+/// Vectors of a chunk before its bytes.
+const HEAD: usize = 2;
+
+/// How rows of codes of `BITS` bits (e2m1 if `FP`) are multiplied with activations of `PLANES` digits in units of `UNIT`
+/// columns.
+pub(crate) struct Rounded<D, const BITS: usize, const FP: bool, const UNIT: usize, const PLANES: usize>(
+    PhantomData<D>,
+);
+
+/// What the kernels of [`Rounded`] need to know of their sizes.
+pub(crate) trait Units {
+    type D: ByteDot;
+    type C: Codec<S = Vectors<Self>, Words = <Vectors<Self> as Simd>::Words>;
+    const BITS: usize;
+    const UNIT: usize;
+    const PLANES: usize;
+    /// Codes of a lane for each of the bytes that meet in an instruction.
+    const STEP: usize = Self::C::CODES / 4;
+    /// Lanes with the codes of a unit: vectors of words in a chunk.
+    const LANES_OF_UNIT: usize = Self::UNIT / Self::C::CODES;
+
+    /// Bytes of the `k`-th codes of every lane.
+    unsafe fn codes(words: <Vectors<Self> as Simd>::Words, k: usize) -> <Vectors<Self> as Simd>::Words;
+
+    /// Scales and biases of the lanes of chunk `chunk` of the row in `slot`.
+    unsafe fn affine(
+        parameters: &Parameters<Vectors<Self>>,
+        slot: usize,
+        chunk: usize,
+    ) -> [<Vectors<Self> as Simd>::V; 2];
+}
+
+/// The vectors of some [`Units`].
+pub(crate) type Vectors<U> = <<U as Units>::D as ByteDot>::S;
+
+impl<D: ByteDot, const BITS: usize, const FP: bool, const UNIT: usize, const PLANES: usize> Units
+    for Rounded<D, BITS, FP, UNIT, PLANES>
+{
+    type D = D;
+    type C = Packed<D::S, BITS, FP>;
+    const BITS: usize = BITS;
+    const UNIT: usize = UNIT;
+    const PLANES: usize = PLANES;
+
+    #[inline(always)]
+    unsafe fn codes(words: <D::S as Simd>::Words, k: usize) -> <D::S as Simd>::Words {
+        // SAFETY: passed on.
+        unsafe { D::S::codes::<BITS, FP>(words, k, Self::STEP) }
+    }
+
+    #[inline(always)]
+    unsafe fn affine(parameters: &Parameters<D::S>, slot: usize, chunk: usize) -> [<D::S as Simd>::V; 2] {
+        // SAFETY: passed on.
+        unsafe {
+            let scales = parameters.scales(slot, chunk);
+            if FP {
+                // Codes are twice the values and 12 more.
+                let half = D::S::mul(scales, D::S::splat(0.5));
+                return [half, D::S::mul(half, D::S::splat(-12.0))];
+            }
+            [scales, parameters.picked_biases(slot, chunk)]
+        }
+    }
+}
+
+/// The largest integer of an activation.
+pub(crate) const fn largest(planes: usize) -> i32 {
+    if planes == 1 { 127 } else { 127 << 8 }
+}
+
+/// 32-bit words of a chunk of `lanes` units.
+pub(crate) const fn chunk_words(lanes: usize, unit: usize, planes: usize) -> usize {
+    lanes * (HEAD + planes * unit / 4)
+}
+
+/// Where in a chunk the activations are that lane `lane` of its words meets with its `k`-th codes, the highest digits.
+pub(crate) const fn place(lanes: usize, step: usize, planes: usize, lane: usize, k: usize) -> usize {
+    lanes * HEAD + (lane / lanes * planes * step + k) * lanes + lane % lanes
+}
+
+/// 32-bit words of a row. See [`super::kernel::Length`].
+pub(crate) fn length<U: Units>(_order: Order, _group: usize, cols: usize) -> usize {
+    let lanes = Vectors::<U>::LANES;
+    // Rows begin at cache lines.
+    (cols.div_ceil(lanes * U::UNIT) * chunk_words(lanes, U::UNIT, U::PLANES)).next_multiple_of(MAX_LANES)
+}
+
+/// Writes a row of activations to `out`, which is zeros.
+#[inline(always)]
+pub(crate) fn write<U: Units>(x: &[f32], out: &mut [f32]) {
+    let (lanes, codes) = (Vectors::<U>::LANES, U::C::CODES);
+    const {
+        // The sum of a unit fits 32 bits.
+        let code = if U::BITS == 4 { 24 } else { (1 << U::BITS) - 1 };
+        assert!(U::UNIT as i64 * code * ((largest(U::PLANES) + 128) as i64) < 1 << 31);
+    }
+    let words = chunk_words(lanes, U::UNIT, U::PLANES);
+    for (chunk, out) in x.chunks(lanes * U::UNIT).zip(out.chunks_exact_mut(words)) {
+        let out: &mut [u32] = bytemuck::cast_slice_mut(out);
+        for (u, unit) in chunk.chunks_exact(U::UNIT).enumerate() {
+            let size = unit.iter().fold(0, |size, x| x.abs().to_bits().max(size));
+            let size = f32::from_bits(size);
+            let step = size / largest(U::PLANES) as f32;
+            // Units of zeros, or nearly so, have zeros.
+            let up = if size > f32::MIN_POSITIVE { largest(U::PLANES) as f32 / size } else { 0.0 };
+            let mut numbers = [0; 64];
+            let mut sum = 0;
+            for (number, x) in numbers.iter_mut().zip(unit) {
+                // So much more leaves no bits for a fraction.
+                *number = ((x * up + 12_582_912.0).to_bits() as i32).wrapping_sub(0x4b40_0000);
+                sum += *number;
+            }
+            out[u] = step.to_bits();
+            out[lanes + u] = (step * sum as f32).to_bits();
+            for (i, numbers) in numbers[..U::UNIT].chunks_exact(codes).enumerate() {
+                let lane = u * U::LANES_OF_UNIT + i;
+                for k in 0..U::STEP {
+                    let at = place(lanes, U::STEP, U::PLANES, lane, k);
+                    let four = [0, 1, 2, 3].map(|j| numbers[k + j * U::STEP]);
+                    if U::PLANES > 1 {
+                        out[at] = u32::from_le_bytes(four.map(|n| ((n + 128) >> 8) as u8));
+                    }
+                    out[at + (U::PLANES - 1) * U::STEP * lanes] = u32::from_le_bytes(four.map(|n| n as u8));
+                }
+            }
+        }
+    }
+}
+
+/// Bytes of weights that are asked for ahead. Rows follow each other without a gap.
+const AHEAD: usize = 12 << 10;
+
+/// Rows times up to `T` tokens: one or two. See [`super::kernel::Dot`].
+///
+/// # Safety
+/// As for [`super::kernel::dot`].
+#[inline(always)]
+pub(crate) unsafe fn few<U: Units, const T: usize>(p: &Product<'_>, out: &mut [f32], stride: usize) {
+    let lanes = Vectors::<U>::LANES;
+    let mut x = [std::ptr::null(); T];
+    for (t, x) in x.iter_mut().enumerate() {
+        *x = p.x.row(p.tokens[t.min(p.tokens.len() - 1)]).as_ptr();
+    }
+    let blocks = p.m.cols() / (lanes * U::C::CODES);
+    let mut floats = [0.0; MAX_LANES];
+    // SAFETY: a row's blocks lie in the matrix, its chunks in the operand's rows; the row's parameters are read.
+    unsafe {
+        // Those of four rows ahead are asked for.
+        let mut parameters = Parameters::of_lanes::<U::C>(p.m, 4, U::UNIT);
+        for row in p.range.clone() {
+            let weight = p.m.weight()[row * blocks * U::C::BYTES..].as_ptr();
+            parameters.read::<U::C>(0, p.m, row);
+            let mut acc = [Vectors::<U>::splat(0.0); T];
+            for chunk in 0..blocks.div_ceil(U::LANES_OF_UNIT) {
+                let mut here = x;
+                for x in &mut here {
+                    *x = x.add(chunk * chunk_words(lanes, U::UNIT, U::PLANES));
+                }
+                let first = chunk * U::LANES_OF_UNIT;
+                let at = weight.add(first * U::C::BYTES);
+                let sums = if first + U::LANES_OF_UNIT <= blocks {
+                    chunk_sums::<U, T, true>(at, U::LANES_OF_UNIT, here)
+                } else {
+                    chunk_sums::<U, T, false>(at, blocks - first, here)
+                };
+                let [scale, bias] = U::affine(&parameters, 0, chunk);
+                for t in 0..T {
+                    let scaled = Vectors::<U>::mul(scale, Vectors::<U>::load(here[t]));
+                    acc[t] = Vectors::<U>::fma(sums[t], scaled, acc[t]);
+                    acc[t] = Vectors::<U>::fma(bias, Vectors::<U>::load(here[t].add(lanes)), acc[t]);
+                }
+            }
+            let at = (row - p.range.start) * stride;
+            for (out, acc) in out[at..at + p.tokens.len()].iter_mut().zip(acc) {
+                Vectors::<U>::store(floats.as_mut_ptr(), acc);
+                let mut width = lanes;
+                while width > 1 {
+                    width /= 2;
+                    for i in 0..width {
+                        floats[i] = floats[2 * i] + floats[2 * i + 1];
+                    }
+                }
+                *out = floats[0];
+            }
+        }
+    }
+}
+
+/// The sums of a chunk's units for the row at `weight` and some tokens. The chunk has `count` vectors of words, all of
+/// them if it is `WHOLE`.
+///
+/// # Safety
+/// As for [`Simd`]; the words lie at `weight` and the activations at `x`.
+#[inline(always)]
+unsafe fn chunk_sums<U: Units, const T: usize, const WHOLE: bool>(
+    weight: *const u8,
+    count: usize,
+    x: [*const f32; T],
+) -> [<Vectors<U> as Simd>::V; T] {
+    let lanes = Vectors::<U>::LANES;
+    // Vectors that add up to one of sums, where a unit has more lanes than that.
+    let (sums_of_unit, together) = const {
+        let lanes = <Vectors<U> as Simd>::LANES;
+        let sums = if U::LANES_OF_UNIT < lanes { U::LANES_OF_UNIT } else { lanes };
+        (sums, U::LANES_OF_UNIT / sums)
+    };
+    // SAFETY: passed on.
+    unsafe {
+        let mut sums = [[Vectors::<U>::zeros(); MAX_LANES]; T];
+        each_step!(sums_of_unit, n => {
+            for h in 0..together {
+                let vector = n * together + h;
+                if WHOLE || vector < count {
+                    let from = weight.add(vector * U::C::BYTES);
+                    if WHOLE {
+                        for line in (0..U::C::BYTES).step_by(LINE) {
+                            Vectors::<U>::prefetch(from.wrapping_add(AHEAD + line));
+                        }
+                    }
+                    let words = U::C::load(from);
+                    let mut cut = [Vectors::<U>::zeros(); 4];
+                    for (k, cut) in cut.iter_mut().enumerate().take(U::STEP) {
+                        *cut = U::codes(words, k);
+                    }
+                    for t in 0..T {
+                        // The first vector's words are met by the chunk's first vectors.
+                        let at = x[t].add(place(lanes, U::STEP, U::PLANES, vector * lanes, 0));
+                        let mut sum = Vectors::<U>::zeros();
+                        for plane in 0..U::PLANES {
+                            if plane > 0 {
+                                sum = Vectors::<U>::shift(sum);
+                            }
+                            for (k, cut) in cut.iter().enumerate().take(U::STEP) {
+                                let bytes = Vectors::<U>::words(at.add((plane * U::STEP + k) * lanes).cast());
+                                sum = U::D::dot(sum, *cut, bytes);
+                            }
+                        }
+                        sums[t][n % MAX_LANES] = if h == 0 { sum } else {
+                            Vectors::<U>::add_words(sums[t][n % MAX_LANES], sum)
+                        };
+                    }
+                }
+            }
+        });
+        let mut floats = [Vectors::<U>::splat(0.0); T];
+        for t in 0..T {
+            floats[t] = Vectors::<U>::floats(Vectors::<U>::fold(&sums[t], sums_of_unit));
+        }
+        floats
+    }
+}

@@ -1,0 +1,275 @@
+//! Products of many tokens with rounded activations: rows are turned into bytes once for all tokens.
+//!
+//! A tile is some rows with a row in each lane, so that a sum over the columns of a unit stays in its lane, and one
+//! activation meets the weights of all rows. It is computed unit by unit in the order in which [`super::rounded::few`]
+//! adds up: all units of a lane, then the next lane's. A token has the same bits from both.
+
+use std::cell::Cell;
+
+use super::bytes::{ByteDot, Bytes};
+use super::codec::Codec;
+use super::kernel::Product;
+use super::rounded::{Units, Vectors, chunk_words, place};
+use super::scales::Parameters;
+use super::simd::{LINE, MAX_LANES, Simd};
+use crate::PackedMatrix;
+
+/// Vectors of rows in a tile.
+const ROWS: usize = 2;
+
+/// Bytes from one row that are asked for ahead.
+const AHEAD: usize = 4 * LINE;
+
+/// A cache line of words.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([u32; 16]);
+
+thread_local! {
+    /// The memory of this thread's tile, between two products.
+    static MEMORY: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+}
+
+/// Rows as bytes.
+struct Tile {
+    memory: Vec<Line>,
+    chunks: usize,
+    /// Words of the codes: for each unit, in the order of the sums, a vector for four columns of each vector of rows.
+    /// Then scales and biases in the same order.
+    codes: usize,
+}
+
+impl Tile {
+    /// A tile for rows of `cols` columns.
+    fn new<U: Units>(cols: usize) -> Self {
+        let lanes = Vectors::<U>::LANES;
+        let chunks = cols.div_ceil(lanes * U::UNIT);
+        let codes = lanes * chunks * (U::UNIT / 4) * ROWS * lanes;
+        let words = codes + lanes * chunks * ROWS * 2 * lanes;
+        let mut memory = MEMORY.take();
+        memory.resize(words.div_ceil(16).max(memory.len()), Line([0; 16]));
+        Self { memory, chunks, codes }
+    }
+
+    /// Fills vector `r` of rows with those of `rows`.
+    ///
+    /// # Safety
+    /// As for [`super::kernel::dot`]; the tile is for rows as long.
+    #[inline(always)]
+    unsafe fn fill<U: Units>(
+        &mut self,
+        m: &PackedMatrix,
+        rows: [usize; MAX_LANES],
+        r: usize,
+        parameters: &mut Parameters<Vectors<U>>,
+    ) {
+        let lanes = Vectors::<U>::LANES;
+        let blocks = m.cols() / (lanes * U::C::CODES);
+        let tile = self.memory.as_mut_ptr().cast::<u32>();
+        // SAFETY: the rows' blocks lie in the matrix, a unit's vectors in the tile.
+        unsafe {
+            let mut weight = [std::ptr::null(); MAX_LANES];
+            for (i, weight) in weight.iter_mut().enumerate().take(lanes) {
+                *weight = m.weight()[rows[i] * blocks * U::C::BYTES..].as_ptr();
+                parameters.read::<U::C>(i, m, rows[i]);
+            }
+            let mut vectors = [Vectors::<U>::zeros(); MAX_LANES];
+            for block in 0..blocks {
+                for (vector, weight) in vectors.iter_mut().zip(weight).take(lanes) {
+                    let from = weight.add(block * U::C::BYTES);
+                    Vectors::<U>::prefetch(from.wrapping_add(AHEAD));
+                    *vector = U::C::load(from);
+                }
+                Vectors::<U>::transpose(&mut vectors);
+                for (i, words) in vectors.into_iter().enumerate().take(lanes) {
+                    let lane = block * lanes + i;
+                    let first = self.unit::<U>(lane / U::LANES_OF_UNIT) * (U::UNIT / 4)
+                        + lane % U::LANES_OF_UNIT * U::STEP;
+                    for k in 0..U::STEP {
+                        let to = tile.add(((first + k) * ROWS + r) * lanes);
+                        Vectors::<U>::store_words(to, U::codes(words, k));
+                    }
+                }
+            }
+            for chunk in 0..self.chunks {
+                let mut pairs = [vectors; 2];
+                for i in 0..lanes {
+                    let affine = U::affine(parameters, i, chunk);
+                    for (vectors, values) in pairs.iter_mut().zip(affine) {
+                        vectors[i] = Vectors::<U>::bits(values);
+                    }
+                }
+                for (which, vectors) in pairs.iter_mut().enumerate() {
+                    Vectors::<U>::transpose(vectors);
+                    for (i, words) in vectors.iter().enumerate().take(lanes) {
+                        let unit = self.unit::<U>(chunk * lanes + i);
+                        let to = tile.add(self.codes + ((unit * ROWS + r) * 2 + which) * lanes);
+                        Vectors::<U>::store_words(to, *words);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The place of a unit of the row among the tile's.
+    #[inline(always)]
+    fn unit<U: Units>(&self, unit: usize) -> usize {
+        let lanes = Vectors::<U>::LANES;
+        unit % lanes * self.chunks + unit / lanes
+    }
+
+    /// The products with some tokens.
+    ///
+    /// # Safety
+    /// As for [`super::kernel::dot`]; the tile was filled.
+    #[inline(always)]
+    unsafe fn multiply<U: Units, const T: usize>(
+        &self,
+        x: [*const f32; T],
+    ) -> [[<Vectors<U> as Simd>::V; T]; ROWS] {
+        let lanes = Vectors::<U>::LANES;
+        let mut codes = self.memory.as_ptr().cast::<u32>();
+        // SAFETY: a unit's vectors lie in the tile, its activations in the operand's rows.
+        unsafe {
+            let mut affine = codes.add(self.codes).cast::<f32>();
+            let zero = Vectors::<U>::splat(0.0);
+            // Sums of 1, 2, 4 and 8 lanes that wait for their neighbours.
+            let mut pending = [[[zero; T]; ROWS]; 5];
+            for lane in 0..lanes {
+                let mut acc = [[zero; T]; ROWS];
+                let first = place(lanes, U::STEP, U::PLANES, lane * U::LANES_OF_UNIT, 0);
+                for chunk in 0..self.chunks {
+                    let start = chunk * chunk_words(lanes, U::UNIT, U::PLANES);
+                    let mut sums = [[Vectors::<U>::zeros(); T]; ROWS];
+                    for plane in 0..U::PLANES {
+                        if plane > 0 {
+                            for sum in sums.as_flattened_mut() {
+                                *sum = Vectors::<U>::shift(*sum);
+                            }
+                        }
+                        for i in 0..U::LANES_OF_UNIT {
+                            for k in 0..U::STEP {
+                                let at = start
+                                    + first
+                                    + ((i / lanes * U::PLANES + plane) * U::STEP + k) * lanes
+                                    + i % lanes;
+                                let mut w = [Vectors::<U>::zeros(); ROWS];
+                                for (r, w) in w.iter_mut().enumerate() {
+                                    let from = codes.add(((i * U::STEP + k) * ROWS + r) * lanes);
+                                    *w = Vectors::<U>::words(from.cast());
+                                }
+                                for t in 0..T {
+                                    let bytes = Vectors::<U>::same(x[t].add(at).cast());
+                                    for r in 0..ROWS {
+                                        sums[r][t] = U::D::dot(sums[r][t], w[r], bytes);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                    for r in 0..ROWS {
+                        let scale = Vectors::<U>::load(affine.add(2 * r * lanes));
+                        let bias = Vectors::<U>::load(affine.add((2 * r + 1) * lanes));
+                        for t in 0..T {
+                            let at = x[t].add(start + lane);
+                            let scaled = Vectors::<U>::mul(scale, Vectors::<U>::splat(*at));
+                            acc[r][t] =
+                                Vectors::<U>::fma(Vectors::<U>::floats(sums[r][t]), scaled, acc[r][t]);
+                            acc[r][t] =
+                                Vectors::<U>::fma(bias, Vectors::<U>::splat(*at.add(lanes)), acc[r][t]);
+                        }
+                    }
+                    codes = codes.add(U::UNIT / 4 * ROWS * lanes);
+                    affine = affine.add(2 * ROWS * lanes);
+                }
+                let mut level = 0;
+                while lane >> level & 1 == 1 {
+                    for r in 0..ROWS {
+                        for t in 0..T {
+                            acc[r][t] = Vectors::<U>::add(pending[level][r][t], acc[r][t]);
+                        }
+                    }
+                    level += 1;
+                }
+                pending[level] = acc;
+            }
+            pending[lanes.ilog2() as usize]
+        }
+    }
+}
+
+/// Rows times any number of tokens. See [`super::kernel::Dot`].
+///
+/// # Safety
+/// As for [`super::kernel::dot`].
+#[inline(always)]
+pub(crate) unsafe fn many<U: Units>(p: &Product<'_>, out: &mut [f32], stride: usize) {
+    let lanes = Vectors::<U>::LANES;
+    let mut tile = Tile::new::<U>(p.m.cols());
+    // SAFETY: passed on.
+    unsafe {
+        let mut parameters = Parameters::of_lanes::<U::C>(p.m, lanes, U::UNIT);
+        for start in p.range.clone().step_by(ROWS * lanes) {
+            let row = |i: usize| (start + i).min(p.range.end - 1);
+            for r in 0..ROWS {
+                let mut rows = [0; MAX_LANES];
+                for (i, to) in rows.iter_mut().enumerate() {
+                    *to = row(r * lanes + i);
+                }
+                tile.fill::<U>(p.m, rows, r, &mut parameters);
+            }
+            let count = (ROWS * lanes).min(p.range.end - start);
+            let out = &mut out[(start - p.range.start) * stride..];
+            let mut first = 0;
+            while first < p.tokens.len() {
+                let here = &mut out[first..];
+                let tokens = &p.tokens[first..];
+                first += match tokens.len() {
+                    5.. if Vectors::<U>::MANY_REGISTERS => {
+                        some::<U, 6>(&tile, p, tokens, count, here, stride)
+                    }
+                    3.. if Vectors::<U>::MANY_REGISTERS => {
+                        some::<U, 4>(&tile, p, tokens, count, here, stride)
+                    }
+                    _ => some::<U, 2>(&tile, p, tokens, count, here, stride),
+                };
+            }
+        }
+    }
+    MEMORY.set(tile.memory);
+}
+
+/// The first `count` rows of the tile times up to `T` of `tokens`: how many.
+///
+/// # Safety
+/// As for [`Tile::multiply`]; there is a token.
+#[inline(always)]
+unsafe fn some<U: Units, const T: usize>(
+    tile: &Tile,
+    p: &Product<'_>,
+    tokens: &[u32],
+    count: usize,
+    out: &mut [f32],
+    stride: usize,
+) -> usize {
+    let lanes = Vectors::<U>::LANES;
+    let mut x = [std::ptr::null(); T];
+    for (t, x) in x.iter_mut().enumerate() {
+        // Where there are too few tokens the last is repeated.
+        *x = p.x.row(tokens[t.min(tokens.len() - 1)]).as_ptr();
+    }
+    let mut values = [0.0; MAX_LANES];
+    // SAFETY: passed on.
+    unsafe {
+        let sums = tile.multiply::<U, T>(x);
+        for (r, sums) in sums.into_iter().enumerate() {
+            for (t, sums) in sums.into_iter().enumerate().take(tokens.len()) {
+                Vectors::<U>::store(values.as_mut_ptr(), sums);
+                for (i, value) in values[..lanes].iter().enumerate().take(count.saturating_sub(r * lanes)) {
+                    out[(r * lanes + i) * stride + t] = *value;
+                }
+            }
+        }
+    }
+    T.min(tokens.len())
+}
