@@ -6,7 +6,10 @@ mod common;
 use bytes::Bytes;
 use common::{Random, misaligned};
 use kimi_quant::cpu::{Cpu, Isa, Team, Tensor, dequantize};
-use kimi_quant::{Backend, BitWidth, FloatType, Format, PackedMatrix, Precision};
+use kimi_quant::{
+    Backend, BitWidth, FloatType, Format, HeadShape, LatentProjections, PackedMatrix, Precision, Rope,
+    TokenLayout,
+};
 use proptest::prelude::*;
 
 const FLOATS: [FloatType; 3] = [FloatType::Bf16, FloatType::F16, FloatType::F32];
@@ -153,6 +156,56 @@ fn a_token_alone_and_in_any_batch_has_the_same_bits() {
                 let some = product(cpu, &m, &x[first * cols..(first + count) * cols]);
                 assert_eq!(some, all[first * 5..(first + count) * 5], "{} {format} {count}", cpu.name());
             }
+        }
+    }
+}
+
+/// One token's query is summed while weights are read, those of a batch from weights that were read before.
+#[test]
+fn a_query_alone_and_in_a_batch_has_the_same_bits() {
+    let mut random = Random(9);
+    // Rows of whole blocks for every set; heads of more rows than are read at once, and not a multiple of them.
+    let heads = HeadShape { heads: 2, nope: 40, rope: 8, value: 24, latent: 512 };
+    let rope = Rope { inv_freq: vec![0.5, 0.25, 0.125, 0.0625], mscale: 1.0 };
+    let (tokens, width) = (3, heads.heads * (heads.nope + heads.rope));
+    let layout = |first: u32, count: usize| {
+        let mut layout = TokenLayout::new(4);
+        layout.push(first, count, &[0]).unwrap();
+        layout
+    };
+    for format in formats() {
+        let m = matrix(format, heads.heads * (heads.nope + heads.value), heads.latent, &mut random);
+        let (projections, q) = (LatentProjections::Joint(m), random.f32s(tokens * width));
+        for cpu in cpus() {
+            let absorb = |q: &[f32], layout: &TokenLayout| {
+                let q = cpu.upload(layout.len(), width, q).unwrap();
+                cpu.absorb_query(&q, &projections, heads, &rope, layout).unwrap().data().to_vec()
+            };
+            let batch = absorb(&q, &layout(0, tokens));
+            let each = |t: usize| absorb(&q[t * width..][..width], &layout(t as u32, 1));
+            let alone = (0..tokens).flat_map(each).collect::<Vec<_>>();
+            assert!(batch.iter().all(|v| v.is_finite()), "{} {format}", cpu.name());
+            assert_eq!(alone, batch, "{} {format}", cpu.name());
+        }
+    }
+}
+
+#[test]
+fn parameters_of_one_row_do_not_reach_its_neighbours() {
+    let mut random = Random(10);
+    for cols in [128, 512, 1024] {
+        let format = Format::Affine { bits: BitWidth::B4, group: 64, scales: FloatType::Bf16 };
+        let good = matrix(format, 9, cols, &mut random);
+        let (x, mut biases) = (random.f32s(cols), good.biases().to_vec());
+        let row = cols / 64 * 2;
+        biases[4 * row..5 * row].copy_from_slice(&[0x80, 0x7f].repeat(row / 2)); // infinity
+        let parts = (good.weight().clone(), good.scales().clone(), biases.into());
+        let bad = PackedMatrix::new(9, cols, format, parts.0, parts.1, parts.2).unwrap();
+        for cpu in cpus() {
+            let (mut expected, mut found) = (product(cpu, &good, &x), product(cpu, &bad, &x));
+            assert!(!found.remove(4).is_finite(), "{} {cols}", cpu.name());
+            expected.remove(4);
+            assert_eq!(found, expected, "{} {cols}", cpu.name());
         }
     }
 }

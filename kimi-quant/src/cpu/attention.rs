@@ -33,7 +33,7 @@ pub(crate) fn store_latent(
         let (c, k_pe) = cache.slot_mut(page, offset).split_at_mut(latent);
         norm::rms_norm_row(&kv.row(t)[..latent], &norm.weight, norm.eps, c);
         k_pe.copy_from_slice(&kv.row(t)[latent..]);
-        rope::rotate(k_pe, rope, position);
+        rope::rotate(k_pe, rope, &rope::angles(rope, position));
     }
 }
 

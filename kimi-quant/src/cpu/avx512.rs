@@ -36,6 +36,10 @@ impl Simd for Avx512 {
         _mm512_loadu_ps(from)
     }
     #[inline(always)]
+    unsafe fn load_first(from: *const f32, count: usize) -> __m512 {
+        _mm512_maskz_loadu_ps((1 << count) - 1, from)
+    }
+    #[inline(always)]
     unsafe fn load_bf16(from: *const u8) -> __m512 {
         let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast()));
         _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))

@@ -149,6 +149,16 @@ macro_rules! kernels {
         }
 
         $(#[target_feature(enable = $features)])?
+        unsafe fn mix_rows<C: $crate::cpu::codec::Codec>(
+            m: &$crate::PackedMatrix,
+            rows: std::ops::Range<usize>,
+            weights: &[f32],
+            sums: &mut [f32],
+        ) {
+            $crate::cpu::kernel::mix_rows::<C>(m, rows, weights, sums)
+        }
+
+        $(#[target_feature(enable = $features)])?
         unsafe fn scores(queries: &[&[f32]], keys: &[&[f32]], width: usize, out: &mut [f32]) {
             $crate::cpu::dense::scores_kernel::<$simd>(queries, keys, width, out)
         }
@@ -165,7 +175,7 @@ macro_rules! kernels {
             use $crate::cpu::simd::Simd;
             let eight = if <$simd>::MANY_REGISTERS { dot::<C, 2, 8> } else { dot::<C, 1, 8> };
             let dots = [dot::<C, 4, 1>, dot::<C, 4, 2>, dot::<C, 2, 4>, eight];
-            $crate::cpu::kernel::Kernel::of::<C>(dots, decode::<C>)
+            $crate::cpu::kernel::Kernel::of::<C>(dots, decode::<C>, mix_rows::<C>)
         }
 
         /// The kernels for a format. They run only where the machine has the instruction set.

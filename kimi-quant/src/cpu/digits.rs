@@ -129,9 +129,9 @@ impl<S: DigitDot, const BITS: usize> Multiply for InIntegers<S, BITS> {
     type C = Packed<S, BITS, false>;
 
     #[inline(always)]
-    unsafe fn settle(parameters: &mut Parameters<S>, slot: usize) {
+    unsafe fn settle(parameters: &mut Parameters<S>, rows: usize) {
         // SAFETY: passed on.
-        unsafe { parameters.take_zeros(slot, ((1 << BITS) - 1) as f32) }
+        unsafe { parameters.take_zeros(rows, ((1 << BITS) - 1) as f32) }
     }
 
     #[inline(always)]

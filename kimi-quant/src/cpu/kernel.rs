@@ -11,7 +11,7 @@ use std::ops::Range;
 use super::codec::{Codec, Scaling};
 use super::dequant::RowBytes;
 use super::order::Order;
-use super::scales::Parameters;
+use super::scales::{Parameters, rows_ahead};
 use super::simd::{LINE, MAX_LANES, Simd};
 use crate::PackedMatrix;
 
@@ -74,6 +74,9 @@ pub(crate) type Prepare = unsafe fn(Order, group: usize, x: &[f32], out: &mut [f
 /// [`decode`] of a codec.
 pub(crate) type Decode = unsafe fn(&PackedMatrix, rows: Range<usize>, out: &mut [f32]);
 
+/// [`mix_rows`] of a codec.
+pub(crate) type MixRows = unsafe fn(&PackedMatrix, rows: Range<usize>, weights: &[f32], sums: &mut [f32]);
+
 /// The kernels of one format and instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernel {
@@ -87,12 +90,15 @@ pub(crate) struct Kernel {
     pub(crate) any_number: bool,
     /// Weights of some rows in the kernel's order, `[rows, cols]`.
     pub(crate) decode: Decode,
+    /// The weighted sum of some rows in the kernel's order, `[cols]`.
+    pub(crate) mix_rows: MixRows,
 }
 
 impl Kernel {
-    pub(crate) const fn of<C: Codec>(dot: [Dot; 4], decode: Decode) -> Self {
+    pub(crate) const fn of<C: Codec>(dot: [Dot; 4], decode: Decode, mix_rows: MixRows) -> Self {
         assert!(C::S::LANES <= MAX_LANES);
-        Self { order: Order::of::<C>(), length: floats, prepare: permute, dot, any_number: false, decode }
+        let any_number = false;
+        Self { order: Order::of::<C>(), length: floats, prepare: permute, dot, any_number, decode, mix_rows }
     }
 }
 
@@ -113,9 +119,9 @@ fn permute(order: Order, _group: usize, x: &[f32], out: &mut [f32]) {
 pub(crate) trait Multiply {
     type C: Codec;
 
-    /// Prepares the parameters of a row that were read into place `slot`.
+    /// Prepares the parameters of the first `rows` rows that were read.
     #[inline(always)]
-    unsafe fn settle(_parameters: &mut Parameters<<Self::C as Codec>::S>, _slot: usize) {}
+    unsafe fn settle(_parameters: &mut Parameters<<Self::C as Codec>::S>, _rows: usize) {}
 
     /// `R` rows of `m`, whose parameters were read, times the `T` tokens at `x`. The order of summation does not
     /// depend on `R` and `T`.
@@ -147,14 +153,13 @@ pub(crate) unsafe fn dot<M: Multiply, const R: usize, const T: usize>(
     unsafe {
         let mut parameters = Parameters::new::<M::C>(p.m, R);
         for start in p.range.clone().step_by(R) {
-            let mut rows = [0; R];
-            for (i, row) in rows.iter_mut().enumerate() {
-                *row = (start + i).min(p.range.end - 1);
-                parameters.read::<M::C>(i, p.m, *row);
-                M::settle(&mut parameters, i);
-            }
+            let end = (start + R).min(p.range.end);
+            parameters.read::<M::C>(p.m, start..end);
+            M::settle(&mut parameters, end - start);
+            // Where there are too few rows the last is repeated; nobody looks at what comes of that.
+            let rows = std::array::from_fn(|i| (start + i).min(end - 1));
             let sums = M::tile::<R, T>(p.m, rows, &parameters, x);
-            for (row, sums) in rows.into_iter().zip(sums) {
+            for (row, sums) in (start..end).zip(sums) {
                 let at = (row - p.range.start) * stride;
                 out[at..at + p.tokens.len()].copy_from_slice(&sums[..p.tokens.len()]);
             }
@@ -165,7 +170,8 @@ pub(crate) unsafe fn dot<M: Multiply, const R: usize, const T: usize>(
 /// Where some rows of a matrix lie, a block at a time.
 pub(crate) struct Blocks<const R: usize> {
     pub(crate) weight: [*const u8; R],
-    row_bytes: usize,
+    /// From a block to the one that is asked of the memory.
+    ahead: usize,
 }
 
 impl<const R: usize> Blocks<R> {
@@ -173,17 +179,18 @@ impl<const R: usize> Blocks<R> {
     #[inline(always)]
     pub(crate) fn of<C: Codec>(m: &PackedMatrix, rows: [usize; R]) -> Self {
         let row_bytes = m.cols() / (C::S::LANES * C::CODES) * C::BYTES;
-        Self { weight: rows.map(|row| m.weight()[row * row_bytes..].as_ptr()), row_bytes }
+        let ahead = rows_ahead(R, row_bytes) * row_bytes;
+        Self { weight: rows.map(|row| m.weight()[row * row_bytes..].as_ptr()), ahead }
     }
 
     /// Goes to the next blocks.
     #[inline(always)]
     pub(crate) unsafe fn next<C: Codec>(&mut self) {
         for pointer in &mut self.weight {
-            // The same place of the next rows: the machine's own prefetching starts anew with every row.
+            // The same place of later rows: the machine's own prefetching starts anew with every row.
             for line in (0..C::BYTES).step_by(LINE) {
                 // SAFETY: passed on.
-                unsafe { C::S::prefetch(pointer.wrapping_add(R * self.row_bytes + line)) }
+                unsafe { C::S::prefetch(pointer.wrapping_add(self.ahead + line)) }
             }
             *pointer = pointer.wrapping_add(C::BYTES);
         }
@@ -208,7 +215,7 @@ impl<C: Codec> Multiply for C {
             let codec = C::new();
             let mut acc = [[C::S::splat(0.0); T]; R];
             for block in 0..m.cols() / (C::S::LANES * C::CODES) {
-                let tile = Tile::<C, R>::load(block, at.weight, parameters);
+                let tile = Tile::<C, R>::load(block, at.weight, parameters, 0);
                 let mut here = x;
                 for x in &mut here {
                     *x = x.add(block * C::CODES * C::S::LANES);
@@ -250,9 +257,9 @@ struct Tile<C: Codec, const R: usize> {
 }
 
 impl<C: Codec, const R: usize> Tile<C, R> {
-    /// Loads block `block`, which each row has at its pointer.
+    /// Loads block `block`, which each row has at its pointer; the first row's parameters are in `slot`.
     #[inline(always)]
-    unsafe fn load(block: usize, weight: [*const u8; R], parameters: &Parameters<C::S>) -> Self {
+    unsafe fn load(block: usize, weight: [*const u8; R], parameters: &Parameters<C::S>, slot: usize) -> Self {
         // SAFETY: passed on.
         unsafe {
             let mut tile = Self {
@@ -262,7 +269,7 @@ impl<C: Codec, const R: usize> Tile<C, R> {
             };
             for (r, from) in weight.into_iter().enumerate() {
                 tile.words[r] = C::load(from);
-                (tile.scales[r], tile.biases[r]) = parameters.lanes::<C>(r, block);
+                (tile.scales[r], tile.biases[r]) = parameters.lanes::<C>(slot + r, block);
             }
             tile
         }
@@ -287,6 +294,9 @@ impl<C: Codec, const R: usize> Tile<C, R> {
     }
 }
 
+/// Rows whose parameters are read at once where rows are taken one by one. A row is short there.
+const SINGLE_ROWS: usize = 16;
+
 /// Weights of some rows in the kernel's order. See [`Kernel::decode`].
 ///
 /// # Safety
@@ -295,17 +305,67 @@ impl<C: Codec, const R: usize> Tile<C, R> {
 pub(crate) unsafe fn decode<C: Codec>(m: &PackedMatrix, rows: Range<usize>, out: &mut [f32]) {
     // SAFETY: a block of bytes and a block of values each.
     unsafe {
-        let mut parameters = Parameters::<C::S>::new::<C>(m, 1);
+        let mut parameters = Parameters::<C::S>::new::<C>(m, SINGLE_ROWS);
         let codec = C::new();
-        for (row, out) in rows.zip(out.chunks_exact_mut(m.cols())) {
-            parameters.read::<C>(0, m, row);
-            let bytes = RowBytes::of(m, row).weight;
-            let blocks = bytes.chunks_exact(C::BYTES).zip(out.chunks_exact_mut(C::S::LANES * C::CODES));
-            for (block, (bytes, out)) in blocks.enumerate() {
-                let tile = Tile::<C, 1>::load(block, [bytes.as_ptr()], &parameters);
+        let outs = out.chunks_mut(SINGLE_ROWS * m.cols());
+        for (start, out) in rows.clone().step_by(SINGLE_ROWS).zip(outs) {
+            let rows = start..(start + SINGLE_ROWS).min(rows.end);
+            parameters.read::<C>(m, rows.clone());
+            for (slot, (row, out)) in rows.zip(out.chunks_exact_mut(m.cols())).enumerate() {
+                let bytes = RowBytes::of(m, row).weight;
+                let blocks = bytes.chunks_exact(C::BYTES).zip(out.chunks_exact_mut(C::S::LANES * C::CODES));
+                for (block, (bytes, out)) in blocks.enumerate() {
+                    let tile = Tile::<C, 1>::load(block, [bytes.as_ptr()], &parameters, slot);
+                    each_step!(C::CODES, k => {
+                        let [w] = tile.weights(codec, k);
+                        C::S::store(out.as_mut_ptr().add(k * C::S::LANES), w);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Adds the sum of `weights[i] * m[rows.start + i]`, in the kernel's order and rows in ascending order, to `sums`. The bits
+/// are those of [`decode`] and a weighted sum of its rows, without values on their way through memory.
+///
+/// # Safety
+/// As for [`decode`]; there is a weight for every row, and `sums` has a value for every column.
+#[inline(always)]
+pub(crate) unsafe fn mix_rows<C: Codec>(
+    m: &PackedMatrix,
+    rows: Range<usize>,
+    weights: &[f32],
+    sums: &mut [f32],
+) {
+    // SAFETY: the rows' blocks lie in the matrix, and their parameters were read; sums have a block of values for each.
+    unsafe {
+        let mut parameters = Parameters::<C::S>::new::<C>(m, SINGLE_ROWS);
+        let codec = C::new();
+        let row_bytes = m.cols() / (C::S::LANES * C::CODES) * C::BYTES;
+        let ahead = rows_ahead(SINGLE_ROWS, row_bytes) * row_bytes;
+        for (start, weights) in rows.step_by(SINGLE_ROWS).zip(weights.chunks(SINGLE_ROWS)) {
+            parameters.read::<C>(m, start..start + weights.len());
+            for (block, sums) in sums.chunks_exact_mut(C::S::LANES * C::CODES).enumerate() {
+                let mut acc = [C::S::splat(0.0); 16];
                 each_step!(C::CODES, k => {
-                    let [w] = tile.weights(codec, k);
-                    C::S::store(out.as_mut_ptr().add(k * C::S::LANES), w);
+                    acc[k] = C::S::load(sums.as_ptr().add(k * C::S::LANES));
+                });
+                let mut at = m.weight()[start * row_bytes + block * C::BYTES..].as_ptr();
+                for (slot, &weight) in weights.iter().enumerate() {
+                    for line in (0..C::BYTES).step_by(LINE) {
+                        C::S::prefetch(at.wrapping_add(ahead + line));
+                    }
+                    let weight = C::S::splat(weight);
+                    let tile = Tile::<C, 1>::load(block, [at], &parameters, slot);
+                    each_step!(C::CODES, k => {
+                        let [w] = tile.weights(codec, k);
+                        acc[k] = C::S::fma(weight, w, acc[k]);
+                    });
+                    at = at.wrapping_add(row_bytes);
+                }
+                each_step!(C::CODES, k => {
+                    C::S::store(sums.as_mut_ptr().add(k * C::S::LANES), acc[k]);
                 });
             }
         }

@@ -1,5 +1,6 @@
 //! The per-head projections between heads and the latent (`W_UK` and `W_UV` of DeepSeek-V2).
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use super::matmul::{self, Operand};
@@ -17,6 +18,7 @@ pub(crate) fn absorb_query(
     rope: &Rope,
     layout: &TokenLayout,
 ) -> Tensor {
+    let angles: Vec<_> = layout.positions().iter().map(|&position| rope::angles(rope, position)).collect();
     let per_head: Vec<Vec<f32>> =
         team::map(heads.heads, |h| absorb_head(arithmetic, q, projections, heads, h));
     let (from, to) = (heads.nope + heads.rope, heads.latent + heads.rope);
@@ -26,7 +28,7 @@ pub(crate) fn absorb_query(
             let (latent, positional) = out.split_at_mut(heads.latent);
             latent.copy_from_slice(&per_head[h][t * heads.latent..][..heads.latent]);
             positional.copy_from_slice(&q.row(t)[h * from + heads.nope..][..heads.rope]);
-            rope::rotate(positional, rope, layout.positions()[t]);
+            rope::rotate(positional, rope, &angles[t]);
         }
     };
     let (width, part) = (heads.heads * to, team::part(q.rows(), 8 * heads.heads * to, 1));
@@ -71,6 +73,11 @@ fn weighted_rows(
     let order = matmul::order(arithmetic, m);
     let stride = order.padded(m.cols());
     let mut sums = vec![0.0; tokens * stride];
+    if tokens == 1 && matmul::mix_rows(arithmetic, m, range.clone(), coefficients, &mut sums) {
+        let mut out = vec![0.0; m.cols()];
+        order.restore(&sums, &mut out);
+        return out;
+    }
     let mut decoded = vec![0.0; DECODED_ROWS * stride];
     for first in (0..range.len()).step_by(DECODED_ROWS) {
         let count = DECODED_ROWS.min(range.len() - first);
@@ -132,6 +139,11 @@ fn project_head(
 }
 
 /// Columns `range` of every row, `[T, range.len()]`.
-fn columns(x: &Tensor, range: Range<usize>) -> Vec<f32> {
-    (0..x.rows()).flat_map(|t| x.row(t)[range.clone()].iter().copied()).collect()
+fn columns(x: &Tensor, range: Range<usize>) -> Cow<'_, [f32]> {
+    if x.rows() == 1 {
+        return Cow::Borrowed(&x.row(0)[range]);
+    }
+    let mut out = Vec::with_capacity(x.rows() * range.len());
+    (0..x.rows()).for_each(|t| out.extend_from_slice(&x.row(t)[range.clone()]));
+    Cow::Owned(out)
 }

@@ -176,6 +176,25 @@ pub(crate) fn decode_rows(arithmetic: Arithmetic, m: &PackedMatrix, range: Range
     }
 }
 
+/// Adds `sum_i weights[i] * m[range.start + i]` to `sums`, in the order of [`Operand`]s made for `m`; the same bits as
+/// [`decode_rows`] and a weighted sum of its rows, read and multiplied in one go. False if `m` has to be copied for that.
+pub(crate) fn mix_rows(
+    arithmetic: Arithmetic,
+    m: &PackedMatrix,
+    range: Range<usize>,
+    weights: &[f32],
+    sums: &mut [f32],
+) -> bool {
+    let (kernel, reading) = kernel_for(arithmetic, m);
+    let fits = range.end <= m.rows() && weights.len() == range.len() && sums.len() == m.cols();
+    if reading != Reading::Direct || !fits {
+        return false;
+    }
+    // SAFETY: as in `rows`; the lengths were just checked.
+    unsafe { (kernel.mix_rows)(m, range, weights, sums) }
+    true
+}
+
 /// `x @ m^T`, transposed: `[m.rows, T]`.
 fn product_transposed(arithmetic: Arithmetic, m: &PackedMatrix, x: &Operand, tokens: &[u32]) -> Vec<f32> {
     let mut out = vec![0.0; m.rows() * tokens.len()];

@@ -171,7 +171,7 @@ pub(crate) unsafe fn few<U: Units, const T: usize>(p: &Product<'_>, out: &mut [f
         let mut parameters = Parameters::of_lanes::<U::C>(p.m, 4, U::UNIT);
         for row in p.range.clone() {
             let weight = p.m.weight()[row * blocks * U::C::BYTES..].as_ptr();
-            parameters.read::<U::C>(0, p.m, row);
+            parameters.read_row::<U::C>(0, p.m, row);
             let mut acc = [Vectors::<U>::splat(0.0); T];
             for chunk in 0..blocks.div_ceil(U::LANES_OF_UNIT) {
                 let mut here = x;

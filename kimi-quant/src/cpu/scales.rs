@@ -1,21 +1,26 @@
 //! Scales and biases of a few rows, as f32, and their way to the lanes of a block.
 
+use std::ops::Range;
+
 use super::codec::{Codec, Scaling};
 use super::dequant::{e4m3, e8m0};
 use super::simd::{LINE, MAX_LANES, Simd};
 use crate::{FloatType, Format, PackedMatrix};
 
-/// Scales and biases of a few rows, each row followed by a vector of padding.
+/// Scales and biases of a few rows, and a vector of padding.
+///
+/// Short rows are read at once: one of 512 columns has eight groups, too few to be worth a loop of their own.
 pub(crate) struct Parameters<S: Simd> {
     scales: Vec<f32>,
     biases: Vec<f32>,
     /// See [`Self::take_zeros`]; integers.
     zeros: Vec<f32>,
-    stride: usize,
-    /// Rows that are read at once.
-    rows: usize,
     /// Groups a row has.
     groups: usize,
+    /// From a row's values to the next one's.
+    stride: usize,
+    /// From a row to the one whose parameters are asked of the memory with its own.
+    ahead: usize,
     places: S::Places,
     /// Of a block's number, to the left and to the right: its first group.
     shifts: [u32; 2],
@@ -27,19 +32,32 @@ impl<S: Simd> Parameters<S> {
     #[inline(always)]
     pub(crate) unsafe fn new<C: Codec<S = S>>(m: &PackedMatrix, rows: usize) -> Self {
         // SAFETY: passed on.
-        unsafe { Self::of_lanes::<C>(m, rows, C::CODES) }
+        unsafe { Self::with_padding::<C>(m, rows, C::CODES, 0) }
     }
 
-    /// For blocks of other lanes, `width` columns each.
+    /// For blocks of other lanes, `width` columns each; the last one may be filled up with lanes of zeros.
     ///
     /// # Safety
     /// The machine has the instruction set.
     #[inline(always)]
     pub(crate) unsafe fn of_lanes<C: Codec<S = S>>(m: &PackedMatrix, rows: usize, width: usize) -> Self {
+        // SAFETY: passed on.
+        unsafe { Self::with_padding::<C>(m, rows, width, MAX_LANES) }
+    }
+
+    /// With so many zeros after each row.
+    #[inline(always)]
+    unsafe fn with_padding<C: Codec<S = S>>(
+        m: &PackedMatrix,
+        rows: usize,
+        width: usize,
+        padding: usize,
+    ) -> Self {
         let (group, block) = (m.format().group(), S::LANES * width);
         let groups = if C::SCALING == Scaling::None { 0 } else { m.format().groups(m.cols()) };
-        let stride = groups + MAX_LANES;
-        let biases = if C::SCALING == Scaling::Affine { rows * stride } else { 0 };
+        let stride = groups + padding;
+        let values = rows * stride + MAX_LANES;
+        let biases = if C::SCALING == Scaling::Affine { values } else { 0 };
         let mut lanes = [0; MAX_LANES];
         if group < block {
             for (i, place) in lanes.iter_mut().enumerate() {
@@ -47,12 +65,12 @@ impl<S: Simd> Parameters<S> {
             }
         }
         Self {
-            scales: vec![0.0; rows * stride],
+            scales: vec![0.0; values],
             biases: vec![0.0; biases],
             zeros: Vec::new(),
-            stride,
-            rows,
             groups,
+            stride,
+            ahead: rows_ahead(rows, m.weight().len() / m.rows().max(1)),
             // SAFETY: passed on.
             places: unsafe { S::places(&lanes) },
             shifts: [(block / group).max(1).ilog2(), (group / block).max(1).ilog2()],
@@ -65,25 +83,60 @@ impl<S: Simd> Parameters<S> {
         block << self.shifts[0] >> self.shifts[1]
     }
 
-    /// Reads row `row` of `m` into place `slot`.
+    /// Reads rows of `m`, at least one and at most as many as [`Self::new`] was told, into the slots from 0 on.
     ///
     /// # Safety
     /// The machine has the instruction set.
     #[inline(always)]
-    pub(crate) unsafe fn read<C: Codec<S = S>>(&mut self, slot: usize, m: &PackedMatrix, row: usize) {
+    pub(crate) unsafe fn read<C: Codec<S = S>>(&mut self, m: &PackedMatrix, rows: Range<usize>) {
+        let gapless = m.format().scale_rows() == 1 && self.stride == self.groups;
+        // SAFETY: passed on.
+        unsafe {
+            if gapless && self.groups < MAX_LANES {
+                return self.read_to::<C>(0, m, rows);
+            }
+            for (slot, row) in rows.enumerate() {
+                self.read_to::<C>(slot, m, row..row + 1);
+            }
+        }
+    }
+
+    /// Reads row `row` of `m` into `slot`.
+    ///
+    /// # Safety
+    /// The machine has the instruction set.
+    #[inline(always)]
+    pub(crate) unsafe fn read_row<C: Codec<S = S>>(&mut self, slot: usize, m: &PackedMatrix, row: usize) {
+        // SAFETY: passed on.
+        unsafe { self.read_to::<C>(slot, m, row..row + 1) }
+    }
+
+    /// Reads rows whose parameters follow each other without a gap, in `m` and here.
+    ///
+    /// # Safety
+    /// The machine has the instruction set.
+    #[inline(always)]
+    unsafe fn read_to<C: Codec<S = S>>(&mut self, slot: usize, m: &PackedMatrix, rows: Range<usize>) {
         if C::SCALING == Scaling::None {
             return;
         }
-        // Those of the next rows: they are all needed at once.
-        let next = m.scale_range(row + self.rows);
+        let all = |first: usize, last: usize| m.scale_range(first).start..m.scale_range(last).end;
+        // Those of later rows: they are all needed at once.
+        let next = all(rows.start + self.ahead, rows.end - 1 + self.ahead);
         for bytes in [m.scales(), m.biases()].into_iter().filter(|bytes| !bytes.is_empty()) {
             for line in next.clone().step_by(LINE) {
                 // SAFETY: passed on.
                 unsafe { S::prefetch(bytes.as_ptr().wrapping_add(line)) }
             }
         }
-        let to = slot * self.stride..slot * self.stride + self.groups;
-        let from = m.scale_range(row); // biases lie as scales do
+        let to = slot * self.stride..slot * self.stride + rows.len() * self.groups;
+        self.take(m, all(rows.start, rows.end - 1), to);
+    }
+
+    /// Puts what `m` has at `from` to `to`.
+    #[inline(always)]
+    fn take(&mut self, m: &PackedMatrix, from: Range<usize>, to: Range<usize>) {
+        // Biases lie as scales do.
         let scales = &mut self.scales[to.clone()];
         match m.format() {
             Format::Affine { scales: t, .. } => {
@@ -109,19 +162,20 @@ impl<S: Simd> Parameters<S> {
         }
     }
 
-    /// Takes each group's zero point off the biases of the row in `slot`: the integer code, up to `largest`, whose
-    /// weight is nearest to zero. Scales that are large beside the weights leave nothing large behind then.
+    /// Takes each group's zero point off the biases of the first `rows` rows that were read: the integer code, up to
+    /// `largest`, whose weight is nearest to zero. Scales that are large beside the weights leave nothing large behind
+    /// then.
     ///
     /// # Safety
-    /// The machine has the instruction set and fused multiply-adds; a row was read into `slot`, of a codec that has
-    /// biases.
+    /// The machine has the instruction set and fused multiply-adds; the rows were read, of a codec that has biases.
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    pub(crate) unsafe fn take_zeros(&mut self, slot: usize, largest: f32) {
+    pub(crate) unsafe fn take_zeros(&mut self, rows: usize, largest: f32) {
         self.zeros.resize(self.scales.len(), 0.0);
-        let row = slot * self.stride..slot * self.stride + self.groups;
-        let zeros = self.zeros[row.clone()].iter_mut();
-        for ((zero, bias), &scale) in zeros.zip(&mut self.biases[row.clone()]).zip(&self.scales[row]) {
+        let groups = rows * self.stride;
+        let (zeros, biases, scales) =
+            (&mut self.zeros[..groups], &mut self.biases[..groups], &self.scales[..groups]);
+        for ((zero, bias), &scale) in zeros.iter_mut().zip(biases).zip(scales) {
             let exact = -*bias / scale;
             // In this form a maximum and a minimum of vectors. A scale of zero, or none that is a number, has 0.
             let exact = if exact > 0.0 { exact } else { 0.0 };
@@ -140,7 +194,7 @@ impl<S: Simd> Parameters<S> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) unsafe fn zeros(&self, slot: usize, block: usize) -> S::V {
-        // SAFETY: a block's groups lie in a row, and a vector of padding follows it.
+        // SAFETY: a block's groups lie in a row, and a vector of padding follows the last.
         unsafe { S::pick(self.zeros.as_ptr().add(slot * self.stride + self.first(block)), self.places) }
     }
 
@@ -150,7 +204,7 @@ impl<S: Simd> Parameters<S> {
     /// As for [`Simd`]; a row with that block was read into `slot`, of a codec that has scales.
     #[inline(always)]
     pub(crate) unsafe fn scales(&self, slot: usize, block: usize) -> S::V {
-        // SAFETY: a block's groups lie in a row, and a vector of padding follows it.
+        // SAFETY: a block's groups lie in a row, and a vector of padding follows the last.
         unsafe { S::pick(self.scales.as_ptr().add(slot * self.stride + self.first(block)), self.places) }
     }
 
@@ -161,8 +215,15 @@ impl<S: Simd> Parameters<S> {
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) unsafe fn biases(&self, slot: usize, group: usize) -> S::V {
-        // SAFETY: a vector of padding follows the row.
-        unsafe { S::load(self.biases.as_ptr().add(slot * self.stride + group)) }
+        // SAFETY: so many of the row's biases are there.
+        unsafe {
+            let from = self.biases.as_ptr().add(slot * self.stride + group);
+            match self.groups - group {
+                // The next row's would be multiplied with zeros, but they may be infinite.
+                few @ ..MAX_LANES => S::load_first(from, few),
+                _ => S::load(from),
+            }
+        }
     }
 
     /// Biases of the lanes of block `block`.
@@ -194,6 +255,14 @@ impl<S: Simd> Parameters<S> {
             (scale, bias)
         }
     }
+}
+
+/// The distance in rows at which to ask the memory for more, for rows of `row_bytes` of which `rows` are read at once: those
+/// that come next, or where that is too soon to be of use, some later ones.
+#[inline(always)]
+pub(crate) fn rows_ahead(rows: usize, row_bytes: usize) -> usize {
+    const MIN_BYTES: usize = 4 << 10;
+    rows * MIN_BYTES.div_ceil((rows * row_bytes).max(1))
 }
 
 #[inline(always)]

@@ -31,6 +31,16 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_bf16(from: *const u8) -> Self::V;
     /// Reads `2 * LANES` bytes.
     unsafe fn load_f16(from: *const u8) -> Self::V;
+    /// The first `count` values, fewer than `LANES`, and zeros.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load_first(from: *const f32, count: usize) -> Self::V {
+        let mut values = [0.0f32; MAX_LANES];
+        // SAFETY: passed on.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, values.as_mut_ptr(), count);
+            Self::load(values.as_ptr())
+        }
+    }
     unsafe fn store(to: *mut f32, v: Self::V);
     unsafe fn mul(a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`.

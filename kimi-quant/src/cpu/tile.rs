@@ -71,7 +71,7 @@ impl Tile {
             let mut weight = [std::ptr::null(); MAX_LANES];
             for (i, weight) in weight.iter_mut().enumerate().take(lanes) {
                 *weight = m.weight()[rows[i] * blocks * U::C::BYTES..].as_ptr();
-                parameters.read::<U::C>(i, m, rows[i]);
+                parameters.read_row::<U::C>(i, m, rows[i]);
             }
             let mut vectors = [Vectors::<U>::zeros(); MAX_LANES];
             for block in 0..blocks {
