@@ -1,6 +1,7 @@
 //! One weight matrix, as stored.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use rayon::prelude::*;
@@ -22,6 +23,8 @@ pub struct PackedMatrix {
     global_scale: f32,
     /// The row of its first block of scales that it begins with: other than 0 only in slices.
     first_row: usize,
+    /// See [`Self::with_filled`].
+    filled: Option<Arc<Self>>,
 }
 
 impl PackedMatrix {
@@ -43,7 +46,7 @@ impl PackedMatrix {
                 return Err(FormatError::Length { part, rows, cols, format, found: bytes.len(), expected });
             }
         }
-        Ok(Self { rows, cols, format, weight, scales, biases, global_scale: 1.0, first_row: 0 })
+        Ok(Self { rows, cols, format, weight, scales, biases, global_scale: 1.0, first_row: 0, filled: None })
     }
 
     /// The same matrix with every value multiplied by `scale` (nvfp4's `global_scale`).
@@ -112,6 +115,7 @@ impl PackedMatrix {
             scales: self.scales.slice(scales),
             biases: cut(&self.biases),
             first_row: (self.first_row + start) % self.format.scale_rows(),
+            filled: None,
             ..*self
         }
     }
@@ -143,7 +147,20 @@ impl PackedMatrix {
         };
         let (weight, scales, biases) =
             (widened(&self.weight, 0), widened(&self.scales, 1), widened(&self.biases, 2));
-        Ok(Self { cols, weight, scales, biases, ..*self })
+        Ok(Self { cols, weight, scales, biases, filled: None, ..*self })
+    }
+
+    /// The same matrix, with a copy beside it whose rows are filled up to `cols` columns with zeros: for a backend that reads
+    /// whole blocks.
+    #[must_use]
+    pub(crate) fn with_filled(mut self, cols: usize) -> Self {
+        self.filled = self.widened(cols).ok().map(Arc::new);
+        self
+    }
+
+    /// The copy with `cols` columns, if there is one.
+    pub(crate) fn filled(&self, cols: usize) -> Option<&Self> {
+        self.filled.as_deref().filter(|filled| filled.cols == cols)
     }
 
     /// The first row that has a weight which is not a number, in formats with NVIDIA's e4m3: in `Fp8` a code of 0x7f or

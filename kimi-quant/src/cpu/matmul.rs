@@ -3,6 +3,7 @@
 //! Every output is one row's dot product, computed in an order that depends on the matrix alone: a token's result is
 //! the same bits alone or in a batch, and on any number of threads.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -91,19 +92,42 @@ fn kernel_for(arithmetic: Arithmetic, m: &PackedMatrix) -> (Kernel, Reading) {
     }
 }
 
-/// Rows `range` of `m` as a kernel can read them, for the other readings than [`Reading::Direct`].
-fn readable(m: &PackedMatrix, range: Range<usize>, order: Order, reading: Reading) -> Option<PackedMatrix> {
-    let cols = order.padded(m.cols());
-    if reading == Reading::Padded {
-        return m.slice_rows(range).widened(cols).ok();
+/// A matrix as a kernel can read it, and where rows `range` of `m` are in it.
+fn readable(
+    m: &PackedMatrix,
+    range: Range<usize>,
+    order: Order,
+    reading: Reading,
+) -> Option<(Cow<'_, PackedMatrix>, Range<usize>)> {
+    let (cols, count) = (order.padded(m.cols()), range.len());
+    let copy = match reading {
+        Reading::Direct => return Some((Cow::Borrowed(m), range)),
+        Reading::Padded => match m.filled(cols) {
+            Some(filled) => return Some((Cow::Borrowed(filled), range)),
+            None => m.slice_rows(range).widened(cols).ok()?,
+        },
+        Reading::Plain => {
+            let mut values = vec![0.0; count * cols];
+            for (r, out) in range.zip(values.chunks_exact_mut(cols)) {
+                dequant::row_exact(m, r, &mut out[..m.cols()]);
+            }
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let format = Format::Float(FloatType::F32);
+            PackedMatrix::new(count, cols, format, bytes, Bytes::new(), Bytes::new()).ok()?
+        }
+    };
+    Some((Cow::Owned(copy), 0..count))
+}
+
+/// `m` as it is kept: rows that are not whole blocks are filled up once, not whenever they are read.
+pub(crate) fn loaded(arithmetic: Arithmetic, m: PackedMatrix) -> PackedMatrix {
+    match kernel_for(arithmetic, &m) {
+        (kernel, Reading::Padded) => {
+            let cols = kernel.order.padded(m.cols());
+            m.with_filled(cols)
+        }
+        _ => m,
     }
-    let mut values = vec![0.0; range.len() * cols];
-    for (r, out) in range.clone().zip(values.chunks_exact_mut(cols)) {
-        dequant::row_exact(m, r, &mut out[..m.cols()]);
-    }
-    let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-    let format = Format::Float(FloatType::F32);
-    PackedMatrix::new(range.len(), cols, format, bytes, Bytes::new(), Bytes::new()).ok()
 }
 
 /// Rows that kernels for many tokens take at once, and a multiple of what others take.
@@ -131,20 +155,12 @@ pub(crate) fn rows(
     if range.is_empty() || tokens.is_empty() || out.len() != count || !fits {
         return;
     }
-    let copy = match reading {
-        Reading::Direct => None,
-        _ => readable(m, range.clone(), kernel.order, reading),
-    };
-    let (m, range) = match &copy {
-        Some(copy) => (copy, 0..copy.rows()),
-        None if reading == Reading::Direct => (m, range),
-        None => return,
-    };
+    let Some((m, range)) = readable(m, range, kernel.order, reading) else { return };
     let x = x.rows();
     let chunk = if kernel.any_number { tokens.len() } else { 8 };
     for (i, some) in tokens.chunks(chunk).enumerate() {
         let dot = kernel.dot[(some.len().next_power_of_two().ilog2() as usize).min(3)];
-        let product = Product { m, range: range.clone(), x, tokens: some };
+        let product = Product { m: &m, range: range.clone(), x, tokens: some };
         // SAFETY: the instruction set is this machine's; the kernel is that of the matrix's format, whose groups fit,
         // whose rows are whole blocks, and takes so many tokens; the range lies in the matrix and the operand is in the
         // kernel's order.
@@ -165,14 +181,9 @@ pub(crate) fn decode_rows(arithmetic: Arithmetic, m: &PackedMatrix, range: Range
     if !fits {
         return;
     }
-    let copy = match reading {
-        Reading::Direct => None,
-        _ => readable(m, range.clone(), kernel.order, reading),
-    };
-    let (m, range) = copy.as_ref().map_or((m, range), |copy| (copy, 0..copy.rows()));
-    if kernel.order.padded(m.cols()) == m.cols() {
+    if let Some((m, range)) = readable(m, range, kernel.order, reading) {
         // SAFETY: as in `rows`.
-        unsafe { (kernel.decode)(m, range, out) }
+        unsafe { (kernel.decode)(&m, range, out) }
     }
 }
 
@@ -186,13 +197,16 @@ pub(crate) fn mix_rows(
     sums: &mut [f32],
 ) -> bool {
     let (kernel, reading) = kernel_for(arithmetic, m);
-    let fits = range.end <= m.rows() && weights.len() == range.len() && sums.len() == m.cols();
-    if reading != Reading::Direct || !fits {
-        return false;
+    let cols = kernel.order.padded(m.cols());
+    let m = if reading == Reading::Direct { Some(m) } else { m.filled(cols) };
+    match m {
+        Some(m) if range.end <= m.rows() && weights.len() == range.len() && sums.len() == cols => {
+            // SAFETY: as in `rows`; the lengths were just checked.
+            unsafe { (kernel.mix_rows)(m, range, weights, sums) }
+            true
+        }
+        _ => false,
     }
-    // SAFETY: as in `rows`; the lengths were just checked.
-    unsafe { (kernel.mix_rows)(m, range, weights, sums) }
-    true
 }
 
 /// `x @ m^T`, transposed: `[m.rows, T]`.
@@ -243,4 +257,29 @@ pub(crate) fn transpose(x: Vec<f32>, rows: usize, cols: usize) -> Vec<f32> {
         }
     });
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::Isa;
+    use crate::{BitWidth, Precision};
+
+    #[test]
+    fn loaded_rows_are_read_as_they_are_whatever_their_length() {
+        let format = Format::Affine { bits: BitWidth::B4, group: 64, scales: FloatType::Bf16 };
+        for isa in Isa::available() {
+            let arithmetic = Arithmetic { isa, precision: Precision::Exact };
+            for cols in [64, 192, 1024] {
+                let bytes = format.bytes(9, cols).map(|bytes| bytes.map(|n| Bytes::from(vec![7; n])));
+                let [weight, scales, biases] = bytes.unwrap();
+                let m = PackedMatrix::new(9, cols, format, weight, scales, biases).unwrap();
+                let m = loaded(arithmetic, m);
+                let (kernel, reading) = kernel_for(arithmetic, &m);
+                let (read, range) = readable(&m, 3..7, kernel.order, reading).unwrap();
+                assert!(matches!(read, Cow::Borrowed(_)), "{} {cols}", isa.name());
+                assert_eq!((range, read.cols()), (3..7, kernel.order.padded(cols)));
+            }
+        }
+    }
 }

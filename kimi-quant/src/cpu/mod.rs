@@ -163,12 +163,13 @@ impl Backend for Cpu {
     }
 
     fn load_matrix(&self, matrix: PackedMatrix) -> Result<PackedMatrix> {
-        Ok(matrix)
+        Ok(matmul::loaded(self.arithmetic, matrix))
     }
 
     fn load_experts(&self, experts: Vec<PackedMatrix>) -> Result<Experts> {
         check::load_experts(&experts)?;
-        Ok(Experts { matrices: experts })
+        let loaded = |m| matmul::loaded(self.arithmetic, m);
+        Ok(Experts { matrices: experts.into_iter().map(loaded).collect() })
     }
 
     fn load_vector(&self, values: Vec<f32>) -> Result<Vec<f32>> {
