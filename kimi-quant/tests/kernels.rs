@@ -165,7 +165,7 @@ fn a_token_alone_and_in_any_batch_has_the_same_bits() {
 fn a_query_alone_and_in_a_batch_has_the_same_bits() {
     let mut random = Random(9);
     // Rows of whole blocks for every set; heads of more rows than are read at once, and not a multiple of them.
-    let heads = HeadShape { heads: 2, nope: 40, rope: 8, value: 24, latent: 512 };
+    let heads = HeadShape { heads: 2, nope: 40, rope: 8, value: 24, latent: 768 };
     let rope = Rope { inv_freq: vec![0.5, 0.25, 0.125, 0.0625], mscale: 1.0 };
     let (tokens, width) = (3, heads.heads * (heads.nope + heads.rope));
     let layout = |first: u32, count: usize| {

@@ -16,6 +16,9 @@ const CHUNK: usize = 128;
 /// Positions that one task reads.
 const SEGMENT: usize = 8 * CHUNK;
 
+/// Queries for which a task of many reads a key.
+const QUERIES: usize = 16;
+
 /// Values that the unmerged segments of a batch may take (64 MiB).
 const PARTIAL_VALUES: usize = 16 << 20;
 
@@ -47,11 +50,11 @@ struct Attention<'a> {
     layout: &'a TokenLayout,
 }
 
-/// Some heads of one token over one segment.
+/// Some heads of neighbouring tokens of a sequence over a part of its positions: a segment, or less where there is only one.
 struct Task {
-    token: usize,
+    tokens: Range<usize>,
     heads: Range<usize>,
-    segment: usize,
+    positions: Range<usize>,
 }
 
 /// A softmax over part of the positions: `sum` is that of `exp(score - max)`, `mix` their weighted sum of latents.
@@ -84,67 +87,135 @@ pub(crate) fn attend(
 }
 
 impl Attention<'_> {
-    fn segments(&self, token: usize) -> usize {
-        (self.layout.positions()[token] as usize + 1).div_ceil(SEGMENT)
+    /// Positions that a token sees.
+    fn seen(&self, token: usize) -> usize {
+        self.layout.positions()[token] as usize + 1
     }
 
     /// The tokens from `first` on, as many as `out` has rows.
     fn tokens(&self, first: usize, out: &mut [f32]) {
         let HeadShape { heads, latent, .. } = self.heads;
-        let tokens = first..first + out.len() / (heads * latent);
-        // Few tokens: few heads a task, for more tasks. Many: more heads, so that a cached key is read less often.
-        let step = if tokens.len() >= 4 * Team::current().threads() { 16 } else { 4 };
+        let tasks = self.tasks(first..first + out.len() / (heads * latent));
+        let partials: Vec<Vec<Option<Partial>>> = team::map(tasks.len(), |i| self.part(&tasks[i]));
+        // Those of a token and head come in the order of their positions.
+        let mut wholes: Vec<Option<Partial>> = vec![None; out.len() / latent];
+        for (task, partials) in tasks.iter().zip(partials) {
+            let places = task
+                .tokens
+                .clone()
+                .flat_map(|token| task.heads.clone().map(move |head| (token - first) * heads + head));
+            for (place, partial) in places.zip(partials) {
+                match (&mut wholes[place], partial) {
+                    (Some(whole), Some(partial)) => whole.merge(&partial),
+                    (whole @ None, partial) => *whole = partial,
+                    (Some(_), None) => {}
+                }
+            }
+        }
+        for (whole, out) in wholes.iter().zip(out.chunks_exact_mut(latent)) {
+            let Some(whole) = whole else { continue };
+            out.iter_mut().zip(&whole.mix).for_each(|(o, c)| *o = c / whole.sum);
+        }
+    }
+
+    /// What there is to do for some tokens.
+    fn tasks(&self, tokens: Range<usize>) -> Vec<Task> {
+        let (heads, threads) = (self.heads.heads, Team::current().threads());
+        // Few tokens: few heads a task, for more tasks. Many: more queries, so that a cached key is read less often.
+        let step = if tokens.len() >= 4 * threads { QUERIES } else { QUERIES / 4 }.min(heads);
+        let together = if tokens.len() >= 4 * threads { QUERIES / step } else { 1 };
+        let longest = tokens.clone().map(|token| self.seen(token)).max().unwrap_or(0);
+        // The only segment's chunks are merged in the same order wherever that is done.
+        let few = longest <= SEGMENT && tokens.len() * heads.div_ceil(step) < 2 * threads;
+        let part = if few { CHUNK } else { SEGMENT };
         let mut tasks = Vec::new();
-        for token in tokens.clone() {
+        for some in self.neighbours(tokens, together) {
+            let longest = self.seen(some.end - 1);
             for start in (0..heads).step_by(step) {
                 let heads = start..(start + step).min(heads);
-                let segments = 0..self.segments(token);
-                tasks.extend(segments.map(|segment| Task { token, heads: heads.clone(), segment }));
+                tasks.extend((0..longest).step_by(part).map(|start| Task {
+                    tokens: some.clone(),
+                    heads: heads.clone(),
+                    positions: start..(start + part).min(longest),
+                }));
             }
         }
-        let partials: Vec<Vec<Partial>> = team::map(tasks.len(), |i| self.segment(&tasks[i]));
-        let mut results = out.chunks_exact_mut(latent);
-        let mut rest = tasks.iter().zip(partials).peekable();
-        while let Some((task, mut whole)) = rest.next() {
-            while let Some((_, part)) = rest.next_if(|(next, _)| next.segment > 0) {
-                whole.iter_mut().zip(&part).for_each(|(whole, part)| whole.merge(part));
+        tasks
+    }
+
+    /// Cuts tokens into runs of at most `count` of one sequence, whose positions ascend.
+    fn neighbours(&self, tokens: Range<usize>, count: usize) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for token in tokens {
+            let sequences = self.layout.sequences();
+            match runs.last_mut() {
+                Some(run) if run.len() < count && sequences[run.start] == sequences[token] => {
+                    run.end = token + 1;
+                }
+                _ => runs.push(token..token + 1),
             }
-            debug_assert_eq!(task.segment, 0);
-            for (partial, out) in whole.iter().zip(&mut results) {
-                out.iter_mut().zip(&partial.mix).for_each(|(o, c)| *o = c / partial.sum);
+        }
+        runs
+    }
+
+    /// For each token and head of a task its unnormalised softmax over the positions, of which it may see none.
+    fn part(&self, task: &Task) -> Vec<Option<Partial>> {
+        let heads = task.heads.len();
+        let mut wholes: Vec<Option<Partial>> = vec![None; task.tokens.len() * heads];
+        let mut slots = Vec::with_capacity(CHUNK);
+        for start in task.positions.clone().step_by(CHUNK) {
+            let end = (start + CHUNK).min(task.positions.end);
+            self.slots(task.tokens.start, start..end, &mut slots);
+            let mut token = task.tokens.start;
+            while token < task.tokens.end {
+                // Those that see the whole chunk are computed together: later ones see as much as earlier ones.
+                let seen = self.seen(token).min(end);
+                let until = if seen == end { task.tokens.end } else { token + 1 };
+                if seen > start {
+                    let parts = self.chunk(token..until, &task.heads, &slots[..seen - start]);
+                    let places = &mut wholes[(token - task.tokens.start) * heads..];
+                    for (whole, part) in places.iter_mut().zip(parts) {
+                        match whole {
+                            Some(whole) => whole.merge(&part),
+                            None => *whole = Some(part),
+                        }
+                    }
+                }
+                token = until;
             }
+        }
+        wholes
+    }
+
+    /// The cached keys of some positions of a token's sequence.
+    fn slots<'a>(&'a self, token: usize, positions: Range<usize>, out: &mut Vec<&'a [f32]>) {
+        out.clear();
+        let mut position = positions.start;
+        while position < positions.end {
+            let (page, offset) = self.layout.slot(token, position);
+            let count = (self.layout.page_tokens() - offset).min(positions.end - position);
+            let width = self.cache.width();
+            out.extend(self.cache.page(page)[offset * width..][..count * width].chunks_exact(width.max(1)));
+            position += count;
         }
     }
 
-    /// One segment: for each head of the task its unnormalised softmax.
-    fn segment(&self, task: &Task) -> Vec<Partial> {
-        let start = task.segment * SEGMENT;
-        let end = (start + SEGMENT).min(self.layout.positions()[task.token] as usize + 1);
-        let mut chunks = (start..end).step_by(CHUNK).map(|p| self.chunk(task, p..(p + CHUNK).min(end)));
-        let mut whole = chunks.next().unwrap_or_default();
-        for part in chunks {
-            whole.iter_mut().zip(&part).for_each(|(whole, part)| whole.merge(part));
-        }
-        whole
-    }
-
-    fn chunk(&self, task: &Task, positions: Range<usize>) -> Vec<Partial> {
+    fn chunk(&self, tokens: Range<usize>, heads: &Range<usize>, slots: &[&[f32]]) -> Vec<Partial> {
         let HeadShape { latent, rope, .. } = self.heads;
-        let (width, count) = (latent + rope, positions.len());
-        let row = self.q.row(task.token);
-        let queries: Vec<&[f32]> = task.heads.clone().map(|h| &row[h * width..(h + 1) * width]).collect();
-        let slots: Vec<&[f32]> = positions
-            .map(|p| {
-                let (page, offset) = self.layout.slot(task.token, p);
-                self.cache.slot(page, offset)
-            })
+        let width = latent + rope;
+        let of_token = |token| {
+            let row = self.q.row(token);
+            heads.clone().map(move |head| &row[head * width..(head + 1) * width])
+        };
+        let queries: Vec<&[f32]> = tokens.flat_map(of_token).collect();
+        let mut scores = vec![0.0; queries.len() * slots.len()];
+        dense::scores(self.isa, &queries, slots, width, &mut scores);
+        let totals: Vec<(f32, f32)> = scores
+            .chunks_exact_mut(slots.len())
+            .map(|scores| dense::exponentials(self.isa, scores, self.scale))
             .collect();
-        let mut scores = vec![0.0; queries.len() * count];
-        dense::scores(self.isa, &queries, &slots, width, &mut scores);
-        let totals: Vec<(f32, f32)> =
-            scores.chunks_exact_mut(count).map(|scores| exponentials(scores, self.scale)).collect();
         let mut mixes = vec![0.0; queries.len() * latent];
-        dense::mix(self.isa, &mut mixes, latent, &scores, &slots);
+        dense::mix(self.isa, &mut mixes, latent, &scores, slots);
         let mixes = mixes.chunks_exact(latent);
         totals
             .into_iter()
@@ -152,21 +223,6 @@ impl Attention<'_> {
             .map(|((max, sum), mix)| Partial { max, sum, mix: mix.to_vec() })
             .collect()
     }
-}
-
-/// Replaces each score by `exp(scale * score - max)`; returns the largest scaled score and the sum.
-fn exponentials(scores: &mut [f32], scale: f32) -> (f32, f32) {
-    let mut max = f32::NEG_INFINITY;
-    for score in scores.iter_mut() {
-        *score *= scale;
-        max = max.max(*score);
-    }
-    let mut sum = 0.0;
-    for score in scores {
-        *score = (*score - max).exp();
-        sum += *score;
-    }
-    (max, sum)
 }
 
 impl Partial {

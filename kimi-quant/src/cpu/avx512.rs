@@ -65,6 +65,21 @@ impl Simd for Avx512 {
         _mm512_reduce_add_ps(v)
     }
     #[inline(always)]
+    unsafe fn four_sums([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+        // Halves, quarters, then within quarters, as `_mm512_reduce_add_ps` adds them; one instruction for several.
+        let halves =
+            |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+        let (ab, cd) = (halves(a, b), halves(c, d));
+        let quarters =
+            _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+        let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0b01_00_11_10>(quarters));
+        let sums = _mm512_add_ps(pairs, _mm512_permute_ps::<0b10_11_00_01>(pairs));
+        let places = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+        let mut out = [0.0; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), _mm512_castps512_ps128(_mm512_permutexvar_ps(places, sums)));
+        out
+    }
+    #[inline(always)]
     unsafe fn prefetch(at: *const u8) {
         _mm_prefetch::<_MM_HINT_T1>(at.cast())
     }
@@ -143,4 +158,23 @@ unsafe fn e4m3(words: __m512i, k: usize) -> __m512 {
     let rest = _mm512_srli_epi32::<4>(_mm512_and_si512(top, _mm512_set1_epi32(0x7f00_0000)));
     let small = _mm512_castsi512_ps(_mm512_or_si512(sign, rest));
     _mm512_mul_ps(small, _mm512_set1_ps(f32::from_bits((127 + 120) << 23)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_sums_are_the_bits_of_one_each() {
+        if !is_x86_feature_detected!("avx512f") {
+            println!("skipped: this machine has no AVX-512");
+            return;
+        }
+        let values: Vec<f32> = (0..64).map(|i| 1.0 / (1.0 + ((i * 37) % 64) as f32) - 0.1).collect();
+        // SAFETY: the machine has the instruction set; four vectors of values.
+        unsafe {
+            let v = [0, 16, 32, 48].map(|at| Avx512::load(values[at..].as_ptr()));
+            assert_eq!(Avx512::four_sums(v).map(f32::to_bits), v.map(|v| Avx512::sum(v).to_bits()));
+        }
+    }
 }

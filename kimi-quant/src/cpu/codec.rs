@@ -168,8 +168,18 @@ macro_rules! kernels {
             $crate::cpu::dense::mix_kernel::<$simd>(sums, width, weights, rows)
         }
 
+        $(#[target_feature(enable = $features)])?
+        unsafe fn exponentials(scores: &mut [f32], scale: f32) -> (f32, f32) {
+            $crate::cpu::exp::exponentials(scores, scale)
+        }
+
+        $(#[target_feature(enable = $features)])?
+        unsafe fn swiglu(gate: &mut [f32], up: &[f32]) {
+            $crate::cpu::exp::swiglu(gate, up)
+        }
+
         /// The kernels over f32 rows. They run only where the machine has the instruction set.
-        pub(crate) const DENSE: $crate::cpu::dense::Dense = $crate::cpu::dense::Dense::new(scores, mix);
+        pub(crate) const DENSE: $crate::cpu::dense::Dense = $crate::cpu::dense::Dense::new(scores, mix, exponentials, swiglu);
 
         const fn kernel_of<C: $crate::cpu::codec::Codec>() -> $crate::cpu::kernel::Kernel {
             use $crate::cpu::simd::Simd;

@@ -4,6 +4,8 @@
 //! Each output is summed in an order that depends on the widths alone, not on how many others are computed with it.
 
 use super::Isa;
+#[cfg(doc)]
+use super::exp;
 use super::simd::Simd;
 
 /// [`scores_kernel`] of an instruction set.
@@ -12,17 +14,25 @@ type Scores = unsafe fn(queries: &[&[f32]], keys: &[&[f32]], width: usize, out: 
 /// [`mix_kernel`] of an instruction set.
 type Mix = unsafe fn(sums: &mut [f32], width: usize, weights: &[f32], rows: &[&[f32]]);
 
+/// [`exp::exponentials`] of an instruction set.
+type Exponentials = unsafe fn(scores: &mut [f32], scale: f32) -> (f32, f32);
+
+/// [`exp::swiglu`] of an instruction set.
+type Swiglu = unsafe fn(gate: &mut [f32], up: &[f32]);
+
 /// The kernels of one instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Dense {
     scores: Scores,
     mix: Mix,
+    exponentials: Exponentials,
+    swiglu: Swiglu,
 }
 
 impl Dense {
     /// `S`'s kernels, compiled with its features.
-    pub(crate) const fn new(scores: Scores, mix: Mix) -> Self {
-        Self { scores, mix }
+    pub(crate) const fn new(scores: Scores, mix: Mix, exponentials: Exponentials, swiglu: Swiglu) -> Self {
+        Self { scores, mix, exponentials, swiglu }
     }
 }
 
@@ -47,6 +57,18 @@ pub(crate) fn mix(isa: Isa, sums: &mut [f32], width: usize, weights: &[f32], row
     }
 }
 
+/// See [`exp::exponentials`].
+pub(crate) fn exponentials(isa: Isa, scores: &mut [f32], scale: f32) -> (f32, f32) {
+    // SAFETY: an `Isa` is one of this machine.
+    unsafe { (isa.dense().exponentials)(scores, scale) }
+}
+
+/// See [`exp::swiglu`].
+pub(crate) fn swiglu(isa: Isa, gate: &mut [f32], up: &[f32]) {
+    // SAFETY: an `Isa` is one of this machine.
+    unsafe { (isa.dense().swiglu)(gate, up) }
+}
+
 /// See [`scores`].
 ///
 /// # Safety
@@ -58,8 +80,9 @@ pub(crate) unsafe fn scores_kernel<S: Simd>(
     width: usize,
     out: &mut [f32],
 ) {
-    for (i, queries) in queries.chunks(4).enumerate() {
-        for (j, some) in keys.chunks(4).enumerate() {
+    // A few keys stay in the first-level cache for all queries.
+    for (j, some) in keys.chunks(4).enumerate() {
+        for (i, queries) in queries.chunks(4).enumerate() {
             let at = 4 * i * keys.len() + 4 * j;
             // SAFETY: passed on.
             unsafe {
@@ -107,11 +130,15 @@ unsafe fn scores_tile<S: Simd, const P: usize>(
                 }
             }
         }
+        let mut sums = [[0.0; P]; 4];
+        for (sums, acc) in sums.as_flattened_mut().as_chunks_mut::<4>().0.iter_mut().zip(fours(&acc)) {
+            *sums = S::four_sums(acc);
+        }
         for i in 0..queries.len() {
             for j in 0..keys.len() {
                 let rest = vectors * S::LANES..width;
                 let tail: f32 = q[i][rest.clone()].iter().zip(&c[j][rest]).map(|(a, b)| a * b).sum();
-                out[i * stride + j] = S::sum(acc[i][j]) + tail;
+                out[i * stride + j] = sums[i][j] + tail;
             }
         }
     }
@@ -123,14 +150,14 @@ unsafe fn scores_tile<S: Simd, const P: usize>(
 /// The machine has the instruction set; all lengths are those of [`mix`], none is empty.
 #[inline(always)]
 pub(crate) unsafe fn mix_kernel<S: Simd>(sums: &mut [f32], width: usize, weights: &[f32], rows: &[&[f32]]) {
-    let groups = sums.chunks_mut(4 * width).zip(weights.chunks(4 * rows.len()));
-    for (sums, weights) in groups {
-        let vectors = width / S::LANES;
-        // SAFETY: passed on; the columns end at the last whole vector.
-        unsafe {
-            let mut v = 0;
-            while v < vectors {
-                let count = if S::MANY_REGISTERS { 4 } else { 2 };
+    let vectors = width / S::LANES;
+    let mut v = 0;
+    // Some columns of all rows stay in the first-level cache for all sums.
+    while v < vectors {
+        let count = if S::MANY_REGISTERS { 4 } else { 2 };
+        for (sums, weights) in sums.chunks_mut(4 * width).zip(weights.chunks(4 * rows.len())) {
+            // SAFETY: passed on; the columns end at the last whole vector.
+            unsafe {
                 match (sums.len() / width, vectors - v >= count) {
                     (4, true) if S::MANY_REGISTERS => {
                         mix_tile::<S, 4, 4>(sums, width, weights, rows, v * S::LANES)
@@ -155,17 +182,23 @@ pub(crate) unsafe fn mix_kernel<S: Simd>(sums: &mut [f32], width: usize, weights
                         }
                     }
                 }
-                v += if vectors - v >= count { count } else { 1 };
             }
         }
-        for (sums, weights) in sums.chunks_exact_mut(width).zip(weights.chunks_exact(rows.len())) {
-            for (row, weight) in rows.iter().zip(weights) {
-                for at in vectors * S::LANES..width {
-                    sums[at] += weight * row[at];
-                }
+        v += if vectors - v >= count { count } else { 1 };
+    }
+    for (sums, weights) in sums.chunks_exact_mut(width).zip(weights.chunks_exact(rows.len())) {
+        for (row, weight) in rows.iter().zip(weights) {
+            for at in vectors * S::LANES..width {
+                sums[at] += weight * row[at];
             }
         }
     }
+}
+
+/// The vectors of a tile in fours; there are no others.
+#[inline(always)]
+fn fours<V: Copy, const P: usize>(tile: &[[V; P]; 4]) -> impl Iterator<Item = [V; 4]> {
+    tile.as_flattened().as_chunks::<4>().0.iter().copied()
 }
 
 /// `Q` sums of `V` vectors from column `at` on, held in registers over all rows.

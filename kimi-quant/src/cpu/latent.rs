@@ -19,8 +19,9 @@ pub(crate) fn absorb_query(
     layout: &TokenLayout,
 ) -> Tensor {
     let angles: Vec<_> = layout.positions().iter().map(|&position| rope::angles(rope, position)).collect();
+    let cost = cost_of_head(projections, heads, q.rows());
     let per_head: Vec<Vec<f32>> =
-        team::map(heads.heads, |h| absorb_head(arithmetic, q, projections, heads, h));
+        team::map_parts(heads.heads, cost, |h| absorb_head(arithmetic, q, projections, heads, h));
     let (from, to) = (heads.nope + heads.rope, heads.latent + heads.rope);
     let mut out = vec![0.0; q.rows() * heads.heads * to];
     let token = |t: usize, out: &mut [f32]| {
@@ -107,7 +108,8 @@ pub(crate) fn project_values(
         LatentProjections::Joint(kv_b) => (kv_b, heads.nope + heads.value, heads.nope),
         LatentProjections::Split { unembed_out, .. } => (unembed_out, heads.value, 0),
     };
-    let per_head: Vec<Vec<f32>> = team::map(heads.heads, |h| {
+    let cost = cost_of_head(projections, heads, attended.rows());
+    let per_head: Vec<Vec<f32>> = team::map_parts(heads.heads, cost, |h| {
         let part = columns(attended, h * heads.latent..(h + 1) * heads.latent);
         let first = h * stride + offset;
         project_head(arithmetic, m, first..first + heads.value, &part, attended.rows())
@@ -136,6 +138,15 @@ fn project_head(
     let outputs = range.len();
     matmul::rows(arithmetic, m, range, &operand, &ids, &mut out);
     matmul::transpose(out, outputs, tokens)
+}
+
+/// About the bytes that one head of a projection reads, once for every token.
+fn cost_of_head(projections: &Projections, heads: HeadShape, tokens: usize) -> usize {
+    let all = match projections {
+        LatentProjections::Joint(kv_b) => kv_b.bytes() / 2,
+        LatentProjections::Split { embed_q, unembed_out } => embed_q.bytes().max(unembed_out.bytes()),
+    };
+    all as usize / heads.heads.max(1) * tokens
 }
 
 /// Columns `range` of every row, `[T, range.len()]`.

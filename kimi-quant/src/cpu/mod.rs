@@ -21,6 +21,7 @@ mod dense;
 mod dequant;
 #[cfg(target_arch = "x86_64")]
 mod digits;
+mod exp;
 mod isa;
 mod kernel;
 mod latent;

@@ -6,11 +6,10 @@
 use std::ops::Range;
 
 use super::matmul::{Operand, TILE_ROWS, add, rows, rows_per_task, transpose};
-use super::norm::swiglu;
 use super::router::{ExpertLoad, loads};
 use super::team::{self, Team};
 use super::tensor::Routing;
-use super::{Arithmetic, Tensor};
+use super::{Arithmetic, Tensor, dense};
 use crate::{ExpertHidden, PackedMatrix};
 
 /// Gate and up of one expert with the tokens that go through it.
@@ -100,7 +99,7 @@ fn run_loads(arithmetic: Arithmetic, gated: &[GatedLoad<'_>]) -> Vec<Vec<f32>> {
             let mut up = vec![0.0; out.len()];
             rows(arithmetic, load.gate, range.clone(), load.gate_x, &load.tokens, out);
             rows(arithmetic, load.up, range.clone(), load.up_x, &load.tokens, &mut up);
-            out.iter_mut().zip(up).for_each(|(gate, up)| *gate = swiglu(*gate, up));
+            dense::swiglu(arithmetic.isa, out, &up);
         }
     });
     blocks

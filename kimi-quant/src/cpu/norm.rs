@@ -1,4 +1,4 @@
-//! RMS norm and the SwiGLU activation.
+//! RMS norm.
 
 use super::Tensor;
 use super::matmul::for_each_row;
@@ -34,10 +34,4 @@ pub(crate) fn rms_norm(x: &Tensor, norm: &Norm<Vec<f32>>) -> Tensor {
         rms_norm_row(x, &norm.weight, norm.eps, out)
     });
     Tensor::from_parts(x.rows(), x.cols(), out)
-}
-
-/// `silu(gate) * up`.
-#[inline]
-pub(crate) fn swiglu(gate: f32, up: f32) -> f32 {
-    gate / (1.0 + (-gate).exp()) * up
 }

@@ -47,6 +47,12 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn fma(a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The sum of the lanes.
     unsafe fn sum(v: Self::V) -> f32;
+    /// The sums of the lanes of four vectors, the same bits as [`Self::sum`]'s.
+    #[inline(always)]
+    unsafe fn four_sums(v: [Self::V; 4]) -> [f32; 4] {
+        // SAFETY: passed on.
+        unsafe { [Self::sum(v[0]), Self::sum(v[1]), Self::sum(v[2]), Self::sum(v[3])] }
+    }
 
     /// Asks for the cache line at `at`, which need not exist, in the second-level cache.
     unsafe fn prefetch(at: *const u8);

@@ -295,6 +295,16 @@ pub(crate) fn map<T: Send>(count: usize, task: impl Fn(usize) -> T + Sync) -> Ve
     out.into_iter().flatten().collect()
 }
 
+/// The same in parts of numbers that cost `unit` each, see [`part`]: together they may cost less than a second thread.
+pub(crate) fn map_parts<T: Send>(count: usize, unit: usize, task: impl Fn(usize) -> T + Sync) -> Vec<T> {
+    let part = part(count, unit, 1);
+    let mut out: Vec<Option<T>> = (0..count).map(|_| None).collect();
+    for_each_chunk(&mut out, part, |i, out| {
+        out.iter_mut().enumerate().for_each(|(j, out)| *out = Some(task(i * part + j)));
+    });
+    out.into_iter().flatten().collect()
+}
+
 /// The size of the parts into which to cut `units` that cost `unit` bytes of reading (or as much time) each: none so small
 /// that handing it to another thread costs more than it does, and a multiple of `multiple`.
 pub(crate) fn part(units: usize, unit: usize, multiple: usize) -> usize {
