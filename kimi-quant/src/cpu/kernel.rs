@@ -239,7 +239,7 @@ impl<C: Codec> Multiply for C {
 /// The sums of the lanes.
 #[inline(always)]
 pub(crate) unsafe fn sums<S: Simd, const R: usize, const T: usize>(acc: [[S::V; T]; R]) -> [[f32; T]; R] {
-    const { assert!(R * T % 4 == 0) };
+    const { assert!((R * T).is_multiple_of(4)) };
     let mut sums = [[0.0; T]; R];
     let fours = acc.as_flattened().as_chunks::<4>().0;
     for (sums, acc) in sums.as_flattened_mut().as_chunks_mut::<4>().0.iter_mut().zip(fours) {
