@@ -1,5 +1,6 @@
 //! How fast the CPU backend reads weights: gigabytes of weights, scales and biases a second, for one token, at the
-//! shapes of Kimi-K2, beside the machine's read bandwidth measured in the same run.
+//! shapes of Kimi-K2, beside the machine's read bandwidth. The two are measured in turn and shares are medians over the
+//! turns: a machine that others use too changes by the second.
 //!
 //! `cargo bench --bench cpu_matvec` prints the whole table; `-- --quick` fewer formats and shorter measurements.
 //! Weights rotate through more memory than the caches hold, as they do in the model.
@@ -9,8 +10,8 @@ use std::time::{Duration, Instant};
 
 use kimi_quant::cpu::{Cpu, Routing, Team, Tensor, read_bandwidth};
 use kimi_quant::{
-    Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, FormatError, Norm, PackedMatrix,
-    Router, RouterShape,
+    Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, FormatError, HeadShape,
+    LatentProjections, Norm, PackedMatrix, Rope, Router, RouterShape, TokenLayout,
 };
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
@@ -34,41 +35,51 @@ fn measure() -> Outcome<()> {
     // `cargo bench` says --bench; whoever else starts this (cargo test --all-targets) wants to see it run, no more.
     let asked = |flag: &str| std::env::args().any(|a| a == flag);
     let quick = asked("--quick") || !asked("--bench") || std::env::var_os("KIMI_BENCH_QUICK").is_some();
-    let round = Duration::from_millis(if quick { 100 } else { 400 });
     let cpu = Cpu::new();
-    let buffer = random_words(if quick { 32 << 20 } else { 128 << 20 });
+    let meter = Meter {
+        round: Duration::from_millis(if quick { 100 } else { 400 }),
+        buffer: random_words(if quick { 32 << 20 } else { 128 << 20 }),
+    };
     println!("{}", cpu.name());
     println!(
         "{:<34} {:<15} {:>6} {:>12} {:>6}",
         "one token through", "format", "GB/s", "reading GB/s", "share"
     );
     for format in formats(quick) {
-        // Anew for each format: on a shared machine it changes by the minute.
-        let bandwidth = read_bandwidth(&buffer, round) / 1e9;
-        for (what, rate) in rates(cpu, format, quick, round)? {
-            let (format, share) = (format.to_string(), 100.0 * rate / bandwidth);
+        for (what, Reading { rate, bandwidth, share }) in readings(cpu, format, quick, &meter)? {
+            let (format, share) = (format.to_string(), 100.0 * share);
             println!("{what:<34} {format:<15} {rate:>6.1} {bandwidth:>12.1} {share:>5.0}%");
         }
     }
     println!("\n{:<34} {:<15} {:>8}", format!("{PREFILL} tokens through"), "format", "GFLOP/s");
     for format in formats(quick) {
-        let rate = prefill(cpu, format, round)?;
+        let rate = prefill(cpu, format, &meter)?;
         println!("{:<34} {:<15} {rate:>8.0}", "o_proj 7168x8192", format.to_string());
     }
     Ok(())
 }
 
-fn rates(cpu: Cpu, format: Format, quick: bool, round: Duration) -> Outcome<Vec<(&'static str, f64)>> {
-    let mut rates = vec![
-        ("8 of 64 experts, gate+up 2048x7168", experts_up(cpu, format, round)?),
-        ("8 of 64 experts, down 7168x2048", experts_down(cpu, format, round)?),
-        ("o_proj 7168x8192", dense(cpu, format, 7168, 8192, round)?),
+/// Gigabytes a second, medians over turns.
+struct Reading {
+    rate: f64,
+    bandwidth: f64,
+    /// Of the bandwidth of the same turn.
+    share: f64,
+}
+
+fn readings(cpu: Cpu, format: Format, quick: bool, meter: &Meter) -> Outcome<Vec<(&'static str, Reading)>> {
+    let mut readings = vec![
+        ("8 of 64 experts, gate+up 2048x7168", experts_up(cpu, format, meter)?),
+        ("8 of 64 experts, down 7168x2048", experts_down(cpu, format, meter)?),
+        ("o_proj 7168x8192", dense(cpu, format, 7168, 8192, meter)?),
     ];
     if !quick {
-        rates.push(("q_b 12288x1536", dense(cpu, format, 12288, 1536, round)?));
-        rates.push(("head slice 32768x7168", dense(cpu, format, 32768, 7168, round)?));
+        readings.push(("q_b 12288x1536", dense(cpu, format, 12288, 1536, meter)?));
+        readings.push(("head slice 32768x7168", dense(cpu, format, 32768, 7168, meter)?));
+        readings.push(("W_UK, 64 heads of 128x512", absorb(cpu, format, meter)?));
+        readings.push(("W_UV, 64 heads of 128x512", values(cpu, format, meter)?));
     }
-    Ok(rates)
+    Ok(readings)
 }
 
 fn formats(quick: bool) -> Vec<Format> {
@@ -82,22 +93,56 @@ fn formats(quick: bool) -> Vec<Format> {
     all
 }
 
-/// The fastest of several rounds of `step`, which says how much it did: units a second.
-fn best_rate(round: Duration, mut step: impl FnMut(usize) -> Outcome<f64>) -> Outcome<f64> {
-    let (mut best, mut i) = (0.0f64, 0);
-    step(0)?;
-    for _ in 0..5 {
-        let (start, mut done) = (Instant::now(), 0.0);
-        while start.elapsed() < round {
-            done += step(i)?;
-            i += 1;
-        }
-        best = best.max(done / start.elapsed().as_secs_f64());
-    }
-    Ok(best)
+/// Turns of one measurement.
+const TURNS: usize = 5;
+
+/// Measures steps, and the read bandwidth between them.
+struct Meter {
+    round: Duration,
+    buffer: Vec<u64>,
 }
 
-fn experts_up(cpu: Cpu, format: Format, round: Duration) -> Outcome<f64> {
+impl Meter {
+    /// `step` says how many gigabytes it read.
+    fn reading(&self, step: impl FnMut(usize) -> Outcome<f64>) -> Outcome<Reading> {
+        let bandwidth = || read_bandwidth(&self.buffer, self.round / 4) / 1e9;
+        let turns = self.turns(bandwidth, step)?;
+        let of = |value: fn(&(f64, f64)) -> f64| median(turns.iter().map(value).collect());
+        Ok(Reading { rate: of(|t| t.0), bandwidth: of(|t| t.1), share: of(|t| t.0 / t.1) })
+    }
+
+    /// `step` says how much it did: units a second.
+    fn rate(&self, step: impl FnMut(usize) -> Outcome<f64>) -> Outcome<f64> {
+        Ok(median(self.turns(|| 0.0, step)?.into_iter().map(|turn| turn.0).collect()))
+    }
+
+    /// Rates of a step, each with what was measured after it.
+    fn turns(
+        &self,
+        between: impl Fn() -> f64,
+        mut step: impl FnMut(usize) -> Outcome<f64>,
+    ) -> Outcome<Vec<(f64, f64)>> {
+        let mut i = 0;
+        step(0)?;
+        let mut turn = || {
+            let (start, mut done) = (Instant::now(), 0.0);
+            while start.elapsed() < self.round {
+                done += step(i)?;
+                i += 1;
+            }
+            let rate = done / start.elapsed().as_secs_f64();
+            Ok((rate, between()))
+        };
+        (0..TURNS).map(|_| turn()).collect()
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_unstable_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+fn experts_up(cpu: Cpu, format: Format, meter: &Meter) -> Outcome<Reading> {
     let pool = matrices(format, EXPERTS, EXPERT, HIDDEN)?;
     let bytes = 2.0 * CHOSEN as f64 * pool[0].bytes() as f64 / 1e9;
     // The same memory serves gate and up, half a turn apart: no matrix is read twice in a step.
@@ -106,40 +151,71 @@ fn experts_up(cpu: Cpu, format: Format, round: Duration) -> Outcome<f64> {
     let (gate, up) = (cpu.load_experts(pool)?, cpu.load_experts(turned)?);
     let routings = routings(cpu)?;
     let x = activations(cpu, 1, HIDDEN)?;
-    best_rate(round, |i| {
+    meter.reading(|i| {
         black_box(cpu.experts_swiglu(&x, &routings[i % routings.len()], &gate, &up, None)?);
         Ok(bytes)
     })
 }
 
-fn experts_down(cpu: Cpu, format: Format, round: Duration) -> Outcome<f64> {
+fn experts_down(cpu: Cpu, format: Format, meter: &Meter) -> Outcome<Reading> {
     let pool = matrices(format, EXPERTS, HIDDEN, EXPERT)?;
     let bytes = CHOSEN as f64 * pool[0].bytes() as f64 / 1e9;
     let down = cpu.load_experts(pool)?;
     let routings = routings(cpu)?;
     let hidden = ExpertHidden { routed: activations(cpu, CHOSEN, EXPERT)?, shared: None };
     let mut residual = activations(cpu, 1, HIDDEN)?;
-    best_rate(round, |i| {
+    meter.reading(|i| {
         cpu.experts_down_add(&hidden, &routings[i % routings.len()], &down, None, &mut residual)?;
         Ok(bytes)
     })
 }
 
-fn dense(cpu: Cpu, format: Format, rows: usize, cols: usize, round: Duration) -> Outcome<f64> {
+fn dense(cpu: Cpu, format: Format, rows: usize, cols: usize, meter: &Meter) -> Outcome<Reading> {
     let one = matrices(format, 1, rows, cols)?[0].bytes();
     let pool = matrices(format, ROTATED_BYTES.div_ceil(one) as usize, rows, cols)?;
     let (x, mut residual) = (activations(cpu, 1, cols)?, activations(cpu, 1, rows)?);
-    best_rate(round, |i| {
+    meter.reading(|i| {
         cpu.project_add(&x, &pool[i % pool.len()], &mut residual)?;
         Ok(one as f64 / 1e9)
     })
 }
 
-fn prefill(cpu: Cpu, format: Format, round: Duration) -> Outcome<f64> {
+const HEADS: HeadShape = HeadShape { heads: 64, nope: 128, rope: 64, value: 128, latent: 512 };
+
+/// `kv_b` matrices in more memory than the caches hold, and the gigabytes that one half of one has.
+fn latent(format: Format) -> Outcome<(Vec<LatentProjections<PackedMatrix>>, f64)> {
+    let rows = HEADS.heads * (HEADS.nope + HEADS.value);
+    let one = matrices(format, 1, rows, HEADS.latent)?[0].bytes();
+    let pool = matrices(format, ROTATED_BYTES.div_ceil(one) as usize, rows, HEADS.latent)?;
+    Ok((pool.into_iter().map(LatentProjections::Joint).collect(), one as f64 / 2e9))
+}
+
+fn absorb(cpu: Cpu, format: Format, meter: &Meter) -> Outcome<Reading> {
+    let (pool, bytes) = latent(format)?;
+    let q = activations(cpu, 1, HEADS.heads * (HEADS.nope + HEADS.rope))?;
+    let rope = Rope { inv_freq: vec![0.01; HEADS.rope / 2], mscale: 1.0 };
+    let mut layout = TokenLayout::new(64);
+    layout.push(40, 1, &[0])?;
+    meter.reading(|i| {
+        black_box(cpu.absorb_query(&q, &pool[i % pool.len()], HEADS, &rope, &layout)?);
+        Ok(bytes)
+    })
+}
+
+fn values(cpu: Cpu, format: Format, meter: &Meter) -> Outcome<Reading> {
+    let (pool, bytes) = latent(format)?;
+    let attended = activations(cpu, 1, HEADS.heads * HEADS.latent)?;
+    meter.reading(|i| {
+        black_box(cpu.project_values(&attended, &pool[i % pool.len()], HEADS)?);
+        Ok(bytes)
+    })
+}
+
+fn prefill(cpu: Cpu, format: Format, meter: &Meter) -> Outcome<f64> {
     let (tokens, rows, cols) = (PREFILL, 7168, 8192);
     let m = &matrices(format, 1, rows, cols)?[0];
     let (x, mut residual) = (activations(cpu, tokens, cols)?, activations(cpu, tokens, rows)?);
-    best_rate(round, |_| {
+    meter.rate(|_| {
         cpu.project_add(&x, m, &mut residual)?;
         Ok(2.0 * (tokens * rows * cols) as f64 / 1e9)
     })
