@@ -19,7 +19,7 @@ use kimi_net::{
 
 /// Width of Kimi-K2's hidden state.
 const WIDTH: u32 = 7168;
-/// Encrypted and plain links are measured in turn, so that a change of the machine's pace meets both.
+/// Encrypted and plain links and the bare socket are measured in turn, so that a change of the machine's pace meets all.
 const TURNS: usize = 20;
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
@@ -40,18 +40,24 @@ fn main() -> Outcome<()> {
     for (name, rows, samples) in [("decode, 1 row", 1, 4000), ("prefill, 512 rows", 512, 100)] {
         let samples = samples / share;
         let bytes = rows as usize * WIDTH as usize * 4;
-        let mut times = [Vec::new(), Vec::new()];
+        let (mut times, mut bare) = ([Vec::new(), Vec::new()], Vec::new());
+        let mut socket = BareSocket::connect(bytes)?;
         for _ in 0..TURNS {
+            bare.extend(socket.times(samples / TURNS)?);
             for (link, times) in [&plain, &encrypted].into_iter().zip(&mut times) {
                 times.extend(runtime.block_on(driver_times(link, &mut step, rows, samples / TURNS))?);
             }
         }
         let [plain, encrypted] = times.map(sorted);
-        let cost = median(&encrypted).as_secs_f64() - median(&plain).as_secs_f64();
+        let bare = sorted(bare);
+        let [encryption, driver] = [(&encrypted, &plain), (&plain, &bare)]
+            .map(|(more, less)| (median(more).as_secs_f64() - median(less).as_secs_f64()) * 1e6);
         print_row(&format!("{name}, {bytes} B, encrypted"), bytes, &encrypted);
         print_row("  plain", bytes, &plain);
-        print_row("  a bare blocking socket", bytes, &sorted(bare_times(bytes, samples)?));
-        println!("  encryption costs {:.1} us a round trip (medians)", cost * 1e6);
+        print_row("  a bare blocking socket", bytes, &bare);
+        println!(
+            "  the driver costs {driver:.1} us a round trip, encryption {encryption:.1} us more (medians)"
+        );
     }
     for (name, link) in [("encrypted", encrypted), ("plain", plain)] {
         if let Some(ping) = link.stats().min_round_trip {
@@ -147,29 +153,40 @@ async fn driver_times(
 }
 
 /// The same bytes without frames and without tokio: what the system itself takes.
-fn bare_times(bytes: usize, samples: usize) -> Outcome<Vec<Duration>> {
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let addr = listener.local_addr()?;
-    let server = thread::spawn(move || -> Outcome<()> {
-        let (mut stream, _) = listener.accept()?;
+struct BareSocket {
+    stream: TcpStream,
+    buffer: Vec<u8>,
+}
+
+impl BareSocket {
+    /// Connects to a thread that returns what it gets, until the connection ends.
+    fn connect(bytes: usize) -> Outcome<Self> {
+        let listener = TcpListener::bind(("127.0.0.1", 0))?;
+        let addr = listener.local_addr()?;
+        thread::spawn(move || -> std::io::Result<()> {
+            let (mut stream, _) = listener.accept()?;
+            stream.set_nodelay(true)?;
+            let mut buffer = vec![0; bytes];
+            loop {
+                stream.read_exact(&mut buffer)?;
+                stream.write_all(&buffer)?;
+            }
+        });
+        let stream = TcpStream::connect(addr)?;
         stream.set_nodelay(true)?;
-        let mut buffer = vec![0; bytes];
-        for _ in 0..samples {
-            stream.read_exact(&mut buffer)?;
-            stream.write_all(&buffer)?;
-        }
-        Ok(())
-    });
-    let mut stream = TcpStream::connect(addr)?;
-    stream.set_nodelay(true)?;
-    let mut buffer = vec![1; bytes];
-    let mut times = Vec::with_capacity(samples);
-    for _ in 0..samples {
-        let begun = Instant::now();
-        stream.write_all(&buffer)?;
-        stream.read_exact(&mut buffer)?;
-        times.push(begun.elapsed());
+        Ok(Self { stream, buffer: vec![1; bytes] })
     }
-    server.join().map_err(|_| "the echoing thread failed")??;
-    Ok(times)
+
+    fn times(&mut self, samples: usize) -> Outcome<Vec<Duration>> {
+        let mut times = Vec::with_capacity(samples);
+        for warm in 0..samples + samples / 10 {
+            let begun = Instant::now();
+            self.stream.write_all(&self.buffer)?;
+            self.stream.read_exact(&mut self.buffer)?;
+            if warm >= samples / 10 {
+                times.push(begun.elapsed());
+            }
+        }
+        Ok(times)
+    }
 }
