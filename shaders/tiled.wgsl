@@ -2,17 +2,21 @@
 //
 // A workgroup has LINES lines; a thread has two rows, with GATED one of gate and the same one of up, and all of the lines'
 // results for them. It decodes a unit of its rows into registers and multiplies it with every line's activations, which
-// are in shared memory: all threads read the same ones at the same time. With GATED the result is silu(gate) * up; with
-// COUNTED a workgroup skips the lines it does not have.
+// are in shared memory: all threads read the same ones at the same time. With TEAMS above 1 each team of threads has all of the
+// rows and some of the units, and their sums are added up at the end: so that a few lines keep a device busy. With GATED the
+// result is silu(gate) * up; with COUNTED a workgroup skips the lines it does not have.
 
 alias Input = f32;
 
-const OWN = 2u - GATED;                 // rows of a thread, WORKGROUP apart
-const TILE_ROWS = OWN * WORKGROUP;
+const TEAM_THREADS = WORKGROUP / TEAMS;
+const TEAM_UNITS = STAGED / TEAMS;      // neighbouring ones
+const OWN = 2u - GATED;                 // rows of a thread, TEAM_THREADS apart
+const TILE_ROWS = OWN * TEAM_THREADS;
 const STAGED_QUADS = STAGED * 8u;       // of each line, at a time
 const PART_QUADS = 8u / PARTS;
+const SUMS = WORKGROUP * LINES / 2u * min(TEAMS - 1u, 1u);
 
-var<workgroup> xs: array<vec4<f32>, LINES * STAGED_QUADS>;
+var<workgroup> xs: array<vec4<f32>, max(LINES * STAGED_QUADS, SUMS)>; // in the end the teams' sums, two lines in a cell
 var<workgroup> inputs: array<u32, LINES>;
 
 // What a thread brings in of one unit: gate and up, or two rows.
@@ -58,6 +62,20 @@ fn stage(thread: u32, first: u32) {
     }
 }
 
+// Writes line `t` of a thread's rows.
+fn finish(lines: Lines, t: u32, row_at: u32, sums: vec2<f32>) {
+    if (t < lines.count && row_at < p.rows) {
+        if (GATED == 1u) {
+            put(lines, t, row_at, swiglu(sums.x, sums.y));
+        } else {
+            put(lines, t, row_at, sums.x);
+            if (row_at + TEAM_THREADS < p.rows) {
+                put(lines, t, row_at + TEAM_THREADS, sums.y);
+            }
+        }
+    }
+}
+
 @compute @workgroup_size(WORKGROUP)
 fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
     // Neighbouring workgroups share the weights if the lines are many, and the lines if they are few.
@@ -65,9 +83,12 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     if (lines.count == 0u) {
         return;
     }
-    let row_at = select(group.x, group.y, MODE == PLAIN) * TILE_ROWS + thread;
+    let team = select(0u, thread / TEAM_THREADS, TEAMS > 1u); // so that compilers know it of one team
+    let own = select(thread, thread % TEAM_THREADS, TEAMS > 1u);
+    let rows_at = select(group.x, group.y, MODE == PLAIN) * TILE_ROWS;
+    let row_at = rows_at + own;
     let first = lines.first_row + min(row_at, p.rows - 1u);
-    let second = lines.first_row + min(row_at + WORKGROUP, p.rows - 1u);
+    let second = lines.first_row + min(row_at + TEAM_THREADS, p.rows - 1u);
     for (var t = thread; t < LINES; t += WORKGROUP) {
         inputs[t] = input_at(lines, t);
     }
@@ -77,12 +98,13 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
     @unroll for (var t = 0u; t < LINES; t++) {
         acc[t] = vec2(0.0);
     }
-    var fetched = fetch(lines.matrix, first, second, 0u);
+    var fetched = fetch(lines.matrix, first, second, min(team * TEAM_UNITS, UNITS - 1u));
     for (var staged = 0u; staged < UNITS; staged += STAGED) {
         workgroupBarrier();
         stage(thread, staged);
         workgroupBarrier();
-        for (var unit = staged; unit < min(staged + STAGED, UNITS); unit++) {
+        let end = staged + (team + 1u) * TEAM_UNITS;
+        for (var unit = end - TEAM_UNITS; unit < min(end, UNITS); unit++) {
             var w: array<vec4<f32>, 8>;
             var other_w: array<vec4<f32>, 8>;
             var words = fetched.words[0];
@@ -92,7 +114,8 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
                 other_w[j] = weighed(quad(&other_words, j), fetched.scales[1][j / PART_QUADS], place);
             }
             // The next unit is on its way while this one is multiplied.
-            fetched = fetch(lines.matrix, first, second, min(unit + 1u, UNITS - 1u));
+            let next = unit + 1u + select(0u, STAGED - TEAM_UNITS, unit + 1u == end);
+            fetched = fetch(lines.matrix, first, second, min(next, UNITS - 1u));
             let cell = (unit - staged) * 8u;
             @unroll for (var t = 0u; t < LINES; t++) {
                 if (COUNTED == 0u || t < lines.count) {
@@ -107,16 +130,25 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
     }
 
-    @unroll for (var t = 0u; t < LINES; t++) {
-        if (t < lines.count && row_at < p.rows) {
-            if (GATED == 1u) {
-                put(lines, t, row_at, swiglu(acc[t].x, acc[t].y));
-            } else {
-                put(lines, t, row_at, acc[t].x);
-                if (row_at + WORKGROUP < p.rows) {
-                    put(lines, t, row_at + WORKGROUP, acc[t].y);
-                }
-            }
+    if (TEAMS == 1u) {
+        @unroll for (var t = 0u; t < LINES; t++) {
+            finish(lines, t, row_at, acc[t]);
         }
+        return;
+    }
+    workgroupBarrier();
+    @unroll for (var t = 0u; t < LINES; t += 2u) {
+        xs[t / 2u * WORKGROUP + thread] = vec4(acc[t], acc[t + 1u]);
+    }
+    workgroupBarrier();
+    for (var i = thread; i < LINES / 2u * TEAM_THREADS; i += WORKGROUP) {
+        let at = i / TEAM_THREADS * WORKGROUP + i % TEAM_THREADS;
+        var sums = xs[at];
+        for (var other = 1u; other < TEAMS; other++) {
+            sums += xs[at + other * TEAM_THREADS];
+        }
+        let t = i / TEAM_THREADS * 2u;
+        finish(lines, t, rows_at + i % TEAM_THREADS, vec2(sums.x, sums.y));
+        finish(lines, t + 1u, rows_at + i % TEAM_THREADS, vec2(sums.z, sums.w));
     }
 }

@@ -24,6 +24,8 @@ pub enum BatchKernel {
     Matvec,
     /// Few tokens (`few.wgsl`), whose activations are in shared memory: for rows of floats, or very long ones.
     Few,
+    /// Some tokens (`tiled.wgsl`), with the columns shared out to teams of threads.
+    Teams,
     /// Many tokens (`tiled.wgsl`): bound by arithmetic.
     Tiled,
     /// Many tokens by cooperative matrices (`cooperative.wgsl`, `cooperative_8x8.wgsl`), where the adapter has them; else as
@@ -80,8 +82,11 @@ enum Codes {
     Floats,
 }
 
-/// Tokens up to which the one-token kernel is faster than kernels that share rows, where codes are halves.
+/// Tokens up to which the one-token kernel, or teams, are faster than tiles, where codes are halves.
 const HALVES_TOKENS: usize = 32;
+
+/// Tokens from which on teams of threads that share rows are faster than it: on an H100 5 of one line each, not 4.
+const TEAMS_TOKENS: usize = 5;
 
 /// Tokens from which on tiles are faster, if there are enough of them.
 const MANY: usize = 64;
@@ -92,19 +97,30 @@ const COOPERATIVE_ROWS: u32 = 128;
 /// Workgroups a core that keep a GPU busy.
 const ENOUGH_WORKGROUPS: f64 = 1.515;
 
+/// The same of eight subgroups each.
+const ENOUGH_TEAMS: f64 = 0.5;
+
 /// Sizes of `tiled.wgsl`.
 #[derive(Debug, Clone, Copy)]
 struct Tile {
     lines: u32,
     workgroup: u32,
+    teams: u32,
     /// Rows of a workgroup; with gate and up, so many of each.
     rows: u32,
 }
+
+/// Threads of a workgroup of several teams of `tiled.wgsl`.
+const TEAMS_THREADS: u32 = 256;
+/// Threads of a team: those of a subgroup read the same activations at the same time.
+const TEAM_THREADS: u32 = 32;
 
 /// Lines of a workgroup of `tiled.wgsl`: the results that a thread has room for, twice.
 const TILED_LINES: u32 = 16;
 /// Units of activations that are in shared memory at a time.
 const TILED_STAGED: u32 = 4;
+/// The same for teams, times their lines: 16 KB.
+const TEAMS_UNITS: u32 = 128;
 
 /// Lines of a workgroup of `cooperative.wgsl` or `cooperative_8x8.wgsl`.
 fn cooperative_lines(device: &Device, tokens: usize, rows: usize, gated: bool) -> u32 {
@@ -120,7 +136,14 @@ impl Tile {
         let enough = device.hardware.workgroups(ENOUGH_WORKGROUPS);
         let busy = |workgroup: &u32| rows.div_ceil((own * workgroup) as usize) * tiles >= enough;
         let workgroup = [128, 64].into_iter().find(busy).unwrap_or(32);
-        Self { lines, workgroup, rows: own * workgroup }
+        Self { lines, workgroup, teams: 1, rows: own * workgroup }
+    }
+
+    /// The same with teams.
+    fn of_teams(lines: u32, gated: bool) -> Self {
+        let own = if gated { 1 } else { 2 };
+        let workgroup = TEAMS_THREADS;
+        Self { lines, workgroup, teams: workgroup / TEAM_THREADS, rows: own * TEAM_THREADS }
     }
 }
 
@@ -131,7 +154,12 @@ impl BatchKernel {
         let idle = rows.div_ceil(128) * tokens.div_ceil(16) < hardware.workgroups(ENOUGH_WORKGROUPS);
         match codes {
             Codes::Integers if tokens <= MANY || (idle && tokens <= 4 * MANY) => Self::Matvec,
-            Codes::Halves if tokens <= HALVES_TOKENS => Self::Matvec,
+            Codes::Halves if tokens <= HALVES_TOKENS => {
+                let lines = if tokens > FEW_LINES { TILED_LINES as usize } else { FEW_LINES };
+                let workgroups = rows.div_ceil(2 * TEAM_THREADS as usize) * tokens.div_ceil(lines);
+                let busy = workgroups >= hardware.workgroups(ENOUGH_TEAMS);
+                if busy && tokens >= TEAMS_TOKENS { Self::Teams } else { Self::Matvec }
+            }
             Codes::Halves | Codes::Floats if tokens <= 2 * FEW_LINES || (idle && tokens <= MANY) => Self::Few,
             _ => Self::Tiled,
         }
@@ -158,6 +186,7 @@ impl BatchKernel {
             Self::Few if mean < 0.3 => 2.min(routing.tokens),
             Self::Few if mean < 1.0 => 4.min(routing.tokens),
             Self::Few => FEW_LINES.min(routing.tokens),
+            Self::Teams => FEW_LINES,
             _ if !cooperative => TILED_LINES as usize,
             _ if mean < 8.0 => 16,
             _ => 32,
@@ -175,7 +204,8 @@ impl Gpu {
     /// The kernels that this device has.
     pub fn batch_kernels(&self) -> Vec<BatchKernel> {
         let cooperative = self.recorder.device.hardware.has_matrices().then_some(BatchKernel::Cooperative);
-        [BatchKernel::Matvec, BatchKernel::Few, BatchKernel::Tiled].into_iter().chain(cooperative).collect()
+        let kernels = [BatchKernel::Matvec, BatchKernel::Few, BatchKernel::Teams, BatchKernel::Tiled];
+        kernels.into_iter().chain(cooperative).collect()
     }
 
     pub(super) fn batch_kernel(&self) -> Option<BatchKernel> {
@@ -287,6 +317,15 @@ impl Gpu {
                 )
             }
             BatchKernel::Tiled => (&TILED, tile().constants(), tile().rows, tile().lines),
+            BatchKernel::Teams => {
+                let lines = match product.lines {
+                    Lines::Tokens if x.rows > FEW_LINES => TILED_LINES,
+                    Lines::Tokens => FEW_LINES as u32,
+                    Lines::Experts { groups, .. } => groups.lines as u32,
+                };
+                let tile = Tile::of_teams(lines, gated == 1);
+                (&TILED, tile.constants(), tile.rows, lines)
+            }
             BatchKernel::Cooperative => {
                 let mut constants = vec![("WORKGROUP", COOPERATIVE_ROWS)];
                 let lines = match product.lines {
@@ -309,6 +348,7 @@ impl Gpu {
             ("SHARE", share),
         ]);
         constants.extend(product.lines.constants());
+        constants.push(("COUNTED", u32::from(product.lines.are_counted() || kernel == BatchKernel::Teams)));
         let splits = kernel == BatchKernel::Cooperative && device.hardware.cooperative;
         let split = splits.then(|| self.split16(packing, x)).transpose()?;
         let none = &*self.nothing;
@@ -346,12 +386,17 @@ impl Gpu {
 }
 
 impl Lines<'_> {
-    fn constants(&self) -> [(&'static str, u32); 5] {
+    /// Whether tiles are often not full.
+    fn are_counted(&self) -> bool {
+        matches!(self, Lines::Experts { .. })
+    }
+
+    fn constants(&self) -> [(&'static str, u32); 4] {
         let (mode, chosen, down) = match *self {
             Lines::Tokens => (0, 1, 0),
             Lines::Experts { routing, down, .. } => (1, routing.chosen as u32, u32::from(down)),
         };
-        [("MODE", mode), ("COUNTED", mode), ("CHOSEN", chosen), ("OWN_INPUT", down), ("WEIGHTED", down)]
+        [("MODE", mode), ("CHOSEN", chosen), ("OWN_INPUT", down), ("WEIGHTED", down)]
     }
 }
 
@@ -484,6 +529,7 @@ impl Few {
 
 impl Tile {
     fn constants(self) -> Vec<(&'static str, u32)> {
-        vec![("WORKGROUP", self.workgroup), ("STAGED", TILED_STAGED)]
+        let staged = if self.teams > 1 { TEAMS_UNITS / self.lines } else { TILED_STAGED };
+        vec![("WORKGROUP", self.workgroup), ("STAGED", staged), ("TEAMS", self.teams)]
     }
 }

@@ -83,12 +83,19 @@ fn products_by_matrices_of_8x8() {
     }
 }
 
+/// By a thread for all columns, and by teams for some of them each: of 6 lines, and of 13; of two formats.
 #[test]
-fn products_by_tiles_where_there_are_no_matrices() {
-    let Some((gpu, executor)) = apple(16, None) else { return };
-    gpu.set_batch_kernel(Some(BatchKernel::Tiled));
-    Both::new(&gpu, 9).projections(FOUR_BITS, 70, 150, 96);
-    assert!(executor.ran("tiled"));
+fn products_by_tiles_without_matrices() {
+    for (kernel, format, tokens, cols) in [
+        (BatchKernel::Tiled, FOUR_BITS, 70, 96),
+        (BatchKernel::Teams, FOUR_BITS, 6, 1120),
+        (BatchKernel::Teams, affine(BitWidth::B3), 13, 320),
+    ] {
+        let Some((gpu, executor)) = apple(16, None) else { return };
+        gpu.set_batch_kernel(Some(kernel));
+        Both::new(&gpu, 9).projections(format, tokens, 150, cols);
+        assert!(executor.ran("tiled"));
+    }
 }
 
 #[test]
