@@ -95,6 +95,8 @@ const STAGED: u32 = 16 << 10;
 /// Units that are multiplied in one turn at most where codes are not multiplied as integers: their activations are all the
 /// registers and the shared memory that bringing them in takes.
 const MAX_TURN: u32 = 64;
+/// The same where a device is busy for long: more rows beneath each other, and less to bring in before the first.
+const MAX_TURN_BUSY: u32 = 32;
 /// Quads of activations that a thread loads in a kernel for many sizes: 256 threads load 8192 activations.
 const COMMON_LOADS: u32 = 8;
 
@@ -144,7 +146,8 @@ impl Sizes {
         let packing = wide.unwrap_or(shape.packing);
         let units = packing.units() as u32 * shape.beside;
         let threads = THREADS.min(max_threads);
-        let max_turn = MAX_TURN.min(threads);
+        let busy = shape.outputs >= BUSY_OUTPUTS && shape.apart <= MAX_TURN_BUSY;
+        let max_turn = if busy { MAX_TURN_BUSY } else { MAX_TURN }.min(threads);
         let turn = if integer { units } else { Self::turn(units, shape.apart, max_turn) };
         let turns = units.div_ceil(turn);
         let values = Self::values(device, given, shape, turn, packing.unit > UNIT);
