@@ -77,12 +77,13 @@ pub(crate) fn shader(template: &str, bits: usize, codes: usize, parts: usize) ->
     let windows = windows(bits, codes);
     let mut places = vec![0; codes];
     windows.iter().flat_map(Window::codes).for_each(|placed| places[placed.code] = placed.place);
-    let (mut scale, mut multiply) = (String::new(), String::new());
-    for (quad, places) in places.chunks(4).enumerate() {
+    let mut multiply = String::new();
+    let factors = |places: &[usize]| {
         let factors: Vec<_> =
             places.iter().map(|place| format!("{:?}", f64::from(1 << (24 - place)))).collect();
-        let _ = writeln!(scale, "prepared.values[{quad}] *= vec4({});", factors.join(", "));
-    }
+        format!("vec4<f32>({})", factors.join(", "))
+    };
+    let quads: Vec<_> = places.chunks(4).map(factors).collect();
     let part = |code: usize| code * parts / codes;
     let activation = |code: usize| format!("x.values[{}].{}", code / 4, ["x", "y", "z", "w"][code % 4]);
     for (i, window) in windows.iter().enumerate() {
@@ -116,7 +117,7 @@ pub(crate) fn shader(template: &str, bits: usize, codes: usize, parts: usize) ->
         format!("fma(groups[{part}].x, a{part} + b{part}, {bias})")
     });
     template
-        .replace("SCALE_TO_PLACES", &scale)
+        .replace("QUADS_PLACES", &quads.join(", "))
         .replace("MULTIPLY_WINDOWS", &(sums + &multiply))
         .replace("RESULT", &result)
 }

@@ -120,6 +120,7 @@ const LATENT_QUERY: [bool; 6] = [false, true, false, true, false, false];
 const MATRICES: [&str; 6] = ["m0", "m1", "m2", "m3", "m4", "m5"];
 const GATE_AND_UP: [&str; 2] = ["gate", "up"];
 
+const PREPARE: &str = include_str!("../../../shaders/prepare.wgsl");
 const DOT_FLOAT: &str = include_str!("../../../shaders/dot_float.wgsl");
 const DOT_HALF: &str = include_str!("../../../shaders/dot_half.wgsl");
 const DOT_INTEGER: &str = include_str!("../../../shaders/dot_integer.wgsl");
@@ -342,9 +343,13 @@ impl Spec {
                 text.push_str(&cuts::shader(DOT_INTEGER, packing.bits(), packing.unit));
             }
             (Some(Dot::Half), Some(packing)) => {
+                text.push_str(&PREPARE.replace("PLACES", "PLACES_OF_QUADS[q]"));
                 text.push_str(&halves::shader(DOT_HALF, packing.bits(), packing.unit, packing.parts()));
             }
-            (Some(Dot::Float), _) => text.push_str(DOT_FLOAT),
+            (Some(Dot::Float), _) => {
+                text.push_str(&PREPARE.replace("PLACES", "place_factors()"));
+                text.push_str(DOT_FLOAT);
+            }
             _ => {}
         }
         if op.sums {
