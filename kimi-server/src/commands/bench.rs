@@ -16,7 +16,7 @@ use crate::bench::{Workload, fitting_layers, measure};
 use crate::cli::args::{BenchArgs, SyntheticModel};
 use crate::cli::defaults::BENCH_LAYERS;
 use crate::cli::ui;
-use crate::placement::roofline::{KernelTable, prompt_text, token_text, trust_text};
+use crate::placement::roofline::{KernelTable, prompt_text, step_text, token_text, trust_text};
 
 /// Measures a model on a device.
 ///
@@ -54,23 +54,25 @@ fn predict(args: &BenchArgs, chip: &Chip) -> anyhow::Result<Outcome> {
     let kernels = Kernels::new(&config, bits, &(0..layers), args.context);
     let prompt = Kernels::new(&config, bits, &(0..layers), args.prompt / 2).prompt(&machine, args.prompt);
     let token = kernels.token(&machine, true);
+    let step = kernels.step(&machine, true, args.sequences);
     if args.json {
         let (name, bytes) = (&machine.name, kernels.token_bytes());
         super::print_json(&json!({
             "chip": name, "machine": machine, "kernels": kernels.kernels, "token_bytes": bytes, "token_seconds": token,
-            "prompt_tokens": args.prompt, "prompt_seconds": prompt,
+            "sequences": args.sequences, "step_seconds": step, "prompt_tokens": args.prompt, "prompt_seconds": prompt,
         }))?;
         return Ok(Outcome::Success);
     }
     let gigabytes = machine.bytes_per_second / 1e9;
     let path = if as_metal { ", with Metal's kernels" } else { "" };
     super::print(&format!(
-        "{}{path}, {layers} layers, {} bits: a token reads {:.2} GB at up to {gigabytes:.0} GB/s\n{}{}\n{}\n{}\n",
+        "{}{path}, {layers} layers, {} bits: a token reads {:.2} GB at up to {gigabytes:.0} GB/s\n{}{}\n{}\n{}\n{}\n",
         machine.name,
         args.bits,
         kernels.token_bytes() / 1e9,
         KernelTable { kernels: &kernels, machine: &machine },
         token_text(token),
+        step_text(args.sequences, step),
         prompt_text(args.prompt, prompt),
         trust_text(machine.extrapolated),
     ))?;

@@ -18,13 +18,14 @@ pub struct KernelTable<'a> {
 impl fmt::Display for KernelTable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { kernels, machine } = self;
-        let mut table = Table::new(&["kernel", "dispatches", "MB", "ms", "bound by"], &[1, 2, 3]);
+        let mut table = Table::new(&["kernel", "dispatches", "MB", "waves", "ms", "bound by"], &[1, 2, 3, 4]);
         for kernel in &kernels.kernels {
             let (seconds, bound) = kernel.token_seconds(machine);
             table.row([
                 kernel.name.to_owned(),
                 kernel.dispatches.to_string(),
                 format!("{:.1}", kernel.bytes / 1e6),
+                format!("{:.2}", kernel.waves(machine, 1)),
                 format!("{:.3}", seconds * 1e3),
                 bound.to_string(),
             ]);
@@ -42,6 +43,19 @@ pub fn token_text(token: Seconds) -> String {
         1.0 / expected,
         1.0 / worst,
         1.0 / best
+    )
+}
+
+/// The seconds of a step of several sequences, as tokens a second with their uncertainty.
+pub fn step_text(sequences: usize, step: Seconds) -> String {
+    let Seconds { best, expected, worst } = step;
+    let rate = |seconds: f64| sequences as f64 / seconds;
+    format!(
+        "predicted: {sequences} sequences {:.2} ms a step, {:.1} tokens/s (between {:.1} and {:.1})",
+        expected * 1e3,
+        rate(expected),
+        rate(worst),
+        rate(best)
     )
 }
 
