@@ -155,8 +155,10 @@ fn exact_products_keep_their_bits() {
     for isa in Isa::available() {
         let cpu = Cpu::with_isa(isa).unwrap();
         let found: Vec<u64> = formats().iter().map(|(_, formats)| hash(cpu, formats)).collect();
+        // Its exact kernels are those of AVX2.
+        let name = if isa.name() == "AVX-VNNI" { "AVX2" } else { isa.name() };
         // Other machines' instruction sets have no hashes here.
-        let Some((_, expected)) = HASHES.iter().find(|(name, _)| *name == isa.name()) else {
+        let Some((_, expected)) = HASHES.iter().find(|(known, _)| *known == name) else {
             println!("{}: {found:#018x?}", isa.name());
             continue;
         };

@@ -87,30 +87,34 @@ fn cpus() -> impl Iterator<Item = Cpu> {
 /// scaled code, its bias, the product, and once a level of the sum), and every rounding is of a value no larger than
 /// the sum of all magnitudes.
 fn check(m: &PackedMatrix, x: &[f32]) {
-    let weights = dequantize(m);
     for cpu in cpus() {
-        let y = product(cpu, m, x);
-        for (i, &y) in y.iter().enumerate() {
-            let (t, r) = (i / m.rows(), i % m.rows());
-            let terms = x[t * m.cols()..][..m.cols()].iter().zip(&weights[r * m.cols()..][..m.cols()]);
-            let (mut exact, mut size) = (0f64, 0f64);
-            for (c, (&x, &w)) in terms.enumerate() {
-                exact += x as f64 * w as f64;
-                let group = (r * m.cols() + c) / m.format().group();
-                size += (x as f64).abs() * (w as f64).abs().max(magnitude(m, group));
-            }
-            let bound =
-                size * f64::from(f32::EPSILON) * (4.0 + (m.cols() as f64 / 4.0).log2().max(0.0) * 2.0);
-            let error = (y as f64 - exact).abs();
-            assert!(
-                error <= bound,
-                "{} {} {}x{} [{t}][{r}]: {y}, exactly {exact}, error {error:e} over {bound:e}",
-                cpu.name(),
-                m.format(),
-                m.rows(),
-                m.cols()
-            );
+        check_one(cpu, m, x, x);
+    }
+}
+
+/// The same for one backend, whose products with `given` are those of f64 with `x`.
+fn check_one(cpu: Cpu, m: &PackedMatrix, given: &[f32], x: &[f32]) {
+    let weights = dequantize(m);
+    let y = product(cpu, m, given);
+    for (i, &y) in y.iter().enumerate() {
+        let (t, r) = (i / m.rows(), i % m.rows());
+        let terms = x[t * m.cols()..][..m.cols()].iter().zip(&weights[r * m.cols()..][..m.cols()]);
+        let (mut exact, mut size) = (0f64, 0f64);
+        for (c, (&x, &w)) in terms.enumerate() {
+            exact += x as f64 * w as f64;
+            let group = (r * m.cols() + c) / m.format().group();
+            size += (x as f64).abs() * (w as f64).abs().max(magnitude(m, group));
         }
+        let bound = size * f64::from(f32::EPSILON) * (4.0 + (m.cols() as f64 / 4.0).log2().max(0.0) * 2.0);
+        let error = (y as f64 - exact).abs();
+        assert!(
+            error <= bound,
+            "{} {} {}x{} [{t}][{r}]: {y}, exactly {exact}, error {error:e} over {bound:e}",
+            cpu.name(),
+            m.format(),
+            m.rows(),
+            m.cols()
+        );
     }
 }
 
@@ -249,6 +253,46 @@ fn a_product_does_not_depend_on_the_number_of_threads() {
         assert_eq!(one, with(2));
         assert_eq!(one, with(7));
     }
+}
+
+/// Rounded as fast products round activations, for groups of some weights: in units of 64 columns, or 32, to integers up
+/// to 127 times a step.
+fn rounded(x: &[f32], group: usize) -> Vec<f32> {
+    let round = |unit: &[f32]| {
+        let size = unit.iter().fold(0f32, |size, x| size.max(x.abs()));
+        let step = size / 127.0;
+        unit.iter().map(|x| (x * (127.0 / size)).round_ties_even() * step).collect::<Vec<_>>()
+    };
+    x.chunks(group.min(64)).flat_map(round).collect()
+}
+
+#[test]
+fn fast_products_are_those_of_rounded_activations_on_every_set() {
+    let mut random = Random(13);
+    let mut sets = 0;
+    for format in formats() {
+        let group = format.group();
+        let coded = matches!(format, Format::Affine { .. } | Format::Int4 { .. } | Format::Mxfp4);
+        let shared = group >= if format.code_bits() == 4 { 32 } else { 64 };
+        if !coded || !shared || !group.is_power_of_two() {
+            continue;
+        }
+        let m = matrix(format, 35, group * (1 + random.below(40)), &mut random);
+        let x = random.f32s(4 * m.cols());
+        for isa in Isa::available() {
+            let all = ["AVX-VNNI", "AVX-512 VNNI"].contains(&isa.name());
+            let narrow = ["AVX2", "NEON, dot products"].contains(&isa.name()) && format.code_bits() < 8;
+            if all || narrow {
+                let cpu = Cpu::with_isa(isa).unwrap().with_precision(Precision::Fast);
+                for tokens in [1, 2, 4] {
+                    let x = &x[..tokens * m.cols()];
+                    check_one(cpu, &m, x, &rounded(x, group));
+                }
+                sets += 1;
+            }
+        }
+    }
+    println!("{sets} formats on sets with fast kernels");
 }
 
 #[test]

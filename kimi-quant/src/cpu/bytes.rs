@@ -16,8 +16,6 @@ pub(crate) trait Bytes: Simd {
     /// The lanes as signed integers.
     unsafe fn floats(words: Self::Words) -> Self::V;
     unsafe fn add(a: Self::V, b: Self::V) -> Self::V;
-    /// 256 times every lane.
-    unsafe fn shift(words: Self::Words) -> Self::Words;
     /// In every lane its codes `k`, `k + step`, `k + 2 * step` and `k + 3 * step` of `BITS` bits, a byte each. `FP`
     /// codes (e2m1) become twice their value, and 12 more: 0 to 24.
     unsafe fn codes<const BITS: usize, const FP: bool>(

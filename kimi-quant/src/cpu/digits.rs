@@ -1,43 +1,47 @@
 //! Products in integers: activations as fixed-point numbers times codes as they are.
 //!
 //! The columns of a lane's codes in a block are a unit. Its activations are integers of 23 bits and a sign times a power
-//! of two, as three digits from -128 to 127 to the base 256. Codes are bytes, so that one instruction multiplies and
-//! adds four of a lane, and the sum of a unit is an exact integer. While it is one, each group's zero point times the
-//! sum of the unit's activations is subtracted: where weights are small and scale and bias are large, scale * code and
-//! bias nearly cancel, so the rounding error of the activations would dominate. Then the sum is scaled as a whole; the
-//! rests of the biases are multiplied with the sums of the groups' activations.
+//! of two. From its codes each group's zero point is taken off: where weights are small and scale and bias are large,
+//! scale * code and bias nearly cancel, so the rounding error of the activations would dominate. The sum of the products
+//! is an exact integer; it is scaled as a whole, and the rests of the biases are multiplied with the sums of the groups'
+//! activations.
 //!
-//! A row of activations has for every block its units' powers of two and sums, then the highest digits, the middle and
-//! the lowest, in vectors of four bytes a lane; after the blocks the sums of its groups.
+//! One instruction multiplies four unsigned bytes of a lane with four signed ones and adds them. The signed ones are the
+//! codes without their zero points. The unsigned ones are an activation's three digits to the base 256; 128 more in the
+//! highest makes it unsigned, and a sum begins with what takes that off again.
+//!
+//! A row of activations has for every block its units' powers of two, then the highest digits, the middle and the lowest,
+//! in vectors of four bytes a lane; after the blocks the sums of its groups.
 
 use std::marker::PhantomData;
 
-use super::bytes::Bytes;
+use super::bytes::{ByteDot, Bytes};
 use super::codec::{Codec, Packed};
 use super::kernel::{Blocks, Multiply, each_step, sums};
 use super::order::Order;
 use super::scales::Parameters;
-use super::simd::MAX_LANES;
+use super::simd::{MAX_LANES, Simd};
 use crate::PackedMatrix;
 
-/// Dot products of four bytes in every lane.
+/// What else the kernels here ask of an instruction set.
 ///
 /// # Safety
-/// As for [`Simd`].
-pub(crate) trait DigitDot: Bytes {
-    /// Adds to every lane its four codes times the four signed bytes that `digits` has for it.
-    unsafe fn dot(sums: Self::Words, codes: Self::Words, digits: Self::Words) -> Self::Words;
-    /// `256 * high + low`.
-    unsafe fn shift_add(high: Self::Words, low: Self::Words) -> Self::Words;
-    /// `sums - zeros * totals`; `zeros` are integers.
-    unsafe fn without(sums: Self::Words, zeros: Self::V, totals: Self::Words) -> Self::Words;
+/// As for [`Bytes`].
+pub(crate) trait Digits: Bytes {
+    unsafe fn same_byte(byte: u8) -> Self::Words;
+    /// 256 times every lane.
+    unsafe fn shift(words: Self::Words) -> Self::Words;
+    /// `a - b` of every byte.
+    unsafe fn less_bytes(a: Self::Words, b: Self::Words) -> Self::Words;
+    /// `-words` of every lane.
+    unsafe fn negative(words: Self::Words) -> Self::Words;
 }
 
 /// Digits of an activation.
 const DIGITS: usize = 3;
 
 /// Vectors of a block before its digits.
-const HEAD: usize = 2;
+const HEAD: usize = 1;
 
 /// 32-bit words of a block of `codes` codes a lane.
 const fn block_words(codes: usize) -> usize {
@@ -76,7 +80,7 @@ pub(crate) fn write<const CODES: usize>(group: usize, x: &[f32], out: &mut [f32]
 /// Writes a block, `values[k]` the `k`-th activations of the lanes.
 #[inline(always)]
 fn write_block<const CODES: usize>(values: &[[f32; MAX_LANES]; CODES], out: &mut [[u32; MAX_LANES]]) {
-    let Some(([down, totals], planes)) = out.split_first_chunk_mut::<HEAD>() else { return };
+    let Some(([down], planes)) = out.split_first_chunk_mut::<HEAD>() else { return };
     let mut largest = [0; MAX_LANES];
     for values in values {
         for (largest, value) in largest.iter_mut().zip(values) {
@@ -95,41 +99,38 @@ fn write_block<const CODES: usize>(values: &[[f32; MAX_LANES]; CODES], out: &mut
         let mut digits = [[0; MAX_LANES]; DIGITS];
         for j in 0..4 {
             for lane in 0..MAX_LANES {
-                let number = with_offset(values[k + j * step][lane] * up[lane]);
-                totals[lane] = totals[lane].wrapping_add(number.wrapping_sub(OFFSET));
+                let number = integer(values[k + j * step][lane] * up[lane]).wrapping_add(OFFSET);
                 for (i, digits) in digits.iter_mut().enumerate() {
-                    digits[lane] |= (number >> (8 * (DIGITS - 1 - i)) & 0xff) << (8 * j);
+                    digits[lane] |= (number >> (16 - 8 * i) & 0xff) << (8 * j);
                 }
             }
         }
-        for (i, digits) in digits.iter().enumerate() {
-            for (out, digits) in planes[i * step + k].iter_mut().zip(digits) {
-                *out = digits ^ 0x8080_8080;
-            }
+        for (i, digits) in digits.into_iter().enumerate() {
+            planes[i * step + k] = digits;
         }
     }
 }
 
-/// 128 in each digit.
-const OFFSET: u32 = 0x0080_8080;
+/// 128 in the highest digit.
+const OFFSET: u32 = 0x0080_0000;
 
-/// The nearest integer to what is below 2^23, with 128 added to each digit.
+/// The nearest integer to what is below 2^23.
 #[inline(always)]
-fn with_offset(value: f32) -> u32 {
+fn integer(value: f32) -> u32 {
     // 2^23 more leaves no bit for a fraction.
     let number = (value.abs() + 8_388_608.0).to_bits().wrapping_sub(0x4b00_0000);
     let sign = (value.to_bits() as i32 >> 31) as u32;
-    (number ^ sign).wrapping_sub(sign).wrapping_add(OFFSET)
+    (number ^ sign).wrapping_sub(sign)
 }
 
 /// Unsigned codes of [`Packed`], multiplied in integers with activations of some digits.
-pub(crate) struct InIntegers<S, const BITS: usize>(PhantomData<S>);
+pub(crate) struct InIntegers<D, const BITS: usize>(PhantomData<D>);
 
-impl<S: DigitDot, const BITS: usize> Multiply for InIntegers<S, BITS> {
-    type C = Packed<S, BITS, false>;
+impl<D: ByteDot<S: Digits>, const BITS: usize> Multiply for InIntegers<D, BITS> {
+    type C = Packed<D::S, BITS, false>;
 
     #[inline(always)]
-    unsafe fn settle(parameters: &mut Parameters<S>, rows: usize) {
+    unsafe fn settle(parameters: &mut Parameters<D::S>, rows: usize) {
         // SAFETY: passed on.
         unsafe { parameters.take_zeros(rows, ((1 << BITS) - 1) as f32) }
     }
@@ -138,68 +139,100 @@ impl<S: DigitDot, const BITS: usize> Multiply for InIntegers<S, BITS> {
     unsafe fn tile<const R: usize, const T: usize>(
         m: &PackedMatrix,
         rows: [usize; R],
-        parameters: &Parameters<S>,
+        parameters: &Parameters<D::S>,
         x: [*const f32; T],
     ) -> [[f32; T]; R] {
-        let codes = <Self::C as Codec>::CODES;
+        // SAFETY: passed on.
+        unsafe {
+            if T > 1 {
+                return sums::<D::S, R, T>(Self::lanes::<R, T>(m, rows, 0, parameters, x));
+            }
+            // One after the other: they are read as fast as the memory gives them, in the order in which it does.
+            let mut acc = [[D::S::splat(0.0); T]; R];
+            for (r, acc) in acc.iter_mut().enumerate() {
+                [*acc] = Self::lanes::<1, T>(m, [rows[r]], r, parameters, x);
+            }
+            sums::<D::S, R, T>(acc)
+        }
+    }
+}
+
+impl<D: ByteDot<S: Digits>, const BITS: usize> InIntegers<D, BITS> {
+    /// [`Multiply::tile`] before the lanes are summed; the first row's parameters are in `slot`.
+    ///
+    /// # Safety
+    /// As for [`Multiply::tile`].
+    #[inline(always)]
+    unsafe fn lanes<const R: usize, const T: usize>(
+        m: &PackedMatrix,
+        rows: [usize; R],
+        slot: usize,
+        parameters: &Parameters<D::S>,
+        x: [*const f32; T],
+    ) -> [[<D::S as Simd>::V; T]; R] {
+        let codes = <Packed<D::S, BITS, false> as Codec>::CODES;
         const {
-            assert!(S::LANES == MAX_LANES);
+            assert!(D::S::LANES == MAX_LANES);
             // The sum of a unit fits 32 bits.
-            assert!(<Self::C as Codec>::CODES * ((1 << BITS) - 1) < 256);
+            assert!(<Packed<D::S, BITS, false> as Codec>::CODES * ((1 << BITS) - 1) < 256);
         }
         let step = codes / 4;
         let blocks = m.cols() / (MAX_LANES * codes);
         // SAFETY: the rows' blocks lie in the matrix, and so do the activations' in their rows; the rows' parameters
         // were read.
         unsafe {
-            let mut at = Blocks::of::<Self::C>(m, rows);
-            let mut acc = [[S::splat(0.0); T]; R];
+            let mut at = Blocks::of::<Packed<D::S, BITS, false>>(m, rows);
+            let mut acc = [[D::S::splat(0.0); T]; R];
             for group in (0..m.cols() / m.format().group()).step_by(MAX_LANES) {
                 for t in 0..T {
-                    let sum = S::load(x[t].add(blocks * block_words(codes) + group));
+                    let sum = D::S::load(x[t].add(blocks * block_words(codes) + group));
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        acc[t] = S::fma(parameters.biases(r, group), sum, acc[t]);
+                        acc[t] = D::S::fma(parameters.biases(slot + r, group), sum, acc[t]);
                     }
                 }
             }
             for block in 0..blocks {
-                let mut cut = [[S::zeros(); R]; 4];
-                let mut scales = [S::splat(0.0); R];
-                let mut zeros = [S::splat(0.0); R];
+                let mut cut = [[D::S::zeros(); R]; 4];
+                let mut scales = [D::S::splat(0.0); R];
+                // What takes off the offset of the highest digits.
+                let mut starts = [D::S::zeros(); R];
                 for r in 0..R {
-                    let words = Self::C::load(at.weight[r]);
+                    let words = <Packed<D::S, BITS, false>>::load(at.weight[r]);
+                    let zeros = D::S::bits(parameters.zeros(slot + r, block));
+                    let mut offset = D::S::zeros();
                     for (k, cut) in cut.iter_mut().enumerate().take(step) {
-                        cut[r] = S::codes::<BITS, false>(words, k, step);
+                        cut[r] = D::S::less_bytes(D::S::codes::<BITS, false>(words, k, step), zeros);
+                        offset = D::dot(offset, D::S::same_byte(128), cut[r]);
                     }
-                    scales[r] = parameters.scales(r, block);
-                    zeros[r] = parameters.zeros(r, block);
+                    starts[r] = D::S::negative(offset);
+                    scales[r] = parameters.scales(slot + r, block);
                 }
                 // The remainders are for the steps from `T` on, which are not taken.
                 each_step!(T, t => {
                     let here = x[t % T].add(block * block_words(codes));
-                    let mut sums = [[S::zeros(); R]; DIGITS];
-                    for (digit, sums) in sums.iter_mut().enumerate() {
+                    let mut sums = starts;
+                    for digit in 0..DIGITS {
+                        if digit > 0 {
+                            for sum in &mut sums {
+                                *sum = D::S::shift(*sum);
+                            }
+                        }
                         for (k, cut) in cut.iter().enumerate().take(step) {
-                            let digits = S::words(here.add(MAX_LANES * (HEAD + digit * step + k)).cast());
+                            let digits = D::S::words(here.add(MAX_LANES * (HEAD + digit * step + k)).cast());
                             for r in 0..R {
-                                sums[r] = S::dot(sums[r], cut[r], digits);
+                                sums[r] = D::dot(sums[r], digits, cut[r]);
                             }
                         }
                     }
-                    let down = S::load(here);
-                    let totals = S::words(here.add(MAX_LANES).cast());
+                    let down = D::S::load(here);
                     for r in 0..R {
-                        let mut sum = sums[0][r];
-                        for lower in sums.iter().skip(1) {
-                            sum = S::shift_add(sum, lower[r]);
-                        }
-                        let sum = S::without(sum, zeros[r], totals);
-                        acc[r][t % T] = S::fma(S::floats(sum), S::mul(scales[r], down), acc[r][t % T]);
+                        let sum = D::S::floats(sums[r]);
+                        acc[r][t % T] = D::S::fma(sum, D::S::mul(scales[r], down), acc[r][t % T]);
                     }
                 });
-                at.next::<Self::C>();
+                at.next::<Packed<D::S, BITS, false>>();
             }
-            sums::<S, R, T>(acc)
+            acc
         }
     }
 }
@@ -215,7 +248,7 @@ mod tests {
             let (j, k) = (code / step, code % step);
             let number = (0..DIGITS).fold(0f64, |number, digit| {
                 let bytes = vector(HEAD + digit * step + k)[lane].to_le_bytes();
-                256.0 * number + f64::from(bytes[j] as i8)
+                256.0 * number + f64::from(bytes[j]) - if digit == 0 { 128.0 } else { 0.0 }
             });
             number * f64::from(f32::from_bits(vector(0)[lane]))
         };

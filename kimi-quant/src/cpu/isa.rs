@@ -14,10 +14,21 @@ pub(crate) struct Arithmetic {
 impl Arithmetic {
     /// The kernels for a format; the exact ones where there are no fast ones.
     pub(crate) const fn kernel(self, format: Format) -> Kernel {
-        match (self.isa.0, self.precision) {
+        let exact = self.isa.kernel(format);
+        match (self.precision, self.isa.0) {
+            (Precision::Exact, _) | (_, Kind::Scalar) => exact,
             #[cfg(target_arch = "x86_64")]
-            (Kind::Avx512Vnni, Precision::Fast) => super::vnni::fast_kernel(format),
-            _ => self.isa.kernel(format),
+            (_, Kind::Avx2) => super::avx2::fast_kernel(format, exact),
+            #[cfg(target_arch = "x86_64")]
+            (_, Kind::AvxVnni) => super::avx_vnni::fast_kernel(format, exact),
+            #[cfg(target_arch = "x86_64")]
+            (_, Kind::Avx512) => exact,
+            #[cfg(target_arch = "x86_64")]
+            (_, Kind::Avx512Vnni) => super::vnni::fast_kernel(format, exact),
+            #[cfg(target_arch = "aarch64")]
+            (_, Kind::Neon) => exact,
+            #[cfg(target_arch = "aarch64")]
+            (_, Kind::NeonDot) => super::neon_dot::fast_kernel(format, exact),
         }
     }
 }
@@ -34,11 +45,15 @@ enum Kind {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    #[cfg(target_arch = "x86_64")]
     Avx512,
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
     #[cfg(target_arch = "aarch64")]
     Neon,
+    #[cfg(target_arch = "aarch64")]
+    NeonDot,
 }
 
 impl Isa {
@@ -55,6 +70,7 @@ impl Isa {
                 && is_x86_feature_detected!("f16c");
             let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
             sets.extend(avx2.then_some(Self(Kind::Avx2)));
+            sets.extend((avx2 && is_x86_feature_detected!("avxvnni")).then_some(Self(Kind::AvxVnni)));
             let vnni = is_x86_feature_detected!("avx512vnni") && is_x86_feature_detected!("avx512vbmi");
             sets.extend((avx2 && avx512).then_some(Self(Kind::Avx512)));
             sets.extend((avx2 && avx512 && vnni).then_some(Self(Kind::Avx512Vnni)));
@@ -62,6 +78,8 @@ impl Isa {
         #[cfg(target_arch = "aarch64")]
         if std::arch::is_aarch64_feature_detected!("neon") {
             sets.push(Self(Kind::Neon));
+            let dot = std::arch::is_aarch64_feature_detected!("dotprod");
+            sets.extend(dot.then_some(Self(Kind::NeonDot)));
         }
         sets
     }
@@ -78,11 +96,15 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => "AVX2",
             #[cfg(target_arch = "x86_64")]
+            Kind::AvxVnni => "AVX-VNNI",
+            #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => "AVX-512",
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni => "AVX-512 VNNI",
             #[cfg(target_arch = "aarch64")]
             Kind::Neon => "NEON",
+            #[cfg(target_arch = "aarch64")]
+            Kind::NeonDot => "NEON, dot products",
         }
     }
 
@@ -91,13 +113,13 @@ impl Isa {
         match self.0 {
             Kind::Scalar => super::scalar::kernel(format),
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => super::avx2::kernel(format),
+            Kind::Avx2 | Kind::AvxVnni => super::avx2::kernel(format),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => super::avx512::kernel(format),
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512Vnni => super::vnni::kernel(format),
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon => super::neon::kernel(format),
+            Kind::Neon | Kind::NeonDot => super::neon::kernel(format),
         }
     }
 
@@ -106,11 +128,11 @@ impl Isa {
         match self.0 {
             Kind::Scalar => super::scalar::DENSE,
             #[cfg(target_arch = "x86_64")]
-            Kind::Avx2 => super::avx2::DENSE,
+            Kind::Avx2 | Kind::AvxVnni => super::avx2::DENSE,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 | Kind::Avx512Vnni => super::avx512::DENSE,
             #[cfg(target_arch = "aarch64")]
-            Kind::Neon => super::neon::DENSE,
+            Kind::Neon | Kind::NeonDot => super::neon::DENSE,
         }
     }
 }

@@ -12,7 +12,7 @@ use super::codec::{Codec, Scaling};
 use super::dequant::RowBytes;
 use super::order::Order;
 use super::scales::{Parameters, rows_ahead};
-use super::simd::{LINE, MAX_LANES, Simd};
+use super::simd::{AHEAD, LINE, MAX_LANES, Simd};
 use crate::PackedMatrix;
 
 /// A codec's vector of floats.
@@ -31,7 +31,6 @@ macro_rules! each_step {
         })*
     };
 }
-#[cfg(target_arch = "x86_64")]
 pub(crate) use each_step;
 
 /// Rows of a matrix times some of the tokens of an operand.
@@ -179,7 +178,9 @@ impl<const R: usize> Blocks<R> {
     #[inline(always)]
     pub(crate) fn of<C: Codec>(m: &PackedMatrix, rows: [usize; R]) -> Self {
         let row_bytes = m.cols() / (C::S::LANES * C::CODES) * C::BYTES;
-        let ahead = rows_ahead(R, row_bytes) * row_bytes;
+        // Of some rows, the same place of later ones: the machine's own prefetching starts anew with every row. A single
+        // row is followed by the next without a gap.
+        let ahead = if R == 1 { AHEAD } else { rows_ahead(R, row_bytes) * row_bytes };
         Self { weight: rows.map(|row| m.weight()[row * row_bytes..].as_ptr()), ahead }
     }
 
@@ -187,7 +188,6 @@ impl<const R: usize> Blocks<R> {
     #[inline(always)]
     pub(crate) unsafe fn next<C: Codec>(&mut self) {
         for pointer in &mut self.weight {
-            // The same place of later rows: the machine's own prefetching starts anew with every row.
             for line in (0..C::BYTES).step_by(LINE) {
                 // SAFETY: passed on.
                 unsafe { C::S::prefetch(pointer.wrapping_add(self.ahead + line)) }

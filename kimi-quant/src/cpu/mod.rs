@@ -12,8 +12,10 @@ mod attention;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
-mod bandwidth;
 #[cfg(target_arch = "x86_64")]
+mod avx_vnni;
+mod bandwidth;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod bytes;
 mod codec;
 mod cores;
@@ -29,10 +31,12 @@ mod matmul;
 mod moe;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_dot;
 mod norm;
 mod order;
 mod rope;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod rounded;
 mod router;
 mod scalar;
@@ -40,7 +44,7 @@ mod scales;
 mod simd;
 mod team;
 mod tensor;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod tile;
 #[cfg(target_arch = "x86_64")]
 mod vnni;

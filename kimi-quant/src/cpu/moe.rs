@@ -43,7 +43,8 @@ pub(crate) fn experts_swiglu(
     let loads = loads(routing);
     let width = gate.first().map_or(0, PackedMatrix::rows);
     let operand = |m: Option<&PackedMatrix>| m.map(|m| Operand::new(arithmetic, m, x.data()));
-    let (gate_x, up_x) = (operand(gate.first()), operand(up.first()));
+    let gate_x = operand(gate.first());
+    let up_x = operand(up.first());
     let (shared_gate_x, shared_up_x) = (operand(shared.map(|s| s.0)), operand(shared.map(|s| s.1)));
     let mut gated = Vec::with_capacity(loads.len() + 1);
     if let (Some(gate_x), Some(up_x)) = (&gate_x, &up_x) {

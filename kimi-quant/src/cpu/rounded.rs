@@ -1,13 +1,12 @@
 //! Activations as bytes, and products of one or two tokens with them.
 //!
 //! A unit is 64 neighbouring columns, or 32 where groups are as small: all its weights have one scale and one bias. Its
-//! activations are integers of up to [`largest`] times a step of their own. The sum of their products with the codes is
+//! activations are integers of up to 127 times a step of their own. The sum of their products with the codes is
 //! an exact integer; it is multiplied with the steps of both sides as a float, and the sum of the rounded activations
 //! with the bias. So a result has no error but the rounding of its activations and that of some sums in f32.
 //!
 //! A chunk is as many units as a vector has lanes. Its row of activations has their steps, then their sums, then the
-//! bytes in the order in which packed words give codes: for each vector of words and plane the vectors that meet its
-//! codes. Planes are digits to the base 256, the highest first.
+//! bytes in the order in which packed words give codes: for each vector of words the vectors that meet its codes.
 //!
 //! Lane `i` adds up the units `i` of all chunks; then neighbouring lanes are added, and neighbouring sums.
 
@@ -18,16 +17,13 @@ use super::codec::{Codec, Packed};
 use super::kernel::{Product, each_step};
 use super::order::Order;
 use super::scales::Parameters;
-use super::simd::{LINE, MAX_LANES, Simd};
+use super::simd::{AHEAD, LINE, MAX_LANES, Simd};
 
 /// Vectors of a chunk before its bytes.
 const HEAD: usize = 2;
 
-/// How rows of codes of `BITS` bits (e2m1 if `FP`) are multiplied with activations of `PLANES` digits in units of `UNIT`
-/// columns.
-pub(crate) struct Rounded<D, const BITS: usize, const FP: bool, const UNIT: usize, const PLANES: usize>(
-    PhantomData<D>,
-);
+/// How rows of codes of `BITS` bits (e2m1 if `FP`) are multiplied with activations in units of `UNIT` columns.
+pub(crate) struct Rounded<D, const BITS: usize, const FP: bool, const UNIT: usize>(PhantomData<D>);
 
 /// What the kernels of [`Rounded`] need to know of their sizes.
 pub(crate) trait Units {
@@ -35,7 +31,6 @@ pub(crate) trait Units {
     type C: Codec<S = Vectors<Self>, Words = <Vectors<Self> as Simd>::Words>;
     const BITS: usize;
     const UNIT: usize;
-    const PLANES: usize;
     /// Codes of a lane for each of the bytes that meet in an instruction.
     const STEP: usize = Self::C::CODES / 4;
     /// Lanes with the codes of a unit: vectors of words in a chunk.
@@ -55,14 +50,11 @@ pub(crate) trait Units {
 /// The vectors of some [`Units`].
 pub(crate) type Vectors<U> = <<U as Units>::D as ByteDot>::S;
 
-impl<D: ByteDot, const BITS: usize, const FP: bool, const UNIT: usize, const PLANES: usize> Units
-    for Rounded<D, BITS, FP, UNIT, PLANES>
-{
+impl<D: ByteDot, const BITS: usize, const FP: bool, const UNIT: usize> Units for Rounded<D, BITS, FP, UNIT> {
     type D = D;
     type C = Packed<D::S, BITS, FP>;
     const BITS: usize = BITS;
     const UNIT: usize = UNIT;
-    const PLANES: usize = PLANES;
 
     #[inline(always)]
     unsafe fn codes(words: <D::S as Simd>::Words, k: usize) -> <D::S as Simd>::Words {
@@ -86,25 +78,23 @@ impl<D: ByteDot, const BITS: usize, const FP: bool, const UNIT: usize, const PLA
 }
 
 /// The largest integer of an activation.
-pub(crate) const fn largest(planes: usize) -> i32 {
-    if planes == 1 { 127 } else { 127 << 8 }
-}
+const LARGEST: i32 = 127;
 
 /// 32-bit words of a chunk of `lanes` units.
-pub(crate) const fn chunk_words(lanes: usize, unit: usize, planes: usize) -> usize {
-    lanes * (HEAD + planes * unit / 4)
+pub(crate) const fn chunk_words(lanes: usize, unit: usize) -> usize {
+    lanes * (HEAD + unit / 4)
 }
 
-/// Where in a chunk the activations are that lane `lane` of its words meets with its `k`-th codes, the highest digits.
-pub(crate) const fn place(lanes: usize, step: usize, planes: usize, lane: usize, k: usize) -> usize {
-    lanes * HEAD + (lane / lanes * planes * step + k) * lanes + lane % lanes
+/// Where in a chunk the activations are that lane `lane` of its words meets with its `k`-th codes.
+pub(crate) const fn place(lanes: usize, step: usize, lane: usize, k: usize) -> usize {
+    lanes * HEAD + (lane / lanes * step + k) * lanes + lane % lanes
 }
 
 /// 32-bit words of a row. See [`super::kernel::Length`].
 pub(crate) fn length<U: Units>(_order: Order, _group: usize, cols: usize) -> usize {
     let lanes = Vectors::<U>::LANES;
     // Rows begin at cache lines.
-    (cols.div_ceil(lanes * U::UNIT) * chunk_words(lanes, U::UNIT, U::PLANES)).next_multiple_of(MAX_LANES)
+    (cols.div_ceil(lanes * U::UNIT) * chunk_words(lanes, U::UNIT)).next_multiple_of(MAX_LANES)
 }
 
 /// Writes a row of activations to `out`, which is zeros.
@@ -114,17 +104,17 @@ pub(crate) fn write<U: Units>(x: &[f32], out: &mut [f32]) {
     const {
         // The sum of a unit fits 32 bits.
         let code = if U::BITS == 4 { 24 } else { (1 << U::BITS) - 1 };
-        assert!(U::UNIT as i64 * code * ((largest(U::PLANES) + 128) as i64) < 1 << 31);
+        assert!(U::UNIT as i64 * code * (LARGEST as i64) < 1 << 31);
     }
-    let words = chunk_words(lanes, U::UNIT, U::PLANES);
+    let words = chunk_words(lanes, U::UNIT);
     for (chunk, out) in x.chunks(lanes * U::UNIT).zip(out.chunks_exact_mut(words)) {
         let out: &mut [u32] = bytemuck::cast_slice_mut(out);
         for (u, unit) in chunk.chunks_exact(U::UNIT).enumerate() {
             let size = unit.iter().fold(0, |size, x| x.abs().to_bits().max(size));
             let size = f32::from_bits(size);
-            let step = size / largest(U::PLANES) as f32;
+            let step = size / LARGEST as f32;
             // Units of zeros, or nearly so, have zeros.
-            let up = if size > f32::MIN_POSITIVE { largest(U::PLANES) as f32 / size } else { 0.0 };
+            let up = if size > f32::MIN_POSITIVE { LARGEST as f32 / size } else { 0.0 };
             let mut numbers = [0; 64];
             let mut sum = 0;
             for (number, x) in numbers.iter_mut().zip(unit) {
@@ -137,20 +127,14 @@ pub(crate) fn write<U: Units>(x: &[f32], out: &mut [f32]) {
             for (i, numbers) in numbers[..U::UNIT].chunks_exact(codes).enumerate() {
                 let lane = u * U::LANES_OF_UNIT + i;
                 for k in 0..U::STEP {
-                    let at = place(lanes, U::STEP, U::PLANES, lane, k);
+                    let at = place(lanes, U::STEP, lane, k);
                     let four = [0, 1, 2, 3].map(|j| numbers[k + j * U::STEP]);
-                    if U::PLANES > 1 {
-                        out[at] = u32::from_le_bytes(four.map(|n| ((n + 128) >> 8) as u8));
-                    }
-                    out[at + (U::PLANES - 1) * U::STEP * lanes] = u32::from_le_bytes(four.map(|n| n as u8));
+                    out[at] = u32::from_le_bytes(four.map(|n| n as u8));
                 }
             }
         }
     }
 }
-
-/// Bytes of weights that are asked for ahead. Rows follow each other without a gap.
-const AHEAD: usize = 12 << 10;
 
 /// Rows times up to `T` tokens: one or two. See [`super::kernel::Dot`].
 ///
@@ -176,7 +160,7 @@ pub(crate) unsafe fn few<U: Units, const T: usize>(p: &Product<'_>, out: &mut [f
             for chunk in 0..blocks.div_ceil(U::LANES_OF_UNIT) {
                 let mut here = x;
                 for x in &mut here {
-                    *x = x.add(chunk * chunk_words(lanes, U::UNIT, U::PLANES));
+                    *x = x.add(chunk * chunk_words(lanes, U::UNIT));
                 }
                 let first = chunk * U::LANES_OF_UNIT;
                 let at = weight.add(first * U::C::BYTES);
@@ -246,16 +230,11 @@ unsafe fn chunk_sums<U: Units, const T: usize, const WHOLE: bool>(
                     }
                     for t in 0..T {
                         // The first vector's words are met by the chunk's first vectors.
-                        let at = x[t].add(place(lanes, U::STEP, U::PLANES, vector * lanes, 0));
+                        let at = x[t].add(place(lanes, U::STEP, vector * lanes, 0));
                         let mut sum = Vectors::<U>::zeros();
-                        for plane in 0..U::PLANES {
-                            if plane > 0 {
-                                sum = Vectors::<U>::shift(sum);
-                            }
-                            for (k, cut) in cut.iter().enumerate().take(U::STEP) {
-                                let bytes = Vectors::<U>::words(at.add((plane * U::STEP + k) * lanes).cast());
-                                sum = U::D::dot(sum, *cut, bytes);
-                            }
+                        for (k, cut) in cut.iter().enumerate().take(U::STEP) {
+                            let bytes = Vectors::<U>::words(at.add(k * lanes).cast());
+                            sum = U::D::dot(sum, *cut, bytes);
                         }
                         sums[t][n % MAX_LANES] = if h == 0 { sum } else {
                             Vectors::<U>::add_words(sums[t][n % MAX_LANES], sum)
@@ -271,3 +250,107 @@ unsafe fn chunk_sums<U: Units, const T: usize, const WHOLE: bool>(
         floats
     }
 }
+
+/// Defines `fast_kernel(format, exact)`, the fast kernels of an instruction set by its [`ByteDot`], its features, how many
+/// tokens at once its registers hold, and whether it takes codes of 8 bits.
+macro_rules! fast_kernels {
+    ($dot:ty, $features:literal, [$two:literal, $four:literal, $six:literal] $(, $eight:ident)?) => {
+        #[target_feature(enable = $features)]
+        unsafe fn few<U: $crate::cpu::rounded::Units, const T: usize>(
+            p: &$crate::cpu::kernel::Product<'_>,
+            out: &mut [f32],
+            stride: usize,
+        ) {
+            $crate::cpu::rounded::few::<U, T>(p, out, stride)
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn many<U: $crate::cpu::rounded::Units>(
+            p: &$crate::cpu::kernel::Product<'_>,
+            out: &mut [f32],
+            stride: usize,
+        ) {
+            use $crate::cpu::codec::Codec;
+            let some = match (U::UNIT, U::C::CODES) {
+                (64, 4) => sizes::<4, 64>(),
+                (64, 8) => sizes::<8, 64>(),
+                (64, _) => sizes::<16, 64>(),
+                _ => sizes::<8, 32>(), // of 4 bits
+            };
+            $crate::cpu::tile::many::<U>(p, out, stride, some)
+        }
+
+        /// One for all widths of codes.
+        #[target_feature(enable = $features)]
+        unsafe fn some<const CODES: usize, const UNIT: usize, const T: usize>(
+            tile: &$crate::cpu::tile::Tile,
+            p: &$crate::cpu::kernel::Product<'_>,
+            first: usize,
+            out: $crate::cpu::tile::Out<'_>,
+        ) -> usize {
+            $crate::cpu::tile::some::<$dot, CODES, UNIT, T>(tile, p, first, out)
+        }
+
+        const fn sizes<const CODES: usize, const UNIT: usize>() -> [$crate::cpu::tile::Multiply; 3] {
+            [some::<CODES, UNIT, $two>, some::<CODES, UNIT, $four>, some::<CODES, UNIT, $six>]
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn round<U: $crate::cpu::rounded::Units>(
+            _order: $crate::cpu::order::Order,
+            _group: usize,
+            x: &[f32],
+            out: &mut [f32],
+        ) {
+            $crate::cpu::rounded::write::<U>(x, out)
+        }
+
+        const fn fast<U: $crate::cpu::rounded::Units>(
+            exact: $crate::cpu::kernel::Kernel,
+        ) -> $crate::cpu::kernel::Kernel {
+            $crate::cpu::kernel::Kernel {
+                length: $crate::cpu::rounded::length::<U>,
+                prepare: round::<U>,
+                dot: [few::<U, 1>, few::<U, 2>, many::<U>, many::<U>],
+                any_number: true,
+                ..exact
+            }
+        }
+
+        /// The fast kernels for a format, or its exact ones. They run only where the machine has the instruction set.
+        pub(crate) const fn fast_kernel(
+            format: $crate::Format,
+            exact: $crate::cpu::kernel::Kernel,
+        ) -> $crate::cpu::kernel::Kernel {
+            use $crate::cpu::rounded::Rounded;
+            use $crate::{BitWidth, Format};
+            match format {
+                Format::Affine { bits: BitWidth::B2, group: 64.., .. } => {
+                    fast::<Rounded<$dot, 2, false, 64>>(exact)
+                }
+                Format::Affine { bits: BitWidth::B3, group: 64.., .. } => {
+                    fast::<Rounded<$dot, 3, false, 64>>(exact)
+                }
+                Format::Affine { bits: BitWidth::B4, group: 64.., .. } | Format::Int4 { group: 64.., .. } => {
+                    fast::<Rounded<$dot, 4, false, 64>>(exact)
+                }
+                Format::Affine { bits: BitWidth::B5, group: 64.., .. } => {
+                    fast::<Rounded<$dot, 5, false, 64>>(exact)
+                }
+                Format::Affine { bits: BitWidth::B6, group: 64.., .. } => {
+                    fast::<Rounded<$dot, 6, false, 64>>(exact)
+                }
+                $(Format::Affine { bits: BitWidth::$eight, group: 64.., .. } => {
+                    fast::<Rounded<$dot, 8, false, 64>>(exact)
+                })?
+                // Other widths have no groups of 32 in checkpoints that anybody runs.
+                Format::Affine { bits: BitWidth::B4, group: 32.., .. } | Format::Int4 { group: 32.., .. } => {
+                    fast::<Rounded<$dot, 4, false, 32>>(exact)
+                }
+                Format::Mxfp4 => fast::<Rounded<$dot, 4, true, 32>>(exact),
+                _ => exact,
+            }
+        }
+    };
+}
+pub(crate) use fast_kernels;

@@ -13,7 +13,7 @@ use crate::{FloatType, Format, PackedMatrix};
 pub(crate) struct Parameters<S: Simd> {
     scales: Vec<f32>,
     biases: Vec<f32>,
-    /// See [`Self::take_zeros`]; integers.
+    /// See [`Self::take_zeros`]; integers, in every byte.
     zeros: Vec<f32>,
     /// Groups a row has.
     groups: usize,
@@ -185,11 +185,11 @@ impl<S: Simd> Parameters<S> {
             // 2^23 more leaves no bit for a fraction: the lowest bits are the integer.
             let whole = exact + 8_388_608.0;
             *bias = (whole - 8_388_608.0).mul_add(scale, *bias);
-            *zero = f32::from_bits(whole.to_bits() & 0x007f_ffff);
+            *zero = f32::from_bits((whole.to_bits() & 0xff) * 0x0101_0101);
         }
     }
 
-    /// Zero points of the lanes of block `block`, integers.
+    /// Zero points of the lanes of block `block`, integers in every byte.
     ///
     /// # Safety
     /// As for [`Simd`]; a row with that block was read into `slot` and its zero points were taken.

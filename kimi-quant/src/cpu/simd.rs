@@ -6,6 +6,9 @@ pub(crate) const MAX_LANES: usize = 16;
 /// Bytes that one prefetch brings, on most machines.
 pub(crate) const LINE: usize = 64;
 
+/// Bytes of weights that are asked for ahead where they are read one after the other.
+pub(crate) const AHEAD: usize = 12 << 10;
+
 /// Vectors of f32 and of 32-bit words, as many lanes each.
 ///
 /// # Safety

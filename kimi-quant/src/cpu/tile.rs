@@ -31,7 +31,7 @@ thread_local! {
 }
 
 /// Rows as bytes.
-struct Tile {
+pub(crate) struct Tile {
     memory: Vec<Line>,
     chunks: usize,
     /// Words of the codes: for each unit, in the order of the sums, a vector for four columns of each vector of rows.
@@ -123,70 +123,57 @@ impl Tile {
     /// # Safety
     /// As for [`super::kernel::dot`]; the tile was filled.
     #[inline(always)]
-    unsafe fn multiply<U: Units, const T: usize>(
+    unsafe fn multiply<D: ByteDot, const CODES: usize, const UNIT: usize, const T: usize>(
         &self,
         x: [*const f32; T],
-    ) -> [[<Vectors<U> as Simd>::V; T]; ROWS] {
-        let lanes = Vectors::<U>::LANES;
+    ) -> [[<D::S as Simd>::V; T]; ROWS] {
+        let (lanes, step, lanes_of_unit) = (D::S::LANES, CODES / 4, UNIT / CODES);
         let mut codes = self.memory.as_ptr().cast::<u32>();
         // SAFETY: a unit's vectors lie in the tile, its activations in the operand's rows.
         unsafe {
             let mut affine = codes.add(self.codes).cast::<f32>();
-            let zero = Vectors::<U>::splat(0.0);
+            let zero = D::S::splat(0.0);
             // Sums of 1, 2, 4 and 8 lanes that wait for their neighbours.
             let mut pending = [[[zero; T]; ROWS]; 5];
             for lane in 0..lanes {
                 let mut acc = [[zero; T]; ROWS];
-                let first = place(lanes, U::STEP, U::PLANES, lane * U::LANES_OF_UNIT, 0);
+                let first = place(lanes, step, lane * lanes_of_unit, 0);
                 for chunk in 0..self.chunks {
-                    let start = chunk * chunk_words(lanes, U::UNIT, U::PLANES);
-                    let mut sums = [[Vectors::<U>::zeros(); T]; ROWS];
-                    for plane in 0..U::PLANES {
-                        if plane > 0 {
-                            for sum in sums.as_flattened_mut() {
-                                *sum = Vectors::<U>::shift(*sum);
+                    let start = chunk * chunk_words(lanes, UNIT);
+                    let mut sums = [[D::S::zeros(); T]; ROWS];
+                    for i in 0..lanes_of_unit {
+                        for k in 0..step {
+                            let at = start + first + (i / lanes * step + k) * lanes + i % lanes;
+                            let mut w = [D::S::zeros(); ROWS];
+                            for (r, w) in w.iter_mut().enumerate() {
+                                *w = D::S::words(codes.add(((i * step + k) * ROWS + r) * lanes).cast());
                             }
-                        }
-                        for i in 0..U::LANES_OF_UNIT {
-                            for k in 0..U::STEP {
-                                let at = start
-                                    + first
-                                    + ((i / lanes * U::PLANES + plane) * U::STEP + k) * lanes
-                                    + i % lanes;
-                                let mut w = [Vectors::<U>::zeros(); ROWS];
-                                for (r, w) in w.iter_mut().enumerate() {
-                                    let from = codes.add(((i * U::STEP + k) * ROWS + r) * lanes);
-                                    *w = Vectors::<U>::words(from.cast());
-                                }
-                                for t in 0..T {
-                                    let bytes = Vectors::<U>::same(x[t].add(at).cast());
-                                    for r in 0..ROWS {
-                                        sums[r][t] = U::D::dot(sums[r][t], w[r], bytes);
-                                    }
+                            for t in 0..T {
+                                let bytes = D::S::same(x[t].add(at).cast());
+                                for r in 0..ROWS {
+                                    sums[r][t] = D::dot(sums[r][t], w[r], bytes);
                                 }
                             }
                         }
                     }
                     for r in 0..ROWS {
-                        let scale = Vectors::<U>::load(affine.add(2 * r * lanes));
-                        let bias = Vectors::<U>::load(affine.add((2 * r + 1) * lanes));
+                        let scale = D::S::load(affine.add(2 * r * lanes));
+                        let bias = D::S::load(affine.add((2 * r + 1) * lanes));
                         for t in 0..T {
                             let at = x[t].add(start + lane);
-                            let scaled = Vectors::<U>::mul(scale, Vectors::<U>::splat(*at));
-                            acc[r][t] =
-                                Vectors::<U>::fma(Vectors::<U>::floats(sums[r][t]), scaled, acc[r][t]);
-                            acc[r][t] =
-                                Vectors::<U>::fma(bias, Vectors::<U>::splat(*at.add(lanes)), acc[r][t]);
+                            let scaled = D::S::mul(scale, D::S::splat(*at));
+                            acc[r][t] = D::S::fma(D::S::floats(sums[r][t]), scaled, acc[r][t]);
+                            acc[r][t] = D::S::fma(bias, D::S::splat(*at.add(lanes)), acc[r][t]);
                         }
                     }
-                    codes = codes.add(U::UNIT / 4 * ROWS * lanes);
+                    codes = codes.add(UNIT / 4 * ROWS * lanes);
                     affine = affine.add(2 * ROWS * lanes);
                 }
                 let mut level = 0;
                 while lane >> level & 1 == 1 {
                     for r in 0..ROWS {
                         for t in 0..T {
-                            acc[r][t] = Vectors::<U>::add(pending[level][r][t], acc[r][t]);
+                            acc[r][t] = D::S::add(pending[level][r][t], acc[r][t]);
                         }
                     }
                     level += 1;
@@ -198,61 +185,65 @@ impl Tile {
     }
 }
 
-/// Rows times any number of tokens. See [`super::kernel::Dot`].
+/// The first rows of a tile, as many as `out` has, times up to a fixed number of the product's tokens from `first` on:
+/// how many.
+pub(crate) type Multiply = unsafe fn(&Tile, p: &Product<'_>, first: usize, out: Out<'_>) -> usize;
+
+/// Where the results of some rows go: `values[r * stride + t]`.
+pub(crate) struct Out<'a> {
+    values: &'a mut [f32],
+    stride: usize,
+    rows: usize,
+}
+
+/// Rows times any number of tokens, with `some` for up to 2, 4 and 6 tokens or fewer. See [`super::kernel::Dot`].
 ///
 /// # Safety
 /// As for [`super::kernel::dot`].
 #[inline(always)]
-pub(crate) unsafe fn many<U: Units>(p: &Product<'_>, out: &mut [f32], stride: usize) {
+pub(crate) unsafe fn many<U: Units>(p: &Product<'_>, out: &mut [f32], stride: usize, some: [Multiply; 3]) {
     let lanes = Vectors::<U>::LANES;
     let mut tile = Tile::new::<U>(p.m.cols());
     // SAFETY: passed on.
     unsafe {
         let mut parameters = Parameters::of_lanes::<U::C>(p.m, lanes, U::UNIT);
         for start in p.range.clone().step_by(ROWS * lanes) {
-            let row = |i: usize| (start + i).min(p.range.end - 1);
             for r in 0..ROWS {
                 let mut rows = [0; MAX_LANES];
-                for (i, to) in rows.iter_mut().enumerate() {
-                    *to = row(r * lanes + i);
+                for (i, row) in rows.iter_mut().enumerate() {
+                    *row = (start + r * lanes + i).min(p.range.end - 1);
                 }
                 tile.fill::<U>(p.m, rows, r, &mut parameters);
             }
-            let count = (ROWS * lanes).min(p.range.end - start);
-            let out = &mut out[(start - p.range.start) * stride..];
+            let rows = (ROWS * lanes).min(p.range.end - start);
             let mut first = 0;
             while first < p.tokens.len() {
-                let here = &mut out[first..];
-                let tokens = &p.tokens[first..];
-                first += match tokens.len() {
-                    5.. if Vectors::<U>::MANY_REGISTERS => {
-                        some::<U, 6>(&tile, p, tokens, count, here, stride)
-                    }
-                    3.. if Vectors::<U>::MANY_REGISTERS => {
-                        some::<U, 4>(&tile, p, tokens, count, here, stride)
-                    }
-                    _ => some::<U, 2>(&tile, p, tokens, count, here, stride),
+                let values = &mut out[(start - p.range.start) * stride + first..];
+                let some = match p.tokens.len() - first {
+                    1 | 2 => some[0],
+                    3 | 4 => some[1],
+                    _ => some[2],
                 };
+                first += some(&tile, p, first, Out { values, stride, rows });
             }
         }
     }
     MEMORY.set(tile.memory);
 }
 
-/// The first `count` rows of the tile times up to `T` of `tokens`: how many.
+/// See [`Multiply`].
 ///
 /// # Safety
 /// As for [`Tile::multiply`]; there is a token.
 #[inline(always)]
-unsafe fn some<U: Units, const T: usize>(
+pub(crate) unsafe fn some<D: ByteDot, const CODES: usize, const UNIT: usize, const T: usize>(
     tile: &Tile,
     p: &Product<'_>,
-    tokens: &[u32],
-    count: usize,
-    out: &mut [f32],
-    stride: usize,
+    first: usize,
+    out: Out<'_>,
 ) -> usize {
-    let lanes = Vectors::<U>::LANES;
+    let lanes = D::S::LANES;
+    let tokens = &p.tokens[first..];
     let mut x = [std::ptr::null(); T];
     for (t, x) in x.iter_mut().enumerate() {
         // Where there are too few tokens the last is repeated.
@@ -261,12 +252,13 @@ unsafe fn some<U: Units, const T: usize>(
     let mut values = [0.0; MAX_LANES];
     // SAFETY: passed on.
     unsafe {
-        let sums = tile.multiply::<U, T>(x);
+        let sums = tile.multiply::<D, CODES, UNIT, T>(x);
         for (r, sums) in sums.into_iter().enumerate() {
             for (t, sums) in sums.into_iter().enumerate().take(tokens.len()) {
-                Vectors::<U>::store(values.as_mut_ptr(), sums);
-                for (i, value) in values[..lanes].iter().enumerate().take(count.saturating_sub(r * lanes)) {
-                    out[(r * lanes + i) * stride + t] = *value;
+                D::S::store(values.as_mut_ptr(), sums);
+                let rows = out.rows.saturating_sub(r * lanes);
+                for (i, value) in values[..lanes].iter().enumerate().take(rows) {
+                    out.values[(r * lanes + i) * out.stride + t] = *value;
                 }
             }
         }

@@ -9,12 +9,11 @@ use std::arch::x86_64::*;
 use super::avx512::{self, Avx512};
 use super::bytes::{ByteDot, Bytes};
 use super::codec::{Codec, Packed};
-use super::digits::{self, DigitDot, InIntegers};
+use super::digits::{self, Digits, InIntegers};
 use super::kernel::{self, Kernel, Multiply, Product};
 use super::order::Order;
-use super::rounded::{self, Rounded, Units};
+use super::rounded::fast_kernels;
 use super::simd::MAX_LANES;
-use super::tile;
 use crate::{BitWidth, Format};
 
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
@@ -40,60 +39,7 @@ pub(crate) const fn kernel(format: Format) -> Kernel {
     }
 }
 
-/// The fast kernels for a format; the exact ones where there are no others.
-pub(crate) const fn fast_kernel(format: Format) -> Kernel {
-    let exact = kernel(format);
-    match format {
-        Format::Affine { bits, group: 64.., .. } => match bits {
-            BitWidth::B2 => fast::<Rounded<Vnni, 2, false, 64, PLANES>>(exact),
-            BitWidth::B3 => fast::<Rounded<Vnni, 3, false, 64, PLANES>>(exact),
-            BitWidth::B4 => fast::<Rounded<Vnni, 4, false, 64, PLANES>>(exact),
-            BitWidth::B5 => fast::<Rounded<Vnni, 5, false, 64, PLANES>>(exact),
-            BitWidth::B6 => fast::<Rounded<Vnni, 6, false, 64, PLANES>>(exact),
-            BitWidth::B8 => fast::<Rounded<Vnni, 8, false, 64, PLANES>>(exact),
-        },
-        Format::Affine { bits, group: 32.., .. } => match bits {
-            BitWidth::B2 => fast::<Rounded<Vnni, 2, false, 32, PLANES>>(exact),
-            BitWidth::B3 => fast::<Rounded<Vnni, 3, false, 32, PLANES>>(exact),
-            BitWidth::B4 => fast::<Rounded<Vnni, 4, false, 32, PLANES>>(exact),
-            BitWidth::B5 => fast::<Rounded<Vnni, 5, false, 32, PLANES>>(exact),
-            BitWidth::B6 => fast::<Rounded<Vnni, 6, false, 32, PLANES>>(exact),
-            BitWidth::B8 => fast::<Rounded<Vnni, 8, false, 32, PLANES>>(exact),
-        },
-        Format::Int4 { group: 64.., .. } => fast::<Rounded<Vnni, 4, false, 64, PLANES>>(exact),
-        Format::Int4 { group: 32.., .. } => fast::<Rounded<Vnni, 4, false, 32, PLANES>>(exact),
-        Format::Mxfp4 => fast::<Rounded<Vnni, 4, true, 32, PLANES>>(exact),
-        _ => exact,
-    }
-}
-
-/// Digits of a rounded activation.
-const PLANES: usize = 1;
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-unsafe fn few<U: Units, const T: usize>(p: &Product<'_>, out: &mut [f32], stride: usize) {
-    rounded::few::<U, T>(p, out, stride)
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-unsafe fn many<U: Units>(p: &Product<'_>, out: &mut [f32], stride: usize) {
-    tile::many::<U>(p, out, stride)
-}
-
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
-unsafe fn round<U: Units>(_order: Order, _group: usize, x: &[f32], out: &mut [f32]) {
-    rounded::write::<U>(x, out)
-}
-
-const fn fast<U: Units>(exact: Kernel) -> Kernel {
-    Kernel {
-        length: rounded::length::<U>,
-        prepare: round::<U>,
-        dot: [few::<U, 1>, few::<U, 2>, many::<U>, many::<U>],
-        any_number: true,
-        ..exact
-    }
-}
+fast_kernels!(Vnni, "avx512f,avx512bw,avx512vbmi,avx512vnni", [2, 4, 6], B8);
 
 /// `vpdpbusd` of sixteen lanes.
 struct Vnni;
@@ -135,10 +81,6 @@ impl Bytes for Avx512 {
     #[inline(always)]
     unsafe fn add_words(a: __m512i, b: __m512i) -> __m512i {
         _mm512_add_epi32(a, b)
-    }
-    #[inline(always)]
-    unsafe fn shift(words: __m512i) -> __m512i {
-        _mm512_slli_epi32::<8>(words)
     }
     #[inline(always)]
     unsafe fn codes<const BITS: usize, const FP: bool>(words: __m512i, k: usize, step: usize) -> __m512i {
@@ -238,7 +180,7 @@ unsafe fn cut<const BITS: usize>(words: __m512i, k: usize, step: usize) -> __m51
 }
 
 const fn in_integers<const BITS: usize, const CODES: usize>(floats: Kernel) -> Kernel {
-    type M<const BITS: usize> = InIntegers<Avx512, BITS>;
+    type M<const BITS: usize> = InIntegers<Vnni, BITS>;
     assert!(CODES == Packed::<Avx512, BITS, false>::CODES);
     Kernel {
         length: digits::length::<CODES>,
@@ -248,17 +190,21 @@ const fn in_integers<const BITS: usize, const CODES: usize>(floats: Kernel) -> K
     }
 }
 
-impl DigitDot for Avx512 {
+impl Digits for Avx512 {
     #[inline(always)]
-    unsafe fn dot(sums: __m512i, codes: __m512i, digits: __m512i) -> __m512i {
-        _mm512_dpbusd_epi32(sums, codes, digits)
+    unsafe fn same_byte(byte: u8) -> __m512i {
+        _mm512_set1_epi8(byte as i8)
     }
     #[inline(always)]
-    unsafe fn shift_add(high: __m512i, low: __m512i) -> __m512i {
-        _mm512_add_epi32(_mm512_slli_epi32::<8>(high), low)
+    unsafe fn shift(words: __m512i) -> __m512i {
+        _mm512_slli_epi32::<8>(words)
     }
     #[inline(always)]
-    unsafe fn without(sums: __m512i, zeros: __m512, totals: __m512i) -> __m512i {
-        _mm512_sub_epi32(sums, _mm512_mullo_epi32(_mm512_castps_si512(zeros), totals))
+    unsafe fn less_bytes(a: __m512i, b: __m512i) -> __m512i {
+        _mm512_sub_epi8(a, b)
+    }
+    #[inline(always)]
+    unsafe fn negative(words: __m512i) -> __m512i {
+        _mm512_sub_epi32(_mm512_setzero_si512(), words)
     }
 }
