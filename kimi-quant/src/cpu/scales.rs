@@ -39,7 +39,6 @@ impl<S: Simd> Parameters<S> {
     ///
     /// # Safety
     /// The machine has the instruction set.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) unsafe fn of_lanes<C: Codec<S = S>>(m: &PackedMatrix, rows: usize, width: usize) -> Self {
         // SAFETY: passed on.
@@ -106,7 +105,6 @@ impl<S: Simd> Parameters<S> {
     ///
     /// # Safety
     /// The machine has the instruction set.
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(crate) unsafe fn read_row<C: Codec<S = S>>(&mut self, slot: usize, m: &PackedMatrix, row: usize) {
         // SAFETY: passed on.
