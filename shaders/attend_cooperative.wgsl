@@ -4,7 +4,8 @@
 // value of a key as an upper and a lower 16-bit float (latent_query.wgsl). Keys pass through shared memory in slabs of 64
 // columns for each of TEAMS teams of subgroups; the next slab is loaded while one is multiplied. They do so twice: for the
 // scores, where a subgroup has 16 heads and positions and its team's columns, and for the result, where it has 16 heads and
-// columns of each slab. Queries and the weights of the softmax are split here. The product of two lower floats is left out.
+// columns of each slab. Queries and the weights of the softmax are split here. The product of two lower floats is left out;
+// if EXACT is 0, only the upper ones are multiplied, and nothing else is read.
 //
 // With two teams each makes half as many sequential loads. They need all of 48 KB of shared memory, so they are for SINGLE
 // and WHOLE only.
@@ -40,14 +41,14 @@ const WEIGHT_POWER = 16384.0;
 var<workgroup> segment_here: Segment;
 var<workgroup> moved: vec4<u32>; // whether some head's largest score has changed, four times
 var<workgroup> slots: array<u32, TILE>; // where each position's key begins, in quads
-var<workgroup> keys: array<vec4<f16>, 2u * LOWER_KEYS>;
-var<workgroup> lines: array<vec4<f16>, 2u * LOWER_LINES>; // queries, then weights
+var<workgroup> keys: array<vec4<f16>, (1u + EXACT) * LOWER_KEYS>;
+var<workgroup> lines: array<vec4<f16>, (1u + EXACT) * LOWER_LINES>; // queries, then weights
 var<workgroup> scores: array<f32, HEADS * SCORE_PITCH>;
 var<workgroup> corrections: array<f32, HEADS>;
 
 // A thread's share of a slab on its way: its quad of the positions of each pass, upper floats and lower ones, and of its
 // query; and where those positions' keys begin.
-var<private> next: array<array<vec4<f16>, 2>, PASSES>;
+var<private> next: array<array<vec4<f16>, 1u + EXACT>, PASSES>;
 var<private> next_query: array<vec4<f32>, QUERY_LOADS>;
 var<private> bases: array<u32, PASSES>;
 
@@ -118,7 +119,9 @@ fn fetch(thread: u32, slab: u32) {
     let quad = in_key(slab * SLAB + thread % SLAB);
     for (var i = 0u; i < PASSES; i++) {
         next[i][0] = cache[bases[i] + quad];
-        next[i][1] = cache[bases[i] + KEY_QUADS + quad];
+        if (EXACT == 1u) {
+            next[i][EXACT] = cache[bases[i] + KEY_QUADS + quad];
+        }
     }
 }
 
@@ -126,7 +129,9 @@ fn put(thread: u32) {
     let at = thread / SLAB * PITCH + thread % SLAB;
     for (var i = 0u; i < PASSES; i++) {
         keys[at + i * ROWS * PITCH] = next[i][0];
-        keys[at + i * ROWS * PITCH + LOWER_KEYS] = next[i][1];
+        if (EXACT == 1u) {
+            keys[at + i * ROWS * PITCH + EXACT * LOWER_KEYS] = next[i][EXACT];
+        }
     }
 }
 
@@ -134,7 +139,9 @@ fn put(thread: u32) {
 fn put_line(at: u32, value: vec4<f32>) {
     let first = upper(value);
     lines[at] = vec4<f16>(first);
-    lines[LOWER_LINES + at] = vec4<f16>(value - first);
+    if (EXACT == 1u) {
+        lines[EXACT * LOWER_LINES + at] = vec4<f16>(value - first);
+    }
 }
 
 // The scores of the tile, the subgroup's heads and positions: from the first slab, which is on its way, until the first of
@@ -162,15 +169,20 @@ fn score(thread: u32, line: u32, power: f32) {
             let quad = 16u * team_of(thread) + 4u * step;
             let line_at = heads_of(thread) * PITCH + quad;
             let x = coopLoadT<Left>(&lines[line_at], PITCH);
-            let y = coopLoadT<Left>(&lines[LOWER_LINES + line_at], PITCH);
             let at = positions_of(thread) * PITCH + quad;
             let w = coopLoad<Right>(&keys[at], PITCH);
-            let v = coopLoad<Right>(&keys[LOWER_KEYS + at], PITCH);
             sum = coopMultiplyAdd(x, w, sum);
-            by_lower = coopMultiplyAdd(x, v, by_lower);
-            of_lower = coopMultiplyAdd(y, w, of_lower);
+            if (EXACT == 1u) {
+                let y = coopLoadT<Left>(&lines[EXACT * LOWER_LINES + line_at], PITCH);
+                let v = coopLoad<Right>(&keys[EXACT * LOWER_KEYS + at], PITCH);
+                by_lower = coopMultiplyAdd(x, v, by_lower);
+                of_lower = coopMultiplyAdd(y, w, of_lower);
+            }
         }
-        sums = sums + (sum + (by_lower + of_lower));
+        if (EXACT == 1u) {
+            sum = sum + (by_lower + of_lower);
+        }
+        sums = sums + sum;
     }
     let to_scores = heads_of(thread) * SCORE_PITCH + positions_of(thread);
     if (TEAMS > 1u) {
@@ -202,15 +214,20 @@ fn mix(thread: u32, slab: u32, before: Sum) -> Sum {
     for (var row = 0u; row < TILE; row += 16u) {
         let line_at = heads_of(thread) * PITCH + row / 4u;
         let x = coopLoadT<Left>(&lines[line_at], PITCH);
-        let y = coopLoadT<Left>(&lines[LOWER_LINES + line_at], PITCH);
         let at = row * PITCH + columns_of(thread) / 4u;
         let w = coopLoadT<Right>(&keys[at], PITCH);
-        let v = coopLoadT<Right>(&keys[LOWER_KEYS + at], PITCH);
         sum = coopMultiplyAdd(x, w, sum);
-        by_lower = coopMultiplyAdd(x, v, by_lower);
-        of_lower = coopMultiplyAdd(y, w, of_lower);
+        if (EXACT == 1u) {
+            let y = coopLoadT<Left>(&lines[EXACT * LOWER_LINES + line_at], PITCH);
+            let v = coopLoadT<Right>(&keys[EXACT * LOWER_KEYS + at], PITCH);
+            by_lower = coopMultiplyAdd(x, v, by_lower);
+            of_lower = coopMultiplyAdd(y, w, of_lower);
+        }
     }
-    return before + (sum + (by_lower + of_lower));
+    if (EXACT == 1u) {
+        sum = sum + (by_lower + of_lower);
+    }
+    return before + sum;
 }
 
 // A sum of 16 heads and columns, each head times its correction.

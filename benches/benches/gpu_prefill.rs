@@ -1,7 +1,7 @@
 //! How fast the GPU backend multiplies many tokens: prefill, and batches of sequences, at the shapes of Kimi-K2.
 //!
 //! `cargo bench --features gpu --bench gpu_prefill` prints the table; `-- --kernels` times every kernel that could do a
-//! line; `--bits N` takes other weights than 4 bits; `--tokens A,B` only those counts; `--experts N`; `--as-metal[=CHIP]`
+//! line; `--dense-only`, `--experts-only`; `--precision=fast` multiplies halves once; `--bits N` takes other weights than 4 bits; `--tokens A,B` only those counts; `--experts N`; `--as-metal[=CHIP]`
 //! takes the kernels and sizes of one of Apple's; `--quick` shrinks everything for a software adapter. TFLOP/s count 2 for every weight and token; GB/s are those of the weights, each
 //! read once. "of f16" is the rate of the same product with unpacked f16 weights.
 
@@ -59,7 +59,12 @@ fn main() -> Outcome<()> {
         "{:<30} {:>6} {:>9} {:>9} {:>7} {:>8} {:>7}  kernel",
         "product", "tokens", "ms", "TFLOP/s", "of f16", "GB/s", "of read"
     );
-    bench.dense(&tokens)?;
+    if !has("--experts-only") {
+        bench.dense(&tokens)?;
+    }
+    if has("--dense-only") {
+        return Ok(());
+    }
     bench.all_experts(&tokens)
 }
 

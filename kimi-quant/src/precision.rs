@@ -3,14 +3,14 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// How precisely a backend multiplies activations with weights. Weights have the values that they are stored with either
-/// way.
+/// How precisely a backend multiplies activations with weights.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub enum Precision {
     /// Activations keep the precision of f32.
     #[default]
     Exact,
-    /// Activations are rounded before they are multiplied, where the backend has kernels that gain from it.
+    /// Activations are rounded before they are multiplied, where the backend has kernels that gain from it; on a GPU weights
+    /// too, to 16-bit floats.
     Fast,
 }
 

@@ -8,7 +8,9 @@ use super::shader::{
 };
 use super::weights::{GpuMatrix, Part};
 use super::{Gpu, GpuAttended, GpuCache, GpuTensor};
-use crate::{AttentionInputs, BackendError, CacheShape, HeadShape, LatentProjections, TokenLayout};
+use crate::{
+    AttentionInputs, BackendError, CacheShape, HeadShape, LatentProjections, Precision, TokenLayout,
+};
 
 type Result<T> = std::result::Result<T, BackendError>;
 type Constants = Vec<(&'static str, u32)>;
@@ -158,6 +160,7 @@ impl Gpu {
                 ("WHOLE", whole.into()),
                 ("SINGLE", single.into()),
                 ("TEAMS", 1 + u32::from(two_teams)),
+                ("EXACT", (self.precision() == Precision::Exact).into()),
             ]);
             (&ATTEND_COOPERATIVE, columns)
         } else {

@@ -13,7 +13,7 @@ use super::shader::{COOPERATIVE, COOPERATIVE_8X8, Dot, FEW, Packing, SPLIT16, Sp
 use super::tuning::{dot, integer};
 use super::weights::{GpuExperts, Part};
 use super::{Gpu, GpuRouting, GpuTensor};
-use crate::BackendError;
+use crate::{BackendError, Precision};
 
 type Result<T> = std::result::Result<T, BackendError>;
 
@@ -94,6 +94,9 @@ const MANY: usize = 64;
 /// Threads of `cooperative.wgsl` and `cooperative_8x8.wgsl`, each of which has a row.
 const COOPERATIVE_ROWS: u32 = 128;
 
+/// Pairs of an expert from which on cooperative matrices are faster than a product for each, where they are multiplied once.
+const FAST_PAIRS: f64 = 4.0;
+
 /// Workgroups a core that keep a GPU busy.
 const ENOUGH_WORKGROUPS: f64 = 1.515;
 
@@ -122,11 +125,40 @@ const TILED_STAGED: u32 = 4;
 /// The same for teams, times their lines: 16 KB.
 const TEAMS_UNITS: u32 = 128;
 
-/// Lines of a workgroup of `cooperative.wgsl` or `cooperative_8x8.wgsl`.
-fn cooperative_lines(device: &Device, tokens: usize, rows: usize, gated: bool) -> u32 {
-    let blocks = rows.div_ceil(if gated { 64 } else { 128 });
-    let enough = device.hardware.workgroups(ENOUGH_WORKGROUPS);
-    [64, 32].into_iter().find(|&lines| blocks * tokens.div_ceil(lines as usize) >= enough).unwrap_or(16)
+/// Sizes of `cooperative.wgsl` and `cooperative_8x8.wgsl`.
+#[derive(Debug, Clone, Copy)]
+struct Cooperative {
+    lines: u32,
+    /// Subgroups of `cooperative.wgsl` that write results at a time: each takes a kilobyte of shared memory.
+    writers: u32,
+}
+
+impl Cooperative {
+    fn choose(device: &Device, product: &Batched<'_>) -> Self {
+        let gated = product.up.is_some();
+        let (tokens, rows) = (product.x.rows, product.rows);
+        let blocks = rows.div_ceil(if gated { 64 } else { 128 });
+        let enough = device.hardware.workgroups(ENOUGH_WORKGROUPS);
+        let lines = match product.lines {
+            Lines::Experts { groups, .. } => groups.lines as u32,
+            Lines::Tokens => [64, 32]
+                .into_iter()
+                .find(|&lines| blocks * tokens.div_ceil(lines as usize) >= enough)
+                .unwrap_or(16),
+        };
+        Self { lines, writers: if lines == 16 { 1 } else { 4 } }
+    }
+
+    fn constants(self, packing: Packing, precision: Precision) -> Vec<(&'static str, u32)> {
+        let exact = precision == Precision::Exact;
+        vec![
+            ("WORKGROUP", COOPERATIVE_ROWS),
+            ("WRITERS", self.writers),
+            ("EXACT", exact.into()),
+            ("SPLIT", (exact && !packing.exact_in_f16()).into()),
+            ("FACTOR", packing.f16_factor()),
+        ]
+    }
 }
 
 impl Tile {
@@ -171,12 +203,13 @@ impl BatchKernel {
         routing: &GpuRouting,
         experts: usize,
         codes: Codes,
-        cooperative: bool,
+        hardware: &Hardware,
     ) -> (Self, usize) {
         // Pairs of an expert on average; few experts have more than twice as many.
         let mean = (routing.tokens * routing.chosen) as f64 / experts.max(1) as f64;
+        let fast = hardware.precision == Precision::Fast;
         let kernel = given.unwrap_or(match codes {
-            Codes::Integers if mean < 24.0 => Self::Matvec,
+            Codes::Integers if mean < if fast { FAST_PAIRS } else { 24.0 } => Self::Matvec,
             Codes::Halves if mean < 4.0 => Self::Matvec,
             Codes::Floats if mean < 4.0 => Self::Few,
             _ => Self::Tiled,
@@ -187,8 +220,8 @@ impl BatchKernel {
             Self::Few if mean < 1.0 => 4.min(routing.tokens),
             Self::Few => FEW_LINES.min(routing.tokens),
             Self::Teams => FEW_LINES,
-            _ if !cooperative => TILED_LINES as usize,
-            _ if mean < 8.0 => 16,
+            _ if !hardware.has_matrices() => TILED_LINES as usize,
+            _ if mean < if fast { 12.0 } else { 8.0 } => 16,
             _ => 32,
         };
         (kernel, lines.max(1))
@@ -281,7 +314,7 @@ impl Gpu {
             routing,
             experts.count,
             codes,
-            self.recorder.device.hardware.has_matrices(),
+            &self.recorder.device.hardware,
         );
         Ok((kernel, self.groups(routing, experts.count, lines)?))
     }
@@ -327,17 +360,14 @@ impl Gpu {
                 (&TILED, tile.constants(), tile.rows, lines)
             }
             BatchKernel::Cooperative => {
-                let mut constants = vec![("WORKGROUP", COOPERATIVE_ROWS)];
-                let lines = match product.lines {
-                    Lines::Tokens => cooperative_lines(device, x.rows, rows, gated == 1),
-                    Lines::Experts { groups, .. } => groups.lines as u32,
+                let sizes = Cooperative::choose(device, product);
+                let hardware = &device.hardware;
+                let (op, constants) = if hardware.cooperative {
+                    (&COOPERATIVE, sizes.constants(packing, hardware.precision))
+                } else {
+                    (&COOPERATIVE_8X8, vec![("WORKGROUP", COOPERATIVE_ROWS)])
                 };
-                let op = if device.hardware.cooperative { &COOPERATIVE } else { &COOPERATIVE_8X8 };
-                if device.hardware.cooperative {
-                    let split = u32::from(!packing.exact_in_f16());
-                    constants.extend([("SPLIT", split), ("FACTOR", packing.f16_factor())]);
-                }
-                (op, constants, COOPERATIVE_ROWS / (1 + gated), lines)
+                (op, constants, COOPERATIVE_ROWS / (1 + gated), sizes.lines)
             }
         };
         let share = if kernel == BatchKernel::Few { share(packing) } else { 1 };
@@ -427,21 +457,28 @@ struct Split16 {
     values: Arc<Buffer>,
     /// What each line is to be multiplied by.
     factors: Arc<Buffer>,
-    /// Cells of a line, of two columns each.
+    /// Cells of a line: a quad's upper floats, or its lower ones.
     cells: usize,
 }
 
 impl Gpu {
-    /// `x` as upper and lower 16-bit floats, filled up to whole units of the weights.
+    /// `x` as 16-bit floats, upper and lower ones where products are exact, filled up to whole units of
+    /// the weights.
     fn split16(&self, packing: Packing, x: &GpuTensor) -> Result<Split16> {
-        let cells = packing.units() * UNIT / 2;
+        let exact = usize::from(self.recorder.device.hardware.precision == Precision::Exact);
+        let quads = packing.units() * UNIT / 4;
+        let cells = quads * (1 + exact);
         let split = Split16 {
             values: self.recorder.pool.take(8 * (x.rows * cells) as u64, false)?,
             factors: self.recorder.pool.take(4 * x.rows as u64, false)?,
             cells,
         };
-        let workgroup = self.recorder.device.workgroup_of(cells);
-        let sizes = [("WORKGROUP", workgroup), ("WIDTH", x.cols as u32), ("CELLS", cells as u32)];
+        let sizes = [
+            ("WORKGROUP", self.recorder.device.workgroup_of(quads)),
+            ("WIDTH", x.cols as u32),
+            ("QUADS", quads as u32),
+            ("EXACT", exact as u32),
+        ];
         self.recorder.dispatch(Dispatch {
             op: &SPLIT16,
             spec: Spec::new(&SPLIT16, sizes.to_vec()),

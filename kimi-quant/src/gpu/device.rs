@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::adapter::{self, Adapter};
 use super::hardware::{Hardware, metal_limits};
 use super::tuning::Tuning;
-use crate::BackendError;
 use crate::chips::Chip;
+use crate::{BackendError, Precision};
 
 /// What to run on, and how.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +25,9 @@ pub struct GpuOptions {
     pub keep_alive: Option<Duration>,
     /// Sends weights through staging memory even where the host can write the device's own.
     pub staged_upload: bool,
+    /// How precisely products of many tokens are computed where the adapter has cooperative matrices. Elsewhere, and for few
+    /// tokens, they are exact either way.
+    pub precision: Precision,
     /// Uses plain shared memory even where the adapter has subgroups.
     pub no_subgroups: bool,
     /// Multiplies without cooperative matrices even where the adapter has them.
@@ -142,6 +145,9 @@ impl Device {
         let whole = hardware.subgroups && hardware.lanes == 32;
         hardware.cooperative = matrices == COOPERATIVE && whole && room;
         hardware.cooperative_8x8 = matrices == COOPERATIVE_8X8 && whole;
+        if hardware.cooperative {
+            hardware.precision = options.precision;
+        }
         Ok(Self {
             instance,
             adapter,
@@ -186,9 +192,10 @@ impl Device {
     }
 
     pub(crate) fn name(&self) -> String {
+        let fast = if self.hardware.precision == Precision::Fast { ", fast" } else { "" };
         match self.as_metal {
-            Some(chip) => format!("{}, as {}", self.about, chip.short_name()),
-            None => self.about.to_string(),
+            Some(chip) => format!("{}, as {}{fast}", self.about, chip.short_name()),
+            None => format!("{}{fast}", self.about),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::adapter::Adapter;
 use super::device::GpuOptions;
+use crate::Precision;
 use crate::chips::Chip;
 
 /// All that a device's kernels, their sizes and their grids follow from, besides its limits. Nothing else looks at what
@@ -17,6 +18,8 @@ pub(crate) struct Hardware {
     pub(crate) cooperative: bool,
     /// Whether it has the cooperative matrices of `cooperative_8x8.wgsl` instead.
     pub(crate) cooperative_8x8: bool,
+    /// How precisely cooperative matrices multiply. Exact where there are none.
+    pub(crate) precision: Precision,
     /// Whether it is the CPU: it is slow where threads idle, and has no instruction cache to save.
     pub(crate) software: bool,
     /// Cores (multiprocessors), each of which runs some workgroups at a time.
@@ -64,6 +67,7 @@ impl Hardware {
                 integer_dot: info.backend == wgpu::Backend::Vulkan && adapter.is_hardware(),
                 cooperative: false,
                 cooperative_8x8: false,
+                precision: Precision::Exact,
                 software: !adapter.is_hardware(),
                 cores: Chip::of_device(&adapter.name).map_or(CORES, |chip| chip.cores as usize),
                 resident_threads: RESIDENT_THREADS,
@@ -80,6 +84,7 @@ impl Hardware {
             integer_dot: false,
             cooperative: false,
             cooperative_8x8: false,
+            precision: Precision::Exact,
             software: false,
             cores: chip.map_or(APPLE_CORES, |chip| chip.cores as usize),
             resident_threads: APPLE_RESIDENT_THREADS,

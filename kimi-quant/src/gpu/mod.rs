@@ -66,7 +66,7 @@ use tensor::Input;
 use crate::backend::check::{self, RoutingSize};
 use crate::{
     AttentionInputs, Backend, BackendError, CacheShape, ExpertHidden, HeadShape, LatentProjections, Norm,
-    PackedMatrix, Router, SampleError, SampleRequest, Sampled, TokenLayout,
+    PackedMatrix, Precision, Router, SampleError, SampleRequest, Sampled, TokenLayout,
 };
 
 type Result<T> = std::result::Result<T, BackendError>;
@@ -167,6 +167,11 @@ impl Gpu {
             last_layout: Mutex::default(),
             nudge,
         })
+    }
+
+    /// How precisely products of many tokens are computed: [`Precision::Fast`] only where the device has kernels for it.
+    pub fn precision(&self) -> Precision {
+        self.recorder.device.hardware.precision
     }
 
     /// The adapter it runs on.

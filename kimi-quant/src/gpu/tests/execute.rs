@@ -214,7 +214,10 @@ impl Observer for Executor {
             self.changed.fetch_add(1, Ordering::Relaxed);
         }
         let (module, info) = parse(&source).map_err(failed)?;
-        let program = self.program(&metal(seen.op, seen.spec, &module, &info).map_err(failed)?)?;
+        let text = metal(seen.op, seen.spec, &module, &info).map_err(failed)?;
+        // naga hands vectors where it asks for scalars, and strides in vectors.
+        let program =
+            self.program(&text.replace("half* ptr, int stride", "run::Rows<half> ptr, int stride"))?;
         // A buffer may be bound twice.
         let mut places: Vec<(u64, &wgpu::Buffer, bool)> = Vec::new();
         let mut bindings = Vec::new();

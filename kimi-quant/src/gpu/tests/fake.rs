@@ -12,7 +12,7 @@ use super::super::weights::{GpuExperts, GpuMatrix, Part};
 use super::super::{Gpu, GpuHidden, GpuTensor, GpuVector, wgpu};
 use crate::{
     AttentionInputs, Backend, BackendError, BitWidth, CacheShape, ExpertHidden, FloatType, Format, HeadShape,
-    LatentProjections, Norm, Rope, Router, RouterShape, SampleRequest, TokenLayout,
+    LatentProjections, Norm, Precision, Rope, Router, RouterShape, SampleRequest, TokenLayout,
 };
 
 type Result<T = ()> = std::result::Result<T, BackendError>;
@@ -28,6 +28,7 @@ pub(super) struct Looks {
     subgroups: Option<(u32, u32)>,
     cooperative: bool,
     cooperative_8x8: bool,
+    precision: Precision,
     /// Bytes of memory that a workgroup shares.
     pub(super) shared: u32,
     pub(super) threads: u32,
@@ -37,7 +38,7 @@ pub(super) struct Looks {
     buffers: u32,
 }
 
-pub(super) const LOOKS: [Looks; 5] = [
+pub(super) const LOOKS: [Looks; 6] = [
     Looks {
         name: "NVIDIA H100 80GB HBM3",
         kind: AdapterKind::Discrete,
@@ -46,6 +47,21 @@ pub(super) const LOOKS: [Looks; 5] = [
         subgroups: Some((32, 32)),
         cooperative: true,
         cooperative_8x8: false,
+        precision: Precision::Exact,
+        shared: 48 << 10,
+        threads: 1024,
+        binding: (1 << 31) - 1,
+        buffers: 1 << 20,
+    },
+    Looks {
+        name: "NVIDIA H100 80GB HBM3, fast",
+        kind: AdapterKind::Discrete,
+        backend: wgpu::Backend::Vulkan,
+        vendor: NVIDIA,
+        subgroups: Some((32, 32)),
+        cooperative: true,
+        cooperative_8x8: false,
+        precision: Precision::Fast,
         shared: 48 << 10,
         threads: 1024,
         binding: (1 << 31) - 1,
@@ -59,6 +75,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         subgroups: Some((32, 32)),
         cooperative: false,
         cooperative_8x8: false,
+        precision: Precision::Exact,
         shared: 48 << 10,
         threads: 1024,
         binding: (1 << 31) - 1,
@@ -72,6 +89,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         subgroups: Some((4, 64)),
         cooperative: false,
         cooperative_8x8: true,
+        precision: Precision::Exact,
         shared: 32 << 10,
         threads: 1024,
         binding: (1 << 32) - 4,
@@ -85,6 +103,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         subgroups: Some((8, 8)),
         cooperative: false,
         cooperative_8x8: false,
+        precision: Precision::Exact,
         shared: 32 << 10,
         threads: 1024,
         binding: 128 << 20,
@@ -98,6 +117,7 @@ pub(super) const LOOKS: [Looks; 5] = [
         subgroups: None,
         cooperative: false,
         cooperative_8x8: false,
+        precision: Precision::Exact,
         shared: 32 << 10,
         threads: 256,
         binding: 128 << 20,
@@ -108,6 +128,11 @@ pub(super) const LOOKS: [Looks; 5] = [
 impl Looks {
     pub(super) fn is_metal(&self) -> bool {
         self.backend == wgpu::Backend::Metal
+    }
+
+    /// With cooperative matrices, of this precision.
+    pub(super) fn cooperative(precision: Precision) -> &'static Self {
+        LOOKS.iter().find(|looks| looks.cooperative && looks.precision == precision).unwrap()
     }
 
     /// Apple's.
@@ -200,6 +225,7 @@ impl Looks {
             hardware: Hardware {
                 cooperative: self.cooperative,
                 cooperative_8x8: self.cooperative_8x8,
+                precision: self.precision,
                 ..hardware
             },
             as_metal: None,
@@ -453,7 +479,8 @@ pub(super) fn specialisations(looks: &Looks) -> Result<Vec<(&'static Op, Spec)>>
         }
     }
     // They differ in what devices share.
-    let rare = if looks.cooperative || looks.is_metal() { rare() } else { Vec::new() };
+    let exact = looks.precision == Precision::Exact;
+    let rare = if exact && (looks.cooperative || looks.is_metal()) { rare() } else { Vec::new() };
     for format in rare {
         for tokens in [1, 6, 200] {
             Run { gpu, model: TINY, format }.step(tokens)?;

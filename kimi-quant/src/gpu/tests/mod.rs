@@ -3,6 +3,7 @@
 
 #[path = "../../../tests/common/mod.rs"]
 mod common;
+mod cooperative;
 mod execute;
 mod fake;
 mod kernels;
