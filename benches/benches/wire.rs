@@ -99,6 +99,7 @@ async fn serve(trust: Trust) -> Result<Coordinator, LinkError> {
         description: Vec::new(),
         layers: 0..1,
         first: false,
+        precision: kimi_net::Precision::Exact,
         state: LayerState::LatentPages,
         cache_pages: 32,
         page_tokens: 64,

@@ -15,6 +15,7 @@ use kimi_quant::{Backend, BackendError, Chip, Cpu};
 use crate::checkpoint::Checkpoint;
 #[cfg(feature = "gpu")]
 use crate::kernel_store::KernelStore;
+use crate::precision::PrecisionChoice;
 #[cfg(feature = "gpu")]
 use crate::stage::TOKEN_BUDGET;
 use crate::stage::{CacheConfig, Compute, LoadError, LoadStep, Stage, StageRunner, StageThread};
@@ -38,6 +39,8 @@ pub struct DeviceChoice {
     pub kind: DeviceKind,
     /// The GPU's number, or part of its name, in any case; `None` takes the first of the best kind.
     pub adapter: Option<String>,
+    /// How precisely products are computed.
+    pub precision: PrecisionChoice,
     /// Bytes of a GPU's memory to use at most, where that is less than what its driver says is free.
     pub memory: Option<u64>,
     /// Whether a GPU's clock may fall while it idles between the steps of running sequences.
@@ -136,7 +139,7 @@ impl DeviceChoice {
         if let Some(threads) = self.threads {
             Team::set_shared(threads);
         }
-        Cpu::new()
+        Cpu::new().with_precision(self.precision.on_cpu())
     }
 
     fn on_cpu(
@@ -181,6 +184,7 @@ impl DeviceChoice {
         kimi_quant::Gpu::new(&kimi_quant::gpu::GpuOptions {
             adapter: self.adapter.clone(),
             hardware_only: self.kind == DeviceKind::Auto,
+            precision: self.precision.on_gpu(),
             memory: self.memory,
             keep_alive: self.keep_alive,
             as_metal: self.as_metal,

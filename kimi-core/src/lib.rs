@@ -32,6 +32,7 @@ pub mod page_store;
 pub mod pages;
 pub mod pipeline;
 pub mod plan;
+pub mod precision;
 pub mod prefix_cache;
 #[cfg(feature = "reference")]
 pub mod reference;
@@ -54,3 +55,4 @@ pub use chat_model::{
 pub use checkpoint::Checkpoint;
 pub use device::{DeviceChoice, DeviceKind};
 pub use layer_state::LayerState;
+pub use precision::PrecisionChoice;

@@ -103,6 +103,7 @@
 //!     description: Vec::new(),
 //!     layers: 0..4,
 //!     first: false,
+//!     precision: Precision::Exact,
 //!     state: LayerState::LatentPages,
 //!     cache_pages: 8,
 //!     page_tokens: 64,
@@ -147,8 +148,8 @@ pub use kind::Kind;
 pub use message::{
     Activity, Assign, ErrorCode, ErrorReport, Fetch, Filling, Fingerprint, Forward, Goodbye, Hello, Holding,
     Item, LayerState, LoadProgress, Look, MAX_FETCHES, MAX_FILLING, MAX_LOOKS, MAX_PIECE, Message,
-    MessageError, ModelFiles, Piece, Ping, Pong, Ready, Role, SequenceStep, Status, StepBounds, StepResult,
-    Subject, Versions, Welcome, printable,
+    MessageError, ModelFiles, Piece, Ping, Pong, Precision, Ready, Role, SequenceStep, Status, StepBounds,
+    StepResult, Subject, Versions, Welcome, printable,
 };
 pub use protocol::{Config, Event, ProgressCount, Protocol, ProtocolError, State};
 pub use secure::Trust;

@@ -20,7 +20,7 @@ pub use self::{
     fetch::{Fetch, Item, MAX_FETCHES, MAX_PIECE, Piece},
     greeting::{Fingerprint, Hello, Role, Versions, Welcome},
     look::{Filling, Holding, Look, MAX_FILLING, MAX_LOOKS, ModelFiles, Status},
-    stage::{Assign, LayerState, LoadProgress, Ready, StepBounds},
+    stage::{Assign, LayerState, LoadProgress, Precision, Ready, StepBounds},
     step::{Activity, Forward, SequenceStep, StepResult},
     text::printable,
 };

@@ -14,7 +14,8 @@ use kimi_core::plan::{ModelBytes, Plan};
 use kimi_core::stage::CacheConfig;
 use kimi_core::{Checkpoint, DeviceChoice};
 use kimi_net::{
-    Assign, Config, Coordinator, ErrorCode, Fingerprint, LayerState, LinkError, Trust, Tuning, Versions,
+    Assign, Config, Coordinator, ErrorCode, Fingerprint, LayerState, LinkError, Precision, Trust, Tuning,
+    Versions,
 };
 use kimi_server::cluster::child::WorkerCommand;
 use kimi_server::cluster::{self, BuildError, Built, ConnectError, Connected, Dialer, Placement, Wanted};
@@ -89,6 +90,7 @@ impl Lead {
             description: Vec::new(),
             layers: 0..2,
             first: true,
+            precision: Precision::Exact,
             state: LayerState::LatentPages,
             cache_pages: 4,
             page_tokens: 64,
@@ -144,6 +146,17 @@ fn what_decides_nothing_may_differ() {
         }
     });
     Lead::new().build(&worker, "me", "kimi-tiny").unwrap();
+}
+
+#[test]
+fn layers_are_loaded_anew_for_another_precision() {
+    let (worker, lead) = (worker(&["--backend", "cpu"]), Lead::new());
+    let link = lead.link(&worker, Config::new("me")).unwrap();
+    for precision in [Precision::Exact, Precision::Fast, Precision::Exact] {
+        let assign = Assign { precision, ..lead.assign() };
+        let ready = lead.runtime.block_on(link.assign(assign, |_| {})).unwrap();
+        assert_eq!(ready.device.contains("fast"), precision == Precision::Fast, "{}", ready.device);
+    }
 }
 
 #[test]

@@ -312,6 +312,7 @@ fn a_refusal_does_not_tell_the_workers_folders() {
         hidden_size: 1,
         session: 1,
         resume: false,
+        precision: kimi_net::Precision::Exact,
         state: kimi_net::LayerState::LatentPages,
     };
     let error = runtime().block_on(link.assign(assign, |_| {})).unwrap_err().to_string();

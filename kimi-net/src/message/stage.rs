@@ -22,6 +22,8 @@ pub struct Assign {
     pub layers: Range<u32>,
     /// Whether the stage embeds the tokens.
     pub first: bool,
+    /// How precisely the stage computes its products.
+    pub precision: Precision,
     /// What the layers keep of the tokens before.
     pub state: LayerState,
     /// Pages of the latent cache.
@@ -37,6 +39,17 @@ pub struct Assign {
     /// Go on with the caches of [`Self::session`] after the connection was lost. A worker that does not have them any more
     /// says so ([`ErrorCode::CacheLost`](super::ErrorCode::CacheLost)) and loads nothing.
     pub resume: bool,
+}
+
+/// How precisely products are computed: the same for all stages of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Precision {
+    /// As f32.
+    Exact,
+    /// With rounded activations, where the device has kernels that gain from it.
+    Fast,
+    /// The fastest that the worker's release takes for close enough on its device.
+    Auto,
 }
 
 /// What a layer keeps of each sequence; another kind would bring sizes of its own.

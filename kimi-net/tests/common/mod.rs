@@ -30,6 +30,7 @@ pub fn assign() -> Assign {
         description: vec![1, 2],
         layers: 0..4,
         first: true,
+        precision: Precision::Exact,
         state: LayerState::LatentPages,
         cache_pages: 8,
         page_tokens: 64,

@@ -14,6 +14,7 @@ use kimi_core::plan::ModelBytes;
 use kimi_core::stage::{
     CacheConfig, Done, LoadError, LoadStep, StageError, StageOutput, StageResult, StageTime,
 };
+use kimi_core::{DeviceChoice, PrecisionChoice};
 use kimi_net::{
     Assign, Bytes, ErrorCode, ErrorReport, Fingerprint, Forward, LayerState, LinkError, LoadProgress,
     ProgressCount, Ready, StepResult, Subject, WorkerSender,
@@ -57,6 +58,7 @@ struct Loaded {
 pub(super) struct Key {
     fingerprint: Fingerprint,
     layers: Range<usize>,
+    precision: PrecisionChoice,
     cache: CacheConfig,
 }
 
@@ -176,7 +178,8 @@ impl Host {
                 CacheConfig { pages: assign.cache_pages as usize, page_tokens: assign.page_tokens as usize }
             }
         };
-        let key = Key { fingerprint: assign.fingerprint, layers: layers.clone(), cache };
+        let precision = wire::to_precision(assign.precision);
+        let key = Key { fingerprint: assign.fingerprint, layers: layers.clone(), precision, cache };
         self.check_moves()?;
         let mut held = self.loaded();
         if assign.resume {
@@ -212,13 +215,13 @@ impl Host {
             let _ = sender.progress(LoadProgress { loaded_bytes, total_bytes: weight_bytes, kernels });
         };
         report(LoadStep::Weights(0));
-        let mut stage =
-            self.config.device.load(&checkpoint, layers, cache, &mut report).map_err(|e| match e {
-                LoadError::DoesNotFit { .. } | LoadError::CacheDoesNotFit { .. } => {
-                    Refusal::new(ErrorCode::OutOfMemory, e)
-                }
-                _ => Refusal::load(e),
-            })?;
+        let device = DeviceChoice { precision, ..self.config.device.clone() };
+        let mut stage = device.load(&checkpoint, layers, cache, &mut report).map_err(|e| match e {
+            LoadError::DoesNotFit { .. } | LoadError::CacheDoesNotFit { .. } => {
+                Refusal::new(ErrorCode::OutOfMemory, e)
+            }
+            _ => Refusal::load(e),
+        })?;
         if stage.maps_weights {
             bus_error::name_shards_of(&checkpoint);
         }

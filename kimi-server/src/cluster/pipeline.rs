@@ -199,6 +199,7 @@ impl Placement {
             description: wire::from_description(description),
             layers: stage.first_layer as u32..stage.last_layer as u32 + 1,
             first: stage.first_layer == 0,
+            precision: wire::from_precision(self.device.precision),
             state: wire::from_state(LayerState::of(config, stage.first_layer)),
             cache_pages: self.cache.pages as u32,
             page_tokens: self.cache.page_tokens as u32,

@@ -3,16 +3,34 @@
 //! The coordinator holds the last stage, so a worker never samples: it needs positions and page tables, and token ids
 //! only if it holds the embedding.
 
-use kimi_core::LayerState;
 use kimi_core::batch::{Batch, Output, SequenceId, SequenceSlice};
 use kimi_core::fingerprint::Description;
 use kimi_core::stage::{Hidden, StageSpan};
-use kimi_net::{Bytes, Forward, SequenceStep, StepResult, printable};
+use kimi_core::{LayerState, PrecisionChoice};
+use kimi_net::{Bytes, Forward, Precision, SequenceStep, StepResult, printable};
 
 /// What a layer keeps, as an assignment names it.
 pub(super) fn from_state(state: LayerState) -> kimi_net::LayerState {
     match state {
         LayerState::LatentPages { .. } => kimi_net::LayerState::LatentPages,
+    }
+}
+
+/// How precisely is computed, as an assignment says it.
+pub(super) fn from_precision(choice: PrecisionChoice) -> Precision {
+    match choice {
+        PrecisionChoice::Exact => Precision::Exact,
+        PrecisionChoice::Fast => Precision::Fast,
+        PrecisionChoice::Auto => Precision::Auto,
+    }
+}
+
+/// The same for a worker.
+pub(super) fn to_precision(precision: Precision) -> PrecisionChoice {
+    match precision {
+        Precision::Exact => PrecisionChoice::Exact,
+        Precision::Fast => PrecisionChoice::Fast,
+        Precision::Auto => PrecisionChoice::Auto,
     }
 }
 

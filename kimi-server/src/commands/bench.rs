@@ -81,15 +81,15 @@ fn predict(args: &BenchArgs, chip: &Chip) -> anyhow::Result<Outcome> {
 
 #[cfg(feature = "gpu")]
 fn on_device(args: &BenchArgs) -> anyhow::Result<Report> {
-    let choice = args.device.choice();
+    let choice = args.precision.on(&args.device);
     if choice.kind == DeviceKind::Cpu {
-        return on(args, args.device.choice().open_cpu());
+        return on(args, choice.open_cpu());
     }
     match choice.open_gpu() {
         Ok(gpu) => on(args, gpu),
         Err(reason @ kimi_quant::BackendError::NoAdapter { .. }) if choice.kind == DeviceKind::Auto => {
             tracing::info!("running on the CPU: {reason}");
-            on(args, args.device.choice().open_cpu())
+            on(args, choice.open_cpu())
         }
         Err(error) => Err(error.into()),
     }
@@ -97,11 +97,12 @@ fn on_device(args: &BenchArgs) -> anyhow::Result<Report> {
 
 #[cfg(not(feature = "gpu"))]
 fn on_device(args: &BenchArgs) -> anyhow::Result<Report> {
+    let choice = args.precision.on(&args.device);
     anyhow::ensure!(
-        args.device.choice().kind != DeviceKind::Gpu,
+        choice.kind != DeviceKind::Gpu,
         "this program was built without the feature `gpu`; use --backend cpu"
     );
-    on(args, args.device.choice().open_cpu())
+    on(args, choice.open_cpu())
 }
 
 fn on<B: Measured>(args: &BenchArgs, backend: B) -> anyhow::Result<Report> {

@@ -40,8 +40,15 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<Outcome> {
     let options = ModelOptions { conversations: Some(1), ..ModelOptions::default() };
     let cache = options.cache(&checkpoint);
     let tokens = cache.tokens();
-    let cluster =
-        LocalCluster::start(&found, &checkpoint, &bytes, STAGES, tokens, None, &args.device.choice())?;
+    let cluster = LocalCluster::start(
+        &found,
+        &checkpoint,
+        &bytes,
+        STAGES,
+        tokens,
+        None,
+        &args.precision.on(&args.device),
+    )?;
     super::print(&format!(
         "{}: a small Kimi-K2 ({} layers, {}) that is part of this program.\nIt shows how kimi works, not what a \
          Kimi-K2 of a trillion parameters can say.\n\n{}\n",

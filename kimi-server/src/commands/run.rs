@@ -80,7 +80,7 @@ fn load(args: &RunArgs, runtime: &Handle) -> anyhow::Result<ChatModel> {
     let files = found.chat_files(&checkpoint)?;
     let options = ModelOptions { speculation: args.speculation.speculation, ..args.cache.options() };
     let cache = options.cache(&checkpoint);
-    let device = &args.device.choice();
+    let device = &args.precision.on(&args.device);
     let status = ClusterStatus::default();
     let planned = |plan: &Plan, limits: bool| {
         if limits {

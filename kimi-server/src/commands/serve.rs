@@ -61,7 +61,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<Outcome> {
         );
         Ok(())
     };
-    let (cache, device) = (options.cache(&checkpoint), &args.device.choice());
+    let (cache, device) = (options.cache(&checkpoint), &args.precision.on(&args.device));
     let source =
         Model { found: &found, checkpoint: &checkpoint, cache, device, status: &status, planned: &planned };
     let Stages { built, mut recovery } = stages::start(&args.peers, &source, runtime.handle())?;

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use kimi_core::synthetic::SyntheticShape;
 use kimi_quant::Chip;
 
-use super::{DeviceArgs, GpuArgs, ModelArgs, at_least_one, tolerance};
+use super::{DeviceArgs, GpuArgs, ModelArgs, PrecisionArgs, PrecisionName, at_least_one, tolerance};
 use crate::cli::defaults;
 
 /// Arguments of `kimi inspect`.
@@ -64,6 +64,9 @@ pub struct VerifyArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub gpu: GpuArgs,
+    /// How precisely products are computed. What is not exact passes with a --tolerance to match.
+    #[arg(long, value_enum, default_value_t = PrecisionName::Exact)]
+    pub precision: PrecisionName,
     /// Split the layers over this many processes on this machine, connected by TCP.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
     pub stages: u16,
@@ -147,6 +150,9 @@ pub struct BenchArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub precision: PrecisionArgs,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,

@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use kimi_core::{DeviceChoice, DeviceKind};
+use kimi_core::{DeviceChoice, DeviceKind, PrecisionChoice};
 use kimi_quant::Chip;
 
 use super::gigabytes;
@@ -19,6 +19,43 @@ pub enum BackendChoice {
     Cpu,
     /// A GPU, or an error that says what is missing.
     Gpu,
+}
+
+/// How precisely products are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum PrecisionName {
+    /// As f32.
+    Exact,
+    /// With rounded activations, where the device has kernels that gain from it.
+    Fast,
+    /// The fastest that is at least as close to f32 as mlx-lm's bf16 is on the same kind of device (docs/precision.md).
+    Auto,
+}
+
+impl PrecisionName {
+    /// The same for kimi-core.
+    pub fn choice(self) -> PrecisionChoice {
+        match self {
+            Self::Exact => PrecisionChoice::Exact,
+            Self::Fast => PrecisionChoice::Fast,
+            Self::Auto => PrecisionChoice::Auto,
+        }
+    }
+}
+
+/// How precisely is computed.
+#[derive(Debug, Clone, Args)]
+pub struct PrecisionArgs {
+    /// How precisely products are computed, here and on every worker.
+    #[arg(long, value_enum, default_value_t = PrecisionName::Auto)]
+    pub precision: PrecisionName,
+}
+
+impl PrecisionArgs {
+    /// A device that computes so.
+    pub fn on(&self, device: &DeviceArgs) -> DeviceChoice {
+        DeviceChoice { precision: self.precision.choice(), ..device.choice() }
+    }
 }
 
 /// What computes.

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use super::{CacheArgs, DeviceArgs, ModelArgs, PeerArgs, SpeculationArgs};
+use super::{CacheArgs, DeviceArgs, ModelArgs, PeerArgs, PrecisionArgs, SpeculationArgs};
 use crate::cli::defaults;
 use crate::cli::exo::ExoArgs;
 
@@ -24,6 +24,9 @@ pub struct DemoArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub precision: PrecisionArgs,
 }
 
 /// Arguments of `kimi run`.
@@ -77,6 +80,9 @@ pub struct RunArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub precision: PrecisionArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub exo: ExoArgs,

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{CacheArgs, DeviceArgs, HttpArgs, ModelArgs, PeerArgs, SpeculationArgs, gigabytes};
+use super::{
+    CacheArgs, DeviceArgs, HttpArgs, ModelArgs, PeerArgs, PrecisionArgs, SpeculationArgs, gigabytes,
+};
 use crate::cli::defaults;
 use crate::cli::exo::ExoArgs;
 
@@ -79,6 +81,9 @@ pub struct ServeArgs {
     #[command(flatten)]
     #[allow(missing_docs)]
     pub device: DeviceArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub precision: PrecisionArgs,
     /// Let everybody who reaches --host use the API without a key, on networks that you trust. Implied by --insecure.
     #[arg(long)]
     pub open_api: bool,
