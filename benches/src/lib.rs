@@ -1,13 +1,16 @@
 //! Benches of kimi: `cargo bench -p kimi-benches --bench NAME`. Each is a program that prints a table.
 
+pub mod bf16;
+
 pub use kimi_quant::RandomWeights;
 #[cfg(feature = "gpu")]
 use kimi_quant::{Chip, gpu::GpuOptions};
 
-/// How a bench opens the GPU: with the kernels and sizes of one of Apple's where its arguments have `--as-metal[=CHIP]`.
+/// How a bench opens the GPU: with the kernels and sizes of one of Apple's where its arguments have `--as-metal[=CHIP]`, and
+/// as precisely as `--precision=exact|fast` says.
 ///
 /// # Errors
-/// If there is no such chip.
+/// If there is no such chip or precision.
 #[cfg(feature = "gpu")]
 pub fn gpu_options() -> Result<GpuOptions, String> {
     let chip = std::env::args().find_map(|arg| {
@@ -19,5 +22,8 @@ pub fn gpu_options() -> Result<GpuOptions, String> {
         }
     });
     let as_metal = chip.map(|name| Chip::of_apple(&name)).transpose()?;
-    Ok(GpuOptions { as_metal, ..GpuOptions::default() })
+    let precision = std::env::args().find_map(|arg| arg.strip_prefix("--precision=").map(str::to_owned));
+    let precision = precision.map_or(Ok(Default::default()), |word| word.parse());
+    let precision = precision.map_err(|e: kimi_quant::PrecisionError| e.to_string())?;
+    Ok(GpuOptions { as_metal, precision, ..GpuOptions::default() })
 }

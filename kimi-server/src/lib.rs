@@ -19,7 +19,7 @@
 //! | [`devices`] | what this machine can compute on |
 //! | [`mod@table`] | text in columns |
 //! | [`mod@bench`] | how fast a device computes |
-//! | [`inspect`], [`golden`], [`verify`] | checkpoints taken apart and checked |
+//! | [`inspect`], [`golden`], [`verify`], [`distance`] | checkpoints taken apart and checked |
 //!
 //! The feature `cli` (a default) is the program. Without it, and without its dependencies, there is what a coordinator and a
 //! worker need in another program: `examples/embed.rs` is both in a page.
@@ -45,6 +45,8 @@ pub mod commands;
 #[cfg(feature = "cli")]
 pub mod devices;
 pub mod discovery;
+#[cfg(feature = "cli")]
+pub mod distance;
 #[cfg(feature = "cli")]
 pub mod doctor;
 #[cfg(feature = "cli")]

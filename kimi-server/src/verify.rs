@@ -8,6 +8,7 @@ use kimi_core::stage::{CacheConfig, StageError, StageRunner};
 use serde::Serialize;
 
 use crate::cli::defaults::VERIFY_CHUNK;
+use crate::distance::{Distance, likeliest};
 use crate::golden::Case;
 
 /// Something that computes logits of one sequence at a time.
@@ -66,6 +67,8 @@ pub struct CaseReport {
     pub max_abs_err: Option<f64>,
     /// The same, of the prompt run token by token alone.
     pub stepwise_max_abs_err: Option<f64>,
+    /// How far the logits of the prompt run at once are, at every position that has recorded ones.
+    pub distance: Option<Distance>,
     /// Greedy tokens that are equal.
     pub greedy_match: usize,
     /// Greedy tokens compared.
@@ -130,6 +133,7 @@ pub fn run_case(engine: &mut dyn Engine, case: &Case, tolerance: f64) -> Result<
         prompt_tokens: case.ids.len(),
         max_abs_err: worst,
         stepwise_max_abs_err: stepwise,
+        distance: Distance::between(&at_once, &case.logits, vocab),
         greedy_match,
         greedy_total: case.greedy.len(),
         pass,
@@ -142,7 +146,7 @@ fn decode(engine: &mut dyn Engine, recorded: &[u32], mut logits: Vec<f32>) -> Re
     let vocab = logits.len();
     let mut equal = 0;
     for (i, wanted) in recorded.iter().enumerate() {
-        let token = argmax(&logits);
+        let token = likeliest(&logits);
         equal += usize::from(token == *wanted);
         if i + 1 < recorded.len() {
             logits = sized(engine.feed(&[token], false)?, vocab)?;
@@ -158,15 +162,6 @@ fn rows(case: &Case, chunk: &[u32]) -> usize {
 fn sized(logits: Vec<f32>, expected: usize) -> Result<Vec<f32>, VerifyError> {
     let found = logits.len();
     if found == expected && expected > 0 { Ok(logits) } else { Err(VerifyError::Size { found, expected }) }
-}
-
-/// The most likely token; the first of equal ones, as `argmax` in mlx.
-fn argmax(logits: &[f32]) -> u32 {
-    let best = logits
-        .iter()
-        .enumerate()
-        .fold((0, f32::NEG_INFINITY), |best, (i, &x)| if x > best.1 { (i, x) } else { best });
-    best.0 as u32
 }
 
 /// `None` if the sizes differ or a difference is not a number.

@@ -5,8 +5,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{has_gpu, json, run, shared, stderr, tiny_golden};
-use safetensors::SafeTensors;
+use common::{cases, has_gpu, json, run, shared, stderr, tiny_golden};
 use serde_json::Value;
 
 fn verify(model: &str, golden: &Path, more: &[&str]) -> std::process::Output {
@@ -27,14 +26,6 @@ fn passes_within(tolerance: f64, model: &str, golden: &Path, more: &[&str]) -> V
         assert!(case["max_abs_err"].as_f64().unwrap() <= tolerance, "{case}");
     }
     report
-}
-
-/// The golden file's cases that `keep` names.
-fn cases(path: &Path, keep: impl Fn(&str) -> bool) -> Vec<u8> {
-    let bytes = std::fs::read(path).unwrap();
-    let all = SafeTensors::deserialize(&bytes).unwrap();
-    let some = all.tensors().into_iter().filter(|(name, _)| name.split('.').next().is_some_and(&keep));
-    safetensors::serialize(some, None).unwrap()
 }
 
 /// On whatever GPU there is, in one to three processes.

@@ -1,11 +1,11 @@
 //! `kimi verify`.
 
 use anyhow::Context;
-use kimi_core::DeviceKind;
 use kimi_core::chat_model::PAGE_TOKENS;
 use kimi_core::checkpoint::Checkpoint;
 use kimi_core::plan::ModelBytes;
 use kimi_core::stage::CacheConfig;
+use kimi_core::{DeviceChoice, DeviceKind};
 
 use super::Outcome;
 use crate::cli::args::{VerifyArgs, VerifyBackend};
@@ -47,7 +47,8 @@ fn on_stages(
     let cache = CacheConfig { pages: tokens.div_ceil(PAGE_TOKENS), page_tokens: PAGE_TOKENS };
     let bytes = ModelBytes::of(checkpoint)?;
     let stages = usize::from(args.stages);
-    let (config, device) = (args.config.as_deref(), args.gpu.choice(kind));
+    let device = DeviceChoice { precision: args.precision.choice(), ..args.gpu.choice(kind) };
+    let config = args.config.as_deref();
     let cluster = LocalCluster::start(found, checkpoint, &bytes, stages, tokens, config, &device)?;
     let runtime = super::runtime()?;
     let built = cluster.build(checkpoint, cache, &silent(), runtime.handle())?;
@@ -74,6 +75,10 @@ fn on_reference(
     cases: &[Case],
 ) -> anyhow::Result<Report> {
     use crate::verify::ReferenceEngine;
+    anyhow::ensure!(
+        args.precision.choice() != kimi_core::PrecisionChoice::Fast,
+        "--precision fast was given, but the reference computes as f32; leave it out"
+    );
     anyhow::ensure!(
         args.stages == 1,
         "--stages {} was given, but the reference runs as one; leave it out",
@@ -102,13 +107,18 @@ fn text(report: &Report) -> String {
     let style = ui::stdout_style();
     let number = |x: Option<f64>| x.map_or_else(|| "not a number".to_owned(), |x| format!("{x:.2e}"));
     let verdict = |pass| if pass { style.good("pass") } else { style.error("FAIL") };
-    let mut table = Table::new(&["case", "tokens", "max_abs_err", "greedy", ""], &[1, 2, 3]);
+    let mut table = Table::new(
+        &["case", "tokens", "max_abs_err", "mean KL", "same token", "greedy", ""],
+        &[1, 2, 3, 4, 5],
+    );
     for c in &report.cases {
         let greedy = format!("{}/{}", c.greedy_match, c.greedy_total);
         table.row([
             c.case.clone(),
             c.prompt_tokens.to_string(),
             number(c.max_abs_err),
+            number(c.distance.map(|d| d.mean_kl)),
+            c.distance.map_or_else(String::new, |d| format!("{}/{}", d.same_token, d.positions)),
             greedy,
             verdict(c.pass),
         ]);

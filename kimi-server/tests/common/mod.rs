@@ -92,6 +92,14 @@ pub fn tiny_golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../kimi-core/assets/kimi-tiny/golden.safetensors")
 }
 
+/// The golden file's cases that `keep` names.
+pub fn cases(path: &Path, keep: impl Fn(&str) -> bool) -> Vec<u8> {
+    let bytes = std::fs::read(path).unwrap();
+    let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let some = all.tensors().into_iter().filter(|(name, _)| name.split('.').next().is_some_and(&keep));
+    safetensors::serialize(some, None).unwrap()
+}
+
 /// A program that runs until it is dropped.
 pub struct Running {
     pub child: Child,
