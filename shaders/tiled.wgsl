@@ -14,7 +14,8 @@ const OWN = 2u - GATED;                 // rows of a thread, TEAM_THREADS apart
 const TILE_ROWS = OWN * TEAM_THREADS;
 const STAGED_QUADS = STAGED * 8u;       // of each line, at a time
 const PART_QUADS = 8u / PARTS;
-const SUMS = WORKGROUP * LINES / 2u * min(TEAMS - 1u, 1u);
+const STORED = min(LINES, 8u);          // lines whose teams' sums there is room for at a time
+const SUMS = WORKGROUP * STORED / 2u * min(TEAMS - 1u, 1u);
 
 var<workgroup> xs: array<vec4<f32>, max(LINES * STAGED_QUADS, SUMS)>; // in the end the teams' sums, two lines in a cell
 var<workgroup> inputs: array<u32, LINES>;
@@ -136,19 +137,21 @@ fn main(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index
         }
         return;
     }
-    workgroupBarrier();
-    @unroll for (var t = 0u; t < LINES; t += 2u) {
-        xs[t / 2u * WORKGROUP + thread] = vec4(acc[t], acc[t + 1u]);
-    }
-    workgroupBarrier();
-    for (var i = thread; i < LINES / 2u * TEAM_THREADS; i += WORKGROUP) {
-        let at = i / TEAM_THREADS * WORKGROUP + i % TEAM_THREADS;
-        var sums = xs[at];
-        for (var other = 1u; other < TEAMS; other++) {
-            sums += xs[at + other * TEAM_THREADS];
+    @unroll for (var first_line = 0u; first_line < LINES; first_line += STORED) {
+        workgroupBarrier();
+        @unroll for (var t = 0u; t < STORED; t += 2u) {
+            xs[t / 2u * WORKGROUP + thread] = vec4(acc[first_line + t], acc[first_line + t + 1u]);
         }
-        let t = i / TEAM_THREADS * 2u;
-        finish(lines, t, rows_at + i % TEAM_THREADS, vec2(sums.x, sums.y));
-        finish(lines, t + 1u, rows_at + i % TEAM_THREADS, vec2(sums.z, sums.w));
+        workgroupBarrier();
+        for (var i = thread; i < STORED / 2u * TEAM_THREADS; i += WORKGROUP) {
+            let at = i / TEAM_THREADS * WORKGROUP + i % TEAM_THREADS;
+            var sums = xs[at];
+            for (var other = 1u; other < TEAMS; other++) {
+                sums += xs[at + other * TEAM_THREADS];
+            }
+            let t = first_line + i / TEAM_THREADS * 2u;
+            finish(lines, t, rows_at + i % TEAM_THREADS, vec2(sums.x, sums.y));
+            finish(lines, t + 1u, rows_at + i % TEAM_THREADS, vec2(sums.z, sums.w));
+        }
     }
 }
