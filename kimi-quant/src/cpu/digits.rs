@@ -142,34 +142,6 @@ impl<D: ByteDot<S: Digits>, const BITS: usize> Multiply for InIntegers<D, BITS> 
         parameters: &Parameters<D::S>,
         x: [*const f32; T],
     ) -> [[f32; T]; R] {
-        // SAFETY: passed on.
-        unsafe {
-            if T > 1 {
-                return sums::<D::S, R, T>(Self::lanes::<R, T>(m, rows, 0, parameters, x));
-            }
-            // One after the other: they are read as fast as the memory gives them, in the order in which it does.
-            let mut acc = [[D::S::splat(0.0); T]; R];
-            for (r, acc) in acc.iter_mut().enumerate() {
-                [*acc] = Self::lanes::<1, T>(m, [rows[r]], r, parameters, x);
-            }
-            sums::<D::S, R, T>(acc)
-        }
-    }
-}
-
-impl<D: ByteDot<S: Digits>, const BITS: usize> InIntegers<D, BITS> {
-    /// [`Multiply::tile`] before the lanes are summed; the first row's parameters are in `slot`.
-    ///
-    /// # Safety
-    /// As for [`Multiply::tile`].
-    #[inline(always)]
-    unsafe fn lanes<const R: usize, const T: usize>(
-        m: &PackedMatrix,
-        rows: [usize; R],
-        slot: usize,
-        parameters: &Parameters<D::S>,
-        x: [*const f32; T],
-    ) -> [[<D::S as Simd>::V; T]; R] {
         let codes = <Packed<D::S, BITS, false> as Codec>::CODES;
         const {
             assert!(D::S::LANES == MAX_LANES);
@@ -187,7 +159,7 @@ impl<D: ByteDot<S: Digits>, const BITS: usize> InIntegers<D, BITS> {
                 for t in 0..T {
                     let sum = D::S::load(x[t].add(blocks * block_words(codes) + group));
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        acc[t] = D::S::fma(parameters.biases(slot + r, group), sum, acc[t]);
+                        acc[t] = D::S::fma(parameters.biases(r, group), sum, acc[t]);
                     }
                 }
             }
@@ -198,14 +170,14 @@ impl<D: ByteDot<S: Digits>, const BITS: usize> InIntegers<D, BITS> {
                 let mut starts = [D::S::zeros(); R];
                 for r in 0..R {
                     let words = <Packed<D::S, BITS, false>>::load(at.weight[r]);
-                    let zeros = D::S::bits(parameters.zeros(slot + r, block));
+                    let zeros = D::S::bits(parameters.zeros(r, block));
                     let mut offset = D::S::zeros();
                     for (k, cut) in cut.iter_mut().enumerate().take(step) {
                         cut[r] = D::S::less_bytes(D::S::codes::<BITS, false>(words, k, step), zeros);
                         offset = D::dot(offset, D::S::same_byte(128), cut[r]);
                     }
                     starts[r] = D::S::negative(offset);
-                    scales[r] = parameters.scales(slot + r, block);
+                    scales[r] = parameters.scales(r, block);
                 }
                 // The remainders are for the steps from `T` on, which are not taken.
                 each_step!(T, t => {
@@ -232,7 +204,7 @@ impl<D: ByteDot<S: Digits>, const BITS: usize> InIntegers<D, BITS> {
                 });
                 at.next::<Packed<D::S, BITS, false>>();
             }
-            acc
+            sums::<D::S, R, T>(acc)
         }
     }
 }
