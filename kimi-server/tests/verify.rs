@@ -40,6 +40,32 @@ fn on_a_gpu(model: &str, golden: &Path, more: &[&str]) {
     }
 }
 
+/// In this process, and in the workers that it starts.
+#[test]
+fn the_cpu_computes_with_as_many_threads_as_asked() {
+    let one = cases(&tiny_golden(), |case| case == "hello");
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("golden.safetensors");
+    std::fs::write(&path, one).unwrap();
+    let ask = |more: &[&str], variable: Option<&str>| {
+        let mut command = common::kimi();
+        command.args(["verify", "kimi-tiny", "--golden", path.to_str().unwrap(), "--json"]);
+        command.args(["--backend", "cpu"]).args(more);
+        command.envs(variable.map(|threads| ("KIMI_THREADS", threads)));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", stderr(&output));
+        json(&output)["backend"].as_str().unwrap().to_owned()
+    };
+    for stages in ["1", "2"] {
+        let backend = ask(&["--stages", stages, "--threads", "3"], Some("5"));
+        assert!(backend.ends_with(", 3 threads)"), "{stages} stages: {backend}");
+        let backend = ask(&["--stages", stages], Some("5"));
+        assert!(backend.ends_with(", 5 threads)"), "{stages} stages: {backend}");
+    }
+    let output = run(&["verify", "kimi-tiny", "--golden", path.to_str().unwrap(), "--threads", "0"]);
+    assert!(!output.status.success() && stderr(&output).contains("--threads"), "{}", stderr(&output));
+}
+
 const GPU: [&str; 2] = ["--backend", "gpu"];
 /// The path of a Mac's GPU, which any adapter takes.
 const AS_METAL: [&str; 1] = ["--as-metal=M2 Ultra"];

@@ -22,7 +22,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use cache::CacheArgs;
 pub use check::{BenchArgs, DevicesArgs, InspectArgs, SyntheticModel, VerifyArgs, VerifyBackend};
-pub use device::{BackendChoice, DeviceArgs, GpuArgs, PrecisionArgs, PrecisionName};
+pub use device::{BackendChoice, CpuArgs, DeviceArgs, GpuArgs, PrecisionArgs, PrecisionName};
 pub use http::HttpArgs;
 pub use local::{ListArgs, PsArgs, RmArgs, ShowArgs};
 pub use manage::{

@@ -47,7 +47,8 @@ fn on_stages(
     let cache = CacheConfig { pages: tokens.div_ceil(PAGE_TOKENS), page_tokens: PAGE_TOKENS };
     let bytes = ModelBytes::of(checkpoint)?;
     let stages = usize::from(args.stages);
-    let device = DeviceChoice { precision: args.precision.choice(), ..args.gpu.choice(kind) };
+    let precision = args.precision.choice();
+    let device = DeviceChoice { threads: args.cpu.threads, precision, ..args.gpu.choice(kind) };
     let config = args.config.as_deref();
     let cluster = LocalCluster::start(found, checkpoint, &bytes, stages, tokens, config, &device)?;
     let runtime = super::runtime()?;

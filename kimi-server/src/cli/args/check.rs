@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use kimi_core::synthetic::SyntheticShape;
 use kimi_quant::Chip;
 
-use super::{DeviceArgs, GpuArgs, ModelArgs, PrecisionArgs, PrecisionName, at_least_one, tolerance};
+use super::{CpuArgs, DeviceArgs, GpuArgs, ModelArgs, PrecisionArgs, PrecisionName, at_least_one, tolerance};
 use crate::cli::defaults;
 
 /// Arguments of `kimi inspect`.
@@ -61,6 +61,9 @@ pub struct VerifyArgs {
     /// What computes.
     #[arg(long, value_enum, env = "KIMI_BACKEND", default_value_t)]
     pub backend: VerifyBackend,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub cpu: CpuArgs,
     #[command(flatten)]
     #[allow(missing_docs)]
     pub gpu: GpuArgs,

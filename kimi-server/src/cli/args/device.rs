@@ -64,13 +64,21 @@ pub struct DeviceArgs {
     /// What computes.
     #[arg(long, value_enum, env = "KIMI_BACKEND", default_value_t)]
     pub backend: BackendChoice,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub cpu: CpuArgs,
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub gpu: GpuArgs,
+}
+
+/// How much of the CPU.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CpuArgs {
     /// Threads that compute where the CPU does. They keep a core busy while an answer is made [default: one for each of the
     /// machine's fast cores].
     #[arg(long, value_name = "N", env = "KIMI_THREADS")]
     pub threads: Option<NonZeroUsize>,
-    #[command(flatten)]
-    #[allow(missing_docs)]
-    pub gpu: GpuArgs,
 }
 
 /// Which GPU, and how much of it.
@@ -112,7 +120,7 @@ impl DeviceArgs {
             BackendChoice::Cpu => DeviceKind::Cpu,
             BackendChoice::Gpu => DeviceKind::Gpu,
         };
-        DeviceChoice { threads: self.threads, ..self.gpu.choice(kind) }
+        DeviceChoice { threads: self.cpu.threads, ..self.gpu.choice(kind) }
     }
 }
 
