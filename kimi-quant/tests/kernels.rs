@@ -153,7 +153,7 @@ fn a_token_alone_and_in_any_batch_has_the_same_bits() {
         let cols = format.group().max(16) * (1 + random.below(4));
         let m = matrix(format, 5, cols, &mut random);
         let x = random.f32s(19 * cols);
-        for cpu in cpus().flat_map(|cpu| [cpu, cpu.with_precision(Precision::Fast)]) {
+        for cpu in cpus().flat_map(|cpu| Precision::ALL.map(|precision| cpu.with_precision(precision))) {
             let all = product(cpu, &m, &x);
             for count in [1, 2, 3, 4, 5, 8] {
                 let first = random.below(20 - count);
@@ -222,7 +222,8 @@ fn a_token_of_long_rows_has_the_same_bits_alone_and_in_any_batch() {
         let (rows, cols) = (37, 2304); // more than whole tiles and whole chunks
         let m = matrix(format, rows, cols, &mut random);
         let x = random.f32s(13 * cols);
-        for cpu in cpus().map(|cpu| cpu.with_precision(Precision::Fast)) {
+        let rounding = [Precision::Close, Precision::Fast];
+        for cpu in cpus().flat_map(|cpu| rounding.map(|precision| cpu.with_precision(precision))) {
             let all = product(cpu, &m, &x);
             for count in [1, 2, 3, 4, 6, 7] {
                 let first = random.below(14 - count);
@@ -244,7 +245,7 @@ fn a_product_does_not_depend_on_the_number_of_threads() {
     let format = Format::Affine { bits: BitWidth::B3, group: 64, scales: FloatType::Bf16 };
     let m = matrix(format, 999, 448, &mut random);
     let x = random.f32s(3 * 448);
-    for precision in [Precision::Exact, Precision::Fast] {
+    for precision in Precision::ALL {
         let with = |threads: usize| {
             let team = Team::new(threads.try_into().unwrap());
             team.install(|| product(Cpu::new().with_precision(precision), &m, &x))
@@ -283,10 +284,18 @@ fn fast_products_are_those_of_rounded_activations_on_every_set() {
             let all = ["AVX-VNNI", "AVX-512 VNNI"].contains(&isa.name());
             let narrow = ["AVX2", "NEON, dot products"].contains(&isa.name()) && format.code_bits() < 8;
             if all || narrow {
-                let cpu = Cpu::with_isa(isa).unwrap().with_precision(Precision::Fast);
+                let cpu = Cpu::with_isa(isa).unwrap();
+                let (fast, close) =
+                    (cpu.with_precision(Precision::Fast), cpu.with_precision(Precision::Close));
                 for tokens in [1, 2, 4] {
                     let x = &x[..tokens * m.cols()];
-                    check_one(cpu, &m, x, &rounded(x, group));
+                    let once = rounded(x, group);
+                    check_one(fast, &m, x, &once);
+                    // What was rounded off is rounded too, and added.
+                    let rest: Vec<f32> = x.iter().zip(&once).map(|(x, once)| x - once).collect();
+                    let twice: Vec<f32> =
+                        rounded(&rest, group).iter().zip(&once).map(|(a, b)| a + b).collect();
+                    check_one(close, &m, x, &twice);
                 }
                 sets += 1;
             }
@@ -304,9 +313,8 @@ fn fast_products_differ_by_the_rounding_of_activations_alone() {
         let x = random.f32s(5 * cols);
         let weights = dequantize(&m);
         for cpu in cpus() {
-            let [exact, fast] =
-                [Precision::Exact, Precision::Fast].map(|p| product(cpu.with_precision(p), &m, &x));
-            for (i, (exact, fast)) in exact.into_iter().zip(fast).enumerate() {
+            let [exact, close, fast] = Precision::ALL.map(|p| product(cpu.with_precision(p), &m, &x));
+            for (i, ((exact, close), fast)) in exact.into_iter().zip(close).zip(fast).enumerate() {
                 // No activation is rounded by more than half of a 127th of the largest, which is below one; what a
                 // group's bias adds is rounded so too.
                 let (row, column) = (i % 7, |c: usize| f64::from(weights[i % 7 * cols + c].abs()));
@@ -314,6 +322,10 @@ fn fast_products_differ_by_the_rounding_of_activations_alone() {
                 let size: f64 = (0..cols).map(|c| column(c).max(group(c))).sum();
                 let error = f64::from((exact - fast).abs());
                 assert!(error <= size * 0.51 / 127.0, "{} {format} {i}: {exact} {fast}", cpu.name());
+                // That half is rounded in the same way.
+                let error = f64::from((exact - close).abs());
+                let bound = size * (0.51f64 / 127.0).powi(2);
+                assert!(error <= bound, "{} {format} {i}: {exact} {close}", cpu.name());
             }
         }
     }

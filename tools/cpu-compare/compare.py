@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speeds of kimi's CPU kernels beside llama.cpp's, asked in turn, as medians of ratios over rounds.
 
-    compare.py KIMI GGML [--formats 4,5] [--operations up:1,output:64] [--rounds 5] [--precision exact,fast]
+    compare.py KIMI GGML [--formats 4,5] [--operations up:1,output:64] [--rounds 5] [--precision exact,close,fast]
 
 KIMI and GGML are the programs that README.md says how to build. A machine that others use too changes by the second, so
 every round asks each program for a fraction of a second right after the other, in an order that turns, and only ratios of
@@ -91,7 +91,7 @@ def main():
     parser.add_argument("ggml")
     parser.add_argument("--formats", default=",".join(PEERS))
     parser.add_argument("--operations", default="up:1,down:1,output:1,head:1,output:64,output:512,up:512")
-    parser.add_argument("--precision", default="exact,fast")
+    parser.add_argument("--precision", default="exact,close,fast")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--cpu-time", action="store_true", help="one thread, by the time that it ran (Linux)")

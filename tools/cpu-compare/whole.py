@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Speeds of whole models in kimi and in llama.cpp, asked in turn, as medians of ratios over rounds.
 
-    whole.py KIMI LLAMA_BIN [--rounds 5] [--precision exact,fast] [--rows tiny,k2,server]
+    whole.py KIMI LLAMA_BIN [--rounds 5] [--precision exact,close,fast] [--rows tiny,k2,server]
 
 KIMI is the program, LLAMA_BIN the folder with llama-bench, llama-batched-bench and llama-server; tiny.gguf and k2.gguf of
 random_gguf.py are looked for in the folder --models. Every round asks both programs for a row right after each other, in an
@@ -177,7 +177,7 @@ def main():
     parser.add_argument("llama", type=pathlib.Path)
     parser.add_argument("--models", type=pathlib.Path, default=".", help="folder of tiny.gguf and k2.gguf")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--precision", default="exact,fast", help="of kimi; empty if it has no such flag")
+    parser.add_argument("--precision", default="exact,close,fast", help="of kimi; empty if it has no such flag")
     parser.add_argument("--rows", default="tiny,k2,server")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seconds", type=float, default=2, help="for each number of clients")

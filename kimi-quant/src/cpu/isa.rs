@@ -15,7 +15,7 @@ impl Arithmetic {
     /// The kernels for a format; the exact ones where there are no fast ones.
     pub(crate) const fn kernel(self, format: Format) -> Kernel {
         let exact = self.isa.kernel(format);
-        match (self.precision, self.isa.0) {
+        let fast = match (self.precision, self.isa.0) {
             (Precision::Exact, _) | (_, Kind::Scalar) => exact,
             #[cfg(target_arch = "x86_64")]
             (_, Kind::Avx2) => super::avx2::fast_kernel(format, exact),
@@ -29,6 +29,10 @@ impl Arithmetic {
             (_, Kind::Neon) => exact,
             #[cfg(target_arch = "aarch64")]
             (_, Kind::NeonDot) => super::neon_dot::fast_kernel(format, exact),
+        };
+        match self.precision {
+            Precision::Close => fast,
+            Precision::Exact | Precision::Fast => Kernel { rest: None, ..fast },
         }
     }
 }

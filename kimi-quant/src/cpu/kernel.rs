@@ -70,6 +70,9 @@ pub(crate) type Length = fn(Order, group: usize, cols: usize) -> usize;
 /// Writes a row of activations as a kernel reads them, for groups of some columns, to zeros.
 pub(crate) type Prepare = unsafe fn(Order, group: usize, x: &[f32], out: &mut [f32]);
 
+/// What is left of a row of activations when it was rounded.
+pub(crate) type Rest = unsafe fn(x: &[f32], out: &mut [f32]);
+
 /// [`decode`] of a codec.
 pub(crate) type Decode = unsafe fn(&PackedMatrix, rows: Range<usize>, out: &mut [f32]);
 
@@ -83,6 +86,9 @@ pub(crate) struct Kernel {
     pub(crate) order: Order,
     pub(crate) length: Length,
     pub(crate) prepare: Prepare,
+    /// Where the kernel rounds activations and their rests are to be multiplied too, like another token's: a token has two
+    /// rows then.
+    pub(crate) rest: Option<Rest>,
     /// For up to 1, 2, 4 and 8 tokens. All give a token the same bits.
     pub(crate) dot: [Dot; 4],
     /// Whether the last takes any number of tokens.
@@ -97,7 +103,8 @@ impl Kernel {
     pub(crate) const fn of<C: Codec>(dot: [Dot; 4], decode: Decode, mix_rows: MixRows) -> Self {
         assert!(C::S::LANES <= MAX_LANES);
         let any_number = false;
-        Self { order: Order::of::<C>(), length: floats, prepare: permute, dot, any_number, decode, mix_rows }
+        let (order, rest) = (Order::of::<C>(), None);
+        Self { order, length: floats, prepare: permute, rest, dot, any_number, decode, mix_rows }
     }
 }
 

@@ -29,14 +29,24 @@ pub(crate) struct Operand {
 impl Operand {
     /// Prepares `x`, rows of `m.cols()` values, for products with `m` and its like.
     pub(crate) fn new(arithmetic: Arithmetic, m: &PackedMatrix, x: &[f32]) -> Self {
-        let (Kernel { order, length, prepare, .. }, group) =
+        let (Kernel { order, length, prepare, rest, .. }, group) =
             (kernel_for(arithmetic, m).0, m.format().group());
         let stride = length(order, group, m.cols());
-        let values = x.len() / m.cols() * stride;
+        let width = if rest.is_some() { 2 * stride } else { stride };
+        let values = x.len() / m.cols() * width;
         let mut data = vec![Line([0.0; 16]); values.div_ceil(16)];
-        for_each_row(&mut bytemuck::cast_slice_mut(&mut data)[..values], stride, x, m.cols(), |out, x| {
+        for_each_row(&mut bytemuck::cast_slice_mut(&mut data)[..values], width, x, m.cols(), |out, x| {
+            let (out, of_rest) = out.split_at_mut(stride);
             // SAFETY: the instruction set is this machine's.
             unsafe { prepare(order, group, x, out) }
+            if let Some(rest) = rest {
+                let mut left = vec![0.0; x.len()];
+                // SAFETY: as above.
+                unsafe {
+                    rest(x, &mut left);
+                    prepare(order, group, &left, of_rest);
+                }
+            }
         });
         Self { key: key(arithmetic, m), data, stride }
     }
@@ -156,11 +166,29 @@ pub(crate) fn rows(
         return;
     }
     let Some((m, range)) = readable(m, range, kernel.order, reading) else { return };
-    let x = x.rows();
+    if kernel.rest.is_none() {
+        return multiply(&kernel, &m, range, x.rows(), tokens, out);
+    }
+    let both: Vec<u32> = tokens.iter().flat_map(|token| [2 * token, 2 * token + 1]).collect();
+    let mut results = vec![0.0; 2 * count];
+    multiply(&kernel, &m, range, x.rows(), &both, &mut results);
+    let results = results.as_chunks().0;
+    out.iter_mut().zip(results).for_each(|(out, [rounded, rest])| *out = rounded + rest);
+}
+
+/// [`rows`] for a matrix that the kernel reads as it is, and rows of activations.
+fn multiply(
+    kernel: &Kernel,
+    m: &PackedMatrix,
+    range: Range<usize>,
+    x: PreparedRows<'_>,
+    tokens: &[u32],
+    out: &mut [f32],
+) {
     let chunk = if kernel.any_number { tokens.len() } else { 8 };
     for (i, some) in tokens.chunks(chunk).enumerate() {
         let dot = kernel.dot[(some.len().next_power_of_two().ilog2() as usize).min(3)];
-        let product = Product { m: &m, range: range.clone(), x, tokens: some };
+        let product = Product { m, range: range.clone(), x, tokens: some };
         // SAFETY: the instruction set is this machine's; the kernel is that of the matrix's format, whose groups fit,
         // whose rows are whole blocks, and takes so many tokens; the range lies in the matrix and the operand is in the
         // kernel's order.

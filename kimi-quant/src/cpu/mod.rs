@@ -106,6 +106,14 @@ impl Cpu {
         self.arithmetic.precision
     }
 
+    /// For names: nothing if it is exact.
+    fn named_precision(&self) -> String {
+        match self.precision() {
+            Precision::Exact => String::new(),
+            other => format!(", {other}"),
+        }
+    }
+
     /// The instruction set in use.
     pub fn isa(&self) -> Isa {
         self.arithmetic.isa
@@ -159,8 +167,8 @@ impl Backend for Cpu {
     type Chosen = Vec<std::result::Result<Sampled, SampleError>>;
 
     fn name(&self) -> String {
-        let fast = if self.precision() == Precision::Fast { ", fast" } else { "" };
-        format!("cpu ({}{fast}, {} threads)", self.isa().name(), Team::current().threads())
+        let precision = self.named_precision();
+        format!("cpu ({}{precision}, {} threads)", self.isa().name(), Team::current().threads())
     }
 
     fn enter<R: Send>(&self, step: impl FnOnce() -> R + Send) -> R {
@@ -222,8 +230,7 @@ impl Backend for Cpu {
 
     fn cache_form(&self, _: &Cache) -> String {
         // The number of threads changes no result.
-        let fast = if self.precision() == Precision::Fast { ", fast" } else { "" };
-        format!("floats, cpu {}{fast}", self.isa().name())
+        format!("floats, cpu {}{}", self.isa().name(), self.named_precision())
     }
 
     fn read_page(&self, caches: &[Cache], page: u32) -> Result<Vec<u8>> {

@@ -97,6 +97,32 @@ pub(crate) fn length<U: Units>(_order: Order, _group: usize, cols: usize) -> usi
     (cols.div_ceil(lanes * U::UNIT) * chunk_words(lanes, U::UNIT)).next_multiple_of(MAX_LANES)
 }
 
+/// The integers of a unit of at most 64 activations, and their step.
+#[inline(always)]
+fn integers(unit: &[f32]) -> ([i32; 64], f32) {
+    let size = unit.iter().fold(0, |size, x| x.abs().to_bits().max(size));
+    let size = f32::from_bits(size);
+    // Units of zeros, or nearly so, have zeros.
+    let up = if size > f32::MIN_POSITIVE { LARGEST as f32 / size } else { 0.0 };
+    let mut numbers = [0; 64];
+    for (number, x) in numbers.iter_mut().zip(unit) {
+        // So much more leaves no bits for a fraction.
+        *number = ((x * up + 12_582_912.0).to_bits() as i32).wrapping_sub(0x4b40_0000);
+    }
+    (numbers, size / LARGEST as f32)
+}
+
+/// What [`write`] takes off a row of activations.
+#[inline(always)]
+pub(crate) fn rest<U: Units>(x: &[f32], out: &mut [f32]) {
+    for (unit, out) in x.chunks_exact(U::UNIT).zip(out.chunks_exact_mut(U::UNIT)) {
+        let (numbers, step) = integers(unit);
+        for ((out, x), number) in out.iter_mut().zip(unit).zip(numbers) {
+            *out = x - number as f32 * step;
+        }
+    }
+}
+
 /// Writes a row of activations to `out`, which is zeros.
 #[inline(always)]
 pub(crate) fn write<U: Units>(x: &[f32], out: &mut [f32]) {
@@ -110,18 +136,8 @@ pub(crate) fn write<U: Units>(x: &[f32], out: &mut [f32]) {
     for (chunk, out) in x.chunks(lanes * U::UNIT).zip(out.chunks_exact_mut(words)) {
         let out: &mut [u32] = bytemuck::cast_slice_mut(out);
         for (u, unit) in chunk.chunks_exact(U::UNIT).enumerate() {
-            let size = unit.iter().fold(0, |size, x| x.abs().to_bits().max(size));
-            let size = f32::from_bits(size);
-            let step = size / LARGEST as f32;
-            // Units of zeros, or nearly so, have zeros.
-            let up = if size > f32::MIN_POSITIVE { LARGEST as f32 / size } else { 0.0 };
-            let mut numbers = [0; 64];
-            let mut sum = 0;
-            for (number, x) in numbers.iter_mut().zip(unit) {
-                // So much more leaves no bits for a fraction.
-                *number = ((x * up + 12_582_912.0).to_bits() as i32).wrapping_sub(0x4b40_0000);
-                sum += *number;
-            }
+            let (numbers, step) = integers(unit);
+            let sum: i32 = numbers.iter().sum();
             out[u] = step.to_bits();
             out[lanes + u] = (step * sum as f32).to_bits();
             for (i, numbers) in numbers[..U::UNIT].chunks_exact(codes).enumerate() {
@@ -305,12 +321,18 @@ macro_rules! fast_kernels {
             $crate::cpu::rounded::write::<U>(x, out)
         }
 
+        #[target_feature(enable = $features)]
+        unsafe fn rest<U: $crate::cpu::rounded::Units>(x: &[f32], out: &mut [f32]) {
+            $crate::cpu::rounded::rest::<U>(x, out)
+        }
+
         const fn fast<U: $crate::cpu::rounded::Units>(
             exact: $crate::cpu::kernel::Kernel,
         ) -> $crate::cpu::kernel::Kernel {
             $crate::cpu::kernel::Kernel {
                 length: $crate::cpu::rounded::length::<U>,
                 prepare: round::<U>,
+                rest: Some(rest::<U>),
                 dot: [few::<U, 1>, few::<U, 2>, many::<U>, many::<U>],
                 any_number: true,
                 ..exact

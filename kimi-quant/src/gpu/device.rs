@@ -146,7 +146,10 @@ impl Device {
         hardware.cooperative = matrices == COOPERATIVE && whole && room;
         hardware.cooperative_8x8 = matrices == COOPERATIVE_8X8 && whole;
         if hardware.cooperative {
-            hardware.precision = options.precision;
+            hardware.precision = match options.precision {
+                Precision::Fast => Precision::Fast,
+                Precision::Exact | Precision::Close => Precision::Exact,
+            };
         }
         Ok(Self {
             instance,

@@ -1,6 +1,6 @@
 //! kimi's CPU kernels at the shapes of Kimi-K2, timed on request.
 //!
-//! `cpu-compare FORMAT THREADS [exact|fast]` prints a line that begins with `ready`, then answers each line `OPERATION TOKENS SECONDS`
+//! `cpu-compare FORMAT THREADS [exact|close|fast]` prints a line that begins with `ready`, then answers each line `OPERATION TOKENS SECONDS`
 //! of its input with a number: operations a second. `ggml.cpp` answers the same for llama.cpp, and `compare.py` asks both in
 //! turn. Weights rotate through more memory than the caches hold, as they do in the model.
 
