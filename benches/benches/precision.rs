@@ -106,7 +106,7 @@ fn engine<B: Backend>(source: &dyn ModelSource, backend: B) -> Outcome<PipelineE
 
 impl Subject<'_> {
     fn print(&self) -> Outcome<()> {
-        for precision in [Precision::Exact, Precision::Fast] {
+        for precision in Precision::ALL {
             self.computed(Cpu::new().with_precision(precision))?;
         }
         #[cfg(feature = "gpu")]

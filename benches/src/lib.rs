@@ -7,7 +7,7 @@ pub use kimi_quant::RandomWeights;
 use kimi_quant::{Chip, gpu::GpuOptions};
 
 /// How a bench opens the GPU: with the kernels and sizes of one of Apple's where its arguments have `--as-metal[=CHIP]`, and
-/// as precisely as `--precision=exact|fast` says.
+/// as precisely as `--precision=exact|fast` says (a GPU knows no other).
 ///
 /// # Errors
 /// If there is no such chip or precision.

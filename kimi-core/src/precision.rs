@@ -10,6 +10,8 @@ pub enum PrecisionChoice {
     /// As f32.
     #[default]
     Exact,
+    /// With activations rounded to 14 bits and a sign, on a CPU whose kernels gain from it; elsewhere as f32.
+    Close,
     /// With rounded activations, where the device has kernels that gain from it.
     Fast,
     /// The fastest that is at least as close to f32 as mlx-lm's bf16 is, by what was measured of each kind of device
@@ -20,7 +22,7 @@ pub enum PrecisionChoice {
 impl PrecisionChoice {
     /// On a CPU.
     pub fn on_cpu(self) -> Precision {
-        self.or(Precision::Exact)
+        self.or(Precision::Close)
     }
 
     /// On a GPU.
@@ -31,6 +33,7 @@ impl PrecisionChoice {
     fn or(self, auto: Precision) -> Precision {
         match self {
             Self::Exact => Precision::Exact,
+            Self::Close => Precision::Close,
             Self::Fast => Precision::Fast,
             Self::Auto => auto,
         }
@@ -41,6 +44,7 @@ impl fmt::Display for PrecisionChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Exact => "exact",
+            Self::Close => "close",
             Self::Fast => "fast",
             Self::Auto => "auto",
         })

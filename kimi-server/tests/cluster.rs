@@ -152,10 +152,11 @@ fn what_decides_nothing_may_differ() {
 fn layers_are_loaded_anew_for_another_precision() {
     let (worker, lead) = (worker(&["--backend", "cpu"]), Lead::new());
     let link = lead.link(&worker, Config::new("me")).unwrap();
-    for precision in [Precision::Exact, Precision::Fast, Precision::Exact] {
+    for precision in [Precision::Exact, Precision::Fast, Precision::Close, Precision::Exact] {
         let assign = Assign { precision, ..lead.assign() };
         let ready = lead.runtime.block_on(link.assign(assign, |_| {})).unwrap();
         assert_eq!(ready.device.contains("fast"), precision == Precision::Fast, "{}", ready.device);
+        assert_eq!(ready.device.contains("close"), precision == Precision::Close, "{}", ready.device);
     }
 }
 

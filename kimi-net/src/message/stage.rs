@@ -46,6 +46,8 @@ pub struct Assign {
 pub enum Precision {
     /// As f32.
     Exact,
+    /// With activations rounded to 14 bits and a sign, on a CPU whose kernels gain from it; elsewhere as f32.
+    Close,
     /// With rounded activations, where the device has kernels that gain from it.
     Fast,
     /// The fastest that the worker's release takes for close enough on its device.

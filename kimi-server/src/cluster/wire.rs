@@ -20,6 +20,7 @@ pub(super) fn from_state(state: LayerState) -> kimi_net::LayerState {
 pub(super) fn from_precision(choice: PrecisionChoice) -> Precision {
     match choice {
         PrecisionChoice::Exact => Precision::Exact,
+        PrecisionChoice::Close => Precision::Close,
         PrecisionChoice::Fast => Precision::Fast,
         PrecisionChoice::Auto => Precision::Auto,
     }
@@ -29,6 +30,7 @@ pub(super) fn from_precision(choice: PrecisionChoice) -> Precision {
 pub(super) fn to_precision(precision: Precision) -> PrecisionChoice {
     match precision {
         Precision::Exact => PrecisionChoice::Exact,
+        Precision::Close => PrecisionChoice::Close,
         Precision::Fast => PrecisionChoice::Fast,
         Precision::Auto => PrecisionChoice::Auto,
     }

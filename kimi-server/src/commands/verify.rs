@@ -76,9 +76,11 @@ fn on_reference(
     cases: &[Case],
 ) -> anyhow::Result<Report> {
     use crate::verify::ReferenceEngine;
+    use kimi_core::PrecisionChoice;
+    let precision = args.precision.choice();
     anyhow::ensure!(
-        args.precision.choice() != kimi_core::PrecisionChoice::Fast,
-        "--precision fast was given, but the reference computes as f32; leave it out"
+        matches!(precision, PrecisionChoice::Exact | PrecisionChoice::Auto),
+        "--precision {precision} was given, but the reference computes as f32; leave it out"
     );
     anyhow::ensure!(
         args.stages == 1,

@@ -26,6 +26,8 @@ pub enum BackendChoice {
 pub enum PrecisionName {
     /// As f32.
     Exact,
+    /// With activations rounded to 14 bits and a sign, on a CPU whose kernels gain from it; elsewhere as f32.
+    Close,
     /// With rounded activations, where the device has kernels that gain from it.
     Fast,
     /// The fastest that is at least as close to f32 as mlx-lm's bf16 is on the same kind of device (docs/precision.md).
@@ -37,6 +39,7 @@ impl PrecisionName {
     pub fn choice(self) -> PrecisionChoice {
         match self {
             Self::Exact => PrecisionChoice::Exact,
+            Self::Close => PrecisionChoice::Close,
             Self::Fast => PrecisionChoice::Fast,
             Self::Auto => PrecisionChoice::Auto,
         }
