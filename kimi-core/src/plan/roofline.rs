@@ -521,8 +521,8 @@ mod tests {
         for (what, machine, layers, width, seconds) in [
             ("H100, 6 layers, 4 bits", &h100, 6, 4.5, 1.41e-3),
             ("H100, 61 layers, 4 bits", &h100, 61, 4.5, 11.6e-3),
-            ("H100 as Metal, 6 layers, 4 bits", &metal, 6, 4.5, 1.64e-3),
-            ("H100 as Metal, 4 layers, 3 bits", &metal, 4, 3.5, 1.17e-3),
+            ("H100 as Metal, 6 layers, 4 bits", &metal, 6, 4.5, 1.61e-3),
+            ("H100 as Metal, 4 layers, 3 bits", &metal, 4, 3.5, 1.13e-3),
             ("H100 as Metal, 3 layers, 8 bits", &metal, 3, 8.5, 1.40e-3),
         ] {
             let found = kernels(layers, 384, bits(width), 1600).token(machine, true);

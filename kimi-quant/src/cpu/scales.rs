@@ -14,6 +14,7 @@ pub(crate) struct Parameters<S: Simd> {
     scales: Vec<f32>,
     biases: Vec<f32>,
     /// See [`Self::take_zeros`]; integers, in every byte.
+    #[cfg(target_arch = "x86_64")]
     zeros: Vec<f32>,
     /// Groups a row has.
     groups: usize,
@@ -67,6 +68,7 @@ impl<S: Simd> Parameters<S> {
         Self {
             scales: vec![0.0; values],
             biases: vec![0.0; biases],
+            #[cfg(target_arch = "x86_64")]
             zeros: Vec::new(),
             groups,
             stride,
