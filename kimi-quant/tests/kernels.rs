@@ -295,7 +295,8 @@ fn fast_products_are_those_of_rounded_activations_on_every_set() {
                     let rest: Vec<f32> = x.iter().zip(&once).map(|(x, once)| x - once).collect();
                     let twice: Vec<f32> =
                         rounded(&rest, group).iter().zip(&once).map(|(a, b)| a + b).collect();
-                    check_one(close, &m, x, &twice);
+                    // Short rows are multiplied exactly.
+                    check_one(close, &m, x, if m.cols() < 1024 { x } else { &twice });
                 }
                 sets += 1;
             }

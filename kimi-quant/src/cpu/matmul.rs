@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::kernel::{Kernel, PreparedRows, Product};
 use super::order::Order;
 use super::{Arithmetic, Tensor, dequant, team};
-use crate::{FloatType, Format, PackedMatrix};
+use crate::{FloatType, Format, PackedMatrix, Precision};
 
 /// A cache line of values: vectors that straddle two lines take twice the time to load.
 #[derive(Clone, Copy, bytemuck::Zeroable, bytemuck::Pod)]
@@ -88,9 +88,16 @@ enum Reading {
     Plain,
 }
 
+/// Columns from which on products are faster with activations that are rounded twice than exactly.
+const CLOSE_COLS: usize = 1024;
+
 /// The kernel for `m`.
 fn kernel_for(arithmetic: Arithmetic, m: &PackedMatrix) -> (Kernel, Reading) {
     const F32: Format = Format::Float(FloatType::F32);
+    let arithmetic = match arithmetic.precision {
+        Precision::Close if m.cols() < CLOSE_COLS => Arithmetic { precision: Precision::Exact, ..arithmetic },
+        _ => arithmetic,
+    };
     let kernel = arithmetic.kernel(m.format());
     let scaled = matches!(m.format(), Format::Float(_)) && m.global_scale() != 1.0;
     if scaled || !kernel.order.fits_group(m.format().group()) {
