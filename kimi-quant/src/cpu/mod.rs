@@ -24,6 +24,8 @@ mod dequant;
 #[cfg(target_arch = "x86_64")]
 mod digits;
 mod exp;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod few;
 mod isa;
 mod kernel;
 mod latent;

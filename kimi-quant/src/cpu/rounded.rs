@@ -1,4 +1,4 @@
-//! Activations as bytes, and products of one or two tokens with them.
+//! Activations as bytes, for products of one or two tokens ([`super::few`]) and of many ([`super::tile`]).
 //!
 //! A unit is 64 neighbouring columns, or 32 where groups are as small: all its weights have one scale and one bias. Its
 //! activations are integers of up to 127 times a step of their own. The sum of their products with the codes is
@@ -14,13 +14,12 @@ use std::marker::PhantomData;
 
 use super::bytes::{ByteDot, Bytes};
 use super::codec::{Codec, Packed};
-use super::kernel::{Product, each_step};
 use super::order::Order;
 use super::scales::Parameters;
-use super::simd::{AHEAD, LINE, MAX_LANES, Simd};
+use super::simd::{MAX_LANES, Simd};
 
 /// Vectors of a chunk before its bytes.
-const HEAD: usize = 2;
+pub(crate) const HEAD: usize = 2;
 
 /// How rows of codes of `BITS` bits (e2m1 if `FP`) are multiplied with activations in units of `UNIT` columns.
 pub(crate) struct Rounded<D, const BITS: usize, const FP: bool, const UNIT: usize>(PhantomData<D>);
@@ -152,121 +151,6 @@ pub(crate) fn write<U: Units>(x: &[f32], out: &mut [f32]) {
     }
 }
 
-/// Rows times up to `T` tokens: one or two. See [`super::kernel::Dot`].
-///
-/// # Safety
-/// As for [`super::kernel::dot`].
-#[inline(always)]
-pub(crate) unsafe fn few<U: Units, const T: usize>(p: &Product<'_>, out: &mut [f32], stride: usize) {
-    let lanes = Vectors::<U>::LANES;
-    let mut x = [std::ptr::null(); T];
-    for (t, x) in x.iter_mut().enumerate() {
-        *x = p.x.row(p.tokens[t.min(p.tokens.len() - 1)]).as_ptr();
-    }
-    let blocks = p.m.cols() / (lanes * U::C::CODES);
-    let mut floats = [0.0; MAX_LANES];
-    // SAFETY: a row's blocks lie in the matrix, its chunks in the operand's rows; the row's parameters are read.
-    unsafe {
-        // Those of four rows ahead are asked for.
-        let mut parameters = Parameters::of_lanes::<U::C>(p.m, 4, U::UNIT);
-        for row in p.range.clone() {
-            let weight = p.m.weight()[row * blocks * U::C::BYTES..].as_ptr();
-            parameters.read_row::<U::C>(0, p.m, row);
-            let mut acc = [Vectors::<U>::splat(0.0); T];
-            for chunk in 0..blocks.div_ceil(U::LANES_OF_UNIT) {
-                let mut here = x;
-                for x in &mut here {
-                    *x = x.add(chunk * chunk_words(lanes, U::UNIT));
-                }
-                let first = chunk * U::LANES_OF_UNIT;
-                let at = weight.add(first * U::C::BYTES);
-                let sums = if first + U::LANES_OF_UNIT <= blocks {
-                    chunk_sums::<U, T, true>(at, U::LANES_OF_UNIT, here)
-                } else {
-                    chunk_sums::<U, T, false>(at, blocks - first, here)
-                };
-                let [scale, bias] = U::affine(&parameters, 0, chunk);
-                for t in 0..T {
-                    let scaled = Vectors::<U>::mul(scale, Vectors::<U>::load(here[t]));
-                    acc[t] = Vectors::<U>::fma(sums[t], scaled, acc[t]);
-                    acc[t] = Vectors::<U>::fma(bias, Vectors::<U>::load(here[t].add(lanes)), acc[t]);
-                }
-            }
-            let at = (row - p.range.start) * stride;
-            for (out, acc) in out[at..at + p.tokens.len()].iter_mut().zip(acc) {
-                Vectors::<U>::store(floats.as_mut_ptr(), acc);
-                let mut width = lanes;
-                while width > 1 {
-                    width /= 2;
-                    for i in 0..width {
-                        floats[i] = floats[2 * i] + floats[2 * i + 1];
-                    }
-                }
-                *out = floats[0];
-            }
-        }
-    }
-}
-
-/// The sums of a chunk's units for the row at `weight` and some tokens. The chunk has `count` vectors of words, all of
-/// them if it is `WHOLE`.
-///
-/// # Safety
-/// As for [`Simd`]; the words lie at `weight` and the activations at `x`.
-#[inline(always)]
-unsafe fn chunk_sums<U: Units, const T: usize, const WHOLE: bool>(
-    weight: *const u8,
-    count: usize,
-    x: [*const f32; T],
-) -> [<Vectors<U> as Simd>::V; T] {
-    let lanes = Vectors::<U>::LANES;
-    // Vectors that add up to one of sums, where a unit has more lanes than that.
-    let (sums_of_unit, together) = const {
-        let lanes = <Vectors<U> as Simd>::LANES;
-        let sums = if U::LANES_OF_UNIT < lanes { U::LANES_OF_UNIT } else { lanes };
-        (sums, U::LANES_OF_UNIT / sums)
-    };
-    // SAFETY: passed on.
-    unsafe {
-        let mut sums = [[Vectors::<U>::zeros(); MAX_LANES]; T];
-        each_step!(sums_of_unit, n => {
-            for h in 0..together {
-                let vector = n * together + h;
-                if WHOLE || vector < count {
-                    let from = weight.add(vector * U::C::BYTES);
-                    if WHOLE {
-                        for line in (0..U::C::BYTES).step_by(LINE) {
-                            Vectors::<U>::prefetch(from.wrapping_add(AHEAD + line));
-                        }
-                    }
-                    let words = U::C::load(from);
-                    let mut cut = [Vectors::<U>::zeros(); 4];
-                    for (k, cut) in cut.iter_mut().enumerate().take(U::STEP) {
-                        *cut = U::codes(words, k);
-                    }
-                    for t in 0..T {
-                        // The first vector's words are met by the chunk's first vectors.
-                        let at = x[t].add(place(lanes, U::STEP, vector * lanes, 0));
-                        let mut sum = Vectors::<U>::zeros();
-                        for (k, cut) in cut.iter().enumerate().take(U::STEP) {
-                            let bytes = Vectors::<U>::words(at.add(k * lanes).cast());
-                            sum = U::D::dot(sum, *cut, bytes);
-                        }
-                        sums[t][n % MAX_LANES] = if h == 0 { sum } else {
-                            Vectors::<U>::add_words(sums[t][n % MAX_LANES], sum)
-                        };
-                    }
-                }
-            }
-        });
-        let mut floats = [Vectors::<U>::splat(0.0); T];
-        for t in 0..T {
-            floats[t] = Vectors::<U>::floats(Vectors::<U>::fold(&sums[t], sums_of_unit));
-        }
-        floats
-    }
-}
-
 /// Defines `fast_kernel(format, exact)`, the fast kernels of an instruction set by its [`ByteDot`], its features, how many
 /// tokens at once its registers hold, and whether it takes codes of 8 bits.
 macro_rules! fast_kernels {
@@ -277,7 +161,7 @@ macro_rules! fast_kernels {
             out: &mut [f32],
             stride: usize,
         ) {
-            $crate::cpu::rounded::few::<U, T>(p, out, stride)
+            $crate::cpu::few::few::<U, T>(p, out, stride)
         }
 
         #[target_feature(enable = $features)]

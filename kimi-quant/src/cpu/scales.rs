@@ -46,6 +46,29 @@ impl<S: Simd> Parameters<S> {
         unsafe { Self::with_padding::<C>(m, rows, width, MAX_LANES) }
     }
 
+    /// For one block of `rows` rows, each `lanes` lanes of `width` columns, the last of which may be lanes of zeros.
+    ///
+    /// # Safety
+    /// The machine has the instruction set.
+    #[inline(always)]
+    pub(crate) unsafe fn of_rows<C: Codec<S = S>>(
+        m: &PackedMatrix,
+        rows: usize,
+        lanes: usize,
+        width: usize,
+    ) -> Self {
+        let groups = m.format().groups(m.cols());
+        // SAFETY: passed on.
+        unsafe {
+            Self::with_padding::<C>(
+                m,
+                rows,
+                width,
+                (lanes * width / m.format().group()).saturating_sub(groups),
+            )
+        }
+    }
+
     /// With so many zeros after each row.
     #[inline(always)]
     unsafe fn with_padding<C: Codec<S = S>>(

@@ -1,7 +1,7 @@
 //! Products of many tokens with rounded activations: rows are turned into bytes once for all tokens.
 //!
 //! A tile is some rows with a row in each lane, so that a sum over the columns of a unit stays in its lane, and one
-//! activation meets the weights of all rows. It is computed unit by unit in the order in which [`super::rounded::few`]
+//! activation meets the weights of all rows. It is computed unit by unit in the order in which [`super::few::few`]
 //! adds up: all units of a lane, then the next lane's. A token has the same bits from both.
 
 use std::cell::Cell;
