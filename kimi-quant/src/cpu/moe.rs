@@ -138,6 +138,14 @@ pub(crate) fn experts_down_add(
 ) {
     let (Some(first), tokens) = (down.first(), residual.rows()) else { return };
     let loads = loads(routing);
+    // The token of each pair and its weight.
+    let terms: Vec<Vec<(usize, f32)>> = loads
+        .iter()
+        .map(|load| {
+            let term = |&pair: &u32| (pair as usize / routing.chosen, routing.weights[pair as usize]);
+            load.pairs.iter().map(term).collect()
+        })
+        .collect();
     let routed_x = Operand::new(arithmetic, first, hidden.routed.data());
     let shared_x =
         shared.zip(hidden.shared.as_ref()).map(|(m, h)| (m, Operand::new(arithmetic, m, h.data())));
@@ -149,12 +157,12 @@ pub(crate) fn experts_down_add(
     team::for_each_chunk(&mut sums, step * tokens, |i, sums| {
         let range = i * step..((i + 1) * step).min(first.rows());
         let mut part = vec![0.0; sums.len()];
-        for load in &loads {
+        for (load, terms) in loads.iter().zip(&terms) {
             let part = &mut part[..range.len() * load.pairs.len()];
             rows(arithmetic, &down[load.expert], range.clone(), &routed_x, &load.pairs, part);
             for (sums, part) in sums.chunks_exact_mut(tokens).zip(part.chunks_exact(load.pairs.len())) {
-                for (&pair, value) in load.pairs.iter().zip(part) {
-                    sums[pair as usize / routing.chosen] += routing.weights[pair as usize] * value;
+                for (&(token, weight), value) in terms.iter().zip(part) {
+                    sums[token] += weight * value;
                 }
             }
         }
