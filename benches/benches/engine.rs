@@ -1,5 +1,5 @@
-//! The engine's own share of a token: a stage that computes nothing, so that what is left is the scheduler, two hand-overs
-//! between threads and the events. Beside it what two bare hand-overs take on this machine.
+//! The engine's own share of a token: a stage that computes nothing, so that what is left is the scheduler and the events,
+//! which another thread hears of. Beside it what two bare hand-overs between threads take on this machine.
 
 use std::sync::mpsc;
 use std::time::Instant;
@@ -19,6 +19,10 @@ struct Nothing;
 impl Compute for Nothing {
     fn span(&self) -> StageSpan {
         StageSpan { layers: 0..1, first: true, last: true }
+    }
+
+    fn steady(&self) -> bool {
+        true // as a stage on the CPU
     }
 
     fn start(&mut self, batch: &Batch, _: Option<Hidden>) -> std::result::Result<Finish, StageError> {

@@ -14,7 +14,8 @@ use crate::stage::{
 /// The stages of a model, in order. Batches go in with [`submit`](Self::submit); their results and the losses of stages go
 /// to the pipeline's sink, on whichever thread has them.
 ///
-/// It has no thread of its own. Dropping it drops the stages.
+/// It has no thread of its own. Where there is one stage, whoever submits computes short steps
+/// ([`StageRunner::compute_here`]). Dropping it drops the stages.
 #[derive(Debug)]
 pub struct Pipeline {
     line: Arc<Line>,
@@ -158,7 +159,7 @@ impl Pipeline {
         self.line.places.iter().any(queues)
     }
 
-    /// Hands a batch to the first stage. Does not wait.
+    /// Hands a batch to the first stage. Waits for nothing but a short step of the only stage.
     pub fn submit(&self, batch: Batch) {
         let epoch = self.line.epoch.load(Ordering::SeqCst);
         let times = Vec::with_capacity(self.line.spans.len());
@@ -263,6 +264,9 @@ impl Line {
         let place = &self.places[stage];
         let tenant = (place.tenant.load(Ordering::SeqCst) | 1) + 1;
         place.tenant.store(tenant, Ordering::SeqCst);
+        if self.places.len() == 1 {
+            runner.compute_here(); // between stages the next batch would wait
+        }
         let line = Arc::downgrade(self);
         runner.watch(Box::new(move |error| {
             if let Some(line) = line.upgrade() {

@@ -234,6 +234,10 @@ impl<B: Backend> Compute for Stage<B> {
         self.span.first && self.span.last && self.backend.queues()
     }
 
+    fn steady(&self) -> bool {
+        !self.backend.queues()
+    }
+
     fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {
         let backend = self.backend.clone();
         self.sampling = Duration::ZERO;

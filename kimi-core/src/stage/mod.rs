@@ -158,7 +158,8 @@ pub type LossWatch = Box<dyn FnOnce(StageError) + Send>;
 
 /// One stage, wherever it is: on a device of this process ([`StageThread`]) or on another machine.
 ///
-/// Batches are submitted in the order of their steps, and computed in it. None of the functions waits.
+/// Batches are submitted in the order of their steps, and computed in it. None of the functions waits, but
+/// [`Self::submit`] for short steps where [`Self::compute_here`] allows it.
 pub trait StageRunner: Send {
     /// The part of the model it holds.
     fn span(&self) -> StageSpan;
@@ -177,6 +178,10 @@ pub trait StageRunner: Send {
     /// Hands a batch over. `input` is `None` for the first stage and the previous stage's output for any other. Results
     /// come in the order of the batches; [`StageError::is_lost`] tells whether the stage will come back by itself.
     fn submit(&mut self, batch: Arc<Batch>, input: Option<Hidden>, done: Done);
+
+    /// Lets short steps be computed within [`Self::submit`]: for a caller that would only wait for them, and spares two
+    /// hand-overs between threads so. A stage that is elsewhere, or on a device that queues, changes nothing.
+    fn compute_here(&mut self) {}
 
     /// Tells `lost` if the stage is lost, even if it has nothing to compute. Called once, before any batch.
     fn watch(&mut self, _lost: LossWatch) {}
@@ -218,6 +223,12 @@ pub trait Compute: Send {
 
     /// See [`StageRunner::chains`].
     fn chains(&self) -> bool {
+        false
+    }
+
+    /// Whether a step takes as long as its tokens say, so that a short one may be computed by whoever submits it, see
+    /// [`StageRunner::compute_here`]: it never waits for anything but its own arithmetic and memory.
+    fn steady(&self) -> bool {
         false
     }
 
