@@ -19,7 +19,7 @@ mod store;
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -116,15 +116,15 @@ impl Engine {
         self.check(&request)?;
         let Inner { config, mailbox, state, next_ticket, .. } = &*self.inner;
         let sink = Sink::new(Box::new(sink), state.clone(), config.max_requests)?;
-        let ticket = next_ticket.fetch_add(1, Ordering::Relaxed);
+        let (ticket, ended) = (next_ticket.fetch_add(1, Ordering::Relaxed), sink.ended());
         let submission = Submission { ticket, at: Instant::now(), sink, sequence: self.sequence(request) };
-        if let Err(mpsc::SendError(Message::Submit(mut refused))) =
+        if let Err(mpsc::SendError(Message::Submit(refused))) =
             mailbox.send(Message::Submit(Box::new(submission)))
         {
             refused.sink.mute();
             return Err(state.down().into());
         }
-        Ok(Generation { ticket, mailbox: mailbox.clone() })
+        Ok(Generation { ticket, ended, mailbox: mailbox.clone() })
     }
 
     /// [`Self::submit`] for a thread that may block: events are read from an iterator.
@@ -269,14 +269,19 @@ const STORE_TIME: Duration = Duration::from_secs(10);
 #[must_use = "dropping a generation cancels it"]
 pub struct Generation {
     ticket: u64,
+    /// Whether its last event was told.
+    ended: Arc<AtomicBool>,
     mailbox: Sender<Message>,
 }
 
 impl Generation {
     /// Ends the request; the sink gets [`FinishReason::Cancelled`] unless it has ended already.
     pub fn cancel(&self) {
-        // Fails if the engine has stopped, and the request with it.
-        let _ = self.mailbox.send(Message::Cancel(self.ticket));
+        // An idle engine is not woken for what has ended.
+        if !self.ended.load(Ordering::Relaxed) {
+            // Fails if the engine has stopped, and the request with it.
+            let _ = self.mailbox.send(Message::Cancel(self.ticket));
+        }
     }
 
     /// Lets the request rest while nobody takes its tokens, or go on. A token or two that were under way still come.

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -55,7 +55,8 @@ pub(super) struct Submission {
 pub(super) struct Sink {
     deliver: Box<dyn FnMut(TokenEvent) + Send>,
     state: Arc<State>,
-    ended: bool,
+    /// Whether it was told the end; its [`Generation`](super::Generation) looks too.
+    ended: Arc<AtomicBool>,
 }
 
 impl Sink {
@@ -65,7 +66,7 @@ impl Sink {
         state: Arc<State>,
         limit: usize,
     ) -> Result<Self, EngineError> {
-        let mut sink = Self { deliver, state, ended: false };
+        let sink = Self { deliver, state, ended: Arc::default() };
         if sink.state.requests.fetch_add(1, Ordering::Relaxed) >= limit {
             sink.mute();
             return Err(EngineError::Busy { limit });
@@ -73,9 +74,14 @@ impl Sink {
         Ok(sink)
     }
 
+    /// Becomes true when nothing is told any more.
+    pub(super) fn ended(&self) -> Arc<AtomicBool> {
+        self.ended.clone()
+    }
+
     /// Nothing is told any more.
-    pub(super) fn mute(&mut self) {
-        self.ended = true;
+    pub(super) fn mute(&self) {
+        self.ended.store(true, Ordering::Relaxed);
     }
 
     fn end(mut self, event: TokenEvent) {
@@ -87,7 +93,7 @@ impl Sink {
 impl Drop for Sink {
     fn drop(&mut self) {
         self.state.requests.fetch_sub(1, Ordering::Relaxed);
-        if !self.ended {
+        if !self.ended.load(Ordering::Relaxed) {
             (self.deliver)(TokenEvent::Failed { error: self.state.down() });
         }
     }
