@@ -1,5 +1,6 @@
 //! The wire: round trips of a step over loopback TCP, through the whole driver, encrypted and plain in turn, beside a bare
-//! socket's.
+//! socket's and beside what it takes to hand a word to a task of the same runtime and get one back, which the driver does
+//! for each step.
 //!
 //! `cargo bench -p kimi-benches --bench wire` prints a table; `-- --quick` takes a tenth of the samples.
 //! Each round trip sends a tensor to a worker that sends it back, so its bytes cross twice.
@@ -40,21 +41,23 @@ fn main() -> Outcome<()> {
     for (name, rows, samples) in [("decode, 1 row", 1, 4000), ("prefill, 512 rows", 512, 100)] {
         let samples = samples / share;
         let bytes = rows as usize * WIDTH as usize * 4;
-        let (mut times, mut bare) = ([Vec::new(), Vec::new()], Vec::new());
+        let (mut times, mut bare, mut handed) = ([Vec::new(), Vec::new()], Vec::new(), Vec::new());
         let mut socket = BareSocket::connect(bytes)?;
         for _ in 0..TURNS {
             bare.extend(socket.times(samples / TURNS)?);
+            handed.extend(runtime.block_on(hand_over_times(samples / TURNS)));
             for (link, times) in [&plain, &encrypted].into_iter().zip(&mut times) {
                 times.extend(runtime.block_on(driver_times(link, &mut step, rows, samples / TURNS))?);
             }
         }
         let [plain, encrypted] = times.map(sorted);
-        let bare = sorted(bare);
+        let (bare, handed) = (sorted(bare), sorted(handed));
         let [encryption, driver] = [(&encrypted, &plain), (&plain, &bare)]
             .map(|(more, less)| (median(more).as_secs_f64() - median(less).as_secs_f64()) * 1e6);
         print_row(&format!("{name}, {bytes} B, encrypted"), bytes, &encrypted);
         print_row("  plain", bytes, &plain);
         print_row("  a bare blocking socket", bytes, &bare);
+        print_row("  to a task and back, without a socket", 0, &handed);
         println!(
             "  the driver costs {driver:.1} us a round trip, encryption {encryption:.1} us more (medians)"
         );
@@ -151,6 +154,28 @@ async fn driver_times(
         }
     }
     Ok(times)
+}
+
+/// Words to a task and back.
+async fn hand_over_times(samples: usize) -> Vec<Duration> {
+    let (words, mut received) = tokio::sync::mpsc::unbounded_channel::<tokio::sync::oneshot::Sender<()>>();
+    tokio::spawn(async move {
+        while let Some(back) = received.recv().await {
+            let _ = back.send(()); // whoever asked waits for it
+        }
+    });
+    let mut times = Vec::with_capacity(samples);
+    for warm in 0..samples + samples / 10 {
+        let (back, answer) = tokio::sync::oneshot::channel();
+        let begun = Instant::now();
+        if words.send(back).is_err() || answer.await.is_err() {
+            break;
+        }
+        if warm >= samples / 10 {
+            times.push(begun.elapsed());
+        }
+    }
+    times
 }
 
 /// The same bytes without frames and without tokio: what the system itself takes.

@@ -92,6 +92,7 @@ impl Coordinator {
         let route = Route::coordinator();
         let link = match trust {
             Trust::Insecure => {
+                let stream = secure::buffered(stream);
                 Link::open(stream, Protocol::coordinator(config, begun)?, route, socket).await?
             }
             Trust::Key(key) => {
@@ -212,7 +213,7 @@ impl Worker {
         let (sender, events) = mpsc::channel(MAX_UNREAD_EVENTS);
         let route = Route::Worker { events: sender };
         let link = match trust {
-            Trust::Insecure => Link::open(stream, protocol, route, socket).await?,
+            Trust::Insecure => Link::open(secure::buffered(stream), protocol, route, socket).await?,
             Trust::Key(key) => {
                 let stream = secure::handshake(stream, key, Role::Worker, limit).await?;
                 Link::open(stream, protocol, route, socket).await?

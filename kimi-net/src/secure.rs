@@ -45,6 +45,12 @@ pub enum Trust {
 /// Bytes taken from the socket at once: a hidden state of one token of Kimi-K2, in its records.
 const READ_BYTES: usize = 32 << 10;
 
+/// A stream whose bytes come in large pieces, so that a step of one token is read by one call of the system. What is larger is
+/// read to where it belongs.
+pub(crate) fn buffered<S: AsyncRead>(stream: S) -> BufReader<S> {
+    BufReader::with_capacity(READ_BYTES, stream)
+}
+
 /// An encrypted stream.
 pub(crate) type Secured<S> = TlsStream<BufReader<S>>;
 
@@ -58,7 +64,7 @@ pub(crate) async fn handshake<S>(
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
-    let stream = BufReader::with_capacity(READ_BYTES, stream);
+    let stream = buffered(stream);
     let ours = |error: Error| LinkError::Handshake { detail: error.to_string() };
     let done = match role {
         Role::Coordinator | Role::Observer => {

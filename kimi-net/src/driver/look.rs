@@ -49,7 +49,7 @@ impl Observer {
         let (sender, events) = mpsc::channel(MAX_UNREAD_EVENTS);
         let route = Route::Worker { events: sender };
         let link = match trust {
-            Trust::Insecure => Link::open(stream, protocol, route, socket).await?,
+            Trust::Insecure => Link::open(secure::buffered(stream), protocol, route, socket).await?,
             Trust::Key(key) => {
                 let stream = secure::handshake(stream, key, Role::Observer, limit).await?;
                 Link::open(stream, protocol, route, socket).await?
