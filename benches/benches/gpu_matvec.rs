@@ -1,5 +1,5 @@
 //! How fast the GPU backend reads weights: gigabytes of weights, scales and biases a second, for one token, at the shapes
-//! of Kimi-K2, beside the read bandwidth measured in the same run.
+//! of Kimi-K2, each beside the read bandwidth measured right after it.
 //!
 //! `cargo bench --features gpu --bench gpu_matvec` prints the table; `-- --search` tries many kernel sizes for each line
 //! and prints the best ones; `--bits 2,3` has those widths only; `--experts N` has so many to choose from (64); `--quick`
@@ -9,7 +9,7 @@
 
 use std::time::{Duration, Instant};
 
-use kimi_benches::{RandomWeights, gpu_options};
+use kimi_benches::{RandomWeights, gpu_options, read_bandwidth};
 use kimi_quant::gpu::{GpuRouting, GpuTensor, GpuVector, Tuning};
 use kimi_quant::{Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, Gpu, Norm, PackedMatrix};
 
@@ -33,7 +33,7 @@ fn main() -> Outcome<()> {
     let deadline = Instant::now() + Duration::from_secs(seconds);
     let quick = has("--quick");
     let gpu = Gpu::new(&gpu_options()?)?;
-    let bandwidth = gpu.read_bandwidth(if quick { 64 << 20 } else { 1 << 30 })?;
+    let bandwidth = read_bandwidth(&gpu, quick)?;
     println!("{}; reading memory: {:.0} GB/s", gpu.name(), bandwidth / 1e9);
     // Room for the head of 8 bits.
     let random = RandomWeights::new(if quick { 8 << 20 } else { 1200 << 20 });
@@ -180,6 +180,8 @@ impl Bench {
             results.push((self.time(bytes, copies, run)?, tuning));
         }
         self.gpu.set_tuning(None);
+        // Measured beside each line: a machine that others use too changes by the second.
+        let bandwidth = read_bandwidth(&self.gpu, self.quick)?;
         let mut show = |(seconds, tuning): &(f64, Option<Tuning>)| {
             let rate = bytes as f64 / seconds;
             let sizes = tuning.map_or("as chosen".to_owned(), |t| {
@@ -197,7 +199,7 @@ impl Bench {
                 bytes as f64 / 1e6,
                 seconds * 1e6,
                 rate / 1e9,
-                100.0 * rate / self.bandwidth,
+                100.0 * rate / bandwidth,
             );
         };
         results.iter().take(1).for_each(&mut show);

@@ -3,12 +3,12 @@
 //! `cargo bench --features gpu --bench gpu_prefill` prints the table; `-- --kernels` times every kernel that could do a
 //! line; `--dense-only`, `--experts-only`; `--precision=fast` multiplies halves once; `--bits N` takes other weights than 4 bits; `--tokens A,B` only those counts; `--experts N`; `--as-metal[=CHIP]`
 //! takes the kernels and sizes of one of Apple's; `--quick` shrinks everything for a software adapter. TFLOP/s count 2 for every weight and token; GB/s are those of the weights, each
-//! read once. "of f16" is the rate of the same product with unpacked f16 weights.
+//! read once; "of read" is their share of the read bandwidth, measured right after the line. "of f16" is the rate of the same product with unpacked f16 weights.
 
 use std::collections::HashSet;
 use std::time::Instant;
 
-use kimi_benches::{RandomWeights, gpu_options};
+use kimi_benches::{RandomWeights, gpu_options, read_bandwidth};
 use kimi_quant::gpu::{GpuExperts, GpuMatrix, GpuTensor};
 use kimi_quant::{Backend, BackendError, BitWidth, ExpertHidden, FloatType, Format, Gpu, PackedMatrix};
 
@@ -38,7 +38,7 @@ fn main() -> Outcome<()> {
             return Ok(());
         }
     };
-    let bandwidth = gpu.read_bandwidth(if quick { 64 << 20 } else { 1 << 30 })?;
+    let bandwidth = read_bandwidth(&gpu, quick)?;
     println!("{}; reading memory: {:.0} GB/s", gpu.name(), bandwidth / 1e9);
     let bits = BitWidth::try_from(value("--bits").map_or(Ok(4), |b| b.parse())?)?;
     let bench = Bench {
@@ -192,7 +192,7 @@ impl Bench {
                 2e-12 * work.products / seconds,
                 unpacked.map_or(String::new(), |f16| format!("{:.0}%", 100.0 * f16 / seconds)),
                 rate / 1e9,
-                100.0 * rate / self.bandwidth,
+                100.0 * rate / read_bandwidth(&self.gpu, self.quick)?,
                 kernel.map_or("as chosen".to_owned(), |k| format!("{k:?}")),
             );
         }

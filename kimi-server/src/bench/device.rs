@@ -26,11 +26,17 @@ pub trait Measured: Backend {
     /// Whether work is only recorded, and [`Self::mark`] counts dispatches; else marks are nanoseconds.
     const RECORDS: bool;
 
-    /// Bytes a second that plain reading gets.
+    /// What plain reading is measured with.
+    type Meter;
+
+    /// Prepares to measure plain reading.
+    fn meter(&self) -> Self::Meter;
+
+    /// Bytes a second that plain reading gets at the moment: on a machine that others use too it changes by the second.
     ///
     /// # Errors
     /// If the device has no room for the data, or failed.
-    fn measure_read_bandwidth(&self) -> Result<f64>;
+    fn read_bandwidth(&self, meter: &mut Self::Meter) -> Result<f64>;
 
     /// A number that grows with the work done.
     fn mark(&self) -> u64;
@@ -64,8 +70,15 @@ impl Measured for Cpu {
     const KIND: &'static str = "cpu";
     const RECORDS: bool = false;
 
-    fn measure_read_bandwidth(&self) -> Result<f64> {
-        Ok(cpu_read_bandwidth())
+    /// Data.
+    type Meter = Vec<u64>;
+
+    fn meter(&self) -> Vec<u64> {
+        read_data()
+    }
+
+    fn read_bandwidth(&self, data: &mut Vec<u64>) -> Result<f64> {
+        Ok(kimi_quant::cpu::read_bandwidth(data, Duration::from_millis(100)))
     }
 
     fn mark(&self) -> u64 {
@@ -94,8 +107,12 @@ impl Measured for Cpu {
 
 /// Bytes a second that all cores read together.
 pub fn cpu_read_bandwidth() -> f64 {
-    let buffer: Vec<u64> = (0..64 << 20).collect(); // 512 MB
-    kimi_quant::cpu::read_bandwidth(&buffer, Duration::from_secs(1))
+    kimi_quant::cpu::read_bandwidth(&read_data(), Duration::from_secs(1))
+}
+
+/// 512 MB.
+fn read_data() -> Vec<u64> {
+    (0..64 << 20).collect()
 }
 
 #[cfg(feature = "gpu")]
@@ -103,10 +120,21 @@ impl Measured for kimi_quant::Gpu {
     const KIND: &'static str = "gpu";
     const RECORDS: bool = true;
 
-    fn measure_read_bandwidth(&self) -> Result<f64> {
+    /// What was measured last.
+    type Meter = Option<f64>;
+
+    fn meter(&self) -> Option<f64> {
+        None
+    }
+
+    fn read_bandwidth(&self, last: &mut Option<f64>) -> Result<f64> {
         // More than the caches of a large GPU; little where the CPU plays one.
-        let bytes = if self.adapter().is_hardware() { 1 << 30 } else { 64 << 20 };
-        self.read_bandwidth(bytes)
+        let bytes = if self.adapter().is_hardware() { 1 << 30 } else { 16 << 20 };
+        match (kimi_quant::Gpu::read_bandwidth(self, bytes), *last) {
+            // The model has left no room for the data.
+            (Err(BackendError::OutOfMemory { .. }), Some(before)) => Ok(before),
+            (measured, _) => Ok(*last.insert(measured?)),
+        }
     }
 
     fn mark(&self) -> u64 {

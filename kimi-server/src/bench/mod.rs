@@ -1,5 +1,5 @@
 //! How fast a model computes on a device: decode, prefill, several sequences, and every operation, beside the read
-//! bandwidth measured in the same run.
+//! bandwidth, which is measured in turn with each of them.
 //!
 //! | module | holds |
 //! |---|---|
@@ -23,6 +23,7 @@ use kimi_core::source::ModelSource;
 use kimi_core::stage::{CacheConfig, Stage, device_bytes};
 
 use device::Measured;
+use median::median;
 use report::{Load, Memory, Report};
 use steps::{Kind, Steps};
 use timed::Timed;
@@ -77,8 +78,9 @@ pub fn measure<B: Measured>(
     let weight_bytes = bytes.weights(&(0..layers));
     let cache_bytes = bytes.cache(&(0..layers), cache.tokens());
     steps::check_fits(&backend, layers, weight_bytes, cache_bytes)?;
-    let read_bandwidth = backend.measure_read_bandwidth()?;
-    say(format!("{device} reads {:.0} GB/s; loading {layers} layers", read_bandwidth / 1e9));
+    let mut meter = backend.meter();
+    let first = backend.read_bandwidth(&mut meter)?;
+    say(format!("{device} reads {:.0} GB/s; loading {layers} layers", first / 1e9));
     let start = Instant::now();
     let backend = Arc::new(Timed::new(backend));
     let stage = Stage::load_from(source, backend.clone(), 0..layers, cache, &mut |_| {})?;
@@ -86,7 +88,7 @@ pub fn measure<B: Measured>(
     let copied = backend.inner().copies_weights().then_some(weight_bytes);
     let load = Load::new(copied, start.elapsed());
     say(format!("{load}; decode"));
-    let mut steps = Steps::new(stage, backend.clone(), source.config(), workload, read_bandwidth);
+    let mut steps = Steps::new(stage, backend.clone(), source.config(), workload, meter);
     let decode = steps.measure(Kind::Decode)?;
     let several = workload.sequences > 1;
     if several {
@@ -95,13 +97,15 @@ pub fn measure<B: Measured>(
     let batch = several.then(|| steps.measure(Kind::Sequences)).transpose()?;
     say(format!("prefill of {} tokens", workload.prompt));
     let prefill = steps.measure(Kind::Prefill)?;
+    let phases = [Some(&decode), batch.as_ref(), Some(&prefill)].into_iter().flatten();
+    let read_gb_per_second = median(phases.map(|phase| phase.read_gb_per_second).collect());
     Ok(Report {
         model,
         backend: B::KIND,
         device,
         layers,
         context_tokens: workload.context,
-        read_gb_per_second: read_bandwidth / 1e9,
+        read_gb_per_second: read_gb_per_second.unwrap_or(first / 1e9),
         load,
         memory: Memory::new(weight_bytes, cache_bytes, backend.inner().allocated_bytes()),
         sequences_speedup: batch.as_ref().map(|b| b.tokens_per_second / decode.tokens_per_second),

@@ -86,6 +86,15 @@ impl Memory {
     }
 }
 
+/// Some steps, and what plain reading got right after them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// Of each step; at least one.
+    pub seconds: Vec<f64>,
+    /// Bytes a second.
+    pub read_bandwidth: f64,
+}
+
 /// A kind of step.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Phase {
@@ -105,7 +114,9 @@ pub struct Phase {
     pub weight_bytes: u64,
     /// By the median.
     pub weight_gb_per_second: f64,
-    /// The same as a share of what plain reading gets.
+    /// What plain reading got meanwhile, the middle of its turns.
+    pub read_gb_per_second: f64,
+    /// Of weights as a share of that, the middle of the turns' shares.
     pub read_bandwidth_share: f64,
     /// Different experts that a layer's tokens chose, on average.
     pub experts_a_layer: Option<f64>,
@@ -235,20 +246,17 @@ impl Operations {
 }
 
 impl Phase {
-    /// From a step's calls and the seconds that it took.
-    pub fn new(
-        calls: &[Call],
-        mut seconds: Vec<f64>,
-        tokens: usize,
-        sequences: usize,
-        read_bandwidth: f64,
-    ) -> Self {
-        seconds.sort_by(f64::total_cmp);
-        let best = seconds.first().copied().unwrap_or(f64::NAN);
+    /// From a step's calls and the turns in which it was timed.
+    pub fn new(calls: &[Call], turns: &[Turn], tokens: usize, sequences: usize) -> Self {
+        let middle_of = |values: Vec<f64>| median(values).unwrap_or(f64::NAN);
+        let seconds: Vec<f64> = turns.iter().flat_map(|turn| turn.seconds.iter().copied()).collect();
+        let best = seconds.iter().copied().fold(f64::NAN, f64::min);
         let rounds = seconds.len();
-        let middle = median(seconds).unwrap_or(f64::NAN);
-        let weight_bytes = calls.iter().map(|c| c.weight_bytes).sum();
+        let middle = middle_of(seconds);
+        let weight_bytes = calls.iter().map(|c| c.weight_bytes).sum::<u64>();
         let rate = weight_bytes as f64 / middle;
+        let share = |turn: &Turn| weight_bytes as f64 / middle_of(turn.seconds.clone()) / turn.read_bandwidth;
+        let read = middle_of(turns.iter().map(|turn| turn.read_bandwidth).collect());
         let experts: Vec<_> = calls.iter().filter_map(|c| c.experts).collect();
         let dispatches = calls.iter().map(|c| c.marks[1] - c.marks[0]).sum();
         let outside = |c: &&Call| matches!(c.operation, "embed" | "head" | "sample");
@@ -262,7 +270,8 @@ impl Phase {
             tokens_per_second: tokens as f64 / middle,
             weight_bytes,
             weight_gb_per_second: rate / 1e9,
-            read_bandwidth_share: rate / read_bandwidth,
+            read_gb_per_second: read / 1e9,
+            read_bandwidth_share: middle_of(turns.iter().map(share).collect()),
             experts_a_layer: (!experts.is_empty())
                 .then(|| experts.iter().sum::<usize>() as f64 / experts.len() as f64),
             host_ms: None,
@@ -304,7 +313,11 @@ impl Phase {
             "  {:.3} ms (best of {} {:.3}), {:.1} tokens/s",
             self.median_ms, self.rounds, self.best_ms, self.tokens_per_second
         )?;
-        write!(f, "  {weights} of weights read, {rate:.0} GB/s, {share:.1} % of the read bandwidth")?;
+        write!(
+            f,
+            "  {weights} of weights read, {rate:.1} GB/s, {share:.1} % of the {:.1} of plain reading",
+            self.read_gb_per_second
+        )?;
         match experts {
             Some(n) => writeln!(f, "; {n:.1} experts a layer")?,
             None => writeln!(f)?,
@@ -373,6 +386,16 @@ mod tests {
 
     fn kernel(name: &'static str, matrices: u32, nanoseconds: f64) -> Kernel {
         Kernel { name, matrices, nanoseconds }
+    }
+
+    #[test]
+    fn a_share_is_of_the_bandwidth_of_the_same_turn() {
+        let turn = |seconds: &[f64], read_bandwidth| Turn { seconds: seconds.to_vec(), read_bandwidth };
+        // The machine was twice as slow in the second turn, and a step was interrupted in the third.
+        let turns = [turn(&[1.0, 1.0], 200.0), turn(&[2.0, 2.0], 100.0), turn(&[1.0, 1.0, 9.0], 200.0)];
+        let phase = Phase::new(&[call("head", 100)], &turns, 1, 1);
+        assert_eq!((phase.rounds, phase.median_ms, phase.best_ms), (7, 1e3, 1e3));
+        assert_eq!((phase.read_bandwidth_share, phase.read_gb_per_second), (0.5, 200.0 / 1e9));
     }
 
     #[test]

@@ -12,17 +12,19 @@ use kimi_quant::{Backend, BackendError, SampleRequest};
 use super::Workload;
 use super::device::{Kernel, Measured};
 use super::median::median;
-use super::report::{Operation, Operations, Phase};
+use super::report::{Operation, Operations, Phase, Turn};
 use super::timed::{Call, Notes, Timed};
 
 /// Idle devices slow their clocks down: a step is repeated for so long before its time counts.
 const WARM: Duration = Duration::from_millis(500);
 /// A step is measured for so long.
 const MEASURED: Duration = Duration::from_millis(1500);
+/// The same is cut into so many turns, with a look at the read bandwidth after each: a shared machine changes by the second.
+const TURNS: u32 = 3;
 /// Slow steps are not repeated once they took so long together.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Fewest and most repetitions.
-const ROUNDS: std::ops::Range<usize> = 3..300;
+/// Most repetitions in a turn; one at least.
+const MAX_ROUNDS: usize = 100;
 /// Steps that follow each other are timed so many together: a result that is seen late makes the next one seem early.
 const TOGETHER: usize = 4;
 /// Repetitions of what looks into a step.
@@ -48,7 +50,7 @@ pub struct Steps<B: Measured> {
     workload: Workload,
     layers: usize,
     vocabulary: usize,
-    read_bandwidth: f64,
+    meter: B::Meter,
     filled: bool,
 }
 
@@ -81,10 +83,10 @@ impl<B: Measured> Steps<B> {
         backend: Arc<Timed<B>>,
         config: &ModelConfig,
         workload: Workload,
-        read_bandwidth: f64,
+        meter: B::Meter,
     ) -> Self {
         let (layers, vocabulary) = (config.num_hidden_layers, config.vocab_size);
-        Self { stage, backend, workload, layers, vocabulary, read_bandwidth, filled: false }
+        Self { stage, backend, workload, layers, vocabulary, meter, filled: false }
     }
 
     /// Measures one kind of step.
@@ -104,13 +106,11 @@ impl<B: Measured> Steps<B> {
         if B::RECORDS || start.elapsed() < WARM {
             self.warm(&batch)?;
         }
-        let times = self.rounds(&batch)?;
+        let turns = self.turns(&batch)?;
+        let phase = Phase::new(&calls, &turns, batch.tokens(), batch.sequences.len());
         let (host, device) = self.host_and_device(&batch)?;
-        let operations = self.operations(&batch, &calls)?;
-        let sequences = batch.sequences.len();
-        Ok(Phase::new(&calls, times, batch.tokens(), sequences, self.read_bandwidth)
-            .with_device(host, device, B::RECORDS.then_some(self.layers))
-            .with_operations(operations))
+        let operations = self.operations(&batch, &calls, phase.read_gb_per_second * 1e9)?;
+        Ok(phase.with_device(host, device, B::RECORDS.then_some(self.layers)).with_operations(operations))
     }
 
     fn batch(&self, kind: Kind) -> Batch {
@@ -162,6 +162,19 @@ impl<B: Measured> Steps<B> {
         Ok(())
     }
 
+    /// Steps, and the read bandwidth, in turn.
+    fn turns(&mut self, batch: &Batch) -> Result<Vec<Turn>, StageError> {
+        let (mut turns, start) = (Vec::new(), Instant::now());
+        while turns.len() < TURNS as usize && (turns.is_empty() || start.elapsed() < PATIENCE) {
+            let seconds = self.rounds(batch)?;
+            turns.push(Turn {
+                seconds,
+                read_bandwidth: self.backend.inner().read_bandwidth(&mut self.meter)?,
+            });
+        }
+        Ok(turns)
+    }
+
     /// Seconds of steps, one after another as they are served: where the scheduler has one follow the other
     /// ([`Batch::follows`]), from one result to the next.
     fn rounds(&mut self, batch: &Batch) -> Result<Vec<f64>, StageError> {
@@ -169,7 +182,7 @@ impl<B: Measured> Steps<B> {
         let mut before = if follows { Some(self.stage.start(batch, None)?) } else { None };
         let start = Instant::now();
         let mut ends = vec![start];
-        while ends.len() <= ROUNDS.start || (start.elapsed() < MEASURED && ends.len() < ROUNDS.end) {
+        while ends.len() == 1 || (start.elapsed() < MEASURED / TURNS && ends.len() <= MAX_ROUNDS) {
             match before.take() {
                 Some(finish) => {
                     let step = ends.len() as u64;
@@ -180,9 +193,6 @@ impl<B: Measured> Steps<B> {
                 None => self.run(batch)?,
             }
             ends.push(Instant::now());
-            if start.elapsed() > PATIENCE {
-                break;
-            }
         }
         before.map_or(Ok(()), |finish| finish().map(drop))?;
         let together = if follows { TOGETHER.min(ends.len() - 1) } else { 1 };
@@ -212,7 +222,12 @@ impl<B: Measured> Steps<B> {
     }
 
     /// The time of every operation. `looked_at` are the step's calls with the bytes that they read.
-    fn operations(&mut self, batch: &Batch, looked_at: &[Call]) -> Result<Operations, StageError> {
+    fn operations(
+        &mut self,
+        batch: &Batch,
+        looked_at: &[Call],
+        read_bandwidth: f64,
+    ) -> Result<Operations, StageError> {
         let mut rounds = Vec::new();
         let start = Instant::now();
         while rounds.len() < LOOKS && start.elapsed() < PATIENCE / 2 {
@@ -229,7 +244,7 @@ impl<B: Measured> Steps<B> {
                 call: seen,
                 kernels: kernels_of::<B>(timed, kernels.as_deref(), first),
             });
-            rounds.push(Operations::new(parts, self.read_bandwidth));
+            rounds.push(Operations::new(parts, read_bandwidth));
         }
         Ok(Operations::median(rounds))
     }

@@ -115,7 +115,7 @@ impl SyntheticModel {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 With --backend auto a GPU is taken if there is one that is not software; a model that does not fit it is an error. Weights
-are counted as stored, each once a step; shares are of the read bandwidth measured in the same run.
+are counted as stored, each once a step; shares are of the read bandwidth, measured in turn with the steps.
 
 Examples:
   kimi bench --synthetic kimi-k2                         as many layers as fit, at most 6
