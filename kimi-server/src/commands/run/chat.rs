@@ -4,6 +4,7 @@ use std::fs::OpenOptions;
 use std::io::{IsTerminal, Stdout, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use kimi_core::chat::{Content, Message};
@@ -138,16 +139,24 @@ impl Chat {
             max_tokens: self.max_tokens,
             ..ChatRequest::default()
         };
+        let asked = Instant::now();
         let (sender, events) = mpsc::channel();
         // Nobody listens once an answer has failed.
         let generation = self.model.chat_with(request, move |event| drop(sender.send(event)))?;
         interrupt.run(generation);
         let mut shown = Shown::new();
+        let mut first = None;
         let mut end = End::Stopped;
         for event in events {
             match event {
-                ChatEvent::Content(piece) => shown.content(&piece)?,
-                ChatEvent::Reasoning(piece) => shown.reasoning(&piece)?,
+                ChatEvent::Content(piece) => {
+                    shown.content(&piece)?;
+                    first.get_or_insert_with(|| asked.elapsed());
+                }
+                ChatEvent::Reasoning(piece) => {
+                    shown.reasoning(&piece)?;
+                    first.get_or_insert_with(|| asked.elapsed());
+                }
                 ChatEvent::Failed(error) => {
                     shown.end()?;
                     return Err(error.into());
@@ -158,7 +167,7 @@ impl Chat {
                         end = End::Complete;
                     }
                     if self.stats {
-                        print_stats(&usage);
+                        print_stats(&usage, first);
                     }
                 }
                 _ => {}
@@ -242,15 +251,16 @@ impl<W: Write> Shown<W> {
     }
 }
 
-fn print_stats(usage: &Usage) {
-    let rate = |tokens: f64, time: std::time::Duration| tokens / time.as_secs_f64().max(1e-9);
+/// `first`: from the question until the first text was written.
+fn print_stats(usage: &Usage, first: Option<Duration>) {
+    let rate = |tokens: f64, time: Duration| tokens / time.as_secs_f64().max(1e-9);
     let after_first = f64::from(usage.completion_tokens.saturating_sub(1));
-    let first = usage.time_to_first_token.unwrap_or_default();
+    let first = first.or(usage.time_to_first_token).unwrap_or_default();
     ui::notice(format_args!(
-        "prompt: {} tokens, {:.1} tokens/s; first token after {:.3} s; answer: {} tokens, {:.1} tokens/s",
+        "prompt: {} tokens, {:.1} tokens/s; first token after {:.1} ms; answer: {} tokens, {:.1} tokens/s",
         usage.prompt_tokens,
         rate(usage.prompt_tokens as f64, usage.prefill),
-        first.as_secs_f64(),
+        first.as_secs_f64() * 1e3,
         usage.completion_tokens,
         rate(after_first, usage.decode)
     ));
