@@ -167,6 +167,7 @@ impl<B: Backend> Stage<B> {
             head: None,
             chosen: None,
             sampling: Duration::ZERO,
+            weight_bytes: 0,
             progress: Arc::default(),
             cache,
             geometry,
@@ -208,6 +209,7 @@ impl<B: Backend> Stage<B> {
                 weights.give_back("lm_head.");
             }
         }
+        stage.weight_bytes = loaded;
         Ok(stage)
     }
 }

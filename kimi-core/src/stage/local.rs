@@ -29,7 +29,14 @@ pub struct Stage<B: Backend> {
     pub(super) chosen: Option<Chosen<B>>,    // where it runs ahead
     pub(super) progress: Arc<AtomicU64>,     // layers begun
     pub(super) sampling: Duration,           // of the last batch, where the device does not queue
+    pub(super) weight_bytes: u64,            // stored
 }
+
+/// Weights up to here are read once before the first step, if they are computed with from where they lie.
+const SMALL: u64 = 64 << 20;
+
+/// Tokens of the step that reads them: a short question.
+const SMALL_PROMPT: usize = 24;
 
 impl<B: Backend> std::fmt::Debug for Stage<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -236,6 +243,16 @@ impl<B: Backend> Compute for Stage<B> {
 
     fn steady(&self) -> bool {
         !self.backend.queues()
+    }
+
+    fn prepare(&mut self) {
+        let tokens = SMALL_PROMPT.min(self.cache.tokens());
+        if self.weight_bytes <= SMALL
+            && !self.backend.copies_weights()
+            && let Err(error) = self.compute_anything(tokens)
+        {
+            tracing::debug!(%error, "nothing was computed before the first step");
+        }
     }
 
     fn start(&mut self, batch: &Batch, input: Option<Hidden>) -> Result<Finish, StageError> {

@@ -21,27 +21,32 @@ impl<B: Backend> Stage<B> {
         self.backend.nudge()?;
         let CacheConfig { pages, page_tokens } = self.cache;
         for tokens in [1, PROMPT.min(pages.saturating_mul(page_tokens))] {
-            let sampling = Sampling {
-                params: Arc::default(),
-                counts: Arc::default(),
-                uniform: 0.0,
-                top_logprobs: 0,
-                allowed: None,
-            };
-            let sequence = SequenceSlice {
-                id: SequenceId(0),
-                start: 0,
-                tokens: vec![0; tokens],
-                pages: (0..tokens.div_ceil(page_tokens.max(1)) as PageId).collect(),
-                output: Output::Sample(vec![sampling]),
-            };
-            let cols = self.config.hidden_size;
-            let zeros = || Hidden { rows: tokens, cols, data: floats_to_bytes(vec![0.0; tokens * cols]) };
-            let input = (!self.span.first).then(zeros);
-            let batch = Batch { sequences: vec![sequence], ..Batch::default() };
-            self.forward(&batch, input, None)?;
+            self.compute_anything(tokens)?;
         }
         Ok(())
+    }
+
+    /// Computes a prompt of so many tokens, no matter which.
+    pub(super) fn compute_anything(&mut self, tokens: usize) -> Result<(), StageError> {
+        let sampling = Sampling {
+            params: Arc::default(),
+            counts: Arc::default(),
+            uniform: 0.0,
+            top_logprobs: 0,
+            allowed: None,
+        };
+        let sequence = SequenceSlice {
+            id: SequenceId(0),
+            start: 0,
+            tokens: vec![0; tokens],
+            pages: (0..tokens.div_ceil(self.cache.page_tokens.max(1)) as PageId).collect(),
+            output: Output::Sample(vec![sampling]),
+        };
+        let cols = self.config.hidden_size;
+        let zeros = || Hidden { rows: tokens, cols, data: floats_to_bytes(vec![0.0; tokens * cols]) };
+        let input = (!self.span.first).then(zeros);
+        let batch = Batch { sequences: vec![sequence], ..Batch::default() };
+        self.forward(&batch, input, None).map(drop)
     }
 
     /// Fills the cache of the batch's tokens with arbitrary latents, without computing the layers: for measurements of

@@ -226,6 +226,10 @@ pub trait Compute: Send {
         false
     }
 
+    /// Called once, on the stage's thread and before anything else: brings into memory what the first step would wait for, if
+    /// that takes a few milliseconds. The cache may hold anything afterwards.
+    fn prepare(&mut self) {}
+
     /// Whether a step takes as long as its tokens say, so that a short one may be computed by whoever submits it, see
     /// [`StageRunner::compute_here`]: it never waits for anything but its own arithmetic and memory.
     fn steady(&self) -> bool {

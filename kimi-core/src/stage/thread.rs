@@ -109,7 +109,7 @@ impl StageThread {
         };
         let steady = stage.steady() && !queues;
         let worker = Arc::new(Mutex::new(Worker { stage, results, short: 0 }));
-        let pending = Arc::new(AtomicUsize::new(0));
+        let pending = Arc::new(AtomicUsize::new(1)); // to prepare
         let thread =
             Thread { worker: worker.clone(), pending: pending.clone(), in_flight, keep_awake, active: false };
         let work = move || {
@@ -268,6 +268,8 @@ struct Thread {
 
 impl Thread {
     fn run(mut self, jobs: &Receiver<Job>) {
+        self.worker().stage.prepare();
+        self.pending.fetch_sub(1, Ordering::Release);
         while let Some(job) = self.next(jobs) {
             let finished = self.work(job);
             // Before the result is told, so that who hears of it finds this thread idle.

@@ -17,6 +17,9 @@ use crate::cli::args::RunArgs;
 use crate::cluster::ClusterStatus;
 use chat::Chat;
 
+/// Bytes of a model that is loaded at once.
+const SMALL_MODEL: u64 = 64 << 20;
+
 /// Largest prompt read from standard input, in bytes.
 const MAX_PROMPT: u64 = 16 << 20;
 
@@ -77,7 +80,10 @@ fn piped() -> anyhow::Result<String> {
 
 fn load(args: &RunArgs, runtime: &Handle) -> anyhow::Result<ChatModel> {
     let (found, checkpoint) = super::open(&args.model, None)?;
-    let files = found.chat_files(&checkpoint)?;
+    let files = || found.chat_files(&checkpoint);
+    // What is wrong with them is said before minutes of loading. The layers of a small model are loaded first: they are brought
+    // into memory while its files are read.
+    let before = (checkpoint.bytes() > SMALL_MODEL).then(files).transpose()?;
     let options = ModelOptions { speculation: args.speculation.speculation, ..args.cache.options() };
     let cache = options.cache(&checkpoint);
     let device = &args.precision.on(&args.device);
@@ -91,6 +97,7 @@ fn load(args: &RunArgs, runtime: &Handle) -> anyhow::Result<ChatModel> {
     let source =
         Model { found: &found, checkpoint: &checkpoint, cache, device, status: &status, planned: &planned };
     let Stages { built, mut recovery } = stages::start(&args.peers, &source, runtime)?;
+    let files = before.map_or_else(files, Ok)?;
     let model = ChatModel::start(files, &checkpoint, built.stages, &options)?;
     model.engine().recover_with(move |lost| recovery.replace(lost))?;
     args.cache.note_limit(model.context_tokens());
