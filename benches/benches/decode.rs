@@ -56,7 +56,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..ModelOptions::default()
     };
     let model = ChatModel::on_cpu(&Checkpoint::kimi_tiny()?, &options)?;
-    println!("kimi-tiny on the CPU, {} threads, f32 activations", std::thread::available_parallelism()?);
+    println!("kimi-tiny on the CPU, {} threads, --precision auto", std::thread::available_parallelism()?);
     println!(
         "{:>9} {:>14} {:>14} {:>18} {:>18}",
         "sequences", "prefill tok/s", "decode tok/s", "switches a token", "allocations"
