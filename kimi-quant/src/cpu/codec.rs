@@ -152,10 +152,11 @@ macro_rules! kernels {
         unsafe fn mix_rows<C: $crate::cpu::codec::Codec>(
             m: &$crate::PackedMatrix,
             rows: std::ops::Range<usize>,
+            ahead: Option<usize>,
             weights: &[f32],
             sums: &mut [f32],
         ) {
-            $crate::cpu::kernel::mix_rows::<C>(m, rows, weights, sums)
+            $crate::cpu::kernel::mix_rows::<C>(m, rows, ahead, weights, sums)
         }
 
         $(#[target_feature(enable = $features)])?

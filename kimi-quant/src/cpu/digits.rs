@@ -17,11 +17,10 @@ use std::marker::PhantomData;
 
 use super::bytes::{ByteDot, Bytes};
 use super::codec::{Codec, Packed};
-use super::kernel::{Blocks, Multiply, each_step, sums};
+use super::kernel::{Blocks, Multiply, Product, each_step, sums};
 use super::order::Order;
 use super::scales::Parameters;
 use super::simd::{MAX_LANES, Simd};
-use crate::PackedMatrix;
 
 /// What else the kernels here ask of an instruction set.
 ///
@@ -137,11 +136,13 @@ impl<D: ByteDot<S: Digits>, const BITS: usize> Multiply for InIntegers<D, BITS> 
 
     #[inline(always)]
     unsafe fn tile<const R: usize, const T: usize>(
-        m: &PackedMatrix,
+        p: &Product<'_>,
         rows: [usize; R],
         parameters: &Parameters<D::S>,
+        slot: usize,
         x: [*const f32; T],
     ) -> [[f32; T]; R] {
+        let m = p.m;
         let codes = <Packed<D::S, BITS, false> as Codec>::CODES;
         const {
             assert!(D::S::LANES == MAX_LANES);
@@ -153,13 +154,13 @@ impl<D: ByteDot<S: Digits>, const BITS: usize> Multiply for InIntegers<D, BITS> 
         // SAFETY: the rows' blocks lie in the matrix, and so do the activations' in their rows; the rows' parameters
         // were read.
         unsafe {
-            let mut at = Blocks::of::<Packed<D::S, BITS, false>>(m, rows);
+            let mut at = Blocks::of::<Packed<D::S, BITS, false>>(p, rows);
             let mut acc = [[D::S::splat(0.0); T]; R];
             for group in (0..m.cols() / m.format().group()).step_by(MAX_LANES) {
                 for t in 0..T {
                     let sum = D::S::load(x[t].add(blocks * block_words(codes) + group));
                     for (r, acc) in acc.iter_mut().enumerate() {
-                        acc[t] = D::S::fma(parameters.biases(r, group), sum, acc[t]);
+                        acc[t] = D::S::fma(parameters.biases(slot + r, group), sum, acc[t]);
                     }
                 }
             }
@@ -170,14 +171,14 @@ impl<D: ByteDot<S: Digits>, const BITS: usize> Multiply for InIntegers<D, BITS> 
                 let mut starts = [D::S::zeros(); R];
                 for r in 0..R {
                     let words = <Packed<D::S, BITS, false>>::load(at.weight[r]);
-                    let zeros = D::S::bits(parameters.zeros(r, block));
+                    let zeros = D::S::bits(parameters.zeros(slot + r, block));
                     let mut offset = D::S::zeros();
                     for (k, cut) in cut.iter_mut().enumerate().take(step) {
                         cut[r] = D::S::less_bytes(D::S::codes::<BITS, false>(words, k, step), zeros);
                         offset = D::dot(offset, D::S::same_byte(128), cut[r]);
                     }
                     starts[r] = D::S::negative(offset);
-                    scales[r] = parameters.scales(r, block);
+                    scales[r] = parameters.scales(slot + r, block);
                 }
                 // The remainders are for the steps from `T` on, which are not taken.
                 each_step!(T, t => {

@@ -24,8 +24,9 @@ pub(crate) unsafe fn few<U: Units, const T: usize>(p: &Product<'_>, out: &mut [f
         if p.m.cols().div_ceil(U::UNIT) <= lanes / 2 {
             return short::<U, T>(p, x, out, stride);
         }
+        let ahead = bytes_ahead::<U>(p);
         // Those of four rows ahead are asked for.
-        let mut parameters = Parameters::of_lanes::<U::C>(p.m, 4, U::UNIT);
+        let mut parameters = Parameters::of_lanes::<U::C>(p.m, 4, p.ahead, U::UNIT);
         for row in p.range.clone() {
             let weight = p.m.weight()[row * blocks * U::C::BYTES..].as_ptr();
             parameters.read_row::<U::C>(0, p.m, row);
@@ -38,9 +39,9 @@ pub(crate) unsafe fn few<U: Units, const T: usize>(p: &Product<'_>, out: &mut [f
                 let first = chunk * U::LANES_OF_UNIT;
                 let at = weight.add(first * U::C::BYTES);
                 let sums = if first + U::LANES_OF_UNIT <= blocks {
-                    chunk_sums::<U, T, true>(at, U::LANES_OF_UNIT, here)
+                    chunk_sums::<U, T, true>(at, U::LANES_OF_UNIT, ahead, here)
                 } else {
-                    chunk_sums::<U, T, false>(at, blocks - first, here)
+                    chunk_sums::<U, T, false>(at, blocks - first, ahead, here)
                 };
                 let [scale, bias] = U::affine(&parameters, 0, chunk);
                 for t in 0..T {
@@ -55,6 +56,13 @@ pub(crate) unsafe fn few<U: Units, const T: usize>(p: &Product<'_>, out: &mut [f
             }
         }
     }
+}
+
+/// From a row's bytes to those that are asked of the memory.
+#[inline(always)]
+fn bytes_ahead<U: Units>(p: &Product<'_>) -> usize {
+    let row_bytes = p.m.cols() / (Vectors::<U>::LANES * U::C::CODES) * U::C::BYTES;
+    p.ahead.map_or(AHEAD, |rows| rows * row_bytes)
 }
 
 /// Sums of every `count` lanes: of neighbours, then of neighbouring sums.
@@ -103,12 +111,12 @@ unsafe fn short<U: Units, const T: usize>(
                 head.chunks_mut(units).for_each(|row| row.copy_from_slice(&here[..row.len()]));
             }
         }
-        let mut parameters = Parameters::of_rows::<U::C>(p.m, rows, units, U::UNIT);
+        let mut parameters = Parameters::of_rows::<U::C>(p.m, rows, p.ahead, units, U::UNIT);
         for start in p.range.clone().step_by(rows) {
             let end = (start + rows).min(p.range.end);
             parameters.read::<U::C>(p.m, start..end);
             let weight = p.m.weight()[start * blocks * U::C::BYTES..].as_ptr();
-            let sums = row_sums::<U, T>(weight, [blocks, vectors, end - start], x);
+            let sums = row_sums::<U, T>(weight, [blocks, vectors, end - start], bytes_ahead::<U>(p), x);
             let [scale, bias] = U::affine(&parameters, 0, 0);
             for (t, sums) in sums.into_iter().enumerate().take(p.tokens.len()) {
                 let [steps, of_rounded] = &heads[t];
@@ -125,7 +133,7 @@ unsafe fn short<U: Units, const T: usize>(
 }
 
 /// The sums of the units of some rows at `weight` and some tokens. A row has `blocks` vectors of words, and room for
-/// `vectors`, a power of two.
+/// `vectors`, a power of two; those so many bytes ahead are asked for.
 ///
 /// # Safety
 /// As for [`chunk_sums`], for `count` rows.
@@ -133,6 +141,7 @@ unsafe fn short<U: Units, const T: usize>(
 unsafe fn row_sums<U: Units, const T: usize>(
     weight: *const u8,
     [blocks, vectors, count]: [usize; 3],
+    ahead: usize,
     x: [*const f32; T],
 ) -> [<Vectors<U> as Simd>::V; T] {
     let (sums_of_unit, together) = fold_sizes::<U>();
@@ -147,7 +156,7 @@ unsafe fn row_sums<U: Units, const T: usize>(
                 if block < blocks && row < count {
                     let from = weight.add((row * blocks + block) * U::C::BYTES);
                     for line in (0..U::C::BYTES).step_by(LINE) {
-                        Vectors::<U>::prefetch(from.wrapping_add(AHEAD + line));
+                        Vectors::<U>::prefetch(from.wrapping_add(ahead + line));
                     }
                     add_vector::<U, T>(from, block, x, n % MAX_LANES, h == 0, &mut sums);
                 }
@@ -220,7 +229,7 @@ unsafe fn folded<U: Units, const T: usize>(
 }
 
 /// The sums of a chunk's units for the row at `weight` and some tokens. The chunk has `count` vectors of words, all of
-/// them if it is `WHOLE`.
+/// them if it is `WHOLE`; those so many bytes ahead are asked for.
 ///
 /// # Safety
 /// As for [`Simd`]; the words lie at `weight` and the activations at `x`.
@@ -228,6 +237,7 @@ unsafe fn folded<U: Units, const T: usize>(
 unsafe fn chunk_sums<U: Units, const T: usize, const WHOLE: bool>(
     weight: *const u8,
     count: usize,
+    ahead: usize,
     x: [*const f32; T],
 ) -> [<Vectors<U> as Simd>::V; T] {
     let (sums_of_unit, together) = fold_sizes::<U>();
@@ -239,10 +249,8 @@ unsafe fn chunk_sums<U: Units, const T: usize, const WHOLE: bool>(
                 let vector = n * together + h;
                 if WHOLE || vector < count {
                     let from = weight.add(vector * U::C::BYTES);
-                    if WHOLE {
-                        for line in (0..U::C::BYTES).step_by(LINE) {
-                            Vectors::<U>::prefetch(from.wrapping_add(AHEAD + line));
-                        }
+                    for line in (0..U::C::BYTES).step_by(LINE) {
+                        Vectors::<U>::prefetch(from.wrapping_add(ahead + line));
                     }
                     add_vector::<U, T>(from, vector, x, n % MAX_LANES, h == 0, &mut sums);
                 }

@@ -43,6 +43,8 @@ pub(crate) struct Product<'a> {
     pub(crate) x: PreparedRows<'a>,
     /// Rows of the activations.
     pub(crate) tokens: &'a [u32],
+    /// How many rows ahead to ask the memory for more, where it is not for the rows that come next.
+    pub(crate) ahead: Option<usize>,
 }
 
 /// Activations of some tokens as the kernel reads them: rows filled up with zeros to whole blocks.
@@ -77,7 +79,8 @@ pub(crate) type Rest = unsafe fn(x: &[f32], out: &mut [f32]);
 pub(crate) type Decode = unsafe fn(&PackedMatrix, rows: Range<usize>, out: &mut [f32]);
 
 /// [`mix_rows`] of a codec.
-pub(crate) type MixRows = unsafe fn(&PackedMatrix, rows: Range<usize>, weights: &[f32], sums: &mut [f32]);
+pub(crate) type MixRows =
+    unsafe fn(&PackedMatrix, rows: Range<usize>, ahead: Option<usize>, weights: &[f32], sums: &mut [f32]);
 
 /// The kernels of one format and instruction set.
 #[derive(Clone, Copy)]
@@ -129,12 +132,13 @@ pub(crate) trait Multiply {
     #[inline(always)]
     unsafe fn settle(_parameters: &mut Parameters<<Self::C as Codec>::S>, _rows: usize) {}
 
-    /// `R` rows of `m`, whose parameters were read, times the `T` tokens at `x`. The order of summation does not
-    /// depend on `R` and `T`.
+    /// `R` rows of the product's matrix, whose parameters were read into the slots from `slot` on, times the `T` tokens
+    /// at `x`. The order of summation does not depend on `R` and `T`.
     unsafe fn tile<const R: usize, const T: usize>(
-        m: &PackedMatrix,
+        p: &Product<'_>,
         rows: [usize; R],
         parameters: &Parameters<<Self::C as Codec>::S>,
+        slot: usize,
         x: [*const f32; T],
     ) -> [[f32; T]; R];
 }
@@ -157,17 +161,23 @@ pub(crate) unsafe fn dot<M: Multiply, const R: usize, const T: usize>(
     }
     // SAFETY: passed on; the operand's rows are as long as the matrix's.
     unsafe {
-        let mut parameters = Parameters::new::<M::C>(p.m, R);
-        for start in p.range.clone().step_by(R) {
-            let end = (start + R).min(p.range.end);
-            parameters.read::<M::C>(p.m, start..end);
-            M::settle(&mut parameters, end - start);
-            // Where there are too few rows the last is repeated; nobody looks at what comes of that.
-            let rows = std::array::from_fn(|i| (start + i).min(end - 1));
-            let sums = M::tile::<R, T>(p.m, rows, &parameters, x);
-            for (row, sums) in (start..end).zip(sums) {
-                let at = (row - p.range.start) * stride;
-                out[at..at + p.tokens.len()].copy_from_slice(&sums[..p.tokens.len()]);
+        // Of short rows the parameters of some more: they are written and read again at other places, which takes a while.
+        let together =
+            R * (FEW_GROUPS / (R * p.m.format().groups(p.m.cols())).max(1)).clamp(1, SINGLE_ROWS / R);
+        let mut parameters = Parameters::new::<M::C>(p.m, together, p.ahead);
+        for first in p.range.clone().step_by(together) {
+            let last = (first + together).min(p.range.end);
+            parameters.read::<M::C>(p.m, first..last);
+            M::settle(&mut parameters, last - first);
+            for start in (first..last).step_by(R) {
+                let end = (start + R).min(last);
+                // Where there are too few rows the last is repeated; nobody looks at what comes of that.
+                let rows = std::array::from_fn(|i| (start + i).min(end - 1));
+                let sums = M::tile::<R, T>(p, rows, &parameters, start - first, x);
+                for (row, sums) in (start..end).zip(sums) {
+                    let at = (row - p.range.start) * stride;
+                    out[at..at + p.tokens.len()].copy_from_slice(&sums[..p.tokens.len()]);
+                }
             }
         }
     }
@@ -181,14 +191,18 @@ pub(crate) struct Blocks<const R: usize> {
 }
 
 impl<const R: usize> Blocks<R> {
-    /// The first blocks of rows of `m`.
+    /// The first blocks of rows of the product's matrix.
     #[inline(always)]
-    pub(crate) fn of<C: Codec>(m: &PackedMatrix, rows: [usize; R]) -> Self {
-        let row_bytes = m.cols() / (C::S::LANES * C::CODES) * C::BYTES;
+    pub(crate) fn of<C: Codec>(p: &Product<'_>, rows: [usize; R]) -> Self {
+        let row_bytes = p.m.cols() / (C::S::LANES * C::CODES) * C::BYTES;
         // Of some rows, the same place of later ones: the machine's own prefetching starts anew with every row. A single
         // row is followed by the next without a gap.
-        let ahead = if R == 1 { AHEAD } else { rows_ahead(R, row_bytes) * row_bytes };
-        Self { weight: rows.map(|row| m.weight()[row * row_bytes..].as_ptr()), ahead }
+        let ahead = match p.ahead {
+            Some(rows) => rows * row_bytes,
+            None if R == 1 => AHEAD,
+            None => rows_ahead(R, row_bytes) * row_bytes,
+        };
+        Self { weight: rows.map(|row| p.m.weight()[row * row_bytes..].as_ptr()), ahead }
     }
 
     /// Goes to the next blocks.
@@ -210,19 +224,20 @@ impl<C: Codec> Multiply for C {
 
     #[inline(always)]
     unsafe fn tile<const R: usize, const T: usize>(
-        m: &PackedMatrix,
+        p: &Product<'_>,
         rows: [usize; R],
         parameters: &Parameters<C::S>,
+        slot: usize,
         x: [*const f32; T],
     ) -> [[f32; T]; R] {
         // SAFETY: the rows' blocks lie in the matrix; operands have a value for every weight; the rows' parameters were
         // read.
         unsafe {
-            let mut at = Blocks::of::<C>(m, rows);
+            let mut at = Blocks::of::<C>(p, rows);
             let codec = C::new();
             let mut acc = [[C::S::splat(0.0); T]; R];
-            for block in 0..m.cols() / (C::S::LANES * C::CODES) {
-                let tile = Tile::<C, R>::load(block, at.weight, parameters, 0);
+            for block in 0..p.m.cols() / (C::S::LANES * C::CODES) {
+                let tile = Tile::<C, R>::load(block, at.weight, parameters, slot);
                 let mut here = x;
                 for x in &mut here {
                     *x = x.add(block * C::CODES * C::S::LANES);
@@ -304,6 +319,9 @@ impl<C: Codec, const R: usize> Tile<C, R> {
 /// Rows whose parameters are read at once where rows are taken one by one. A row is short there.
 const SINGLE_ROWS: usize = 16;
 
+/// Groups of rows whose parameters are read at once where rows are taken a few at a time.
+const FEW_GROUPS: usize = 128;
+
 /// Weights of some rows in the kernel's order. See [`Kernel::decode`].
 ///
 /// # Safety
@@ -312,7 +330,7 @@ const SINGLE_ROWS: usize = 16;
 pub(crate) unsafe fn decode<C: Codec>(m: &PackedMatrix, rows: Range<usize>, out: &mut [f32]) {
     // SAFETY: a block of bytes and a block of values each.
     unsafe {
-        let mut parameters = Parameters::<C::S>::new::<C>(m, SINGLE_ROWS);
+        let mut parameters = Parameters::<C::S>::new::<C>(m, SINGLE_ROWS, None);
         let codec = C::new();
         let outs = out.chunks_mut(SINGLE_ROWS * m.cols());
         for (start, out) in rows.clone().step_by(SINGLE_ROWS).zip(outs) {
@@ -334,7 +352,8 @@ pub(crate) unsafe fn decode<C: Codec>(m: &PackedMatrix, rows: Range<usize>, out:
 }
 
 /// Adds the sum of `weights[i] * m[rows.start + i]`, in the kernel's order and rows in ascending order, to `sums`. The bits
-/// are those of [`decode`] and a weighted sum of its rows, without values on their way through memory.
+/// are those of [`decode`] and a weighted sum of its rows, without values on their way through memory. `ahead` is
+/// [`Product::ahead`].
 ///
 /// # Safety
 /// As for [`decode`]; there is a weight for every row, and `sums` has a value for every column.
@@ -342,15 +361,16 @@ pub(crate) unsafe fn decode<C: Codec>(m: &PackedMatrix, rows: Range<usize>, out:
 pub(crate) unsafe fn mix_rows<C: Codec>(
     m: &PackedMatrix,
     rows: Range<usize>,
+    ahead: Option<usize>,
     weights: &[f32],
     sums: &mut [f32],
 ) {
     // SAFETY: the rows' blocks lie in the matrix, and their parameters were read; sums have a block of values for each.
     unsafe {
-        let mut parameters = Parameters::<C::S>::new::<C>(m, SINGLE_ROWS);
+        let mut parameters = Parameters::<C::S>::new::<C>(m, SINGLE_ROWS, ahead);
         let codec = C::new();
         let row_bytes = m.cols() / (C::S::LANES * C::CODES) * C::BYTES;
-        let ahead = rows_ahead(SINGLE_ROWS, row_bytes) * row_bytes;
+        let ahead = ahead.unwrap_or_else(|| rows_ahead(SINGLE_ROWS, row_bytes)) * row_bytes;
         for (start, weights) in rows.step_by(SINGLE_ROWS).zip(weights.chunks(SINGLE_ROWS)) {
             parameters.read::<C>(m, start..start + weights.len());
             for (block, sums) in sums.chunks_exact_mut(C::S::LANES * C::CODES).enumerate() {

@@ -39,7 +39,7 @@ pub(crate) fn absorb_query(
     Tensor::from_parts(q.rows(), heads.heads * to, out)
 }
 
-/// One head's queries in the latent space, `[T, kl]`.
+/// One head's queries in the latent space, `[T, kl]`. The next head's weights are asked for meanwhile.
 fn absorb_head(
     arithmetic: Arithmetic,
     q: &Tensor,
@@ -51,11 +51,13 @@ fn absorb_head(
     let part = columns(q, start..start + heads.nope);
     match projections {
         LatentProjections::Joint(kv_b) => {
-            let first = h * (heads.nope + heads.value);
-            weighted_rows(arithmetic, kv_b, first..first + heads.nope, &part, q.rows())
+            let rows = heads.nope + heads.value;
+            let range = h * rows..h * rows + heads.nope;
+            weighted_rows(arithmetic, kv_b, range, rows, &part, q.rows())
         }
         LatentProjections::Split { embed_q, .. } => {
-            project_head(arithmetic, embed_q, h * heads.latent..(h + 1) * heads.latent, &part, q.rows())
+            let range = h * heads.latent..(h + 1) * heads.latent;
+            project_head(arithmetic, embed_q, range, heads.latent, &part, q.rows())
         }
     }
 }
@@ -63,18 +65,20 @@ fn absorb_head(
 /// Rows that are dequantized at once: they stay in the first-level cache while all tokens use them.
 const DECODED_ROWS: usize = 16;
 
-/// `out[t] = sum_r coefficients[t][r] * m[range.start + r]`: `[T, m.cols]`, rows in ascending order.
+/// `out[t] = sum_r coefficients[t][r] * m[range.start + r]`: `[T, m.cols]`, rows in ascending order. For one token, rows so
+/// many ahead are asked for.
 fn weighted_rows(
     arithmetic: Arithmetic,
     m: &PackedMatrix,
     range: Range<usize>,
+    ahead: usize,
     coefficients: &[f32],
     tokens: usize,
 ) -> Vec<f32> {
     let order = matmul::order(arithmetic, m);
     let stride = order.padded(m.cols());
     let mut sums = vec![0.0; tokens * stride];
-    if tokens == 1 && matmul::mix_rows(arithmetic, m, range.clone(), coefficients, &mut sums) {
+    if tokens == 1 && matmul::mix_rows(arithmetic, m, range.clone(), Some(ahead), coefficients, &mut sums) {
         let mut out = vec![0.0; m.cols()];
         order.restore(&sums, &mut out);
         return out;
@@ -112,7 +116,7 @@ pub(crate) fn project_values(
     let per_head: Vec<Vec<f32>> = team::map_parts(heads.heads, cost, |h| {
         let part = columns(attended, h * heads.latent..(h + 1) * heads.latent);
         let first = h * stride + offset;
-        project_head(arithmetic, m, first..first + heads.value, &part, attended.rows())
+        project_head(arithmetic, m, first..first + heads.value, stride, &part, attended.rows())
     });
     let width = heads.heads * heads.value;
     let mut out = vec![0.0; attended.rows() * width];
@@ -124,11 +128,12 @@ pub(crate) fn project_values(
     Tensor::from_parts(attended.rows(), width, out)
 }
 
-/// `x @ m[range]^T` for `x [T, m.cols]`: `[T, range.len()]`.
+/// `x @ m[range]^T` for `x [T, m.cols]`: `[T, range.len()]`. Rows so many ahead are asked for.
 fn project_head(
     arithmetic: Arithmetic,
     m: &PackedMatrix,
     range: Range<usize>,
+    ahead: usize,
     x: &[f32],
     tokens: usize,
 ) -> Vec<f32> {
@@ -136,7 +141,7 @@ fn project_head(
     let ids: Vec<u32> = (0..tokens as u32).collect();
     let mut out = vec![0.0; range.len() * tokens];
     let outputs = range.len();
-    matmul::rows(arithmetic, m, range, &operand, &ids, &mut out);
+    matmul::rows_asking(arithmetic, m, range, Some(ahead), &operand, &ids, &mut out);
     matmul::transpose(out, outputs, tokens)
 }
 

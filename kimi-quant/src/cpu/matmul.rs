@@ -165,6 +165,19 @@ pub(crate) fn rows(
     tokens: &[u32],
     out: &mut [f32],
 ) {
+    rows_asking(arithmetic, m, range, None, x, tokens, out);
+}
+
+/// [`rows`], which asks the memory for rows so many ahead of each, where it is not for those that come next.
+pub(crate) fn rows_asking(
+    arithmetic: Arithmetic,
+    m: &PackedMatrix,
+    range: Range<usize>,
+    ahead: Option<usize>,
+    x: &Operand,
+    tokens: &[u32],
+    out: &mut [f32],
+) {
     let (kernel, reading) = kernel_for(arithmetic, m);
     let count = range.len() * tokens.len();
     let fits = range.end <= m.rows() && x.key == key(arithmetic, m);
@@ -174,20 +187,21 @@ pub(crate) fn rows(
     }
     let Some((m, range)) = readable(m, range, kernel.order, reading) else { return };
     if kernel.rest.is_none() {
-        return multiply(&kernel, &m, range, x.rows(), tokens, out);
+        return multiply(&kernel, &m, range, ahead, x.rows(), tokens, out);
     }
     let both: Vec<u32> = tokens.iter().flat_map(|token| [2 * token, 2 * token + 1]).collect();
     let mut results = vec![0.0; 2 * count];
-    multiply(&kernel, &m, range, x.rows(), &both, &mut results);
+    multiply(&kernel, &m, range, ahead, x.rows(), &both, &mut results);
     let results = results.as_chunks().0;
     out.iter_mut().zip(results).for_each(|(out, [rounded, rest])| *out = rounded + rest);
 }
 
-/// [`rows`] for a matrix that the kernel reads as it is, and rows of activations.
+/// [`rows_asking`] for a matrix that the kernel reads as it is, and rows of activations.
 fn multiply(
     kernel: &Kernel,
     m: &PackedMatrix,
     range: Range<usize>,
+    ahead: Option<usize>,
     x: PreparedRows<'_>,
     tokens: &[u32],
     out: &mut [f32],
@@ -195,7 +209,7 @@ fn multiply(
     let chunk = if kernel.any_number { tokens.len() } else { 8 };
     for (i, some) in tokens.chunks(chunk).enumerate() {
         let dot = kernel.dot[(some.len().next_power_of_two().ilog2() as usize).min(3)];
-        let product = Product { m, range: range.clone(), x, tokens: some };
+        let product = Product { m, range: range.clone(), x, tokens: some, ahead };
         // SAFETY: the instruction set is this machine's; the kernel is that of the matrix's format, whose groups fit,
         // whose rows are whole blocks, and takes so many tokens; the range lies in the matrix and the operand is in the
         // kernel's order.
@@ -223,11 +237,13 @@ pub(crate) fn decode_rows(arithmetic: Arithmetic, m: &PackedMatrix, range: Range
 }
 
 /// Adds `sum_i weights[i] * m[range.start + i]` to `sums`, in the order of [`Operand`]s made for `m`; the same bits as
-/// [`decode_rows`] and a weighted sum of its rows, read and multiplied in one go. False if `m` has to be copied for that.
+/// [`decode_rows`] and a weighted sum of its rows, read and multiplied in one go. Rows so many ahead are asked for, as in
+/// [`rows_asking`]. False if `m` has to be copied for that.
 pub(crate) fn mix_rows(
     arithmetic: Arithmetic,
     m: &PackedMatrix,
     range: Range<usize>,
+    ahead: Option<usize>,
     weights: &[f32],
     sums: &mut [f32],
 ) -> bool {
@@ -237,7 +253,7 @@ pub(crate) fn mix_rows(
     match m {
         Some(m) if range.end <= m.rows() && weights.len() == range.len() && sums.len() == cols => {
             // SAFETY: as in `rows`; the lengths were just checked.
-            unsafe { (kernel.mix_rows)(m, range, weights, sums) }
+            unsafe { (kernel.mix_rows)(m, range, ahead, weights, sums) }
             true
         }
         _ => false,

@@ -28,12 +28,14 @@ pub(crate) struct Parameters<S: Simd> {
 }
 
 impl<S: Simd> Parameters<S> {
+    /// For `rows` rows at once, which ask for those of rows so many ahead, or of those that come next.
+    ///
     /// # Safety
     /// The machine has the instruction set.
     #[inline(always)]
-    pub(crate) unsafe fn new<C: Codec<S = S>>(m: &PackedMatrix, rows: usize) -> Self {
+    pub(crate) unsafe fn new<C: Codec<S = S>>(m: &PackedMatrix, rows: usize, ahead: Option<usize>) -> Self {
         // SAFETY: passed on.
-        unsafe { Self::with_padding::<C>(m, rows, C::CODES, 0) }
+        unsafe { Self::with_padding::<C>(m, rows, ahead, C::CODES, 0) }
     }
 
     /// For blocks of other lanes, `width` columns each; the last one may be filled up with lanes of zeros.
@@ -41,9 +43,14 @@ impl<S: Simd> Parameters<S> {
     /// # Safety
     /// The machine has the instruction set.
     #[inline(always)]
-    pub(crate) unsafe fn of_lanes<C: Codec<S = S>>(m: &PackedMatrix, rows: usize, width: usize) -> Self {
+    pub(crate) unsafe fn of_lanes<C: Codec<S = S>>(
+        m: &PackedMatrix,
+        rows: usize,
+        ahead: Option<usize>,
+        width: usize,
+    ) -> Self {
         // SAFETY: passed on.
-        unsafe { Self::with_padding::<C>(m, rows, width, MAX_LANES) }
+        unsafe { Self::with_padding::<C>(m, rows, ahead, width, MAX_LANES) }
     }
 
     /// For one block of `rows` rows, each `lanes` lanes of `width` columns, the last of which may be lanes of zeros.
@@ -54,6 +61,7 @@ impl<S: Simd> Parameters<S> {
     pub(crate) unsafe fn of_rows<C: Codec<S = S>>(
         m: &PackedMatrix,
         rows: usize,
+        ahead: Option<usize>,
         lanes: usize,
         width: usize,
     ) -> Self {
@@ -63,6 +71,7 @@ impl<S: Simd> Parameters<S> {
             Self::with_padding::<C>(
                 m,
                 rows,
+                ahead,
                 width,
                 (lanes * width / m.format().group()).saturating_sub(groups),
             )
@@ -74,6 +83,7 @@ impl<S: Simd> Parameters<S> {
     unsafe fn with_padding<C: Codec<S = S>>(
         m: &PackedMatrix,
         rows: usize,
+        ahead: Option<usize>,
         width: usize,
         padding: usize,
     ) -> Self {
@@ -95,7 +105,7 @@ impl<S: Simd> Parameters<S> {
             zeros: Vec::new(),
             groups,
             stride,
-            ahead: rows_ahead(rows, m.weight().len() / m.rows().max(1)),
+            ahead: ahead.unwrap_or_else(|| rows_ahead(rows, m.weight().len() / m.rows().max(1))),
             // SAFETY: passed on.
             places: unsafe { S::places(&lanes) },
             shifts: [(block / group).max(1).ilog2(), (group / block).max(1).ilog2()],

@@ -295,9 +295,10 @@ pub(crate) fn map<T: Send>(count: usize, task: impl Fn(usize) -> T + Sync) -> Ve
     out.into_iter().flatten().collect()
 }
 
-/// The same in parts of numbers that cost `unit` each, see [`part`]: together they may cost less than a second thread.
+/// The same in parts of neighbouring numbers that cost `unit` each, as in [`part`]: together they may cost less than a
+/// second thread. Parts are as large as is fair, for tasks that ask the memory for what the next one reads.
 pub(crate) fn map_parts<T: Send>(count: usize, unit: usize, task: impl Fn(usize) -> T + Sync) -> Vec<T> {
-    let part = part(count, unit, 1);
+    let part = count.div_ceil(TASKS_PER_THREAD * Team::current().threads()).max(part(count, unit, 1));
     let mut out: Vec<Option<T>> = (0..count).map(|_| None).collect();
     for_each_chunk(&mut out, part, |i, out| {
         out.iter_mut().enumerate().for_each(|(j, out)| *out = Some(task(i * part + j)));

@@ -206,7 +206,7 @@ pub(crate) unsafe fn many<U: Units>(p: &Product<'_>, out: &mut [f32], stride: us
     let mut tile = Tile::new::<U>(p.m.cols());
     // SAFETY: passed on.
     unsafe {
-        let mut parameters = Parameters::of_lanes::<U::C>(p.m, lanes, U::UNIT);
+        let mut parameters = Parameters::of_lanes::<U::C>(p.m, lanes, p.ahead, U::UNIT);
         for start in p.range.clone().step_by(ROWS * lanes) {
             for r in 0..ROWS {
                 let mut rows = [0; MAX_LANES];
