@@ -7,7 +7,7 @@ use super::rounded::{HEAD, Units, Vectors, chunk_words, place};
 use super::scales::Parameters;
 use super::simd::{AHEAD, LINE, MAX_LANES, Simd};
 
-/// Rows times up to `T` tokens: one or two. See [`super::kernel::Dot`].
+/// Rows times up to `T` rows of activations: one or two. See [`super::kernel::Dot`].
 ///
 /// # Safety
 /// As for [`super::kernel::dot`].
@@ -50,11 +50,22 @@ pub(crate) unsafe fn few<U: Units, const T: usize>(p: &Product<'_>, out: &mut [f
                     acc[t] = Vectors::<U>::fma(bias, Vectors::<U>::load(here[t].add(lanes)), acc[t]);
                 }
             }
-            let at = (row - p.range.start) * stride;
-            for (out, acc) in out[at..at + p.tokens.len()].iter_mut().zip(acc) {
-                *out = neighbours::<Vectors<U>>(acc, lanes)[0];
+            let mut sums = [0.0; T];
+            for (sum, acc) in sums.iter_mut().zip(acc) {
+                *sum = neighbours::<Vectors<U>>(acc, lanes)[0];
             }
+            put(p, sums, &mut out[(row - p.range.start) * stride..]);
         }
+    }
+}
+
+/// Writes a row's results to the places of its tokens.
+#[inline(always)]
+fn put<const T: usize>(p: &Product<'_>, sums: [f32; T], out: &mut [f32]) {
+    if p.pairs {
+        out[0] = sums[0] + sums[T - 1];
+    } else {
+        out[..p.tokens.len()].copy_from_slice(&sums[..p.tokens.len()]);
     }
 }
 
@@ -118,15 +129,16 @@ unsafe fn short<U: Units, const T: usize>(
             let weight = p.m.weight()[start * blocks * U::C::BYTES..].as_ptr();
             let sums = row_sums::<U, T>(weight, [blocks, vectors, end - start], bytes_ahead::<U>(p), x);
             let [scale, bias] = U::affine(&parameters, 0, 0);
-            for (t, sums) in sums.into_iter().enumerate().take(p.tokens.len()) {
+            let mut results = [[0.0; MAX_LANES]; T];
+            for (t, sums) in sums.into_iter().enumerate() {
                 let [steps, of_rounded] = &heads[t];
                 let scaled = Vectors::<U>::mul(scale, Vectors::<U>::load(steps.as_ptr()));
                 let mut acc = Vectors::<U>::fma(sums, scaled, Vectors::<U>::splat(0.0));
                 acc = Vectors::<U>::fma(bias, Vectors::<U>::load(of_rounded.as_ptr()), acc);
-                let sums = neighbours::<Vectors<U>>(acc, units);
-                for (row, sum) in (start..end).zip(sums) {
-                    out[(row - p.range.start) * stride + t] = sum;
-                }
+                results[t] = neighbours::<Vectors<U>>(acc, units);
+            }
+            for (i, row) in (start..end).enumerate() {
+                put(p, results.map(|sums| sums[i]), &mut out[(row - p.range.start) * stride..]);
             }
         }
     }

@@ -45,6 +45,8 @@ pub(crate) struct Product<'a> {
     pub(crate) tokens: &'a [u32],
     /// How many rows ahead to ask the memory for more, where it is not for the rows that come next.
     pub(crate) ahead: Option<usize>,
+    /// Whether each two rows of the activations are of one token, see [`Kernel::rest`], and their products are added.
+    pub(crate) pairs: bool,
 }
 
 /// Activations of some tokens as the kernel reads them: rows filled up with zeros to whole blocks.
@@ -90,7 +92,7 @@ pub(crate) struct Kernel {
     pub(crate) length: Length,
     pub(crate) prepare: Prepare,
     /// Where the kernel rounds activations and their rests are to be multiplied too, like another token's: a token has two
-    /// rows then.
+    /// rows then, see [`Product::pairs`].
     pub(crate) rest: Option<Rest>,
     /// For up to 1, 2, 4 and 8 tokens. All give a token the same bits.
     pub(crate) dot: [Dot; 4],

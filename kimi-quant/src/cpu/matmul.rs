@@ -186,33 +186,18 @@ pub(crate) fn rows_asking(
         return;
     }
     let Some((m, range)) = readable(m, range, kernel.order, reading) else { return };
-    if kernel.rest.is_none() {
-        return multiply(&kernel, &m, range, ahead, x.rows(), tokens, out);
-    }
-    let both: Vec<u32> = tokens.iter().flat_map(|token| [2 * token, 2 * token + 1]).collect();
-    let mut results = vec![0.0; 2 * count];
-    multiply(&kernel, &m, range, ahead, x.rows(), &both, &mut results);
-    let results = results.as_chunks().0;
-    out.iter_mut().zip(results).for_each(|(out, [rounded, rest])| *out = rounded + rest);
-}
-
-/// [`rows_asking`] for a matrix that the kernel reads as it is, and rows of activations.
-fn multiply(
-    kernel: &Kernel,
-    m: &PackedMatrix,
-    range: Range<usize>,
-    ahead: Option<usize>,
-    x: PreparedRows<'_>,
-    tokens: &[u32],
-    out: &mut [f32],
-) {
-    let chunk = if kernel.any_number { tokens.len() } else { 8 };
-    for (i, some) in tokens.chunks(chunk).enumerate() {
+    let pairs = kernel.rest.is_some();
+    let activations: Cow<'_, [u32]> = match pairs {
+        true => tokens.iter().flat_map(|token| [2 * token, 2 * token + 1]).collect(),
+        false => Cow::Borrowed(tokens),
+    };
+    let chunk = if kernel.any_number { activations.len() } else { 8 };
+    for (i, some) in activations.chunks(chunk).enumerate() {
         let dot = kernel.dot[(some.len().next_power_of_two().ilog2() as usize).min(3)];
-        let product = Product { m, range: range.clone(), x, tokens: some, ahead };
+        let product = Product { m: &m, range: range.clone(), x: x.rows(), tokens: some, ahead, pairs };
         // SAFETY: the instruction set is this machine's; the kernel is that of the matrix's format, whose groups fit,
-        // whose rows are whole blocks, and takes so many tokens; the range lies in the matrix and the operand is in the
-        // kernel's order.
+        // whose rows are whole blocks, and takes so many tokens, or any number if they are pairs; the range lies in the
+        // matrix and the operand is in the kernel's order.
         unsafe { dot(&product, &mut out[chunk * i..], tokens.len()) }
     }
 }

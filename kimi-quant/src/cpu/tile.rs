@@ -118,7 +118,7 @@ impl Tile {
         unit % lanes * self.chunks + unit / lanes
     }
 
-    /// The products with some tokens.
+    /// The products with some rows of activations; those at `next` are asked for meanwhile.
     ///
     /// # Safety
     /// As for [`super::kernel::dot`]; the tile was filled.
@@ -126,8 +126,10 @@ impl Tile {
     unsafe fn multiply<D: ByteDot, const CODES: usize, const UNIT: usize, const T: usize>(
         &self,
         x: [*const f32; T],
+        next: [*const f32; T],
     ) -> [[<D::S as Simd>::V; T]; ROWS] {
         let (lanes, step, lanes_of_unit) = (D::S::LANES, CODES / 4, UNIT / CODES);
+        let (units, bytes) = (lanes * self.chunks, 4 * self.chunks * chunk_words(lanes, UNIT));
         let mut codes = self.memory.as_ptr().cast::<u32>();
         // SAFETY: a unit's vectors lie in the tile, its activations in the operand's rows.
         unsafe {
@@ -140,6 +142,11 @@ impl Tile {
                 let first = place(lanes, step, lane * lanes_of_unit, 0);
                 for chunk in 0..self.chunks {
                     let start = chunk * chunk_words(lanes, UNIT);
+                    for line in (LINE * (lane * self.chunks + chunk)..bytes).step_by(LINE * units) {
+                        for next in next {
+                            D::S::prefetch(next.cast::<u8>().wrapping_add(line));
+                        }
+                    }
                     let mut sums = [[D::S::zeros(); T]; ROWS];
                     for i in 0..lanes_of_unit {
                         for k in 0..step {
@@ -185,18 +192,19 @@ impl Tile {
     }
 }
 
-/// The first rows of a tile, as many as `out` has, times up to a fixed number of the product's tokens from `first` on:
-/// how many.
+/// The first rows of a tile, as many as `out` has, times up to a fixed number of the product's rows of activations from
+/// `first` on: how many.
 pub(crate) type Multiply = unsafe fn(&Tile, p: &Product<'_>, first: usize, out: Out<'_>) -> usize;
 
-/// Where the results of some rows go: `values[r * stride + t]`.
+/// Where the results of some rows go: `values[r * stride + t]` for the tokens from the first on.
 pub(crate) struct Out<'a> {
     values: &'a mut [f32],
     stride: usize,
     rows: usize,
 }
 
-/// Rows times any number of tokens, with `some` for up to 2, 4 and 6 tokens or fewer. See [`super::kernel::Dot`].
+/// Rows times any number of rows of activations, with `some` for up to 2, 4 and 6 of them or fewer. See
+/// [`super::kernel::Dot`].
 ///
 /// # Safety
 /// As for [`super::kernel::dot`].
@@ -218,7 +226,8 @@ pub(crate) unsafe fn many<U: Units>(p: &Product<'_>, out: &mut [f32], stride: us
             let rows = (ROWS * lanes).min(p.range.end - start);
             let mut first = 0;
             while first < p.tokens.len() {
-                let values = &mut out[(start - p.range.start) * stride + first..];
+                let token = if p.pairs { first / 2 } else { first };
+                let values = &mut out[(start - p.range.start) * stride + token..];
                 let some = match p.tokens.len() - first {
                     1 | 2 => some[0],
                     3 | 4 => some[1],
@@ -242,26 +251,34 @@ pub(crate) unsafe fn some<D: ByteDot, const CODES: usize, const UNIT: usize, con
     first: usize,
     out: Out<'_>,
 ) -> usize {
+    const { assert!(T.is_multiple_of(2)) };
     let lanes = D::S::LANES;
-    let tokens = &p.tokens[first..];
-    let mut x = [std::ptr::null(); T];
-    for (t, x) in x.iter_mut().enumerate() {
-        // Where there are too few tokens the last is repeated.
-        *x = p.x.row(tokens[t.min(tokens.len() - 1)]).as_ptr();
-    }
-    let mut values = [0.0; MAX_LANES];
+    let row = |i: usize| p.x.row(p.tokens[i]).as_ptr();
+    // Where there are too few the last is repeated.
+    let x = std::array::from_fn(|t| row((first + t).min(p.tokens.len() - 1)));
+    // After the last come those that the next tile begins with.
+    let next = std::array::from_fn(|t| row((first + T + t) % p.tokens.len()));
+    let count = T.min(p.tokens.len() - first);
+    let of_token = if p.pairs { 2 } else { 1 };
+    let mut values = [[0.0; MAX_LANES]; T];
     // SAFETY: passed on.
     unsafe {
-        let sums = tile.multiply::<D, CODES, UNIT, T>(x);
-        for (r, sums) in sums.into_iter().enumerate() {
-            for (t, sums) in sums.into_iter().enumerate().take(tokens.len()) {
-                D::S::store(values.as_mut_ptr(), sums);
-                let rows = out.rows.saturating_sub(r * lanes);
-                for (i, value) in values[..lanes].iter().enumerate().take(rows) {
-                    out.values[(r * lanes + i) * out.stride + t] = *value;
+        let sums = tile.multiply::<D, CODES, UNIT, T>(x, next);
+        for (r, mut sums) in sums.into_iter().enumerate() {
+            if p.pairs {
+                for t in 0..T / 2 {
+                    sums[t] = D::S::add(sums[2 * t], sums[2 * t + 1]);
                 }
+            }
+            for (values, sums) in values.iter_mut().zip(sums) {
+                D::S::store(values.as_mut_ptr(), sums);
+            }
+            let rows = r * lanes..out.rows.min((r + 1) * lanes);
+            for (i, row) in rows.enumerate() {
+                let out = &mut out.values[row * out.stride..][..count / of_token];
+                out.iter_mut().zip(&values).for_each(|(out, values)| *out = values[i]);
             }
         }
     }
-    T.min(tokens.len())
+    count
 }
