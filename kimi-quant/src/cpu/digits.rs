@@ -185,15 +185,24 @@ impl<D: ByteDot<S: Digits>, const BITS: usize> Multiply for InIntegers<D, BITS> 
                     let here = x[t % T].add(block * block_words(codes));
                     let mut sums = starts;
                     for digit in 0..DIGITS {
+                        // A sum goes on with the next digit: of several tokens there are others to add to meanwhile. One
+                        // token's sums begin anew and are added up, so that few instructions wait for each other.
+                        let mut high = sums;
+                        for high in &mut high {
+                            *high = D::S::shift(*high);
+                        }
                         if digit > 0 {
-                            for sum in &mut sums {
-                                *sum = D::S::shift(*sum);
-                            }
+                            sums = if T == 1 { [D::S::zeros(); R] } else { high };
                         }
                         for (k, cut) in cut.iter().enumerate().take(step) {
                             let digits = D::S::words(here.add(MAX_LANES * (HEAD + digit * step + k)).cast());
                             for r in 0..R {
                                 sums[r] = D::dot(sums[r], digits, cut[r]);
+                            }
+                        }
+                        if digit > 0 && T == 1 {
+                            for r in 0..R {
+                                sums[r] = D::S::add_words(high[r], sums[r]);
                             }
                         }
                     }
