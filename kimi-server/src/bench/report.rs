@@ -315,7 +315,7 @@ impl Phase {
         )?;
         write!(
             f,
-            "  {weights} of weights read, {rate:.1} GB/s, {share:.1} % of the {:.1} of plain reading",
+            "  {weights} of weights read, {rate:.1} GB/s, {share:.1} % of the read bandwidth ({:.1} GB/s)",
             self.read_gb_per_second
         )?;
         match experts {
