@@ -165,34 +165,34 @@ impl<S: Simd> Parameters<S> {
             }
         }
         let to = slot * self.stride..slot * self.stride + rows.len() * self.groups;
-        self.take(m, all(rows.start, rows.end - 1), to);
+        self.take::<C>(m, all(rows.start, rows.end - 1), to);
     }
 
     /// Puts what `m` has at `from` to `to`.
     #[inline(always)]
-    fn take(&mut self, m: &PackedMatrix, from: Range<usize>, to: Range<usize>) {
+    fn take<C: Codec<S = S>>(&mut self, m: &PackedMatrix, from: Range<usize>, to: Range<usize>) {
         // Biases lie as scales do.
         let scales = &mut self.scales[to.clone()];
-        match m.format() {
-            Format::Affine { scales: t, .. } => {
+        // A kernel of one kind of formats has no code of the other: this is in each of them, several times.
+        if C::SCALING == Scaling::Affine {
+            if let Format::Affine { scales: t, .. } | Format::Int4 { scales: t, .. } = m.format() {
                 read_floats(t, &m.scales()[from.clone()], scales);
-                read_floats(t, &m.biases()[from], &mut self.biases[to]);
-            }
-            Format::Int4 { scales: t, .. } => {
-                read_floats(t, &m.scales()[from], scales);
-                self.biases[to].iter_mut().zip(scales).for_each(|(b, s)| *b = -8.0 * *s);
-            }
-            Format::Fp8 { scales: t } => {
-                read_floats(t, &m.scales()[from], scales);
-                scales.iter_mut().for_each(|s| *s *= m.global_scale());
-            }
-            format => {
-                let pairs = scales.iter_mut().zip(&m.scales()[from]);
-                if format == Format::Nvfp4 {
-                    pairs.for_each(|(s, &b)| *s = m.global_scale() * e4m3(b));
+                let biases = &mut self.biases[to];
+                if m.biases().is_empty() {
+                    biases.iter_mut().zip(scales).for_each(|(b, s)| *b = -8.0 * *s);
                 } else {
-                    pairs.for_each(|(s, &b)| *s = m.global_scale() * e8m0(b));
+                    read_floats(t, &m.biases()[from], biases);
                 }
+            }
+        } else if let Format::Fp8 { scales: t } = m.format() {
+            read_floats(t, &m.scales()[from], scales);
+            scales.iter_mut().for_each(|s| *s *= m.global_scale());
+        } else {
+            let pairs = scales.iter_mut().zip(&m.scales()[from]);
+            if m.format() == Format::Nvfp4 {
+                pairs.for_each(|(s, &b)| *s = m.global_scale() * e4m3(b));
+            } else {
+                pairs.for_each(|(s, &b)| *s = m.global_scale() * e8m0(b));
             }
         }
     }
