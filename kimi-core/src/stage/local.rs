@@ -32,8 +32,8 @@ pub struct Stage<B: Backend> {
     pub(super) weight_bytes: u64,            // stored
 }
 
-/// Weights up to here are read once before the first step, if they are computed with from where they lie.
-const SMALL: u64 = 64 << 20;
+/// Bytes of weights that are loaded at once. Up to here they are read once before the first step, if they are computed with from where they lie.
+pub const SMALL_WEIGHTS: u64 = 64 << 20;
 
 /// Tokens of the step that reads them: a short question.
 const SMALL_PROMPT: usize = 24;
@@ -247,7 +247,7 @@ impl<B: Backend> Compute for Stage<B> {
 
     fn prepare(&mut self) {
         let tokens = SMALL_PROMPT.min(self.cache.tokens());
-        if self.weight_bytes <= SMALL
+        if self.weight_bytes <= SMALL_WEIGHTS
             && !self.backend.copies_weights()
             && let Err(error) = self.compute_anything(tokens)
         {

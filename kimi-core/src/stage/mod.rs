@@ -30,7 +30,7 @@ use crate::batch::{Batch, PageId, SequenceId};
 use crate::sampler::{SampleError, Sampled};
 
 pub use load::{CacheConfig, LoadError, LoadStep, device_bytes};
-pub use local::Stage;
+pub use local::{SMALL_WEIGHTS, Stage};
 use pages::no_pages;
 pub use pages::{PageForm, PageReader, PageWriter};
 pub use thread::StageThread;

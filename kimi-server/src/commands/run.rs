@@ -9,6 +9,7 @@ use std::io::{IsTerminal, Read};
 use kimi_core::chat_model::{ChatModel, ModelOptions};
 use kimi_core::plan::Plan;
 use kimi_core::sampler::{RawSamplingParams, SamplingParams};
+use kimi_core::stage::SMALL_WEIGHTS;
 use tokio::runtime::Handle;
 
 use super::Outcome;
@@ -16,9 +17,6 @@ use super::stages::{self, Model, Stages};
 use crate::cli::args::RunArgs;
 use crate::cluster::ClusterStatus;
 use chat::Chat;
-
-/// Bytes of a model that is loaded at once.
-const SMALL_MODEL: u64 = 64 << 20;
 
 /// Largest prompt read from standard input, in bytes.
 const MAX_PROMPT: u64 = 16 << 20;
@@ -83,7 +81,7 @@ fn load(args: &RunArgs, runtime: &Handle) -> anyhow::Result<ChatModel> {
     let files = || found.chat_files(&checkpoint);
     // What is wrong with them is said before minutes of loading. The layers of a small model are loaded first: they are brought
     // into memory while its files are read.
-    let before = (checkpoint.bytes() > SMALL_MODEL).then(files).transpose()?;
+    let before = (checkpoint.bytes() > SMALL_WEIGHTS).then(files).transpose()?;
     let options = ModelOptions { speculation: args.speculation.speculation, ..args.cache.options() };
     let cache = options.cache(&checkpoint);
     let device = &args.precision.on(&args.device);
